@@ -1,0 +1,1 @@
+"""From bytes on a disk to uint8 batches."""

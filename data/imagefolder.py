@@ -1,0 +1,137 @@
+"""Images in class folders: PATH/{train,val}/CLASS/IMAGE, the layout of ImageNet-1K and ImageNet-Mini."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import DataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
+"""Files with these endings, in either case, are images: torchvision's list (`torchvision/datasets/folder.py`), .gif
+and .jfif. What a file really holds is found out when it is decoded."""
+
+
+class ImageFolder:
+    """One split: a folder with a folder of images per class.
+
+    Images are ordered as torchvision's ImageFolder orders them (classes by name, then folders inside a class by path,
+    then files by name), so an index means the same image in both; names that begin with a dot are passed over.
+
+    Attributes:
+        path: the split's folder.
+        classes: class folder names in label order.
+        labels: label of each image, int64 of shape (len(self),).
+    """
+
+    def __init__(self, path: Path, classes: Sequence[str] | None) -> None:
+        """Read the folder's listing.
+
+        Args:
+            path: the split's folder.
+            classes: class names in label order; None: the names of the class folders, sorted.
+
+        Raises:
+            DataError: the folder is missing or unreadable, holds no class folder or no image, or has a class folder
+                that `classes` lacks.
+        """
+        self.path = Path(path)
+        found = _class_folders(self.path)
+        if not found:
+            raise DataError(f"{path}: no class folders; expected {path}/CLASS/IMAGE")
+        self.classes = list(found if classes is None else classes)
+        label_of = {name: label for label, name in enumerate(self.classes)}
+        unknown = [name for name in found if name not in label_of]
+        if unknown:
+            raise DataError(f"{path}: class folder {_some(unknown)} is not among the {len(self.classes)} classes known")
+        files: list[bytes] = []
+        counts = np.zeros(len(self.classes), dtype=np.int64)
+        for name in found:
+            before = len(files)
+            files.extend(_images(self.path / name))
+            counts[label_of[name]] = len(files) - before
+        if not files:
+            raise DataError(f"{path}: the class folders hold no images ({', '.join(EXTENSIONS)})")
+        order = np.array([label_of[name] for name in found])
+        self.labels = np.repeat(order, counts[order])
+        self._ends = np.cumsum([len(file) for file in files])
+        self._names = np.frombuffer(b"".join(files), dtype=np.uint8)
+        self._root = os.fsencode(self.path)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def _relative(self, index: int) -> bytes:
+        start = self._ends[index - 1] if index else 0
+        file = self._names[start : self._ends[index]].tobytes()
+        return os.fsencode(self.classes[self.labels[index]]) + b"/" + file
+
+    def read(self, index: int) -> bytes:
+        """The encoded image; raises OSError where the file cannot be read."""
+        with open(self._root + b"/" + self._relative(index), "rb", buffering=0) as file:  # noqa: PTH123 (bytes path)
+            return file.read()
+
+    def name(self, index: int) -> str:
+        """The image's path."""
+        return os.fsdecode(self._root + b"/" + self._relative(index))
+
+
+def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
+    """Open PATH/train and PATH/val, with one numbering of the classes: that of train.
+
+    val may lack classes, as a cut-down copy does, but not have one of its own.
+
+    Args:
+        path: the dataset's folder.
+
+    Returns:
+        (train, val).
+
+    Raises:
+        DataError: a folder is missing, train has fewer than two classes or an empty one, val has no image or a class
+            that train lacks.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"{path}: no such folder; expected a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
+    for split in ("train", "val"):
+        if not (path / split).is_dir():
+            raise DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE")
+    train = ImageFolder(path / "train", None)
+    if len(train.classes) < 2:
+        raise DataError(f"{train.path}: one class folder ({train.classes[0]}); at least two classes are needed")
+    sizes = np.bincount(train.labels, minlength=len(train.classes))
+    empty = [name for name, size in zip(train.classes, sizes, strict=True) if not size]
+    if empty:
+        raise DataError(f"{train.path}: class folder {_some(empty)} holds no images")
+    only_val = [name for name in _class_folders(path / "val") if name not in set(train.classes)]
+    if only_val:
+        raise DataError(f"{path / 'val'}: class folder {_some(only_val)} is not in {train.path}")
+    return train, ImageFolder(path / "val", train.classes)
+
+
+def _class_folders(path: Path) -> list[str]:
+    try:
+        with os.scandir(path) as entries:
+            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def _images(folder: Path) -> Iterator[bytes]:
+    """Paths of the images under a class folder, relative to it."""
+    root = os.fspath(folder)
+    for parent, _, names in sorted(os.walk(root, followlinks=True)):
+        inside = os.path.relpath(parent, root)
+        for name in sorted(names):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                yield os.fsencode(name if inside == os.curdir else f"{inside}/{name}")
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    """The first few names, and how many there are beyond."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")

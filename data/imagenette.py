@@ -1,0 +1,100 @@
+"""Download Imagenette: ten easy classes of ImageNet, 9,469 training and 3,925 validation photos.
+
+    python -m data.imagenette DIR [--size 320]
+
+It becomes DIR/train and DIR/val with WordNet ids as class folders (https://github.com/fastai/imagenette, Apache-2.0).
+The archives' SHA-256 are those that FastAI.jl pins in its list of datasets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import tarfile
+import tempfile
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data.errors import DataError
+
+_MIRROR = "https://s3.amazonaws.com/fast-ai-imageclas"
+_ARCHIVES = {
+    "160": ("imagenette2-160", "64d0c4859f35a461889e0147755a999a48b49bf38a7e0f9bd27003f10db02fe5"),
+    "320": ("imagenette2-320", "569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c"),
+    "full": ("imagenette2", "6cbfac238434d89fe99e651496f0812ebc7a10fa62bd42d6874042bf01de4efd"),
+}
+"""Short side in pixels: (name of the archive and of the folder in it, SHA-256)."""
+
+
+def download(folder: Path, size: str) -> Path:
+    """Download, verify and unpack; the folder gets its name when it is whole, and is then left alone.
+
+    Args:
+        folder: where to; must be missing or empty, or hold train/ and val/ already.
+        size: short side of the images: "160", "320" or "full".
+
+    Returns:
+        `folder`.
+
+    Raises:
+        DataError: the folder holds something else, the download fails, or what came is not what is pinned.
+    """
+    name, sha256 = _ARCHIVES[size]
+    if (folder / "train").is_dir() and (folder / "val").is_dir():
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: holds something else; expected a new or empty folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+            archive = Path(scratch) / f"{name}.tgz"
+            fetch(f"{_MIRROR}/{name}.tgz", archive, sha256)
+            with tarfile.open(archive) as tar:
+                tar.extractall(scratch, filter="data")
+            os.replace(Path(scratch) / name, folder)  # noqa: PTH105 (also onto an empty folder)
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{folder}: cannot download Imagenette: {error}") from error
+    return folder
+
+
+def fetch(url: str, file: Path, sha256: str) -> None:
+    """Download a file with a progress bar.
+
+    Raises:
+        DataError: its SHA-256 is not `sha256`.
+        OSError: it cannot be downloaded or written.
+    """
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=60) as response, file.open("wb") as out:
+        total = int(response.headers.get("Content-Length", 0)) or None
+        with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as bar:
+            while block := response.read(1 << 20):
+                digest.update(block)
+                out.write(block)
+                bar.update(len(block))
+    if digest.hexdigest() != sha256:
+        raise DataError(f"{url}: SHA-256 is {digest.hexdigest()}, expected {sha256}; the file was not kept")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m data.imagenette", description="Download Imagenette (320 px: 342 MB)."
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write; left alone if already complete")
+    parser.add_argument("--size", choices=list(_ARCHIVES), default="320", help="short side (default: %(default)s px)")
+    options = parser.parse_args(arguments)
+    try:
+        print(f"Imagenette in {download(options.folder, options.size)}")
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,273 @@
+"""DataLoaders whose workers fill one uint8 batch each, and whose every batch is a function of its position."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from data.augment import Augment, center_picture, eval_picture, finish, train_picture
+from data.bad import BadImages
+from data.decode import BadImage, Fault
+from data.errors import DataError
+from data.sampler import EvalSampler, PositionSampler, Request
+from data.source import Source
+
+ImageTransform = Callable[[Image.Image], Image.Image]
+
+IGNORED_LABEL = -100
+"""Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be left out of metrics."""
+
+_TRIES = 100
+"""Replacements tried for a bad training image before the dataset counts as unusable."""
+
+
+class BatchDataset(Dataset):
+    """A source's images as batches: `__getitems__(request)` fills one tensor.
+
+    Attributes:
+        bad: the bad images met so far, in any process of the loader.
+    """
+
+    def __init__(
+        self, source: Source, *, picture: Callable[[bytes, Request, int], np.ndarray], seed: int | None
+    ) -> None:
+        """Join a source and what is made of its images.
+
+        Args:
+            source: encoded images and labels.
+            picture: (encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage.
+            seed: chooses the replacements of bad images; None: they get the label -100 and a black image.
+        """
+        self.source = source
+        self.bad = BadImages(source)
+        self._picture = picture
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+        """Load a batch.
+
+        Returns:
+            images, uint8 of shape (N, 3, size, size) in channels_last memory; labels, int64 of shape (N,).
+        """
+        count, size = len(request.indices), request.size
+        images = _empty_batch(count, size)
+        labels = torch.empty(count, dtype=torch.int64)
+        rows = images.numpy()
+        for row, index in enumerate(request.indices.tolist()):
+            labels[row] = self._load(index, request, rows[row])
+        return images.permute(0, 3, 1, 2), labels
+
+    def _load(self, index: int, request: Request, out: np.ndarray) -> int:
+        """Write one image and return its label."""
+        picture = self._try(index, index, request)
+        used = index
+        if picture is None and self._seed is None:
+            out[...] = 0
+            return IGNORED_LABEL
+        if picture is None:
+            others = sample_rng(self._seed or 0, request.epoch, index, stream=1).integers(0, len(self), _TRIES)
+            for used in others.tolist():
+                picture = self._try(used, index, request)
+                if picture is not None:
+                    break
+            else:
+                raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
+        out[...] = picture
+        return int(self.source.labels[used])
+
+    def _try(self, index: int, key: int, request: Request) -> np.ndarray | None:
+        """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
+        if self.bad.faults[index]:
+            return None
+        try:
+            return self._picture(self.source.read(index), request, key)
+        except BadImage as error:
+            fault = error.fault
+        except FileNotFoundError:
+            fault = Fault.MISSING
+        except OSError:
+            fault = Fault.UNREADABLE
+        self.bad.faults[index] = fault
+        return None
+
+
+def train_loader(
+    source: Source,
+    sampler: PositionSampler,
+    *,
+    augment: Augment,
+    image_transforms: Sequence[ImageTransform],
+    eval_crop_ratio: float,
+    seed: int,
+    workers: int,
+    prefetch_factor: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """Training batches in the sampler's order.
+
+    A batch is a function of (seed, epoch, the images in it): neither the number of workers, nor where an epoch was
+    taken up, nor the process's random state changes it, and loading leaves that state as it was. A bad image is noted
+    in `loader.dataset.bad` and replaced by another, chosen by (seed, epoch, image).
+
+    Args:
+        source: the training images.
+        sampler: decides images, size and crop of each batch.
+        augment: what happens to each image where the crop is random; with the centre crop only the flip.
+        image_transforms: what else happens to it, after the flip; may draw from the global generators of Python, NumPy
+            and torch, which are seeded for each image.
+        eval_crop_ratio: of the centre crop.
+        seed: of all randomness.
+        workers: processes; 0: load in this one.
+        prefetch_factor: batches that each worker prepares ahead.
+        pin_memory: copy batches to page-locked memory, for transfers to a GPU.
+
+    Returns:
+        A loader of (images, labels): uint8 (N, 3, size, size) in channels_last memory, int64 (N,).
+    """
+    picture = partial(_training_picture, seed, augment, tuple(image_transforms), eval_crop_ratio)
+    dataset = BatchDataset(source, picture=picture, seed=seed)
+    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=True)
+
+
+def eval_loader(
+    source: Source,
+    *,
+    size: int,
+    crop_ratio: float,
+    device_batch_size: int,
+    rank: int,
+    world_size: int,
+    workers: int,
+    prefetch_factor: int,
+    pin_memory: bool,
+) -> DataLoader:
+    """Evaluation batches: each image once over all ranks, in order, no padding.
+
+    A bad image is noted in `loader.dataset.bad` and comes as a black image with the label -100.
+
+    Args:
+        source: the evaluation images.
+        size: side of the images in pixels.
+        crop_ratio: share of the resized short side that is kept.
+        device_batch_size: images per batch.
+        rank: this process among `world_size`.
+        world_size: processes that share the images.
+        workers: processes; 0: load in this one.
+        prefetch_factor: batches that each worker prepares ahead.
+        pin_memory: copy batches to page-locked memory.
+
+    Returns:
+        A loader of (images, labels), as `train_loader`'s.
+
+    Raises:
+        DataError: there are fewer images than ranks.
+    """
+    sampler = EvalSampler(len(source), size, device_batch_size, rank, world_size)
+    dataset = BatchDataset(source, picture=partial(_evaluation_picture, crop_ratio), seed=None)
+    # Starting workers by fork takes milliseconds; by spawn (macOS) seconds, so there they stay.
+    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=not _forks())
+
+
+def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
+    """The random numbers of one image in one epoch: a generator of its own for each (seed, epoch, sample, stream)."""
+    # Philox's lowest counter word counts the draws; `epoch_order` has key word 0. So no two streams share a number.
+    return np.random.Generator(np.random.Philox(key=[seed, 1 + stream], counter=[0, sample, epoch, 0]))
+
+
+def _training_picture(
+    seed: int,
+    augment: Augment,
+    transforms: tuple[ImageTransform, ...],
+    crop_ratio: float,
+    data: bytes,
+    request: Request,
+    index: int,
+) -> np.ndarray:
+    rng = sample_rng(seed, request.epoch, index, stream=0)
+    if request.crop == "center":
+        return center_picture(data, request.size, crop_ratio, augment, rng)
+    image = train_picture(data, request.size, augment, rng)
+    if transforms:
+        with _global_generators_seeded(int(rng.integers(2**32))):
+            picture = Image.fromarray(image)
+            for transform in transforms:
+                picture = transform(picture)
+            image = np.asarray(picture)
+    return finish(image, augment, rng)
+
+
+def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index: int) -> np.ndarray:
+    return eval_picture(data, request.size, crop_ratio)
+
+
+@contextmanager
+def _global_generators_seeded(seed: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's CPU generators for a moment."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.default_generator.set_state(before[2])
+
+
+def _empty_batch(count: int, size: int) -> torch.Tensor:
+    """Room for a batch, uint8 of shape (N, H, W, 3); a worker's is in shared memory, so that sending copies nothing."""
+    shape = (count, size, size, 3)
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(count * size * size * 3)  # as torch's own default_collate does
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def _loader(
+    dataset: BatchDataset, sampler: Any, workers: int, prefetch_factor: int, pin_memory: bool, *, persistent: bool
+) -> DataLoader:
+    if not workers:
+        cv2.setNumThreads(0)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        prefetch_factor=prefetch_factor if workers else None,
+        persistent_workers=persistent and workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else each iterator would draw a seed from torch's global generator
+    )
+
+
+def _forks() -> bool:
+    """Whether processes start by fork, asked without settling it for the rest of the program."""
+    chosen = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return chosen == "fork"
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    """One thread per worker, and Ctrl-C left to the training process, which still wants its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

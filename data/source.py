@@ -1,0 +1,93 @@
+"""Where encoded images come from: the interface every dataset offers, and a part of one."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from data.errors import DataError
+
+
+class Source(Protocol):
+    """One split of a dataset, addressed by position.
+
+    A source is sent to the loader's workers, so it pickles, and it holds arrays rather than a Python object per image:
+    the reference counts of a million objects would copy their pages into every forked worker.
+    """
+
+    classes: list[str]
+    """Class folder names in label order."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each image, int64 of shape (len(self),)."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image; raises OSError where it cannot be read."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What the image is called in messages."""
+        ...
+
+
+class Subset:
+    """A view of some images of a source."""
+
+    def __init__(self, source: Source, indices: np.ndarray) -> None:
+        self.classes = source.classes
+        self._source = source
+        self._indices = np.asarray(indices, dtype=np.int64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Label of each image, int64."""
+        return self._source.labels[self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return self._source.read(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        """The image's name in the whole source."""
+        return self._source.name(int(self._indices[index]))
+
+
+def subset(source: Source, samples: int, seed: int) -> Source:
+    """A fixed choice of images, spread over the classes as evenly as they allow.
+
+    The numbers of images that two classes give differ by at most one, unless a class has no more to give. The same
+    arguments choose the same images, and a smaller choice is contained in a larger one of the same seed.
+
+    Args:
+        source: the whole split.
+        samples: how many images to keep, from 1 to len(source).
+        seed: chooses the images.
+
+    Returns:
+        A view of `source` in its order; `source` itself where all its images are asked for.
+
+    Raises:
+        DataError: `samples` is below 1 or above len(source).
+    """
+    total = len(source)
+    if not 1 <= samples <= total:
+        raise DataError(f"a subset of {samples} images was asked for; the training set allows 1 to {total}")
+    if samples == total:
+        return source
+    rng = np.random.default_rng([seed, 0x5B5E7])
+    labels = source.labels
+    shuffled = rng.permutation(total)
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    sizes = np.bincount(labels, minlength=len(source.classes))
+    turn = np.concatenate([np.arange(size) for size in sizes])  # how many of its class come before each image
+    class_turn = rng.permutation(len(source.classes))[labels[by_class]]
+    chosen = by_class[np.lexsort((class_turn, turn))[:samples]]
+    return Subset(source, np.sort(chosen))

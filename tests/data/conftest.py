@@ -1,0 +1,61 @@
+"""Pictures that look like photos to a resampling filter, and folders of them."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def make_photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """RGB noise with a photo's spectrum (amplitude falls with frequency), uint8 (height, width, 3)."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    frequency[0, 0] = 1
+    planes = []
+    for _ in range(3):
+        spectrum = np.fft.fft2(rng.standard_normal((height, width))) / frequency**1.5
+        plane = np.fft.ifft2(spectrum).real
+        planes.append(plane)
+    photo = np.stack([planes[0], 0.8 * planes[0] + 0.3 * planes[1], 0.7 * planes[0] + 0.4 * planes[2]], axis=-1)
+    return np.clip(128 + 50 * (photo - photo.mean()) / max(photo.std(), 1e-6), 0, 255).astype(np.uint8)
+
+
+def encode(pixels: np.ndarray | Image.Image, kind: str = "JPEG", **options) -> bytes:
+    image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
+    stream = BytesIO()
+    image.save(stream, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
+    return stream.getvalue()
+
+
+def write_folder(path: Path, classes: dict[str, int], side: int = 40) -> Path:
+    """PATH/CLASS/0000.jpg ..., as many as asked for."""
+    for label, (name, count) in enumerate(classes.items()):
+        (path / name).mkdir(parents=True)
+        for index in range(count):
+            photo = make_photo(side + index % 5, side + label, seed=100 * label + index)
+            (path / name / f"{index:04}.jpg").write_bytes(encode(photo))
+    return path
+
+
+@pytest.fixture
+def photo() -> Callable[..., np.ndarray]:
+    return make_photo
+
+
+@pytest.fixture(name="encode")
+def encode_fixture() -> Callable[..., bytes]:
+    return encode
+
+
+@pytest.fixture(name="write_folder")
+def write_folder_fixture() -> Callable[..., Path]:
+    return write_folder
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory) -> Path:
+    """60 images of 3 classes, 40 px; not to be written to."""
+    return write_folder(tmp_path_factory.mktemp("small") / "train", {"ant": 25, "bee": 20, "cat": 15})

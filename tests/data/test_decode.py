@@ -1,0 +1,268 @@
+import pickle
+import struct
+import zlib
+from io import BytesIO
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from data import decode as module
+from data.decode import BadImage, Fault, Picture, decode
+
+H, W = 61, 90
+
+
+@pytest.fixture
+def scene(photo):
+    return photo(H, W, seed=5)
+
+
+def difference(ours, reference):
+    assert ours.dtype == np.uint8
+    assert ours.shape == np.asarray(reference).shape
+    return np.abs(ours.astype(float) - np.asarray(reference)).mean()
+
+
+def with_pillow(data):
+    with Image.open(BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}, {"quality": 30}]
+)
+def test_a_jpeg_decodes_as_pillow_decodes_it(scene, encode, options):
+    data = encode(scene, **options)
+    assert difference(decode(data), with_pillow(data)) < 0.5
+
+
+def test_plain_jpegs_take_the_fast_path(scene, encode, monkeypatch):
+    monkeypatch.setattr(module, "_decode_with_pillow", lambda data: pytest.fail("went through Pillow"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for data in (encode(scene), encode(scene[..., 0]), encode(scene, progressive=True), encode(scene, exif=exif)):
+        decode(data)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_reduced_picture_is_the_whole_one_averaged(scene, encode, reduction, kind):
+    picture = Picture(encode(scene, kind))
+    assert (picture.height, picture.width) == (H, W)
+    height, width = H // reduction, W // reduction
+    reference = cv2.resize(
+        scene[: height * reduction, : width * reduction], (width, height), interpolation=cv2.INTER_AREA
+    )
+    pixels = picture.decode(reduction)
+    assert pixels.shape == (-(-H // reduction), -(-W // reduction), 3)
+    assert difference(pixels[:height, :width], reference) < (0.5 if kind == "PNG" else 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_every_exif_orientation_is_turned_upright(scene, encode, orientation, kind):
+    exif = Image.Exif()
+    exif[0x010F] = "A maker, before the orientation"
+    exif[0x0112] = orientation
+    data = encode(scene, kind, exif=exif)
+    picture = Picture(data)
+    upright = with_pillow(data)
+    assert (picture.height, picture.width) == upright.shape[:2] == ((H, W) if orientation < 5 else (W, H))
+    assert difference(picture.decode(1), upright) < 0.5
+    half = picture.decode(2)
+    assert half.shape[:2] == (-(-picture.height // 2), -(-picture.width // 2))
+    assert difference(cv2.resize(half, upright.shape[1::-1]), upright) < 12
+    assert half.flags.c_contiguous
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_exif_is_read_in_both_byte_orders(scene, encode, byte_order):
+    tiff = (b"II*\0" if byte_order == "<" else b"MM\0*") + struct.pack(byte_order + "IHHHIHH", 8, 1, 0x0112, 3, 1, 3, 0)
+    jpeg = encode(scene)
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff
+    assert difference(decode(jpeg[:2] + segment + jpeg[2:]), decode(jpeg)[::-1, ::-1]) == 0
+
+
+@pytest.mark.parametrize("tiff", [b"", b"II*\0", b"nonsense", b"II*\0\xff\xff\xff\xff", b"MM\0*\0\0\0\x08\xff\xff"])
+def test_broken_exif_leaves_the_picture_as_it_is(scene, encode, tiff):
+    jpeg = encode(scene)
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff
+    assert difference(decode(jpeg[:2] + segment + jpeg[2:]), decode(jpeg)) == 0
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_give_every_pixel_back(scene, encode, kind):
+    assert difference(decode(encode(scene, kind)), scene) == 0
+
+
+def test_webp(scene, encode):
+    assert difference(decode(encode(scene, "WEBP", lossless=True)), scene) == 0
+
+
+def test_grey_images_get_three_equal_channels(scene, encode):
+    grey = scene[..., 0]
+    for kind, tolerance in (("JPEG", 3), ("PNG", 0), ("TIFF", 0)):
+        assert difference(decode(encode(grey, kind)), np.stack([grey] * 3, axis=-1)) <= tolerance
+
+
+def test_cmyk_jpegs_look_like_their_picture(scene, encode):
+    data = encode(Image.fromarray(scene).convert("CMYK"), quality=95)
+    assert simplejpeg.decode_jpeg_header(data)[2] == "CMYK"
+    assert difference(decode(data), scene) < 6
+
+
+def test_ycck_jpegs_go_through_pillow(scene, encode):
+    # The Adobe segment's last byte says YCCK (2) instead of CMYK (0): the channels mean something else, in both.
+    data = bytearray(encode(Image.fromarray(scene).convert("CMYK"), quality=95))
+    data[data.index(b"Adobe") + 11] = 2
+    assert difference(decode(bytes(data)), with_pillow(bytes(data))) == 0
+
+
+def test_sixteen_bits_are_scaled_not_clipped(encode):
+    ramp = np.linspace(0, 65535, H * W).reshape(H, W).astype(np.uint16)
+    expected = np.stack([np.rint(ramp / 257)] * 3, axis=-1)
+    for kind in ("PNG", "TIFF"):
+        assert difference(decode(encode(Image.fromarray(ramp), kind)), expected) < 0.01
+    pgm = b"P5 %d %d 65535\n" % (W, H) + ramp.astype(">u2").tobytes()
+    assert difference(decode(pgm), expected) < 0.01
+
+
+def test_sixteen_bits_of_colour_are_scaled(scene):
+    assert difference(decode(cv2.imencode(".png", scene[..., ::-1].astype(np.uint16) * 257)[1].tobytes()), scene) < 1
+
+
+def test_floats_and_wide_integers_keep_their_contrast(scene, encode):
+    grey = scene[..., 1]
+    expected = np.stack([grey] * 3, axis=-1)
+    floats = encode(Image.fromarray(grey.astype(np.float32) / 255), "TIFF")
+    assert difference(decode(floats), expected) < 0.6
+    wide = decode(encode(Image.fromarray((grey.astype(np.int32) - 100) * 100_000), "TIFF"))
+    assert (wide.min(), wide.max()) == (0, 255)
+    assert np.corrcoef(wide.ravel(), expected.ravel())[0, 1] > 0.999
+
+
+def test_palettes_and_bilevel(scene, encode):
+    palette = Image.fromarray(scene).quantize(64)
+    for kind in ("PNG", "GIF", "BMP"):
+        assert difference(decode(encode(palette, kind)), palette.convert("RGB")) == 0
+    bilevel = Image.fromarray(scene).convert("1")
+    assert set(np.unique(decode(encode(bilevel, "PNG")))) == {0, 255}
+
+
+def test_transparency_becomes_white(scene, encode):
+    alpha = np.zeros((H, W, 1), np.uint8)
+    alpha[:, W // 2 :] = 255
+    alpha[0] = 51
+    data = encode(Image.fromarray(np.concatenate([scene, alpha], axis=-1)), "PNG")
+    share = alpha / 255
+    assert difference(decode(data), np.rint(scene * share + 255 * (1 - share))) < 0.5
+    palette = Image.fromarray(scene).quantize(16)
+    index = palette.getpixel((3, 3))
+    shown = decode(encode(palette, "GIF", transparency=index))
+    hidden = np.asarray(palette) == index
+    assert (shown[hidden] == 255).all()
+    assert np.array_equal(shown[~hidden], np.asarray(palette.convert("RGB"))[~hidden])
+    grey_alpha = Image.merge("LA", (Image.new("L", (W, H), 0), Image.new("L", (W, H), 0)))
+    assert decode(encode(grey_alpha, "PNG")).min() == 255
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_several_counts(encode, kind):
+    frames = [Image.new("RGB", (W, H), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    picture = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+    assert difference(picture, np.full((H, W, 3), (255, 0, 0))) < 1
+
+
+def test_jpegs_with_odd_but_harmless_bytes_decode(scene, encode):
+    jpeg = encode(scene)
+    padded = jpeg[:2] + b"\xff\xff" + jpeg[2:]  # fill bytes before a marker
+    trailing = jpeg + b"left over" * 100
+    stray = jpeg[:-2] + b"\0\0\0\0" + jpeg[-2:]  # libjpeg warns of extraneous bytes
+    for data in (padded, trailing, stray):
+        assert difference(decode(data), decode(jpeg)) == 0
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
+def test_truncated_images_are_refused(scene, encode, kind, share):
+    data = encode(scene, kind)
+    with pytest.raises(BadImage):
+        decode(data[: int(len(data) * share)])
+
+
+def test_reasons_are_told_apart(scene, encode, monkeypatch):
+    jpeg = encode(scene)
+    faults = {
+        b"": Fault.EMPTY,
+        b"<html>404 Not Found</html>": Fault.NOT_AN_IMAGE,
+        bytes(1000): Fault.NOT_AN_IMAGE,
+        jpeg[: len(jpeg) // 2]: Fault.TRUNCATED,
+    }
+    for data, fault in faults.items():
+        with pytest.raises(BadImage) as caught:
+            decode(data)
+        assert caught.value.fault == fault
+        assert str(caught.value) == fault.reason != ""
+        assert pickle.loads(pickle.dumps(caught.value)).fault == fault
+
+
+def bomb(kind, encode):
+    if kind == "JPEG":
+        data = bytearray(encode(np.zeros((16, 16, 3), np.uint8)))
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", 65000, 65000)
+        return bytes(data)
+    header = struct.pack(">IIBBBBB", 30_000, 4_000, 1, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(4_000 * 3_751))), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_decompression_bombs_are_refused_by_their_header(encode, kind):
+    data = bomb(kind, encode)
+    assert len(data) < 20_000
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.fault == Fault.TOO_LARGE
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+
+
+@settings(deadline=None, max_examples=150)
+@given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF"]), data=st.data())
+def test_damaged_bytes_give_a_picture_or_a_reason(kind, data):
+    stream = BytesIO()
+    Image.fromarray(NOISE).save(stream, kind)
+    damaged = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 12))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    reduction = data.draw(st.sampled_from([1, 2, 4, 8]))
+    shape, pixels = picture_or_fault(bytes(damaged), reduction)
+    if not isinstance(pixels, Fault):
+        assert pixels.dtype == np.uint8
+        assert pixels.shape == (-(-shape[0] // reduction), -(-shape[1] // reduction), 3)
+
+
+def picture_or_fault(data, reduction):
+    try:
+        picture = Picture(data)
+        return (picture.height, picture.width), picture.decode(reduction)
+    except BadImage as error:
+        return None, error.fault
+
+
+def test_a_jpeg_whose_headers_disagree_is_corrupt(scene, encode):
+    other = encode(scene[:20])
+    frame = encode(scene).index(b"\xff\xc0")
+    data = encode(scene)[: frame + 19] + other[other.index(b"\xff\xc0") :]
+    with pytest.raises(BadImage) as caught:
+        decode(data)
+    assert caught.value.fault in (Fault.CORRUPT, Fault.TRUNCATED)

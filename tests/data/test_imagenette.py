@@ -1,0 +1,53 @@
+import hashlib
+import tarfile
+from io import BytesIO
+
+import pytest
+
+from data import imagenette
+from data.imagefolder import open_split_pair
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch, encode, photo):
+    """A stand-in for the download: a small archive of the same layout, behind a file: address."""
+    folder = tmp_path / "mirror"
+    folder.mkdir()
+    with tarfile.open(folder / "imagenette2-160.tgz", "w:gz") as tar:
+        for split in ("train", "val"):
+            for name in ("n01440764", "n02102040"):
+                jpeg = encode(photo(10, 12))
+                entry = tarfile.TarInfo(f"imagenette2-160/{split}/{name}/1.JPEG")
+                entry.size = len(jpeg)
+                tar.addfile(entry, BytesIO(jpeg))
+    digest = hashlib.sha256((folder / "imagenette2-160.tgz").read_bytes()).hexdigest()
+    monkeypatch.setattr(imagenette, "_MIRROR", folder.as_uri())
+    monkeypatch.setitem(imagenette._ARCHIVES, "160", ("imagenette2-160", digest))
+    return folder
+
+
+def test_it_unpacks_to_train_and_val_and_then_rests(tmp_path, mirror, capsys):
+    target = tmp_path / "out" / "imagenette"
+    assert imagenette.main([str(target), "--size", "160"]) == 0
+    train, val = open_split_pair(target)
+    assert (len(train), len(val)) == (2, 2)
+    assert [path.name for path in target.parent.iterdir()] == ["imagenette"]
+    (mirror / "imagenette2-160.tgz").unlink()
+    assert imagenette.main([str(target), "--size", "160"]) == 0
+    assert capsys.readouterr().out.count(str(target)) == 2
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "taken"])
+def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, mirror, capsys, damage):
+    archive, target = mirror / "imagenette2-160.tgz", tmp_path / "out" / "imagenette"
+    target.parent.mkdir()
+    if damage == "missing":
+        archive.unlink()
+    elif damage == "changed":
+        archive.write_bytes(archive.read_bytes()[:-1] + b"x")
+    else:
+        target.write_text("a file")
+    assert imagenette.main([str(target), "--size", "160"]) == 2
+    expected = {"missing": "cannot download", "changed": "SHA-256 is", "taken": "holds something else"}[damage]
+    assert expected in capsys.readouterr().err.strip().splitlines()[-1]
+    assert [path.name for path in target.parent.iterdir()] == (["imagenette"] if damage == "taken" else [])

@@ -1,0 +1,340 @@
+import itertools
+import os
+import pickle
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageOps
+
+from data.augment import Augment, eval_picture
+from data.errors import DataError
+from data.imagefolder import ImageFolder
+from data.loader import IGNORED_LABEL, eval_loader, train_loader
+from data.sampler import EpochPlan, PositionSampler
+
+AUGMENT = Augment.of(
+    (0.5, 0.5, 0.5),
+    (0.2, 0.2, 0.2),
+    area=(0.25, 1.0),
+    aspect_ratio=(3 / 4, 4 / 3),
+    flip=0.5,
+    color_jitter={"probability": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    gaussian_blur={"probability": 0.5, "sigma": (0.1, 2.0)},
+    random_erasing={"probability": 0.5, "area": (0.1, 0.3), "aspect_ratio": (0.3, 3.3), "count": 2, "fill": "noise"},
+)
+PLAN = [EpochPlan(24, "random", 16), EpochPlan(32, "random", 25), EpochPlan(40, "center", 8)]
+
+
+class Recorded:
+    """A source that notes what is read."""
+
+    def __init__(self, source):
+        self.source, self.classes, self.reads = source, source.classes, []
+        self.labels, self.name = source.labels, source.name
+
+    def __len__(self):
+        return len(self.source)
+
+    def read(self, index):
+        self.reads.append(index)
+        return self.source.read(index)
+
+
+def shuffle_colours(image):
+    """An image transform that draws from all three global generators, as Composer's do."""
+    draws = (random.random(), np.random.rand(), torch.rand(1).item())
+    return ImageOps.posterize(image, 1 + int(4 * draws[0])) if draws[1] < draws[2] else ImageOps.invert(image)
+
+
+def training(source, workers=0, plan=PLAN, seed=17, rank=0, world=1, transforms=(shuffle_colours,), augment=AUGMENT):
+    sampler = PositionSampler(len(source), plan, seed, rank, world)
+    return train_loader(
+        source,
+        sampler,
+        augment=augment,
+        image_transforms=transforms,
+        eval_crop_ratio=0.875,
+        seed=seed,
+        workers=workers,
+        prefetch_factor=2,
+        pin_memory=False,
+    )
+
+
+def evaluation(source, workers=0, size=32, batch=16, rank=0, world=1):
+    return eval_loader(
+        source,
+        size=size,
+        crop_ratio=0.875,
+        device_batch_size=batch,
+        rank=rank,
+        world_size=world,
+        workers=workers,
+        prefetch_factor=2,
+        pin_memory=False,
+    )
+
+
+def run(loader, epochs=range(3), start=0):
+    batches = []
+    for epoch in epochs:
+        loader.batch_sampler.set_epoch(epoch)
+        if start:
+            loader.batch_sampler.start_at(epoch, start)
+        batches.extend(loader)
+    return batches
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.fixture
+def source(small_folder):
+    return ImageFolder(small_folder, None)
+
+
+@pytest.fixture
+def damaged(tmp_path, write_folder):
+    """40 images, six of them bad in six ways."""
+    source = ImageFolder(write_folder(tmp_path / "train", {"ant": 20, "bee": 20}), None)
+    files = [source.name(index) for index in (0, 7, 19, 20, 33, 39)]
+    whole = source.read(0)
+    for file, data in zip(files[:4], (b"", whole[: len(whole) // 2], b"not an image", whole[:30]), strict=True):
+        with open(file, "wb") as out:  # noqa: PTH123
+            out.write(data)
+    os.remove(files[4])  # noqa: PTH107
+    os.remove(files[5])  # noqa: PTH107
+    os.mkdir(files[5])  # noqa: PTH102
+    return source
+
+
+BAD = {0: "empty", 7: "truncated", 19: "not an image", 20: "truncated", 33: "missing", 39: "cannot be read"}
+
+
+def test_batches_follow_the_plan(source):
+    batches = run(training(source))
+    sizes = [(len(labels), images.shape[2]) for images, labels in batches]
+    assert sizes == [(15, 24)] * 4 + [(20, 32)] * 3 + [(7, 40), (8, 40), (7, 40), (8, 40)] * 2
+    for images, labels in batches:
+        assert images.dtype == torch.uint8
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.dtype == torch.int64
+    for epoch in (batches[:4], batches[4:7], batches[7:]):
+        assert torch.cat([labels for _, labels in epoch]).bincount().tolist() == [25, 20, 15]
+
+
+def test_workers_do_not_change_a_byte(source, damaged):
+    for images in (source, damaged):
+        assert same(run(training(images)), run(training(images, workers=3)))
+
+
+def test_images_and_labels_belong_together(source):
+    plain = Augment(
+        **{**AUGMENT.__dict__, "flip": 0.0, "color_jitter": None, "gaussian_blur": None, "random_erasing": None}
+    )
+    loader = training(source, plan=[EpochPlan(32, "center", 16)], augment=plain)
+    requests = list(loader.batch_sampler)
+    for (images, labels), request in zip(loader, requests, strict=True):
+        for image, label, index in zip(images, labels, request.indices, strict=True):
+            assert np.array_equal(image.permute(1, 2, 0).numpy(), eval_picture(source.read(int(index)), 32, 0.875))
+            assert label == source.labels[index]
+
+
+def test_seed_epoch_and_nothing_else_change_the_pictures(source):
+    first, plan = run(training(source), [0]), [PLAN[0]] * 2
+    assert same(first, run(training(source), [0]))
+    assert not same(first, run(training(source, seed=18), [0]))
+    images, _ = (torch.cat(parts) for parts in zip(*run(training(source, plan=plan), [1]), strict=True))
+    before, _ = (torch.cat(parts) for parts in zip(*first, strict=True))
+    assert not any(torch.equal(a, b) for a in images for b in before)
+
+
+def test_ranks_share_the_batches_of_one_process(source):
+    whole = run(training(source))
+    ranks = [run(training(source, rank=rank, world=3)) for rank in range(3)]
+    together = [tuple(torch.cat(parts) for parts in zip(*batch, strict=True)) for batch in zip(*ranks, strict=True)]
+    assert same(whole, together)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_epoch_goes_on_with_the_same_batches(source, workers):
+    whole = run(training(source))
+    assert same(whole[6:], run(training(source, workers), [1], start=2) + run(training(source, workers), [2]))
+
+
+def test_a_resume_reads_nothing_that_was_seen(source):
+    recorded = Recorded(source)
+    loader = training(recorded)
+    loader.batch_sampler.start_at(1, 2)
+    batches = list(loader)
+    loader.batch_sampler.start_at(1, 2)
+    assert recorded.reads == np.concatenate([request.indices for request in loader.batch_sampler]).tolist()
+    assert len(recorded.reads) == len(batches[0][1]) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_processs_random_state_stays_as_it_was(source, workers):
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+
+    def state():
+        return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()
+
+    before = state()
+    loader = training(source, workers)
+    iterator = iter(loader)
+    next(iterator)
+    assert state() == before
+    list(iterator)
+    list(evaluation(source, workers))
+    assert state() == before
+
+
+def test_bad_images_are_replaced_counted_and_named_once(damaged):
+    loader = training(damaged, transforms=())
+    bad = loader.dataset.bad
+    assert (bad.count(), bad.new()) == (0, [])
+    batches = run(loader, [0])
+    assert sum(len(labels) for _, labels in batches) == 40
+    assert all(image.float().std() > 5 for images, _ in batches for image in images)
+    assert bad.count() == 6
+    found = {sample.index: sample for sample in bad.new()}
+    assert set(found) == set(BAD)
+    assert all(BAD[index] in sample.reason and sample.name == damaged.name(index) for index, sample in found.items())
+    assert bad.new() == []
+    run(loader, [1])
+    assert (bad.count(), bad.new()) == (6, [])
+
+
+def test_replacements_do_not_depend_on_what_is_already_known(damaged):
+    known, fresh = training(damaged), training(damaged)
+    run(known, [0])
+    assert same(run(known, [1]), run(fresh, [1]))
+
+
+def test_bad_images_met_by_workers_are_known_to_the_trainer(damaged):
+    loader = training(damaged, workers=2)
+    run(loader, [0])
+    assert loader.dataset.bad.count() == 6
+    assert {sample.index for sample in loader.dataset.bad.new()} == set(BAD)
+
+
+def test_a_known_bad_image_is_not_read_again(damaged):
+    recorded = Recorded(damaged)
+    loader = training(recorded)
+    run(loader, [0])
+    recorded.reads.clear()
+    run(loader, [1])
+    assert not set(BAD) & set(recorded.reads)
+
+
+def test_an_image_deleted_during_a_run_is_replaced(tmp_path, write_folder):
+    source = ImageFolder(write_folder(tmp_path / "train", {"ant": 10, "bee": 10}), None)
+    loader = training(source)
+    run(loader, [0])
+    os.remove(source.name(3))  # noqa: PTH107
+    assert sum(len(labels) for _, labels in run(loader, [1])) == 20
+    assert [(sample.index, sample.reason) for sample in loader.dataset.bad.new()] == [(3, "the file is missing")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_without_a_good_image_is_an_error(tmp_path, workers):
+    for index in range(8):
+        (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[index % 2] / f"{index}.jpg").touch()
+    with pytest.raises(DataError, match=r"0.jpg|cannot be decoded"):
+        run(training(ImageFolder(tmp_path, None), workers), [0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_loads_each_image_once(source, workers):
+    for world in (1, 4):
+        ranks = [
+            list(evaluation(source, workers if world == 1 else 0, rank=rank, world=world)) for rank in range(world)
+        ]
+        assert len({len(batches) for batches in ranks}) == 1
+        batches = [batch for step in zip(*ranks, strict=True) for batch in step]
+        assert torch.cat([labels for _, labels in batches]).tolist() == source.labels.tolist()
+        images = torch.cat([images for images, _ in batches])
+        for index in (0, 17, 59):
+            assert np.array_equal(images[index].permute(1, 2, 0).numpy(), eval_picture(source.read(index), 32, 0.875))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_images_are_left_out_of_evaluation(damaged, workers):
+    from torchmetrics.classification import MulticlassAccuracy
+
+    loader = evaluation(damaged, workers)
+    labels = torch.cat([labels for _, labels in loader])
+    assert (labels == IGNORED_LABEL).nonzero().flatten().tolist() == sorted(BAD)
+    assert loader.dataset.bad.count() == 6
+    metric = MulticlassAccuracy(2, average="micro", ignore_index=IGNORED_LABEL)
+    metric.update(torch.nn.functional.one_hot(labels.clamp(min=0), 2).float(), labels)
+    assert metric.compute() == 1
+    again = torch.cat([labels for _, labels in loader])
+    assert torch.equal(again, labels)
+
+
+def test_workers_outlive_ctrl_c(source):
+    loader = training(source, workers=2)
+    iterator = iter(loader)
+    first = next(iterator)
+    for worker in iterator._workers:
+        os.kill(worker.pid, signal.SIGINT)
+    assert same([first, *iterator], run(training(source), [0]))
+    assert all(worker.is_alive() for worker in iterator._workers)
+
+
+def test_workers_stay_between_epochs_and_end_with_the_loader(source):
+    loader = training(source, workers=2)
+    run(loader, [0])
+    workers = list(loader._iterator._workers)
+    run(loader, [1, 2])
+    assert loader._iterator._workers == workers
+    pids = [worker.pid for worker in workers]
+    del loader, workers
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{pid}/status") for pid in pids) and time.monotonic() < deadline:  # noqa: PTH110
+        time.sleep(0.05)
+    assert not any(os.path.exists(f"/proc/{pid}/status") for pid in pids)  # noqa: PTH110
+
+
+def test_batches_come_through_shared_memory_without_a_copy(source):
+    images, _ = next(iter(training(source, workers=1)))
+    assert images.is_shared()
+
+
+def test_spawned_workers_make_the_same_batches(damaged):
+    loader = training(damaged, workers=1)  # as on macOS
+    loader.multiprocessing_context = "spawn"
+    assert same(run(loader, [0]), run(training(damaged), [0]))
+    assert loader.dataset.bad.count() == 6
+
+
+def test_a_dataset_pickles_small(source):
+    assert len(pickle.dumps(training(source).dataset.source)) < 10_000
+
+
+def test_composer_sets_the_epoch_and_counts_the_samples(source):
+    from composer.core import DataSpec
+    from composer.trainer.trainer import _get_distributed_sampler
+
+    for loader, batches in ((training(source), 4), (evaluation(source), 4)):
+        spec = DataSpec(loader)
+        assert _get_distributed_sampler(loader) is loader.batch_sampler
+        assert spec.num_samples == 60
+        assert len(loader) == batches
+        assert spec.get_num_samples_in_batch(next(iter(loader))) == 15
+
+
+def test_an_interrupted_iterator_is_followed_by_the_right_epoch(source):
+    loader = training(source, workers=2)
+    loader.batch_sampler.set_epoch(0)
+    list(itertools.islice(loader, 1))
+    assert same(run(loader, [1]), run(training(source), [1]))
