@@ -1,0 +1,1 @@
+"""A run: its config, and from the config a Composer Trainer."""

@@ -1,0 +1,15 @@
+"""The errors that a user can mend, told apart from the program's own."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """The config or the input is wrong: exit status 2, one line each, no traceback.
+
+    Args:
+        lines: What to print, one error a line: where it is, what is wrong, what is allowed.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines

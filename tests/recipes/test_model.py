@@ -1,0 +1,112 @@
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from recipes.errors import InputError
+from recipes.model import IGNORED_LABEL, Classifier, build_classifier, build_network, checkpoint_activations, last_norms
+
+OPTIONS = {"zero_init_residual": True, "loss": "cross_entropy", "sync_batchnorm": False, "device_type": "cpu"}
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16), ("timm/resnet18", 8)])
+def test_zero_init_makes_each_residual_block_the_identity(name, blocks):
+    network = build_classifier(name, 7, **OPTIONS).module
+    norms = last_norms(network)
+    assert len(norms) == blocks
+    assert all(not norm.weight.any() for norm in norms)
+    others = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and all(m is not norm for norm in norms)]
+    assert all((norm.weight == 1).all() for norm in others)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
+def test_without_zero_init_every_scale_is_one(name):
+    network = build_classifier(name, 7, **OPTIONS | {"zero_init_residual": False}).module
+    assert all((m.weight == 1).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_zero_init_is_torchvisions():
+    import torchvision
+
+    original = torchvision.models.resnet50(zero_init_residual=True)
+    ours = build_classifier("resnet50", 1000, **OPTIONS).module
+    for (name, theirs), (_, mine) in zip(original.named_parameters(), ours.named_parameters(), strict=True):
+        if "bn" in name:
+            assert torch.equal(theirs, mine), name
+
+
+@pytest.mark.parametrize(("name", "near"), [("resnet51", "resnet50"), ("timm/resnet5O", "timm/resnet50"), ("a/b", "")])
+def test_an_unknown_model_is_named_with_its_neighbours(name, near):
+    with pytest.raises(InputError) as error:
+        build_network(name, 10)
+    assert error.value.lines[0].startswith("model.name: ")
+    assert near in error.value.lines[0]
+
+
+def test_binary_cross_entropy_starts_each_class_at_its_share():
+    model = build_classifier("resnet18", 50, **OPTIONS | {"loss": "binary_cross_entropy"})
+    assert torch.allclose(torch.sigmoid(model.module.fc.bias), torch.tensor(1 / 50), rtol=0.03)
+    assert model.module.fc.bias[0].item() == pytest.approx(-math.log(50))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_losses_are_torchs(soft):
+    logits, labels = torch.randn(6, 10), torch.randint(10, (6,))
+    hot = nn.functional.one_hot(labels, 10).float()
+    target = hot * 0.9 + 0.01 if soft else labels
+    cross = Classifier(nn.Identity(), 10, "cross_entropy").loss(logits, (logits, target))
+    assert torch.allclose(cross, nn.functional.cross_entropy(logits, target))
+    binary = Classifier(nn.Identity(), 10, "binary_cross_entropy").loss(logits, (logits, target))
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, target if soft else hot, reduction="sum") / 6
+    assert torch.allclose(binary, expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_metrics_count_each_image_once_and_ignored_ones_never(classes):
+    model = Classifier(nn.Identity(), classes, "cross_entropy")
+    logits, labels = torch.randn(40, classes), torch.randint(classes, (40,))
+    labels[::7] = IGNORED_LABEL
+    metrics = model.get_metrics(is_train=False)
+    for low, high in ((0, 13), (13, 14), (14, 40)):
+        for metric in metrics.values():
+            model.update_metric((logits[low:high], labels[low:high]), logits[low:high], metric)
+    kept = labels != IGNORED_LABEL
+    ranks = (logits[kept] > logits[kept].gather(1, labels[kept, None])).sum(1)
+    assert metrics["top1"].compute().item() == pytest.approx((ranks < 1).float().mean().item())
+    assert metrics["top5"].compute().item() == pytest.approx((ranks < 5).float().mean().item())
+    expected = nn.functional.cross_entropy(logits[kept], labels[kept]).item()
+    assert metrics["loss"].compute().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_ignored_images_only_changes_nothing():
+    model = Classifier(nn.Identity(), 10, "cross_entropy")
+    metrics = model.get_metrics(is_train=False)
+    logits, labels = torch.randn(4, 10), torch.randint(10, (4,))
+    nothing = torch.full((4,), IGNORED_LABEL)
+    for metric in metrics.values():
+        model.update_metric((logits, nothing), logits, metric)
+        model.update_metric((logits, labels), logits, metric)
+    assert metrics["top5"].compute() == (logits.topk(5).indices == labels[:, None]).any(1).float().mean()
+    assert metrics["loss"].compute().item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+
+
+def test_activation_checkpointing_changes_no_gradient_and_no_buffer():
+    torch.manual_seed(0)
+    plain = build_network("resnet18", 10)
+    saving = copy.deepcopy(plain)
+    assert checkpoint_activations(saving) == 8
+    images = torch.randn(4, 3, 32, 32)
+    counts = []
+    for network in (plain, saving):
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t):
+            loss = network(images).square().mean()
+        loss.backward()
+        counts.append(sum(saved))
+    for (name, one), (_, other) in zip(plain.named_parameters(), saving.named_parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-6), name
+    for (name, one), (_, other) in zip(plain.named_buffers(), saving.named_buffers(), strict=True):
+        assert torch.equal(one, other), name
+    assert counts[1] < counts[0] / 3
