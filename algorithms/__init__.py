@@ -1,0 +1,1 @@
+"""One room per technique; `config.py` is the index that knows them all."""

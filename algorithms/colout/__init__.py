@@ -1,0 +1,45 @@
+"""ColOut: random rows and columns left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from algorithms.technique import Technique
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm
+    from PIL.Image import Image
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class ColOutConfig(Technique):
+    """Leave out random rows and columns, which makes the images smaller, by Composer's `ColOut`."""
+
+    p_row: Share = 0.15
+    """Share of the rows left out."""
+    p_col: Share = 0.15
+    """Share of the columns left out."""
+    batch: bool = True
+    """Leave out the same ones in the whole batch, after loading; false: other ones in each image, in the loader."""
+
+    @model_validator(mode="after")
+    def _leaves_something_out(self) -> ColOutConfig:
+        if self.p_row == self.p_col == 0:
+            raise ValueError("p_row and p_col are both 0, so nothing would change")
+        return self
+
+    def build(self) -> Algorithm | None:
+        """Composer's algorithm on batches; None where the loader does it."""
+        from composer.algorithms import ColOut
+
+        return ColOut(p_row=self.p_row, p_col=self.p_col, batch=True, resize_target=False) if self.batch else None
+
+    def image_transform(self) -> Callable[[Image], Image] | None:
+        """Composer's transform of one image; None where it is done on batches."""
+        from composer.algorithms import ColOutTransform
+
+        return None if self.batch else ColOutTransform(p_row=self.p_row, p_col=self.p_col, resize_target=False)

@@ -1,0 +1,166 @@
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from algorithms.config import AlgorithmsConfig
+
+ALL = {
+    "blurpool": {},
+    "squeeze_excite": {},
+    "stochastic_depth": {},
+    "composer": {"CutOut": {"length": 0.3}},
+    "channels_last": {},
+    "randaugment": {},
+    "augmix": {},
+    "colout": {},
+    "progressive_resizing": {"where": "batch"},
+    "mixup": {},
+    "cutmix": {},
+    "label_smoothing": {},
+    "gradient_clipping": {"threshold": 1.0},
+    "ema": {"half_life": "0.1dur"},
+    "sam": {},
+}
+
+
+def errors(config):
+    with pytest.raises(ValidationError) as caught:
+        AlgorithmsConfig.model_validate(config)
+    return [line for item in caught.value.errors() for line in str(item["ctx"]["error"]).splitlines()]
+
+
+def test_techniques_run_in_the_order_of_the_fields():
+    config = AlgorithmsConfig.model_validate(ALL)
+    assert list(ALL) == [name for name in AlgorithmsConfig.model_fields if name in ALL]
+    built = [type(algorithm).__name__ for algorithm in config.build(total_batches=1000, epochs=10)]
+    assert built == [
+        "BlurPool",
+        "CheckedSqueezeExcite",
+        "ResumableStochasticDepth",
+        "CutOut",
+        "ChannelsLast",
+        "ColOut",
+        "ProgressiveResizing",
+        "MixUpOrCutMix",
+        "LabelSmoothing",
+        "GradientClipping",
+        "PortableEMA",
+        "SAM",
+    ]
+    assert [type(item).__name__ for item in config.image_transforms()] == [
+        "RandAugmentTransform",
+        "AugmentAndMixTransform",
+    ]
+
+
+def test_nothing_is_on_by_default():
+    config = AlgorithmsConfig()
+    assert config.build(total_batches=10, epochs=1) == []
+    assert config.image_transforms() == []
+    assert config.not_resumable == {}
+
+
+def test_the_config_reads_back_what_it_wrote():
+    config = AlgorithmsConfig.model_validate(ALL)
+    assert AlgorithmsConfig.model_validate(config.model_dump()) == config
+
+
+def test_a_config_is_frozen_and_knows_its_fields():
+    config = AlgorithmsConfig.model_validate({"mixup": {}})
+    with pytest.raises(ValidationError):
+        config.mixup.alpha = 1.0
+    with pytest.raises(ValidationError, match="alhpa"):
+        AlgorithmsConfig.model_validate({"mixup": {"alhpa": 1.0}})
+
+
+def test_all_broken_rules_are_named_at_once():
+    lines = errors(
+        {
+            "mixup": {"interpolate_loss": True},
+            "cutmix": {},
+            "label_smoothing": {},
+            "ema": {"smoothing": 0.9},
+            "swa": {},
+            "fixres": {"train": "classifier", "start": 0.9},
+            "colout": {},
+            "progressive_resizing": {"where": "batch", "finetune_fraction": 0.05},
+        }
+    )
+    assert [line.split(":")[0] for line in lines] == [
+        "mixup.interpolate_loss",
+        "cutmix.interpolate_loss",
+        "swa",
+        "swa",
+        "colout.batch",
+        "progressive_resizing.finetune_fraction",
+    ]
+    assert "at least 0.1," in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        {"mixup": {"interpolate_loss": True}, "cutmix": {"interpolate_loss": True}},
+        {"mixup": {"interpolate_loss": True}},
+        {"fixres": {}, "colout": {"batch": False}},
+        {"fixres": {"train": "all"}, "swa": {}},
+        {"fixres": {"start": 0.9}, "progressive_resizing": {"where": "batch", "finetune_fraction": 0.1}},
+        {"fixres": {"start": 0.9}, "progressive_resizing": {"where": "loader", "finetune_fraction": 0.05}},
+    ],
+)
+def test_what_goes_together_is_accepted(together):
+    assert AlgorithmsConfig.model_validate(together).conflicts() == []
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        ({"ema": {}}, "exactly one"),
+        ({"ema": {"half_life": "10ba", "smoothing": 0.9}}, "exactly one"),
+        ({"ema": {"half_life": "2ep", "update_interval": "5ba"}}, "both in epochs"),
+        ({"blurpool": {"replace_convs": False, "replace_maxpools": False}}, "nothing would change"),
+        ({"colout": {"p_row": 0, "p_col": 0}}, "nothing would change"),
+        ({"progressive_resizing": {"delay_fraction": 0.6, "finetune_fraction": 0.5}}, "must not exceed 1"),
+        ({"progressive_resizing": {"mode": "crop"}}, "where: batch"),
+        ({"stochastic_depth": {"stochastic_method": "sample", "drop_warmup": 0.1}}, "block"),
+        ({"swa": {"start": 0.9, "end": 0.5}}, "before end"),
+    ],
+)
+def test_fields_of_one_technique_must_agree(config, word):
+    (line,) = errors(config)
+    assert word in line
+
+
+@pytest.mark.parametrize(
+    ("technique", "field", "value"),
+    [
+        ("mixup", "alpha", 0),
+        ("cutmix", "switch_prob", 1.5),
+        ("label_smoothing", "smoothing", 0),
+        ("gradient_clipping", "threshold", -1),
+        ("sam", "rho", 0),
+        ("sam", "interval", 0),
+        ("fixres", "start", 1.1),
+        ("progressive_resizing", "initial_scale", 1.0),
+        ("randaugment", "severity", 11),
+        ("augmix", "depth", 0),
+        ("ema", "half_life", "0dur"),
+        ("ema", "half_life", "10 batches"),
+        ("stochastic_depth", "target_layer_name", "Bottleneck"),
+    ],
+)
+def test_values_out_of_range_are_refused(technique, field, value):
+    with pytest.raises(ValidationError) as caught:
+        AlgorithmsConfig.model_validate({technique: {field: value}})
+    assert (technique, field) in [item["loc"][:2] for item in caught.value.errors()]
+
+
+def test_reading_a_config_imports_neither_torch_nor_composer():
+    code = (
+        "import sys; from algorithms.config import AlgorithmsConfig as C;"
+        "C.model_validate({'mixup': {}, 'fixres': {}, 'composer': {'CutOut': {}}});"
+        "sys.exit(bool({'torch', 'composer', 'numpy'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

@@ -1,0 +1,115 @@
+import pytest
+import torch
+from composer import Callback
+from composer.algorithms import EMA
+from hypothesis import given
+from hypothesis import strategies as st
+
+from algorithms.ema import EMAConfig, in_batches
+from algorithms.ema.ema import PortableEMA, bare, renamed
+
+
+@pytest.mark.parametrize(
+    ("time", "batches"),
+    [
+        ("100ba", "100ba"),
+        ("2ep", "2ep"),
+        ("0.003dur", "27ba"),
+        (".5dur", "4500ba"),
+        ("0.00001dur", "1ba"),
+        ("1dur", "9000ba"),
+    ],
+)
+def test_a_share_of_the_run_becomes_batches(time, batches):
+    assert in_batches(time, 9000) == batches
+
+
+@given(share=st.floats(1e-3, 1), total=st.integers(1, 10**6), factor=st.integers(2, 10))
+def test_half_lives_scale_with_the_run(share, total, factor):
+    short, long = (int(in_batches(f"{share:.6f}dur", total * by).removesuffix("ba")) for by in (1, factor))
+    assert short >= 1
+    assert abs(long - factor * short) <= factor
+
+
+def test_the_smoothing_is_that_of_the_half_life():
+    algorithm = EMAConfig(half_life="100ba", update_interval="20ba").build(total_batches=9000)
+    assert algorithm.smoothing == 2 ** (-20 / 100)  # MosaicML's Medium
+    algorithm = EMAConfig(half_life="0.01dur", start=0.25).build(total_batches=9000)
+    assert algorithm.smoothing == 2 ** (-1 / 90)
+    assert algorithm.ema_start == 0.25
+
+
+def test_smoothing_alone_is_accepted():
+    """Composer's EMA raises AttributeError on smoothing without an update interval."""
+    assert EMAConfig(smoothing=0.75).build(total_batches=10).smoothing == 0.75
+
+
+class Evaluated(Callback):
+    """Notes the weights that are evaluated, and every batch's trained ones."""
+
+    def __init__(self):
+        self.trained, self.evaluated = [], None
+
+    def batch_end(self, state, logger):
+        self.trained.append(state.model.state_dict()["module.0.weight"].clone())
+
+    def eval_batch_start(self, state, logger):
+        self.evaluated = state.model.state_dict()["module.0.weight"].clone()
+
+
+@pytest.mark.parametrize(("config", "smoothing"), [({"half_life": "4ba"}, 2 ** (-1 / 4)), ({"smoothing": 0.6}, 0.6)])
+def test_the_average_is_evaluated_and_the_trained_weights_stay(run, same_weights, config, smoothing):
+    watch = Evaluated()
+    final = run({"ema": config}, callbacks=(watch,), evaluate=True).fit()
+    average = watch.trained[0]
+    for weights in watch.trained:
+        average = smoothing * average + (1 - smoothing) * weights
+    torch.testing.assert_close(watch.evaluated, average)
+    same_weights(final, run({}, evaluate=True).fit())
+
+
+def test_a_run_equals_composers(run, same_weights):
+    theirs, ours = (
+        EMA(half_life="4ba", update_interval="2ba"),
+        EMAConfig(half_life="4ba", update_interval="2ba").build(15),
+    )
+    run([theirs], evaluate=True).fit()
+    run([ours], evaluate=True).fit()
+    same_weights(dict(theirs.ema_model.named_parameters()), dict(ours.ema_model.named_parameters()))
+    same_weights(dict(theirs.ema_model.named_buffers()), dict(ours.ema_model.named_buffers()))
+
+
+@pytest.mark.parametrize("batch", [2, 7, 10])
+def test_a_resume_has_the_same_average(run, tmp_path, same_weights, batch):
+    config = {"ema": {"half_life": "4ba", "update_interval": "2ba", "start": 0.2}}
+    through = run(config, save=(batch, tmp_path / "saved.pt"))
+    resumed_from = tmp_path / "saved.pt"
+    same_weights(through.fit(), (resumed := run(config, load=resumed_from)).fit())
+    averages = [item.trainer.state.algorithms[0].ema_model.named_parameters_dict for item in (through, resumed)]
+    same_weights(*averages)
+
+
+def test_names_are_equal_up_to_wrappers():
+    assert bare("module.module.conv.weight") == bare("module.conv.weight") == bare("conv.weight") == "conv.weight"
+    weight = torch.zeros(1)
+    assert renamed({"module.module.a": weight}, ["module.a", "module.b"]) == {"module.a": weight}
+    with pytest.raises(ValueError, match=r"module\.c, which the model has not"):
+        renamed({"module.c": weight}, ["module.a"])
+
+
+def test_a_checkpoint_of_several_processes_serves_one(run, same_weights):
+    """DDP names weights `module.module.*`; the average must be used all the same."""
+    source = run({"ema": {"half_life": "4ba"}}, evaluate=True)
+    source.fit()
+    state = source.trainer.state.algorithms[0].state_dict()
+    for kind in ("named_parameters_dict", "named_buffers_dict"):
+        state["ema_model"][kind] = {f"module.{name}": value for name, value in state["ema_model"][kind].items()}
+    expected = state["ema_model"]["named_parameters_dict"]["module.module.0.weight"].clone()
+
+    watch = Evaluated()
+    target = run({"ema": {"half_life": "4ba"}}, evaluate=True, callbacks=(watch,))
+    (algorithm,) = target.trainer.state.algorithms
+    assert isinstance(algorithm, PortableEMA)
+    algorithm.load_state_dict(state)
+    target.trainer.eval()
+    assert torch.equal(watch.evaluated, expected)

@@ -1,0 +1,147 @@
+import pytest
+import timm
+import torch
+import torchvision
+from composer import Callback
+from composer.algorithms.blurpool import apply_blurpool
+from composer.core import Event
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from algorithms.fixres import FixResConfig, start_epoch
+from algorithms.fixres.fixres import FixRes, classifier, freeze, hold_statistics, last_batchnorm
+
+STAGE = {"fixres": {"start": 0.34, "train": "classifier"}}  # from epoch 1 of 3 on
+
+
+@given(start=st.floats(0, 1), epochs=st.integers(1, 1000))
+def test_the_stage_begins_at_the_nearest_epoch_that_leaves_both_parts_one(start, epochs):
+    first = start_epoch(start, epochs)
+    assert 0 <= first <= epochs
+    if start > 0:
+        assert first >= 1
+    if start < 1 and epochs > 1:
+        assert first <= epochs - 1
+    if 1 < first < epochs - 1:
+        assert abs(first - start * epochs) <= 0.5
+
+
+def test_the_recipes_stage_is_the_last_five_of_ninety_epochs():
+    assert start_epoch(FixResConfig().start, 90) == 85
+    assert start_epoch(FixResConfig().start, 16) == 15
+    assert (start_epoch(0, 5), start_epoch(1, 5), start_epoch(0.5, 1)) == (0, 5, 1)
+
+
+def resnet_blurred():
+    network = torchvision.models.resnet50(num_classes=4)
+    apply_blurpool(network)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("build", "norm", "linear"),
+    [
+        (lambda: torchvision.models.resnet50(num_classes=4), "layer4.2.bn3", "fc"),
+        (lambda: torchvision.models.resnet18(num_classes=4), "layer4.1.bn2", "fc"),
+        (resnet_blurred, "layer4.2.bn3", "fc"),
+        (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(torchvision.models.resnet18()), "layer4.1.bn2", "fc"),
+        (lambda: torchvision.models.mobilenet_v2(), "features.18.1", "classifier.1"),
+        (lambda: torchvision.models.regnet_y_400mf(), "trunk_output.block4.block4-5.f.c.1", "fc"),
+        (lambda: timm.create_model("resnet50d"), "layer4.2.bn3", "fc"),
+        (lambda: timm.create_model("resnet10t"), "layer4.0.bn2", "fc"),  # its last block has a shortcut
+        (lambda: timm.create_model("efficientnet_b0"), "bn2", "classifier"),
+        (lambda: timm.create_model("regnety_002"), "s4.b7.conv3.bn", "head.fc"),
+    ],
+)
+def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
+    network = build()
+    for model in (network, nn.DataParallel(network)):  # wrapped, as by DDP
+        assert last_batchnorm(model) is network.get_submodule(norm)
+        assert classifier(model) is network.get_submodule(linear)
+    if hasattr(network, "get_classifier"):
+        assert classifier(network) is network.get_classifier()
+
+
+@pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 1)), torchvision.models.squeezenet1_1()])
+def test_a_network_without_them_is_refused(network, state, logger):
+    with pytest.raises(ValueError, match="fixres: train: classifier needs a model with"):
+        FixRes(0).apply(Event.INIT, state(network), logger)
+
+
+def test_freezing_leaves_two_layers_trainable():
+    network = torchvision.models.resnet18(num_classes=4)
+    freeze(network)
+    trainable = [name for name, param in network.named_parameters() if param.requires_grad]
+    assert trainable == ["layer4.1.bn2.weight", "layer4.1.bn2.bias", "fc.weight", "fc.bias"]
+
+
+def test_only_the_last_batchnorm_keeps_taking_statistics():
+    network = torchvision.models.resnet18(num_classes=4).train()
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    hold_statistics(network)
+    network(torch.randn(4, 3, 32, 32))
+    changed = {name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {"layer4.1.bn2"}
+
+
+@pytest.mark.parametrize("epoch", [0, 4, 5, 9])
+def test_it_acts_from_its_epoch_on(epoch, state, networks):
+    run = state(networks["convnet"](), epoch=epoch)
+    matched = {event for event in Event if FixRes(5).match(event, run)}
+    acts = {Event.INIT, Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD}
+    assert matched == (acts if epoch >= 5 else set())
+
+
+def test_momentum_and_weight_decay_do_not_move_what_is_frozen(state, networks, logger):
+    run = state(networks["convnet"](), epoch=5)
+    (optimizer,), model = run.optimizers, run.model
+    pictures = (torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))
+    model.loss(model(pictures), pictures).backward()
+    optimizer.step()
+    assert all("momentum_buffer" in optimizer.state[param] for param in model.parameters())
+
+    optimizer.zero_grad()
+    FixRes(5).apply(Event.EPOCH_START, run, logger)
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    model.loss(model(pictures), pictures).backward()
+    optimizer.step()
+    moved = {name for name, param in model.named_parameters() if not torch.equal(param, before[name])}
+    assert moved == {"module.5.weight", "module.5.bias", "module.10.weight", "module.10.bias"}
+
+
+class Watch(Callback):
+    """Notes the state dict at the start of the stage."""
+
+    def epoch_start(self, state, logger):
+        if state.timestamp.epoch == 1:
+            self.weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("microbatch", [8, 4])
+def test_in_a_real_run_only_two_layers_change_in_the_stage(run, microbatch):
+    """With evaluations and training metrics, both of which put the model back into training mode."""
+    watch = Watch()
+    final = run(STAGE, callbacks=(watch,), evaluate=True, microbatch=microbatch).fit()
+    changed = {name for name in final if not torch.equal(final[name], watch.weights[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {"module.5", "module.10"}
+    assert {name for name in changed if "running" in name} == {"module.5.running_mean", "module.5.running_var"}
+
+
+@pytest.mark.parametrize("batch", [3, 5, 8, 10])
+def test_a_resume_before_in_and_between_the_stages_epochs_is_exact(assert_resumes, batch):
+    assert_resumes(STAGE, batch=batch)
+
+
+def test_a_run_frozen_from_the_outset_resumes(assert_resumes):
+    assert_resumes({"fixres": {"start": 0, "train": "classifier"}}, batch=8)
+
+
+def test_it_changes_the_run_and_needs_no_algorithm_where_all_is_trained(run):
+    assert not torch.equal(run(STAGE).fit()["module.0.weight"], run({}).fit()["module.0.weight"])
+    assert FixResConfig(train="all").build(90) is None
+
+
+@pytest.mark.parametrize(("start", "unused"), [(0, False), (3, True)])
+def test_ddp_is_told_of_parameters_that_freeze_later(start, unused):
+    assert FixRes(start).find_unused_parameters is unused

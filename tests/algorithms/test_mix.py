@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+import timm.data.mixup
+import torch
+from composer.algorithms import CutMix, LabelSmoothing, MixUp
+from composer.core import Event
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.data import Mixup
+from torch import nn
+
+from algorithms.config import AlgorithmsConfig
+from algorithms.mix import CutMixConfig, MixUpConfig, build_mix
+from algorithms.mix.mix import MixUpOrCutMix, is_cutmix
+
+CLASSES, COUNT, SIZE = 4, 8, 12
+
+
+def batch():
+    generator = torch.Generator().manual_seed(5)
+    pictures = torch.randn(COUNT, 3, SIZE, SIZE, generator=generator).to(memory_format=torch.channels_last)
+    return pictures, torch.randint(0, CLASSES, (COUNT,), generator=generator)
+
+
+def test_one_line_alone_is_composers_own():
+    assert type(build_mix(MixUpConfig(alpha=0.3), None)) is MixUp
+    assert type(build_mix(None, CutMixConfig())) is CutMix
+    assert type(build_mix(MixUpConfig(), CutMixConfig())) is MixUpOrCutMix
+    assert build_mix(None, None) is None
+
+
+@pytest.mark.parametrize("switch_prob", [0.0, 0.3, 0.5, 1.0])
+def test_each_gets_timms_share_of_the_batches(switch_prob):
+    batches = 4000
+    ours = sum(is_cutmix(17, number, switch_prob) for number in range(batches))
+    np.random.seed(0)
+    original = Mixup(mixup_alpha=0.2, cutmix_alpha=1.0, switch_prob=switch_prob)
+    theirs = sum(original._params_per_batch()[1] for _ in range(batches))
+    # Five standard deviations of a binomial count; of the difference of two, for the comparison.
+    spread = (batches * switch_prob * (1 - switch_prob)) ** 0.5
+    assert abs(ours - batches * switch_prob) <= 5 * spread
+    assert abs(ours - theirs) <= 5 * 2**0.5 * spread
+
+
+@given(seed=st.integers(0, 2**32 - 1), number=st.integers(0, 10**7), prob=st.floats(0, 1))
+def test_the_choice_is_a_function_of_position(seed, number, prob):
+    torch.rand(1)
+    np.random.rand()
+    assert is_cutmix(seed, number, prob) == is_cutmix(seed, number, prob)
+
+
+def choices(state, logger, microbatches):
+    """Which of the two mixed each batch, by what happened to the pictures of each microbatch."""
+    mixup, cutmix = MixUp(alpha=1.0), CutMix(alpha=1.0)
+    algorithm = MixUpOrCutMix(mixup, cutmix, switch_prob=0.5)
+    found = []
+    for number in range(40):
+        run = state(nn.Conv2d(3, 1, 1), batch=number)
+        kinds = set()
+        for _ in range(microbatches):
+            pictures, labels = batch()
+            run.batch = (pictures, labels)
+            algorithm.apply(Event.BEFORE_FORWARD, run, logger)
+            # CutMix takes every value from some picture as it is; MixUp blends.
+            whole = torch.isin(run.batch[0], pictures).all().item()
+            kinds.add("cutmix" if whole else "mixup")
+        assert len(kinds) == 1
+        found += kinds
+    return found
+
+
+def test_all_microbatches_and_all_ranks_choose_alike(state, logger):
+    np.random.seed(1)
+    first = choices(state, logger, microbatches=3)
+    np.random.seed(2)  # another rank draws other lambdas and boxes, from its own generators
+    assert first == choices(state, logger, microbatches=1)
+    assert set(first) == {"mixup", "cutmix"}
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_and_targets_are_timms_for_the_same_lambda_pairs_and_box(seed, state, logger, monkeypatch):
+    """timm pairs each picture with that at the other end of the batch, and draws before it mixes."""
+    pictures, labels = batch()
+    np.random.seed(seed)
+    original = Mixup(mixup_alpha=0.4, cutmix_alpha=1.0, label_smoothing=0.1, num_classes=CLASSES)
+    wanted, wanted_targets = original(pictures.clone(), labels)
+
+    np.random.seed(seed)
+    lam, use_cutmix = original._params_per_batch()
+    box = timm.data.mixup.rand_bbox(pictures.shape, lam) if use_cutmix else None
+    flip = torch.arange(COUNT - 1, -1, -1)
+    monkeypatch.setattr("composer.algorithms.mixup.mixup._gen_indices", lambda count: flip)
+    monkeypatch.setattr("composer.algorithms.mixup.mixup._gen_mixing_coef", lambda alpha: 1 - lam)
+    monkeypatch.setattr("composer.algorithms.cutmix.cutmix._gen_indices", lambda pictures: flip)
+    monkeypatch.setattr(
+        "composer.algorithms.cutmix.cutmix._rand_bbox",
+        lambda *_, **__: (box[0], box[2], box[1], box[3]),
+    )
+    number = next(number for number in range(100) if is_cutmix(17, number, 0.5) == use_cutmix)
+    run = state(nn.Conv2d(3, 1, 1), batch=number)
+    run.batch, run.outputs = (pictures.clone(memory_format=torch.preserve_format), labels), torch.zeros(COUNT, CLASSES)
+    mix, smoothing = build_mix(MixUpConfig(alpha=0.4), CutMixConfig()), LabelSmoothing(0.1)
+
+    mix.apply(Event.BEFORE_FORWARD, run, logger)
+    torch.testing.assert_close(run.batch[0], wanted)
+    assert run.batch[0].is_contiguous(memory_format=torch.channels_last)
+    mix.apply(Event.BEFORE_LOSS, run, logger)
+    unsmoothed = run.batch[1].clone()
+    smoothing.apply(Event.BEFORE_LOSS, run, logger)
+    torch.testing.assert_close(run.batch[1], wanted_targets)
+    smoothing.apply(Event.AFTER_LOSS, run, logger)
+    assert torch.equal(run.batch[1], unsmoothed)
+
+
+@pytest.mark.parametrize("event", [Event.BEFORE_LOSS, Event.BEFORE_BACKWARD])
+def test_only_the_chosen_one_acts_on_the_loss(event, state, logger):
+    interpolate = event == Event.BEFORE_BACKWARD
+    algorithm = build_mix(MixUpConfig(interpolate_loss=interpolate), CutMixConfig(interpolate_loss=interpolate))
+    assert algorithm.match(event, state(nn.Conv2d(3, 1, 1)))
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, CLASSES))
+    for number in range(6):
+        run = state(network, batch=number)
+        run.batch = batch()
+        labels = run.batch[1]
+        chosen = algorithm.cutmix if is_cutmix(17, number, 0.5) else algorithm.mixup
+        algorithm.apply(Event.BEFORE_FORWARD, run, logger)
+        run.outputs = run.model(run.batch)
+        run.loss = run.model.loss(run.outputs, run.batch)
+        plain = run.loss
+        algorithm.apply(event, run, logger)
+        if chosen is algorithm.cutmix:
+            other, share = chosen._permuted_target, 1 - chosen._adjusted_lambda
+        else:
+            other, share = chosen.permuted_target, chosen.mixing
+        if interpolate:
+            wanted = (1 - share) * plain + share * run.model.loss(run.outputs, (run.batch[0], other))
+            torch.testing.assert_close(run.loss, wanted)
+        else:
+            one_hot = nn.functional.one_hot
+            wanted = (1 - share) * one_hot(labels, CLASSES) + share * one_hot(other, CLASSES)
+            torch.testing.assert_close(run.batch[1], wanted.float())
+
+
+BOTH = {"mixup": {"alpha": 0.4}, "cutmix": {}, "label_smoothing": {}}
+
+
+def test_a_resume_makes_the_same_choices(assert_resumes):
+    assert_resumes(BOTH, batch=7)
+
+
+@pytest.mark.parametrize("without", ["mixup", "cutmix"])
+def test_each_changes_the_run(run, without):
+    rest = {name: value for name, value in BOTH.items() if name != without}
+    both, one, none = (
+        run(AlgorithmsConfig.model_validate(item).model_dump()).fit() for item in (BOTH, rest, {"label_smoothing": {}})
+    )
+    name = "module.0.weight"
+    assert not torch.equal(both[name], one[name])
+    assert not torch.equal(one[name], none[name])

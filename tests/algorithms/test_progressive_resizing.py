@@ -1,0 +1,102 @@
+import pytest
+import torch
+from composer.algorithms import ProgressiveResizing
+from composer.core import Event, Timestamp
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import nn
+
+from algorithms.config import AlgorithmsConfig
+from algorithms.progressive_resizing import ProgressiveResizingConfig, size_at
+
+BATCHES = 90
+
+
+def composers_widths(algorithm, state, full_size, batches=BATCHES):
+    """Width of the images at each batch of a run, as Composer's algorithm makes them."""
+    run = state(nn.Conv2d(3, 1, 1))
+    run.max_duration = f"{batches}ba"
+    picture = torch.randint(0, 256, (1, 3, full_size, full_size), dtype=torch.uint8)
+    picture = picture.to(memory_format=torch.channels_last)
+    widths = []
+    for batch in range(batches):
+        run.timestamp = Timestamp(batch=batch)
+        run.batch = (picture, torch.zeros(1, dtype=torch.int64))
+        algorithm.apply(Event.AFTER_DATALOADER, run, None)
+        assert run.batch[0].dtype == torch.uint8
+        widths.append(run.batch[0].shape[3])
+    return widths
+
+
+@pytest.mark.parametrize(
+    ("full_size", "increment"), [(32, 1), (32, 4), (176, 4), (176, 32), (200, 1), (200, 32), (224, 4), (224, 32)]
+)
+@pytest.mark.parametrize(("scale", "delay", "finetune"), [(0.5, 0.5, 0.2), (0.5, 0.4, 0.2), (0.3, 0.0, 0.0)])
+def test_the_sizes_are_composers_over_a_whole_run(full_size, increment, scale, delay, finetune, state):
+    algorithm = ProgressiveResizing(
+        initial_scale=scale, delay_fraction=delay, finetune_fraction=finetune, size_increment=increment
+    )
+    theirs = composers_widths(algorithm, state, full_size)
+    ours = [size_at(batch / BATCHES, full_size, scale, delay, finetune, increment) for batch in range(BATCHES)]
+    # torch rounds size * (wanted / size) down, so Composer's picture can be one pixel short of what it computed.
+    assert all(mine - 1 <= their <= mine for mine, their in zip(ours, theirs, strict=True))
+    assert sum(mine != their for mine, their in zip(ours, theirs, strict=True)) <= len(ours) / 10
+
+
+@pytest.mark.parametrize("mode", ["resize", "crop"])
+def test_where_batch_without_a_ramp_is_the_same_step(mode, state):
+    config = ProgressiveResizingConfig(
+        where="batch",
+        mode=mode,
+        initial_scale=128 / 224,
+        delay_fraction=10 / 90,
+        finetune_fraction=80 / 90,
+        size_increment=32,
+    )
+    widths = composers_widths(config.build(), state, 224)
+    assert widths == [128] * 10 + [224] * 80
+    values = (config.initial_scale, config.delay_fraction, config.finetune_fraction, config.size_increment)
+    assert widths == [size_at(batch / BATCHES, 224, *values) for batch in range(BATCHES)]
+
+
+@pytest.mark.parametrize(("delay", "finetune"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
+def test_where_batch_takes_every_split_without_a_ramp(delay, finetune, state):
+    config = ProgressiveResizingConfig(where="batch", delay_fraction=delay, finetune_fraction=finetune)
+    assert composers_widths(config.build(), state, 64) == [32] * round(delay * BATCHES) + [64] * round(
+        finetune * BATCHES
+    )
+
+
+def test_with_a_ramp_composer_gets_the_fractions_as_they_are():
+    algorithm = ProgressiveResizingConfig(where="batch", delay_fraction=0.4).build()
+    assert (algorithm.delay_fraction, algorithm.finetune_fraction) == (0.4, 0.2)
+    assert ProgressiveResizingConfig(where="loader").build() is None
+
+
+fractions = st.floats(0, 1)
+
+
+@given(
+    full=st.integers(8, 400),
+    scale=st.floats(0.01, 0.99),
+    shares=st.tuples(fractions, fractions).filter(lambda pair: sum(pair) <= 1),
+    increment=st.integers(1, 64),
+    times=st.lists(fractions, min_size=2).map(sorted),
+)
+@example(full=224, scale=0.5, shares=(0.1, 0.9), increment=32, times=[0.0, 0.1, 1.0])
+def test_sizes_grow_from_the_first_to_the_full_one(full, scale, shares, increment, times):
+    sizes = [size_at(time, full, scale, *shares, increment) for time in times]
+    assert sizes == sorted(sizes)
+    assert all(size == full or size % increment == 0 for size in sizes)
+    assert all(0 < size <= full for size in sizes)
+    first, last = (size_at(time, full, scale, *shares, increment) for time in (0.0, 1.0))
+    if shares[0] > 1e-6:
+        assert abs(first - scale * full) <= max(increment, full - first if first == full else 0)
+    assert full - last < increment
+
+
+def test_it_changes_the_run(run):
+    techniques = {"progressive_resizing": {"where": "batch"}}
+    AlgorithmsConfig.model_validate(techniques)
+    with_it, without = run(techniques).fit(), run({}).fit()
+    assert not torch.equal(with_it["module.0.weight"], without["module.0.weight"])

@@ -1,0 +1,39 @@
+import pytest
+import torch
+import torchvision
+from composer.algorithms import SqueezeExcite2d, SqueezeExciteConv2d
+from composer.algorithms.warnings import NoEffectWarning
+
+SMALL = {"squeeze_excite": {"min_channels": 16, "latent_channels": 0.25}}
+
+
+def test_wide_convolutions_get_a_block(run):
+    trainer = run({"squeeze_excite": {"min_channels": 512}}, network=torchvision.models.resnet50).trainer
+    names = [name for name, module in trainer.state.model.named_modules() if isinstance(module, SqueezeExciteConv2d)]
+    wide = [
+        f"module.{name}"
+        for name, module in torchvision.models.resnet50().named_modules()
+        if isinstance(module, torch.nn.Conv2d) and min(module.in_channels, module.out_channels) >= 512
+    ]
+    assert names == wide
+    assert len(wide) > 0
+
+
+def test_a_block_scales_each_channel_as_in_the_paper():
+    """Hu et al. 2018, equations 2 to 4: squeeze by the mean, excite by two layers, scale by a sigmoid."""
+    block, pictures = SqueezeExcite2d(8, 0.5), torch.randn(2, 8, 5, 5)
+    first, second = (layer.weight for layer in block.pool_and_mlp if isinstance(layer, torch.nn.Linear))
+    assert first.shape == (4, 8)
+    scales = torch.sigmoid(torch.relu(pictures.mean((2, 3)) @ first.T) @ second.T)
+    torch.testing.assert_close(block(pictures), pictures * scales[:, :, None, None])
+
+
+def test_no_effect_is_said(run):
+    with pytest.warns(NoEffectWarning, match="no convolution has 128 channels"):
+        run({"squeeze_excite": {}})
+
+
+def test_it_changes_the_run_and_resumes(run, assert_resumes):
+    with_it = run(SMALL).fit()
+    assert any("se.pool_and_mlp" in name for name in with_it)
+    assert_resumes(SMALL, batch=7)
