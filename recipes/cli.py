@@ -1,0 +1,154 @@
+"""The command line that all commands share: a YAML, overrides and a few flags; and how a command ends."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from data.errors import DataError
+from recipes.errors import InputError
+from recipes.load import load_config
+
+YAMLS = Path(__file__).resolve().parent.parent / "yamls"
+EXAMPLES = """examples:
+  %(prog)s yamls/p3.yaml
+  %(prog)s yamls/p3.yaml max_duration=16ep algorithms.mixup=off device_batch_size='{128: 256, 288: 128}'
+  %(prog)s yamls/local.yaml --lr 0.5 --show
+
+A value is written as in the YAML. algorithms.NAME=off takes a technique away, algorithms.NAME=on adds it with its
+defaults. --show prints every key with its value."""
+
+
+class Arguments(NamedTuple):
+    """What a command line asks for."""
+
+    path: Path | None
+    """The YAML file; None with `--list-configs` only."""
+    overrides: list[str]
+    """`key.path=value`, those of the flags last."""
+    show: bool
+    """Print the resolved config, and do nothing else."""
+    list_configs: bool
+    """List the YAML files, and do nothing else."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as for any other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
+    """Read a command line: `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
+
+    Args:
+        argv: The arguments, without the program's name.
+        description: What the command does, for `--help`.
+        prog: The command's name in messages; None: the program's.
+
+    Raises:
+        InputError: The arguments make no sense.
+    """
+    parser = _Parser(
+        prog=prog,
+        description=description,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
+    parser.add_argument("--lr", metavar="X", help="short for optimizer.lr=X")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH|s3://...",
+        help="go on from this checkpoint, a file or the folder that holds it (short for resume=PATH); alone: from the "
+        "newest of this run_name (short for autoresume=true)",
+    )
+    parser.add_argument("--show", action="store_true", help="print the whole config, as it would run, and exit")
+    parser.add_argument("--list-configs", action="store_true", help="list the YAML files in yamls/, and exit")
+    given = parser.parse_intermixed_args(list(argv))
+    words, resume = list(given.words), given.resume
+    if resume and (_is_override(resume) or (_is_yaml(resume) and not any(map(_is_yaml, words)))):
+        words.insert(0 if _is_yaml(resume) else len(words), resume)  # `--resume` alone, and the next word after it
+        resume = ""
+    overrides = [word for word in words if _is_override(word)]
+    files = [word for word in words if not _is_override(word)]
+    if len(files) > 1:
+        parser.error(f"one YAML file at a time, got {' and '.join(files)}; an override is key.path=value")
+    if not files and not given.list_configs:
+        parser.error("which YAML file? such as yamls/demo.yaml (--list-configs lists them)")
+    if given.lr is not None:
+        overrides.append(f"optimizer.lr={given.lr}")
+    if resume is not None:
+        overrides.append(f"resume={resume}" if resume else "autoresume=true")
+    return Arguments(Path(files[0]) if files else None, overrides, given.show, given.list_configs)
+
+
+def _is_override(word: str) -> bool:
+    return re.match(r"[\w.-]+=", word) is not None and not Path(word).is_file()
+
+
+def _is_yaml(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
+
+
+def list_configs(folder: Path = YAMLS) -> str:
+    """A table of every YAML below a folder: its path, model, epochs, hardware, and what it is.
+
+    What it is stands in the file's first comment line, the hardware in a comment line `# Hardware: ...`. A file with
+    errors is listed with the first of them.
+    """
+    rows = [("CONFIG", "MODEL", "EPOCHS", "HARDWARE", "WHAT IT IS")]
+    for path in sorted(folder.rglob("*.y*ml")):
+        shown = os.path.relpath(path)
+        shown = str(path) if shown.startswith("..") else shown
+        try:
+            config = load_config(path)
+        except InputError as error:
+            rows.append((shown, "-", "-", "-", f"does not load: {error.lines[0]}"))
+            continue
+        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        hardware = next(
+            (line.removeprefix("Hardware:").strip() for line in comments if line.startswith("Hardware:")), "any"
+        )
+        rows.append((shown, config.model.name, str(config.epochs), hardware, comments[0] if comments else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
+    )
+
+
+def run_command(main: Callable[[], int]) -> int:
+    """Run a command and give its exit status: what is wrong with the input becomes lines on stderr and status 2.
+
+    Of several processes only the first on each machine prints. An interruption before there is anything to save is
+    status 1; other exceptions pass.
+    """
+    try:
+        return main()
+    except InputError as error:
+        _say(error.lines)
+        return 2
+    except DataError as error:
+        _say(str(error).splitlines())
+        return 2
+    except KeyboardInterrupt:
+        _say(["interrupted"])
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `--show | head`; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _say(lines: Sequence[str]) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(*lines, sep="\n", file=sys.stderr)

@@ -1,0 +1,342 @@
+"""The typed, frozen and complete description of a run, and the only home of its defaults.
+
+Nothing here imports torch or Composer: a config is read, checked, listed and planned in milliseconds. Rules that one
+field can state stand on the field; rules between fields stand in the validators of the class that holds both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from string import Formatter
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from algorithms.config import AlgorithmsConfig
+
+
+class Part(BaseModel):
+    """A section of the YAML: frozen, and an unknown key is an error.
+
+    The text under a field is its description, which an error shows where no limit says what is allowed. `load.py`
+    validates strictly and as JSON: a validator that runs before the type's must hand on tuples where tuples are wanted.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+ImageSize = Annotated[int, Field(ge=8, le=4096)]
+
+
+def _by_size(value: object) -> object:
+    """Let YAML write one number for all sizes, and let a JSON round trip's string keys be sizes again."""
+    if isinstance(value, dict):
+        sizes = {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
+        if not sizes or len(sizes) < len(value):
+            raise ValueError(f"got {value}; allowed: at least one image size, and each once")
+        return sizes
+    return value
+
+
+BySize = Annotated[PositiveInt | dict[ImageSize, PositiveInt], BeforeValidator(_by_size)]
+
+
+def at_size(values: int | dict[int, int], size: int) -> int:
+    """The entry that holds for images of `size` px: that of the smallest listed size that is at least `size`.
+
+    Past the largest listed size, the largest's entry holds.
+    """
+    if isinstance(values, int):
+        return values
+    return values[min((listed for listed in values if listed >= size), default=max(values))]
+
+
+class ModelConfig(Part):
+    """What is trained."""
+
+    name: str = "resnet50"
+    """A classifier of torchvision (`resnet50`) or, with the prefix `timm/`, of timm (`timm/resnet50d`)."""
+    num_classes: PositiveInt | None = None
+    """Outputs of the classifier; null: as many as the training set has class folders."""
+    zero_init_residual: bool = True
+    """Start each residual block as the identity: the scale of its last BatchNorm at zero (Goyal et al. 2017, 5.1)."""
+    sync_batchnorm: bool = False
+    """Compute BatchNorm's statistics over all devices."""
+    activation_checkpointing: bool = False
+    """Recompute the activations of each residual stage in the backward pass: less memory, about a third more time."""
+
+
+class LossConfig(Part):
+    """What is minimised."""
+
+    name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+
+
+class OptimizerConfig(Part):
+    """SGD with momentum, torch's or Composer's with decoupled weight decay."""
+
+    name: Literal["sgd", "decoupled_sgdw"] = "sgd"
+    lr: PositiveFloat = 2.0
+    """The schedule's highest learning rate, at `lr_batch_size` images per step."""
+    lr_batch_size: PositiveInt | None = None
+    """Scale `lr` linearly from this global batch size to that of the stage with most epochs; null: do not scale."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Used by schedules that do not set the momentum themselves."""
+    nesterov: bool = True
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-5
+    decay_norm_and_bias: bool = False
+    """Apply weight decay to BatchNorm's parameters and to biases too."""
+
+
+class OneCycleConfig(Part):
+    """One-Cycle (Smith & Topin 2018), as torch's OneCycleLR: rate and momentum."""
+
+    name: Literal["one_cycle"] = "one_cycle"
+    warmup: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Share of the run in which the rate rises."""
+    div_factor: Annotated[float, Field(ge=1)] = 25.0
+    """The run starts at lr / div_factor ..."""
+    final_div_factor: Annotated[float, Field(ge=1)] = 1e4
+    """... and ends at lr / div_factor / final_div_factor."""
+    base_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.85
+    max_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    anneal: Literal["cos", "linear"] = "cos"
+
+
+class CosineConfig(Part):
+    """Linear warm-up, then a half cosine."""
+
+    name: Literal["cosine"] = "cosine"
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the run in which the rate rises linearly from zero."""
+    final_lr_ratio: Fraction = 0.0
+    """The run ends at lr * final_lr_ratio."""
+
+
+class ConstantConfig(Part):
+    """The same rate throughout."""
+
+    name: Literal["constant"] = "constant"
+
+
+SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")]
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first number, {value[0]}, must not exceed the second, {value[1]}")
+    return value
+
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
+AreaRange = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ordered)
+]
+
+
+class ColorJitterConfig(Part):
+    """torchvision's ColorJitter: the factor of each is drawn from [1 - x, 1 + x], hue's shift from [-x, x]."""
+
+    probability: Fraction = 1.0
+    brightness: Annotated[float, Field(ge=0)] = 0.4
+    contrast: Annotated[float, Field(ge=0)] = 0.4
+    saturation: Annotated[float, Field(ge=0)] = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class GaussianBlurConfig(Part):
+    """Gaussian blur with a random width."""
+
+    probability: Fraction = 0.1
+    sigma: PositiveRange = (0.1, 2.0)
+    """Standard deviation in pixels of the training size, drawn uniformly."""
+
+
+class RandomErasingConfig(Part):
+    """Random erasing, or CoarseDropout where `count` is above one (Zhong et al. 2017; timm's RandomErasing)."""
+
+    probability: Fraction = 0.25
+    area: AreaRange = (0.02, 1 / 3)
+    """Share of the image that one rectangle covers."""
+    aspect_ratio: PositiveRange = (0.3, 10 / 3)
+    """Width over height of a rectangle."""
+    count: PositiveInt = 1
+    """Rectangles per image."""
+    fill: Literal["mean", "noise"] = "mean"
+
+
+class AugmentConfig(Part):
+    """What happens to a training image in the loader; techniques from papers stand under `algorithms`."""
+
+    area: AreaRange = (0.08, 1.0)
+    """RandomResizedCrop: share of the image's area that the crop covers."""
+    aspect_ratio: PositiveRange = (3 / 4, 4 / 3)
+    """RandomResizedCrop: width over height of the crop."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: ColorJitterConfig | None = None
+    gaussian_blur: GaussianBlurConfig | None = None
+    random_erasing: RandomErasingConfig | None = None
+
+
+class DataConfig(Part):
+    """Where the images are and how they are read."""
+
+    path: Annotated[str, Field(min_length=1)]
+    """A folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`."""
+    train_size: ImageSize = 224
+    """Side of a training image in pixels, where no stage sets another."""
+    train_samples: PositiveInt | None = None
+    """Train on this many images only, the same ones every epoch, evenly from all classes; null: on all."""
+    workers: Annotated[int, Field(ge=0)] = 4
+    """Loader processes per device; 0: load in the training process."""
+    prefetch_factor: PositiveInt = 4
+    """Batches that each worker prepares ahead."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    """Mean and standard deviation per channel (R, G, B) of images in [0, 1]; ImageNet's."""
+    max_bad_fraction: Fraction = 0.01
+    """Images that cannot be decoded are replaced and named in the log; above this share of a split, the run fails."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class EvalConfig(Part):
+    """Evaluation: resize the short side to size / crop_ratio, crop the centre."""
+
+    sizes: tuple[ImageSize, ...] = Field(default=(224,), min_length=1)
+    """Top-1 and top-5 are computed at each of these sizes in pixels; `top1` in summary.json is the last one's."""
+    crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
+    interval: PositiveInt = 1
+    """Epochs between evaluations; the last epoch is always followed by one."""
+    device_batch_size: BySize = 256
+
+    @field_validator("sizes", mode="before")
+    @classmethod
+    def _one_size(cls, value: object) -> object:
+        return (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+
+    @field_validator("sizes")
+    @classmethod
+    def _once_each(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"each size once, got {list(value)}")
+        return value
+
+
+class CheckpointsConfig(Part):
+    """Where the run's state is kept."""
+
+    folder: str = "{runs_folder}/{run_name}/checkpoints"
+    """Local folder, or `s3://bucket/prefix/{run_name}`; {runs_folder} and {run_name} are filled in."""
+    interval: Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|ba|s|m|h)$", examples=["1ep", "500ba", "10m"])] = "1ep"
+    """Every so many epochs (`1ep`), batches (`500ba`), seconds, minutes or hours (`10m`); the end is always saved."""
+    keep: PositiveInt = 3
+    """The newest checkpoints that stay on disk; the best by top-1 stays too."""
+    keep_remote: PositiveInt = 3
+    """The newest checkpoints that stay in the bucket; the best by top-1 stays too."""
+    patience: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "5m"])] = "5m"
+    """How long the start and the end of a run wait for a bucket that is out of reach; training never waits."""
+    restart: bool = False
+    """Start from zero where checkpoints seem to exist but none can be used, instead of refusing."""
+    metadata: Annotated[str, Field(pattern=r"^https?://[^@\s]+$", examples=["http://169.254.169.254"])] | None = None
+    """Address of EC2's instance metadata, which is asked for spot interruption notices; null: it is not asked."""
+
+    @field_validator("folder")
+    @classmethod
+    def _known_placeholders(cls, value: str) -> str:
+        try:
+            names = [name for _, name, _, _ in Formatter().parse(value) if name is not None]
+        except ValueError:
+            names = ["{"]
+        if set(names) - {"runs_folder", "run_name"} or not value:
+            raise ValueError(f"got {value!r}; allowed: a folder; {{runs_folder}} and {{run_name}} are filled in")
+        if "://" in value and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^/@].*", value):
+            raise ValueError("allowed: a folder, or s3://BUCKET/PREFIX; credentials come from the environment")
+        return value
+
+
+class LoggersConfig(Part):
+    """Where the figures go besides the progress bar, metrics.jsonl and the text log."""
+
+    progress_bar: bool = True
+    tensorboard: bool = True
+    wandb: dict[str, object] | None = None
+    """Arguments of Composer's WandBLogger, such as {project: resnet}; needs `pip install wandb`."""
+    mlflow: dict[str, object] | None = None
+    """Arguments of Composer's MLFlowLogger, such as {experiment_name: resnet}; needs `pip install mlflow`."""
+    interval: PositiveInt = 10
+    """Batches between two lines of metrics.jsonl and points of TensorBoard; epochs' ends are always logged."""
+
+
+class RunConfig(Part):
+    """One run."""
+
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+    """Letters, digits, `.`, `_` and `-`; the run's folder has this name, and a second run with it goes on from it."""
+    runs_folder: str = "runs"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
+    device: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    precision: Literal["fp32", "amp_fp16", "amp_bf16"] = "fp32"
+    deterministic: bool = False
+    """Ask torch for deterministic kernels on a GPU; a CPU's are already."""
+    compile: bool = False
+    """torch.compile the model."""
+    device_memory_gb: PositiveFloat | None = None
+    """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, on others don't check."""
+    max_duration: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}ep$", examples=["90ep"])] = "90ep"
+    """Epochs to train, such as 90ep; everything that depends on time is a share of it."""
+    autoresume: bool = True
+    """Go on from the newest checkpoint of this run_name, if there is one."""
+    resume: str | None = None
+    """Start from this checkpoint instead: a file, or the folder that holds it."""
+    device_batch_size: BySize | None = None
+    """Images per device and optimizer step, one number or one per image size; unset where global_batch_size is set."""
+    global_batch_size: BySize | None = None
+    """Images per optimizer step over all devices, which must divide it."""
+    device_microbatch_size: BySize | None = None
+    """Accumulate gradients over portions of this many images, which divide the device's batch; null: the whole."""
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    scheduler: SchedulerConfig = OneCycleConfig()
+    data: DataConfig
+    eval: EvalConfig = EvalConfig()
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    loggers: LoggersConfig = LoggersConfig()
+    algorithms: AlgorithmsConfig = AlgorithmsConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        errors = list(_conflicts(self))
+        if errors:
+            raise ValueError("\n".join(errors))
+        return self
+
+    @property
+    def epochs(self) -> int:
+        """Length of the run in epochs."""
+        return int(self.max_duration.removesuffix("ep"))
+
+
+def _conflicts(config: RunConfig) -> Iterator[str]:
+    """What does not go together, one line each, with the key in front."""
+    device, total = config.device_batch_size, config.global_batch_size
+    if device is None and total is None:
+        yield "device_batch_size: missing; set it, or global_batch_size"
+    if device is not None and total is not None:
+        yield "device_batch_size: set together with global_batch_size; set one of them to null"
+    if config.autoresume or config.resume is not None:
+        switch = "autoresume to false" if config.autoresume else "resume to null"
+        for name, reason in config.algorithms.not_resumable.items():
+            yield f"algorithms.{name}: cannot go on after an interruption, {reason}; to train without, set {switch}"
+    swa = config.algorithms.swa
+    if swa is not None and config.epochs < 3:
+        yield f"algorithms.swa: needs a run of at least 3 epochs, got {config.max_duration}"
+    resizing = config.algorithms.progressive_resizing
+    if resizing is not None and resizing.size_at(0.0, config.data.train_size) < 8:
+        smallest = resizing.size_at(0.0, config.data.train_size)
+        yield f"algorithms.progressive_resizing.initial_scale: makes images of {smallest} px; allowed: at least 8 px"

@@ -1,0 +1,143 @@
+"""A config written out: as YAML that reads back equal, and as a digest of what determines the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from recipes.config import RunConfig
+from recipes.read_yaml import RESOLVERS, TAG
+from recipes.schema import slot_of
+
+NO_EFFECT_ON_WEIGHTS = frozenset(
+    {
+        "run_name",
+        "runs_folder",
+        "device",
+        "device_memory_gb",
+        "autoresume",
+        "resume",
+        "checkpoints",
+        "loggers",
+        # The same images may lie elsewhere on another machine; the number of workers changes no image.
+        "data.path",
+        "data.workers",
+        "data.prefetch_factor",
+        "data.max_bad_fraction",
+        # Evaluation only looks. Its crop ratio is also that of the FixRes stage, so that one counts.
+        "eval.sizes",
+        "eval.interval",
+        "eval.device_batch_size",
+    }
+)
+"""Keys, or sections, that may change between two parts of one run: the trained weights do not depend on them."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that our reader would take for something else."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name and type
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_mapping(self, tag: str, mapping: Any, flow_style: bool | None = None) -> yaml.MappingNode:
+        return super().represent_mapping(tag, mapping, all(isinstance(key, int) for key in mapping) or flow_style)
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
+        return super().represent_sequence(tag, sequence, True)
+
+
+for _name, (_pattern, _first) in RESOLVERS.items():
+    _Dumper.add_implicit_resolver(TAG + _name, _pattern, _first)
+
+
+def resolved(config: RunConfig) -> str:
+    """The whole config, defaults included, as YAML that `load_config` reads back to an equal config."""
+    return yaml.dump(
+        _plain(config), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120, allow_unicode=True
+    )
+
+
+def _plain(section: BaseModel) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, info in type(section).model_fields.items():
+        value, slot = getattr(section, name), slot_of(info)
+        if isinstance(value, BaseModel):
+            out[name] = _plain(value)
+        elif value is None and slot.is_section:
+            out[name] = "off"
+        else:
+            out[name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def config_digest(config: RunConfig, world_size: int = 1) -> str:
+    """SHA-256, in hex, of what determines the trained weights.
+
+    The batch size counts as the global one, so that eight devices with 32 images each and four with 64 are one run.
+
+    Args:
+        config: The run.
+        world_size: Devices that share each batch.
+    """
+    text = json.dumps(_determining(config.model_dump(mode="json"), world_size), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing_keys(
+    here: Mapping[str, Any], there: Mapping[str, Any], world_size_here: int = 1, world_size_there: int = 1
+) -> list[str]:
+    """What of two configs makes their digests differ, as lines `key: here X, there Y`.
+
+    Args:
+        here: One config, as `config.model_dump(mode="json")` gives it.
+        there: The other; of an older version, it may lack keys.
+        world_size_here: Devices that share each batch of the one ...
+        world_size_there: ... and of the other.
+    """
+    mine, theirs = _determining(here, world_size_here), _determining(there, world_size_there)
+    return [
+        f"{key}: here {_shown(mine, key)}, there {_shown(theirs, key)}"
+        for key in sorted({*mine, *theirs})
+        if mine.get(key, _UNSET) != theirs.get(key, _UNSET)
+    ]
+
+
+_UNSET = object()
+
+
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    return json.dumps(flat[key]) if key in flat else "unset"
+
+
+def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+    """The config's values that count, by key path, with the batch size over all devices."""
+    flat = {key: value for key, value in _flat(config, "") if not _excluded(key)}
+    for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
+        images = flat.pop(key)
+        if images is not None:
+            flat.pop("global_batch_size", None)
+            flat[key.replace("device", "global", 1)] = images * world_size
+    return flat
+
+
+def _excluded(key: str) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:end]) in NO_EFFECT_ON_WEIGHTS for end in range(1, len(parts) + 1))
+
+
+def _flat(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        path = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            out += _flat(item, f"{path}.")
+        else:
+            out.append((path, item))
+    return out

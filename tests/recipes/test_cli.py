@@ -1,0 +1,182 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data.errors import DataError
+from recipes.cli import YAMLS, list_configs, parse, run_command
+from recipes.errors import InputError
+from recipes.load import load_config
+
+ROOT = YAMLS.parent
+AS_MAIN = """
+import runpy, sys
+sys.argv = [{script!r}, *{arguments!r}]
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+finally:
+    print("heavy:", sorted({{"torch", "composer", "torchvision", "cv2", "numpy"}} & set(sys.modules)))
+"""
+
+
+def arguments(*argv):
+    return parse(argv, "Train.", prog="train")
+
+
+@pytest.mark.parametrize(
+    ("argv", "path", "overrides"),
+    [
+        (["a.yaml"], "a.yaml", []),
+        (["a.yaml", "seed=1", "eval.sizes=[1, 2]"], "a.yaml", ["seed=1", "eval.sizes=[1, 2]"]),
+        (["seed=1", "a.yaml"], "a.yaml", ["seed=1"]),
+        (["a.yaml", "--lr", "0.5", "seed=1"], "a.yaml", ["seed=1", "optimizer.lr=0.5"]),
+        (["--lr=1e-3", "a.yaml", "optimizer.lr=2"], "a.yaml", ["optimizer.lr=2", "optimizer.lr=1e-3"]),
+        (["a.yaml", "--resume"], "a.yaml", ["autoresume=true"]),
+        (["--resume", "a.yaml"], "a.yaml", ["autoresume=true"]),
+        (["a.yaml", "--resume", "seed=1"], "a.yaml", ["seed=1", "autoresume=true"]),
+        (["a.yaml", "--resume", "x/ep1.pt"], "a.yaml", ["resume=x/ep1.pt"]),
+        (["a.yaml", "--resume", "s3://bucket/a=b"], "a.yaml", ["resume=s3://bucket/a=b"]),
+        (["a.yaml", "--resume=x", "seed=1"], "a.yaml", ["seed=1", "resume=x"]),
+    ],
+)
+def test_the_command_line_becomes_a_file_and_overrides(argv, path, overrides):
+    given = arguments(*argv)
+    assert (given.path, given.overrides) == (Path(path), overrides)
+    assert not given.show
+    assert not given.list_configs
+
+
+def test_flags():
+    assert arguments("a.yaml", "--show").show
+    assert arguments("--list-configs").list_configs
+    assert arguments("--list-configs").path is None
+
+
+def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("lr=1.yaml").write_text("seed: 1")
+    assert arguments("lr=1.yaml").path == Path("lr=1.yaml")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "train: which YAML file?"),
+        (["seed=1"], "train: which YAML file?"),
+        (["a.yaml", "b.yaml"], "train: one YAML file at a time, got a.yaml and b.yaml"),
+        (["a.yaml", "--sow"], "train: unrecognized arguments: --sow"),
+        (["a.yaml", "--lr"], "train: argument --lr: expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_one_line(argv, message):
+    with pytest.raises(InputError) as caught:
+        arguments(*argv)
+    (line,) = caught.value.lines
+    assert line.startswith(message)
+    assert line.endswith("see train --help")
+
+
+def test_help_explains_itself(capsys):
+    with pytest.raises(SystemExit) as ended:
+        arguments("--help")
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("YAML [key=value ...]", "--lr", "--resume", "--show", "--list-configs", "algorithms.mixup=off"):
+        assert word in text
+
+
+def test_the_examples_of_the_help_load(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        arguments("--help")
+    examples = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  train yamls/")]
+    assert len(examples) == 3
+    for words in examples:
+        given = arguments(
+            *" ".join(words).replace("{128: 256, 288: 128}", "{128:256,288:128}").replace("'", "").split()
+        )
+        if "{128:256,288:128}" not in " ".join(given.overrides):
+            load_config(given.path, given.overrides)
+
+
+def test_every_yaml_is_listed_wherever_one_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = list_configs().splitlines()
+    assert table[0].split()[:3] == ["CONFIG", "MODEL", "EPOCHS"]
+    assert [line.split()[0] for line in table[1:]] == [str(path) for path in sorted(YAMLS.rglob("*.yaml"))]
+    monkeypatch.chdir(ROOT)
+    (row,) = (line for line in list_configs().splitlines() if line.startswith("yamls/p3.yaml "))
+    for word in ("resnet50", " 90 ", "8x V100 16 GB (p3.16xlarge)"):
+        assert word in row
+
+
+def test_a_yaml_with_errors_is_listed_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yamls" / "deeper").mkdir(parents=True)
+    (tmp_path / "yamls" / "deeper" / "bad.yaml").write_text("sed: 3\n")
+    (tmp_path / "yamls" / "bare.yaml").write_text("{run_name: a, device_batch_size: 8, data: {path: x}}\n")
+    table = list_configs(tmp_path / "yamls").splitlines()
+    assert table[1].split() == ["yamls/bare.yaml", "resnet50", "90", "any"]
+    assert "yamls/deeper/bad.yaml" in table[2]
+    assert "does not load: " in table[2]
+
+
+def ended(error, capsys):
+    def main():
+        raise error
+
+    status = run_command(main)
+    return status, capsys.readouterr().err
+
+
+def test_a_command_ends_with_lines_and_a_status(capsys, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert run_command(lambda: 75) == 75
+    assert ended(InputError("a: b", "c: d"), capsys) == (2, "a: b\nc: d\n")
+    assert ended(DataError("x: empty"), capsys) == (2, "x: empty\n")
+    assert ended(KeyboardInterrupt(), capsys) == (1, "interrupted\n")
+    with pytest.raises(ZeroDivisionError):
+        ended(ZeroDivisionError(), capsys)
+
+
+def test_only_the_first_process_of_a_machine_prints(capsys, monkeypatch):
+    for rank, text in (("0", "a\n"), ("3", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert ended(InputError("a"), capsys) == (2, text)
+
+
+def test_a_closed_pipe_is_no_traceback():
+    program = (
+        "import sys; from recipes.cli import run_command\n"
+        "sys.exit(run_command(lambda: [print('x' * 80) for _ in range(10**5)] and 0))"
+    )
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(30) == 1
+    assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "expected"),
+    [
+        (["--list-configs"], 0, "yamls/p3.yaml"),
+        (["yamls/p3.yaml", "--show", "algorithms.mixup=off"], 0, "  mixup: off\n"),
+        (["yamls/p3.yaml", "sed=3", "optimizer.lr=x"], 2, "optimizer.lr: got 'x'"),
+    ],
+)
+def test_entrypoint_answers_without_torch_in_a_second(argv, status, expected, capsys):
+    program = AS_MAIN.format(script="entrypoint.py", arguments=argv)
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    seconds = time.perf_counter() - begin
+    with capsys.disabled():
+        print(f" [{seconds:.2f} s]", end="")
+    assert done.returncode == status
+    assert expected in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert seconds < 3  # half a second on an idle core

@@ -1,0 +1,464 @@
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.config import RunConfig
+from recipes.errors import InputError
+from recipes.load import load_config
+from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys, resolved
+from recipes.schema import find
+
+YAMLS = Path(__file__).resolve().parents[2] / "yamls"
+ALL_YAMLS = sorted(YAMLS.rglob("*.y*ml"))
+LEAST = "run_name: a\ndevice_batch_size: 8\ndata: {path: images}\n"
+
+
+def write(folder, text, name="a.yaml"):
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def load(folder, text, *overrides):
+    return load_config(write(folder, text), overrides)
+
+
+def errors(folder, text, *overrides):
+    with pytest.raises(InputError) as caught:
+        load(folder, text, *overrides)
+    return [line.replace(f"{folder}{os.sep}", "") for line in caught.value.lines]
+
+
+@pytest.mark.parametrize("path", ALL_YAMLS, ids=lambda path: str(path.relative_to(YAMLS)))
+def test_every_yaml_loads_and_reads_back_equal(path, tmp_path):
+    config = load_config(path)
+    assert load(tmp_path, resolved(config)) == config
+    assert config.run_name == path.stem
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    # Everything that depends on time is a share of the run.
+    assert load_config(path, ["max_duration=16ep"]).epochs == 16
+
+
+def test_there_are_the_promised_yamls():
+    assert {"demo", "local", "g5", "p3", "medium", "mosaic-medium"} <= {path.stem for path in ALL_YAMLS}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sed: 3", "a.yaml:4: sed: unknown key; allowed: run_name"),
+        ("sed: 3", "; did you mean 'seed'?"),
+        ("mixup: {alpha: 1}", "; did you mean 'algorithms.mixup'?"),
+        ("mix_up: {}", "; did you mean 'algorithms.mixup'?"),
+        ("Seed: 3", "; did you mean 'seed'?"),
+        ("max-duration: 3ep", "; did you mean 'max_duration'?"),
+        ("algorithms: {mixip: {}}", "a.yaml:4: algorithms.mixip: unknown technique; allowed: blurpool, "),
+        ("algorithms: {mixip: {}}", "; did you mean 'mixup'?"),
+        ("algorithms: {mixup: {alhpa: 1.0}}", "algorithms.mixup.alhpa: unknown key; allowed: alpha, "),
+        ("algorithms: {mixup: {alpha: 0}}", "algorithms.mixup.alpha: got 0; allowed: a number above 0"),
+        (
+            "algorithms: {gradient_clipping: {}}",
+            "algorithms.gradient_clipping.threshold: missing; allowed: a number above 0",
+        ),
+        (
+            "algorithms:\n  channels_last:",
+            "a.yaml:5: algorithms.channels_last: empty; write 'channels_last: {}' for on",
+        ),
+        ("algorithms: {composer: {CutOut: }}", "algorithms.composer.CutOut: empty; write 'CutOut: {}' for on"),
+        (
+            "algorithms: {composer: {CutOt: {}}}",
+            "algorithms.composer.CutOt: unknown algorithm of Composer; allowed: CutOut",
+        ),
+        ("algorithms: {mixup: 3}", "algorithms.mixup: got 3; allowed: a section with the keys alpha, "),
+        ("optimizer:", "a.yaml:4: optimizer: empty; give it keys"),
+        ("optimizer: [1]", "optimizer: got [1]; allowed: a section with the keys name, lr"),
+        ("optimizer: {lr: fast}", "optimizer.lr: got 'fast'; allowed: a number above 0"),
+        ("optimizer: {lr: .nan}", "optimizer.lr: got nan; allowed: a number above 0"),
+        ("optimizer: {lr: 1e999}", "optimizer.lr: got inf; allowed: a number above 0"),
+        ("optimizer: {nesterov: 1}", "optimizer.nesterov: got 1; allowed: true or false"),
+        ("seed: true", "seed: got true; allowed: a whole number from 0, below 4294967296"),
+        ("seed: '3'", "seed: got '3'; allowed: a whole number"),
+        ("seed: 1.5", "seed: got 1.5; allowed: a whole number"),
+        ("precision: fp61", "precision: got 'fp61'; allowed: fp32, amp_fp16, amp_bf16"),
+        (
+            "scheduler: {name: cosin}",
+            "scheduler.name: got 'cosin'; allowed: one_cycle, cosine, constant; did you mean 'cosine'?",
+        ),
+        ("scheduler: {name: cosine, anneal: cos}", "scheduler.anneal: unknown key; allowed: "),
+        ("max_duration: 90", "max_duration: got '90'; allowed: text such as 90ep"),
+        ("max_duration: 0ep", "max_duration: got '0ep'; allowed: text such as 90ep"),
+        ("algorithms: {ema: {half_life: 3}}", "algorithms.ema.half_life: got '3'; allowed: text: Time in which"),
+        (
+            "device_microbatch_size: {224: x}",
+            "device_microbatch_size: got {224: 'x'}; allowed: a whole number from 1, or one per",
+        ),
+        ("device_microbatch_size: {x: 3}", "device_microbatch_size: got {x: 3}; allowed: a whole number from 1"),
+        ("device_microbatch_size: {}", "device_microbatch_size: got {}; allowed: at least one image size"),
+        ("global_batch_size: 8", "device_batch_size: set together with global_batch_size"),
+        ("eval: {sizes: []}", "eval.sizes: got []; allowed: a list, each a whole number from 8 to 4096"),
+        ("eval: {sizes: [32, 32]}", "eval.sizes: each size once, got [32, 32]"),
+        ("checkpoints: {folder: '{name}'}", "checkpoints.folder: got '{name}'; allowed: a folder; {runs_folder} and"),
+        ("checkpoints: {interval: 1d}", "checkpoints.interval: got '1d'; allowed: text such as 1ep or 500ba or 10m"),
+        ("algorithms: {swa: {}}\nmax_duration: 2ep", "algorithms.swa: needs a run of at least 3 epochs, got 2ep"),
+        (
+            "algorithms: {progressive_resizing: {initial_scale: 0.01}}",
+            "initial_scale: makes images of 4 px; allowed: at least 8",
+        ),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_key_and_what_is_allowed(line, message, tmp_path):
+    lines = errors(tmp_path, LEAST + line)
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert "a.yaml" in lines[0]
+    assert "Input should" not in lines[0]
+    assert "http" not in lines[0]
+
+
+def test_pairs_must_be_ordered_and_complete(tmp_path):
+    augment = (
+        "area: [0.5, 0.2], aspect_ratio: [1.0], gaussian_blur: {sigma: [2, 1]}, random_erasing: {area: [0.5, 0.1]}"
+    )
+    lines = errors(tmp_path, f"run_name: a\ndevice_batch_size: 8\ndata: {{path: x, augment: {{{augment}}}}}\n")
+    assert [line.split(": ", 2)[1].removeprefix("data.augment.") for line in lines] == [
+        "area",
+        "aspect_ratio",
+        "gaussian_blur.sigma",
+        "random_erasing.area",
+    ]
+    assert lines[1].endswith("got [1.0]; allowed: a list of 2, each a number above 0")
+
+
+def test_all_errors_come_at_once_with_their_places(tmp_path):
+    write(tmp_path, LEAST + "optimizer:\n  lr: -1\n", "base.yaml")
+    text = "base: base.yaml\nalgorithms:\n  mixup: {interpolate_loss: true}\n  label_smoothing: on\neval:\n  sizs: 3\n"
+    lines = errors(
+        tmp_path, text, "seed=x", "nonsense", "algorithms.mixup.alpha=", "max_duration=2ep", "algorithms.swa=on"
+    )
+    assert {line.split(": ")[0] for line in lines} == {
+        "base.yaml:5",
+        "a.yaml:3",
+        "a.yaml:6",
+        "'seed=x' on the command line",
+        "'nonsense' on the command line",
+        "'algorithms.mixup.alpha=' on the command line",
+        "'algorithms.swa=on' on the command line",
+    }
+    assert any("interpolate_loss" in line for line in lines)
+
+
+def test_what_is_missing_is_asked_for_once(tmp_path):
+    lines = errors(tmp_path, "seed: 3\n")
+    assert [line.split("; ")[0] for line in lines] == ["a.yaml: run_name: missing", "a.yaml: data: missing"]
+    (line,) = errors(tmp_path, "run_name: a\ndata: {path: x}\n")
+    assert line == "a.yaml: device_batch_size: missing; set it, or global_batch_size"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a.yaml: empty;"),
+        ("# only a comment\n", "a.yaml: empty;"),
+        ("- a\n- b\n", "a.yaml: holds a list;"),
+        ("just words", "a.yaml: holds a single value;"),
+        ("seed: 1\nseed: 2\n", "a.yaml:2: seed: given twice, first at line 1"),
+        ("data:\n  path: a\n  path: b\n", "a.yaml:3: data.path: given twice, first at line 2"),
+        ("seed: [1\n", "a.yaml:2: not valid YAML: "),
+        ("data:\n\tpath: x\n", "a.yaml:2: not valid YAML: a tab cannot indent; use spaces"),
+        ("a: b: c\n", "a.yaml:1: not valid YAML: mapping values are not allowed here"),
+        ("a: 1\n---\nb: 2\n", "a.yaml:2: more than one document"),
+        (b"run_name: ok\npath: \xff\xfe\n", "a.yaml:2: not UTF-8 text"),
+        ("run_name: 'a'\nseed: 3".encode("utf-16"), "a.yaml:1: not UTF-8 text"),
+        ("run_name: !!python/object:os.system {}\n", "not allowed"),
+        ("seed: !!python/name:os.system\n", "a.yaml:1: seed: the tag"),
+        ("seed: !!int three\n", "a.yaml:1: seed: 'three' is not a int"),
+        ('data: {path: "a\\0b"}\n', "a.yaml:1: data.path: holds a control character"),
+        ("run_name: \x01\n", "a.yaml: not valid YAML: character"),
+        ("? [a, b]\n: 3\n", "a.yaml:1: a key must be a word or a number"),
+        ("a: *nobody\n", "a.yaml:1: not valid YAML: found undefined alias"),
+        ("a: &x [*x]\n", "nested more than 40 levels deep"),
+        ("a: &x {<<: *x}\n", "nested more than 40 levels deep"),
+        ("<<: 3\n", "a.yaml:1: <<: takes an alias of a mapping"),
+        ("x: " + "[" * 30_000, "nested more than 40 levels deep"),
+        ("x: " + "[" * 60 + "]" * 60, "a.yaml:1: nested more than 40 levels deep"),
+        ("x: " + "9" * 5000, "is not a int"),
+        ("a: 1\n" * 30_000, "larger than 100,000 bytes"),
+    ],
+)
+def test_what_is_no_config_is_told_in_one_line(text, message, tmp_path):
+    (line,) = errors(tmp_path, text)
+    assert message in line
+    assert line.startswith("a.yaml")
+
+
+def test_a_billion_laughs_are_refused_at_once(tmp_path):
+    lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]" for old, new in zip("abcdefgh", "bcdefghi", strict=True)]
+    (line,) = errors(tmp_path, "\n".join(lines))
+    assert "more than 10,000 values" in line
+    merges = ["a: &a {x: 1}"]
+    merges += [
+        f"{new}: &{new} {{<<: [{', '.join([f'*{old}'] * 10)}]}}"
+        for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    (line,) = errors(tmp_path, "\n".join(merges))
+    assert line.startswith("a.yaml")
+
+
+def test_files_that_are_not_there_are_answered_with_the_nearest(tmp_path, monkeypatch):
+    write(tmp_path, LEAST, "medium.yaml")
+    monkeypatch.chdir(tmp_path)
+    for name, message in {
+        "medum.yaml": "medum.yaml: no such file; did you mean 'medium.yaml'?",
+        "medium": "medium: no such file; did you mean 'medium.yaml'?",
+        "zzz.yaml": "zzz.yaml: no such file",
+        "medium.yaml/x": "medium.yaml/x: no such file",
+        ".": ".: is a folder, not a YAML file",
+        "/dev/null": "/dev/null: is no regular file, not a YAML file",
+        "a\0b": "a\0b: cannot be read: embedded null byte",
+    }.items():
+        with pytest.raises(InputError) as caught:
+            load_config(Path(name))
+        assert caught.value.lines == (message,)
+
+
+def test_the_words_of_yaml_1_1_mean_what_they_say(tmp_path):
+    text = """
+run_name: 2024-01-01
+seed: 017
+device_batch_size: 1_024
+data: {path: on, augment: {flip: .5, color_jitter: on, random_erasing: off}}
+optimizer: {lr: 1e-3, nesterov: off}
+model: {zero_init_residual: No}
+algorithms: {blurpool: on, channels_last: Yes, mixup: true, cutmix: off, ema: no}
+"""
+    config = load(tmp_path, text)
+    assert (config.run_name, config.seed, config.device_batch_size) == ("2024-01-01", 17, 1024)
+    assert config.data.path == "on"
+    assert (config.data.augment.flip, config.optimizer.lr, config.optimizer.nesterov) == (0.5, 1e-3, False)
+    assert not config.model.zero_init_residual
+    assert config.data.augment.color_jitter is not None
+    assert config.data.augment.random_erasing is None
+    techniques = config.algorithms
+    assert None not in (techniques.blurpool, techniques.channels_last, techniques.mixup)
+    assert (techniques.cutmix, techniques.ema) == (None, None)
+
+
+def test_anchors_and_merge_keys(tmp_path):
+    text = LEAST + "algorithms:\n  mixup: &mix {alpha: 0.3}\n  cutmix: {<<: *mix, switch_prob: 0.1}\n"
+    algorithms = load(tmp_path, text).algorithms
+    assert (algorithms.mixup.alpha, algorithms.cutmix.alpha, algorithms.cutmix.switch_prob) == (0.3, 0.3, 0.1)
+    text = LEAST + "algorithms:\n  mixup: &mix {alpha: 0.3}\n  cutmix: {<<: [{alpha: 0.9}, *mix], switch_prob: 0.1}\n"
+    assert load(tmp_path, text).algorithms.cutmix.alpha == 0.9
+
+
+def test_a_profile_lies_over_its_base(tmp_path):
+    base = LEAST + (
+        "scheduler: {name: one_cycle, warmup: 0.2, div_factor: 10}\n"
+        "algorithms: {mixup: {alpha: 0.4}, ema: {half_life: 5ba}}\n"
+        "eval: {sizes: [224, 288], interval: 3}\n"
+    )
+    (tmp_path / "deeper").mkdir()
+    write(tmp_path, base, "deeper/base.yaml")
+    profile = (
+        "base: deeper/base.yaml\nscheduler: {name: cosine}\neval: {sizes: [32]}\n"
+        "algorithms: {ema: off, mixup: on}\ndevice_batch_size: {128: 3, 224: 4}\n"
+    )
+    config = load(tmp_path, profile, "data.workers=0", "device_batch_size.224=5")
+    assert config.scheduler.model_dump() == {"name": "cosine", "warmup": 0.05, "final_lr_ratio": 0.0}
+    assert (config.eval.sizes, config.eval.interval) == ((32,), 3)
+    assert (config.algorithms.mixup.alpha, config.algorithms.ema) == (0.4, None)
+    assert config.device_batch_size == {128: 3, 224: 5}
+    assert config.data.model_dump(include={"path", "workers"}) == {"path": "images", "workers": 0}
+    assert (
+        load(tmp_path, profile, "algorithms.ema=on", "algorithms.ema.half_life=7ba").algorithms.ema.half_life == "7ba"
+    )
+
+
+def test_a_section_chosen_by_name_inherits_from_its_own_kind_only(tmp_path):
+    assert load(tmp_path, LEAST, "scheduler.warmup=0.5").scheduler.name == "one_cycle"
+    assert load(tmp_path, LEAST + "scheduler: {div_factor: 3}", "scheduler.name=cosine").scheduler.warmup == 0.05
+    config = load(tmp_path, LEAST + "scheduler: {div_factor: 3}", "scheduler.name=one_cycle")
+    assert config.scheduler.div_factor == 3
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("a.yaml", "a.yaml:1: base: is this file itself"),
+        ("based.yaml", "based.yaml:1: base: the base of a.yaml must not have a base of its own"),
+        ("medum.yaml", "a.yaml:1: base: medum.yaml: no such file; did you mean 'medium.yaml'?"),
+        ("[x]", "a.yaml:1: base: got ['x']; allowed: a YAML file, its path from this one's folder"),
+        ("", "a.yaml:1: base: got nothing; allowed: a YAML file, its path from this one's folder"),
+        ("broken.yaml", "a.yaml:1: base: broken.yaml:1: seed: given twice, first at line 1"),
+    ],
+)
+def test_a_base_that_cannot_be_one(base, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, LEAST, "medium.yaml")
+    write(tmp_path, "base: a.yaml\n", "based.yaml")
+    write(tmp_path, "{seed: 1, seed: 2}", "broken.yaml")
+    Path("a.yaml").write_text(f"base: {base}\n{LEAST}")
+    with pytest.raises(InputError) as caught:
+        load_config("a.yaml")
+    assert caught.value.lines[0].replace("'./", "'") == message
+
+
+def test_overrides_are_written_as_in_the_yaml(tmp_path):
+    config = load(
+        tmp_path,
+        LEAST + "algorithms: {mixup: {}, ema: {half_life: 5ba}}\n",
+        "algorithms.mixup=off",
+        "algorithms.ema.half_life=200ba",
+        "eval.sizes=[224,288]",
+        "device_batch_size={128: 256, 224: 128}",
+        "optimizer.lr=1e-3",
+        "run_name=7",
+        "data.path=a: b # c",
+        "checkpoints.folder={runs_folder}/there",
+        "algorithms.composer.CutOut={num_holes: 2}",
+        "seed=1",
+        "seed=2",
+        "resume=null",
+    )
+    assert config.algorithms.mixup is None
+    assert config.algorithms.ema.half_life == "200ba"
+    assert config.eval.sizes == (224, 288)
+    assert config.device_batch_size == {128: 256, 224: 128}
+    assert (config.optimizer.lr, config.run_name, config.seed, config.resume) == (1e-3, "7", 2, None)
+    assert (config.data.path, config.checkpoints.folder) == ("a: b # c", "{runs_folder}/there")
+    assert config.algorithms.composer == {"CutOut": {"num_holes": 2}}
+    assert (
+        load(
+            tmp_path, LEAST + "algorithms: {composer: {CutOut: on}}", "algorithms.composer.CutOut=off"
+        ).algorithms.composer
+        == {}
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "an override is key.path=value"),
+        ("=3", "an override is key.path=value"),
+        ("a..b=3", "an override is key.path=value"),
+        ("base=x.yaml", "base: can be set in the YAML file only"),
+        ("seed=", "seed: no value"),
+        ("eval.sizes=[1", "not valid YAML"),
+        ("eval.sizes.0=32", "eval.sizes: got {0: 32}"),
+        ("seed.x=3", "seed: got {x: 3}"),
+        ("algorithms.mixup=3", "algorithms.mixup: got 3"),
+        ("optimizer.lr.x.y=3", "optimizer.lr: got {x: {y: 3}}"),
+    ],
+)
+def test_a_wrong_override_is_quoted(override, message, tmp_path):
+    (line,) = errors(tmp_path, LEAST, override)
+    assert line.startswith(f"{override!r} on the command line: ")
+    assert message in line
+
+
+def mutated_sections():
+    """Sections of a valid config, drawn field by field."""
+    number = st.floats(1e-6, 10.0, exclude_min=True)
+    by_size = st.one_of(st.integers(1, 4096), st.dictionaries(st.integers(8, 4096), st.integers(1, 4096), min_size=1))
+    pair = st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1.0))
+    text = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20)
+    return st.fixed_dictionaries(
+        {
+            "run_name": st.sampled_from(["a", "7", "on", "null", "1e3", "2024-01-01"]),
+            "data": st.fixed_dictionaries({"path": text}),
+        },
+        optional={
+            "seed": st.integers(0, 2**32 - 1),
+            "precision": st.sampled_from(["fp32", "amp_fp16"]),
+            "device_microbatch_size": by_size,
+            "device_memory_gb": number,
+            "resume": st.none() | text,
+            "optimizer": st.fixed_dictionaries(
+                {}, optional={"lr": number, "nesterov": st.booleans(), "weight_decay": number}
+            ),
+            "scheduler": st.one_of(
+                st.fixed_dictionaries({"name": st.just("one_cycle"), "final_div_factor": st.floats(1, 1e9)}),
+                st.fixed_dictionaries({"name": st.just("cosine"), "warmup": st.floats(0, 0.99)}),
+                st.just({"name": "constant"}),
+            ),
+            "eval": st.fixed_dictionaries(
+                {}, optional={"sizes": st.lists(st.integers(8, 4096), min_size=1, unique=True)}
+            ),
+            "loggers": st.fixed_dictionaries(
+                {}, optional={"wandb": st.none() | st.dictionaries(text, text | st.none() | st.integers())}
+            ),
+            "algorithms": st.fixed_dictionaries(
+                {},
+                optional={
+                    "blurpool": st.none() | st.just({}),
+                    "mixup": st.none() | st.fixed_dictionaries({"alpha": number}),
+                    "fixres": st.fixed_dictionaries({"start": st.floats(0, 1), "size": st.integers(8, 4096)}),
+                    "composer": st.just({"CutOut": {"num_holes": 2}}),
+                },
+            ),
+        },
+    ).flatmap(lambda data: st.tuples(st.just(data), by_size, pair))
+
+
+@settings(max_examples=100, deadline=None)
+@given(mutated_sections())
+def test_resolved_reads_back_equal(tmp_path_factory, drawn):
+    data, batch, area = drawn
+    data = copy.deepcopy(data)
+    data["data"]["augment"] = {"area": area}
+    config = RunConfig(**data, device_batch_size=batch)
+    folder = tmp_path_factory.mktemp("round", numbered=True)
+    text = resolved(config)
+    again = load(folder, text)
+    assert again == config
+    assert resolved(again) == text
+    assert config_digest(again) == config_digest(config)
+    dumped = json.loads(json.dumps(config.model_dump(mode="json")))
+    assert differing_keys(dumped, config.model_dump(mode="json")) == []
+
+
+def test_the_digest_counts_what_changes_the_weights(tmp_path):
+    plain = load(tmp_path, LEAST)
+    same = load(
+        tmp_path,
+        LEAST,
+        "run_name=b",
+        "runs_folder=x",
+        "device=cpu",
+        "autoresume=false",
+        "data.path=y",
+        "data.workers=0",
+    )
+    same = same.model_copy(update={"loggers": same.loggers.model_copy(update={"interval": 3})})
+    other = load(tmp_path, LEAST, "precision=amp_fp16", "algorithms.mixup=on", "device_batch_size={32: 8}")
+    assert config_digest(same) == config_digest(plain)
+    assert config_digest(other) != config_digest(plain)
+    dumps = [config.model_dump(mode="json") for config in (plain, same, other)]
+    assert differing_keys(dumps[0], dumps[1]) == []
+    assert differing_keys(dumps[0], dumps[2]) == [
+        "algorithms.mixup: here null, there unset",
+        "algorithms.mixup.alpha: here unset, there 0.2",
+        "algorithms.mixup.interpolate_loss: here unset, there false",
+        "global_batch_size: here 8, there unset",
+        "global_batch_size.32: here unset, there 8",
+        'precision: here "fp32", there "amp_fp16"',
+    ]
+    assert differing_keys({**dumps[0], "new": 1}, dumps[0]) == ["new: here 1, there unset"]
+    assert differing_keys(dumps[0], dumps[0], 1, 2) == ["global_batch_size: here 8, there 16"]
+
+
+def test_the_digest_counts_the_global_batch_not_the_devices(tmp_path):
+    by_device = load(tmp_path, LEAST, "device_batch_size={32: 8, 64: 4}")
+    by_all = load(tmp_path, LEAST, "device_batch_size=null", "global_batch_size={32: 16, 64: 8}")
+    assert config_digest(by_device, 2) == config_digest(by_all, 4) == config_digest(by_all, 1)
+    assert config_digest(by_device, 2) != config_digest(by_device, 1)
+
+
+def test_keys_without_effect_exist():
+    assert all(find(RunConfig, key.split(".")) for key in NO_EFFECT_ON_WEIGHTS)

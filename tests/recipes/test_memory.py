@@ -1,0 +1,169 @@
+import time
+
+import pytest
+import torch
+from conftest import ROOT
+from torch import nn
+
+from recipes.load import load_config
+from recipes.memory import Load, Setting, activations, check_memory, fixed_bytes
+from recipes.model import build_network, checkpoint_activations
+from recipes.preflight import loads, planned_network
+from recipes.stages import epoch_plan
+
+V100, A10G, RTX3090 = 15.78 * 2**30, 22.2 * 2**30, 23.70 * 2**30
+ALONE = Setting(half=True, copies=0, processes=1, checkpointing=False)
+
+
+def on_meta(name, classes=1000):
+    with torch.device("meta"):
+        return build_network(name, classes)
+
+
+def fits(network, size, images, device_bytes, setting=ALONE, frozen=False):
+    return not check_memory(network, [Load(size, images, frozen)], device_bytes, setting)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "most", "too_many"),
+    [
+        ("timm/resnet50", 224, 512, None),
+        ("timm/resnet50c", 224, 384, 512),
+        ("timm/resnet50d", 224, 384, 512),
+        ("timm/resnetaa50", 224, 384, 512),
+        ("timm/resnetblur50", 224, 384, 512),
+        ("timm/resnext50_32x4d", 224, 384, 512),
+        ("timm/wide_resnet50_2", 224, 384, 512),
+        ("timm/seresnet50", 224, 384, 512),
+        ("timm/resnet101", 224, 256, 384),
+        ("timm/resnet101d", 256, 192, 256),
+        ("timm/resnet152", 224, 192, 256),
+        ("timm/densenet121", 224, 256, 384),
+    ],
+)
+def test_what_fits_an_rtx_3090_in_timms_benchmark(name, size, most, too_many):
+    # pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv: train_batch_size is the first of
+    # 512, 384, 256, 192, ... that did not run out of memory.
+    network = on_meta(name)
+    assert fits(network, size, most, RTX3090)
+    assert too_many is None or not fits(network, size, too_many, RTX3090)
+
+
+def test_what_nvidia_trains_on_a_v100():
+    # DeepLearningExamples, resnet50v1.5/training/{AMP,FP32}/DGX1_RN50_*_90E.sh: -b 256 --amp, -b 128.
+    network = on_meta("resnet50")
+    eight = ALONE._replace(processes=8)
+    assert fits(network, 224, 256, V100, eight)
+    assert fits(network, 224, 128, V100, eight._replace(half=False))
+    assert not fits(network, 224, 256, V100, eight._replace(half=False))
+
+
+@pytest.mark.parametrize(
+    ("profile", "processes", "memory"), [("p3", 8, V100), ("g5", 4, A10G), ("mosaic-medium", 8, V100)]
+)
+def test_the_profiles_fit_their_devices_with_room_to_spare(profile, processes, memory):
+    config = load_config(ROOT / "yamls" / f"{profile}.yaml")
+    network = planned_network(config, 1000)
+    plan = epoch_plan(config, processes)
+    setting = ALONE._replace(processes=processes, copies=2)
+    assert check_memory(network, loads(config, processes, plan), 0.9 * memory, setting) == []
+
+
+def test_the_arithmetic_in_the_profiles_comments():
+    text = (ROOT / "yamls" / "p3.yaml").read_text() + (ROOT / "yamls" / "g5.yaml").read_text()
+    network = planned_network(load_config(ROOT / "yamls" / "p3.yaml"), 1000)
+    setting = ALONE._replace(processes=8, copies=1)
+    assert f"and {fixed_bytes(network, setting) / 1e9:.1f} GB for" in text
+    for size in (128, 224, 288):
+        kept = activations(network, Load(size, 1), half=True, checkpointing=False)
+        assert f"{kept.per_image / 1e6:.1f} MB" in text
+    for size, images in ((128, 768), (224, 256), (288, 256), (128, 512), (128, 384), (224, 128), (288, 128)):
+        (line,) = check_memory(network, [Load(size, images)], 1e9, setting)
+        needed = line.split("about ")[1].split(",")[0]
+        assert any(f"{images} {of} {size} px: {pad}{needed}" in text for of in ("of", "images of") for pad in ("", " "))
+
+
+def test_a_line_says_how_many_fit():
+    network = on_meta("resnet50")
+    (line,) = check_memory(network, [Load(288, 512), Load(32, 8), Load(288, 512)], V100, ALONE, "global_batch_size")
+    most = int(line.split("at most ")[1].split()[0])
+    assert line == (
+        f"global_batch_size: 512 images of 288 px need about {float(line.split()[9]):.1f} GB, the device has 16.9 GB; "
+        f"at most {most} fit"
+    )
+    assert fits(network, 288, most, V100)
+    assert not fits(network, 288, most + 1, V100)
+    (line,) = check_memory(network, [Load(32, 1)], 1e8, ALONE)
+    assert line.endswith("at most 0 fit")
+
+
+def bytes_kept(network, images):
+    """What autograd really keeps on the CPU, by unique storages, without the parameters."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = network(images)
+        nn.functional.cross_entropy(logits, torch.zeros_like(logits))
+    return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("blurpool", [False, True])
+def test_the_meta_device_keeps_what_the_cpu_keeps(name, blurpool):
+    from composer.algorithms.blurpool import apply_blurpool
+
+    meta, real = on_meta(name, 10), build_network(name, 10)
+    if blurpool:
+        apply_blurpool(real)
+        with torch.device("meta"):
+            apply_blurpool(meta)
+    told = activations(meta, Load(64, 1), half=False, checkpointing=False)
+    assert bytes_kept(real, torch.randn(6, 3, 64, 64)) == pytest.approx(told.fixed + 6 * told.per_image, rel=0.01)
+
+
+def test_half_precision_halves_and_checkpointing_saves():
+    network = on_meta("resnet50")
+    whole, half, again = (
+        activations(network, Load(224, 1), half=half, checkpointing=again).per_image
+        for half, again in ((False, False), (True, False), (False, True))
+    )
+    assert whole / half == pytest.approx(2, rel=0.03)
+    # 16 blocks keep their inputs: sum of (H * W * channels * 4 bytes), and one block at most is computed again.
+    inputs = 56**2 * (64 + 2 * 256) + 28**2 * 4 * 512 + 14**2 * 6 * 1024 + 7**2 * 2 * 2048 + 56**2 * 256
+    assert inputs * 4 < again < 0.6 * whole
+
+
+def test_checkpointed_blocks_are_those_of_the_model():
+    network = build_network("resnet50", 10)
+    assert checkpoint_activations(network) == 16
+    with torch.no_grad():
+        assert network.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_a_frozen_stage_needs_little():
+    network = on_meta("resnet50")
+    assert not fits(network, 288, 512, V100)
+    assert fits(network, 288, 512, V100, frozen=True)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_copies_and_company_count():
+    network = on_meta("resnet50")
+    weights = 4 * sum(parameter.numel() for parameter in network.parameters())
+    alone = fixed_bytes(network, ALONE._replace(half=False))
+    assert fixed_bytes(network, ALONE._replace(half=False, copies=2)) == pytest.approx(alone + 2 * weights)
+    assert fixed_bytes(network, ALONE._replace(half=False, processes=2)) > alone + weights
+    assert fixed_bytes(network, ALONE) == pytest.approx(alone + weights / 2)
+
+
+def test_it_takes_less_than_three_seconds():
+    begin = time.perf_counter()
+    network = planned_network(load_config(ROOT / "yamls" / "p3.yaml"), 1000)
+    check_memory(network, [Load(128, 768), Load(224, 256), Load(288, 128)], V100, ALONE)
+    assert time.perf_counter() - begin < 3
