@@ -1,0 +1,29 @@
+"""Writing a file so that a reader, and a machine that dies, finds the old one or the new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write beside the file, sync, and rename over it.
+
+    Args:
+        path: The file, in a folder that exists. Only one process writes it.
+        chunks: Its content; may be read from the file itself.
+
+    Raises:
+        OSError: It cannot be written; the old file is untouched.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        with beside.open("wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,97 @@
+"""Two processes: only the first writes, the figures are those of both, and what one finds both know."""
+
+import json
+import multiprocessing
+import os
+import socket
+import traceback
+
+import pytest
+import torch
+
+from tests.recipes.watch.tiny import train_tiny
+
+
+def one_process(root, rank, port):
+    """Runs in a process of its own: the first finds two bad images, the second one more."""
+    torch.set_num_threads(1)
+    os.environ |= {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "NODE_RANK": "0",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+    def prepare(result):
+        result.train.broken.update({0: "broken", 1: "broken"} if rank == 0 else {2: "broken"})
+
+    bounded = train_tiny(root, folder="enough", prepare=prepare, max_bad_fraction=0.15, interval=1)
+    too_many = train_tiny(root, folder="too_many", prepare=prepare, max_bad_fraction=0.1)
+    report = {
+        "error": repr(bounded.error) if bounded.error else None,
+        "console": bounded.stream.getvalue(),
+        "bad": bounded.watchers.summary.bad_images.found,
+        "seconds": bounded.watchers.summary.figures.clock.wall,
+        "too_many": [type(too_many.error).__name__, str(too_many.error)],
+    }
+    (root / f"rank{rank}.json").write_text(json.dumps(report))
+
+
+def one_process_or_its_traceback(root, rank, port):
+    try:
+        one_process(root, rank, port)
+    except BaseException:
+        (root / f"rank{rank}.txt").write_text(traceback.format_exc())
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # Forked, so that they need not import Composer again, which takes longer than all else here.
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=one_process_or_its_traceback, args=(root, rank, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    assert not list(root.glob("rank*.txt")), [path.read_text() for path in root.glob("rank*.txt")]
+    return root, [json.loads((root / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_only_the_first_process_writes(both):
+    root, (first, second) = both
+    assert first["error"] is second["error"] is None
+    assert second["console"] == ""
+    assert first["console"].count("done, batch") == 4
+    assert len(list((root / "enough" / "tensorboard").iterdir())) == 1
+    entries = [json.loads(line) for line in (root / "enough" / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["batch"] for entry in entries if "train/loss" in entry] == list(range(1, 13))
+
+
+def test_figures_are_of_both(both):
+    root, (first, second) = both
+    entries = [json.loads(line) for line in (root / "enough" / "metrics.jsonl").read_text().splitlines()]
+    training = [entry for entry in entries if "train/loss" in entry]
+    # Each process of this tiny run trains on all 20 images.
+    assert [entry["train/batch_size"] for entry in training] == [16, 16, 8] * 4
+    summary = json.loads((root / "enough" / "summary.json").read_text())
+    assert summary["samples"] == 160
+    assert summary["versions"]["device"].startswith("2 x ")
+    assert first["seconds"] > 0 < second["seconds"]
+
+
+def test_bad_images_of_both(both):
+    root, reports = both
+    union = {"train": {f"n01/{index}.jpeg": "broken" for index in range(3)}, "val": {}}
+    assert [report["bad"] for report in reports] == [union, union]
+    named = [line for line in (root / "enough" / "log.txt").read_text().splitlines() if "bad image" in line]
+    assert len(named) == 3
+    for kind, text in (report["too_many"] for report in reports):
+        assert kind == "InputError"
+        assert text.startswith("data.max_bad_fraction: 3 of 20 images of train")
