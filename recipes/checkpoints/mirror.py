@@ -1,0 +1,124 @@
+"""The run's logs and curves, copied to the bucket while it lasts, so that a dead machine leaves them behind."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from recipes.checkpoints.s3 import CancelledError, S3Store
+from recipes.checkpoints.store import StoreError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "logs"
+"""Below the checkpoints' prefix."""
+_EVERY = 30.0
+_IN_MEMORY = 64 * 2**20
+_BETWEEN_COMPLAINTS = 600.0
+
+
+def log_files(folder: Path, leave_out: Path) -> dict[str, tuple[int, int]]:
+    """The files below a run's folder, by relative name, with size and time of change; not checkpoints, not temporary.
+
+    Args:
+        folder: The run's.
+        leave_out: The folder of its checkpoints.
+    """
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name.startswith(".") or leave_out in path.parents or not path.is_file() or path.is_symlink():
+            continue
+        stat = path.stat()
+        found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    return found
+
+
+class Mirror:
+    """Copies what has changed below the run's folder to the bucket, in the background.
+
+    Args:
+        folder: The run's.
+        leave_out: The folder of its checkpoints.
+        remote: Opens the bucket's folder of logs.
+        every: Seconds between two looks.
+    """
+
+    def __init__(self, folder: Path, leave_out: Path, remote: Callable[[], S3Store], every: float = _EVERY) -> None:
+        self._folder = folder
+        self._leave_out = leave_out
+        self._open = remote
+        self._every = every
+        self._store: S3Store | None = None
+        self._sent: dict[str, tuple[int, int]] = {}
+        self._busy = threading.Lock()
+        self._stop = threading.Event()
+        self._complained = float("-inf")
+        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+
+    def start(self) -> None:
+        """Begin to copy."""
+        self._thread.start()
+
+    def close(self, limit: float) -> None:
+        """Copy a last time, for at most `limit` seconds."""
+        self._stop.set()
+        self._thread.join(limit)
+
+    def sync(self) -> None:
+        """Copy what has changed now; trouble with the bucket is said now and then, and tried again the next time."""
+        with self._busy:
+            try:
+                if self._store is None:
+                    self._store = self._open()
+                self._copy(self._store)
+            except CancelledError:
+                return
+            except (StoreError, OSError) as error:
+                if time.monotonic() - self._complained >= _BETWEEN_COMPLAINTS:
+                    self._complained = time.monotonic()
+                    log.warning("the logs cannot be copied to the bucket now: %s", error)
+
+    def _copy(self, store: S3Store) -> None:
+        for name, stamp in log_files(self._folder, self._leave_out).items():
+            if self._sent.get(name) == stamp:
+                continue
+            path = self._folder / name
+            try:
+                # A file that grows meanwhile is copied as it was at one moment.
+                store.put(name, path.read_bytes() if stamp[0] <= _IN_MEMORY else path)
+            except FileNotFoundError:
+                continue  # It was a file of a moment.
+            self._sent[name] = stamp
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._every):
+            self.sync()
+        self.sync()
+
+
+def restore_logs(folder: Path, store: S3Store) -> list[str]:
+    """Fetch the logs that the disk does not have, so that a run's curves go on where a dead machine left them.
+
+    Args:
+        folder: The run's.
+        store: The bucket's folder of logs.
+
+    Returns:
+        The names of what was fetched.
+
+    Raises:
+        StoreError: The bucket cannot be listed or read.
+    """
+    fetched = []
+    for entry in store.tree():
+        parts = PurePosixPath(entry.name).parts
+        if not parts or ".." in parts or entry.name.startswith("/") or any(part.startswith(".") for part in parts):
+            continue  # Whoever can write to the bucket must not reach beyond the run's folder.
+        path = folder.joinpath(*parts)
+        if not path.exists():
+            store.fetch(entry.name, path)
+            fetched.append(entry.name)
+    return fetched

@@ -1,0 +1,72 @@
+"""Putting checkpoints into a store, and taking them out, so that a death leaves each whole or plainly unfinished."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from recipes.checkpoints.find import load_manifest, survey
+from recipes.checkpoints.manifest import DamagedError, Manifest
+from recipes.checkpoints.store import Store, StoreError
+
+
+def publish(store: Store, manifest: Manifest, source: bytes | memoryview | Path) -> None:
+    """Put a checkpoint into a store: a note that it is begun, its data, its manifest, the note away.
+
+    Without the note, data without a manifest could not be told from a checkpoint whose manifest was lost.
+
+    Args:
+        store: Where to.
+        manifest: What describes it.
+        source: Its bytes, or the file that holds them.
+
+    Raises:
+        StoreError: The store failed; what is left behind does not count as a checkpoint.
+    """
+    stem, text = manifest.stem, manifest.to_json()
+    store.put(f"{stem}.json.tmp", text)
+    store.delete([f"{stem}.json"])
+    store.put(f"{stem}.pt", source)
+    store.put(f"{stem}.json", text)
+    store.delete([f"{stem}.json.tmp"])
+
+
+def prune(store: Store, keep: int, *, protect: Collection[str], ignore: Collection[str]) -> list[str]:
+    """Remove all but the newest `keep` complete checkpoints and the best by top-1, and leavings older than the newest.
+
+    Args:
+        store: Where.
+        keep: How many of the newest stay, at least one.
+        protect: Stems that stay whatever their age: the newest verified one, one being uploaded.
+        ignore: Stems known to be damaged: they neither count nor go.
+
+    Returns:
+        The stems that were removed.
+
+    Raises:
+        StoreError: The store failed; what was not removed is removed next time.
+    """
+    listing = survey(store)
+    manifests = []
+    for stem in listing.complete:
+        try:
+            if stem not in ignore:
+                manifests.append(load_manifest(store, stem))
+        except DamagedError:
+            continue
+    manifests.sort(key=lambda manifest: manifest.order)
+    if not manifests:
+        return []
+    best = max(manifests, key=lambda manifest: (-1.0 if manifest.top1 is None else manifest.top1, manifest.order))
+    stay = {manifest.stem for manifest in manifests[-keep:]} | {best.stem, *protect, *ignore}
+    dead = [manifest.stem for manifest in manifests if manifest.stem not in stay]
+    known = [manifest.stem for manifest in manifests]
+    newest = manifests[-1].stem
+    dead += [stem for stem in (*listing.begun, *listing.torn) if stem not in {*stay, *known} and stem < newest]
+    for stem in dead:
+        # The note first and the manifest before the data: a death in between leaves one plainly unfinished.
+        with suppress(StoreError):  # There may be no room even for the note; then the order alone must do.
+            store.put(f"{stem}.json.tmp", b"{}")
+        store.delete([f"{stem}.json", f"{stem}.pt", f"{stem}.json.tmp"])
+    return dead

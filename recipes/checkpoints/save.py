@@ -1,0 +1,212 @@
+"""When to take a checkpoint, and what goes into it."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist, reproducibility
+
+from recipes.checkpoints.interrupt import Interrupt, Interrupted
+from recipes.checkpoints.manifest import Position
+from recipes.checkpoints.mirror import Mirror
+from recipes.checkpoints.patience import seconds
+from recipes.checkpoints.safe import disallowed
+from recipes.checkpoints.world_size import fit_averages, without_wrapper
+from recipes.checkpoints.write import Snapshot, Writer
+
+log = logging.getLogger(__name__)
+
+
+_LAST_LOGS = 20.0
+"""Seconds that the last copy of the logs may take."""
+
+
+class Interval(NamedTuple):
+    """Time between two checkpoints: `value` epochs (`ep`), batches (`ba`) or seconds (`s`)."""
+
+    value: int
+    unit: str
+
+    @classmethod
+    def of(cls, text: str) -> Interval:
+        """Read `1ep`, `500ba`, `30s`, `10m` or `1h`."""
+        if text.endswith(("ep", "ba")):
+            return cls(int(text[:-2]), text[-2:])
+        return cls(int(seconds(text)), "s")
+
+
+class Checkpoints(Callback):
+    """Saves the run when it is due, at its end, and when it is interrupted; list it after all other callbacks.
+
+    The state is serialised to memory while training stands still; process 0 writes it in the background. Composer's own
+    CheckpointSaver is not its base, because EMA swaps the averaged weights in for that one: here `model` holds the
+    training weights, and EMA's state the average.
+
+    Args:
+        interval: `1ep`, `500ba`, `30s`, `10m`, `1h`.
+        writer: Writes snapshots; None on every process but the first.
+        mirror: Copies the logs to the bucket, if there is one; on the first process.
+        interrupt: Says whether the process was asked to stop.
+        top1: Reads the top-1 accuracy in [0, 1] of the evaluation that has just ended, if there is one.
+        disk_patience: Seconds that training waits for the disk before it drops a checkpoint.
+        upload_patience: Seconds that the end of a run waits for its last upload.
+    """
+
+    def __init__(
+        self,
+        *,
+        interval: str,
+        writer: Writer | None,
+        mirror: Mirror | None,
+        interrupt: Interrupt,
+        top1: Callable[[State], float | None],
+        disk_patience: float,
+        upload_patience: float,
+    ) -> None:
+        self._interval = Interval.of(interval)
+        self._writer = writer
+        self._mirror = mirror
+        self._interrupt = interrupt
+        self._top1 = top1
+        self._disk_patience = disk_patience
+        self._upload_patience = upload_patience
+        self._saved_at = time.monotonic()
+        self._evaluated_batch: int | None = None
+        self._held: Snapshot | None = None
+        self._checked = False
+        self._final: str | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Give EMA's averages, saved without DDP's prefix, the names that they have in this run."""
+        del logger
+        fit_averages(state)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """After each batch: stop if any process was asked to, save if it is time."""
+        del logger
+        stop, late = agree(state, [self._interrupt.requested, self._late()])
+        batch = int(state.timestamp.batch)
+        due = late or (self._interval.unit == "ba" and batch % self._interval.value == 0)
+        # An evaluation may follow and take minutes: keep the state from before it, to save if interrupted in it.
+        hold = bool(state.evaluators) and _is_last_of_epoch(state)
+        self._held = self._snapshot(state) if stop or due or hold else None
+        if stop:
+            self._stop(state)
+        if due:
+            self._save(self._held)
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        """After each batch of an evaluation within `fit`: stop with the state from before it."""
+        del logger
+        # The flag of a moment is the same on all processes: `_held` is set and cleared in step.
+        if self._held is not None and agree(state, [self._interrupt.requested])[0]:
+            self._stop(state)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        """The metrics are those of these weights until the next batch."""
+        del logger
+        self._evaluated_batch = int(state.timestamp.batch)
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """After each epoch and its evaluation: save if it is time, or the end."""
+        del logger
+        self._held = None
+        finished = state.max_duration is not None and state.timestamp >= state.max_duration
+        due = self._interval.unit == "ep" and int(state.timestamp.epoch) % self._interval.value == 0
+        if due or finished:
+            snapshot = self._snapshot(state, finished=finished)
+            self._final = snapshot.stem if finished else None
+            self._save(snapshot)
+
+    def finish(self) -> bool:
+        """After `fit`: wait until the last state is written and uploaded.
+
+        Returns:
+            Whether it is where it belongs; the same on all processes.
+        """
+        done = [True]
+        if self._writer is not None and self._final is not None:
+            self._writer.wait(self._disk_patience)
+            done = [self._writer.deliver(self._final, self._upload_patience)]
+            if not done[0]:
+                log.error("the run is finished, but its last state %s is not where it belongs", self._final)
+        dist.broadcast_object_list(done, src=0)
+        return done[0]
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Let a write that has begun end, also when training failed, and copy the last logs."""
+        del state, logger
+        if self._writer is not None:
+            self._writer.wait(self._disk_patience)
+        if self._mirror is not None:
+            self._mirror.close(min(_LAST_LOGS, self._interrupt.seconds_left()))
+
+    def _late(self) -> bool:
+        return (
+            self._interval.unit == "s"
+            and dist.get_global_rank() == 0
+            and time.monotonic() - self._saved_at >= self._interval.value
+        )
+
+    def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
+        """The run's state; every process takes part, and only the first one's holds bytes."""
+        content = {"state": without_wrapper(state.state_dict()), "rng": reproducibility.get_rng_state()}
+        payload = b""
+        if self._writer is not None:
+            payload = serialise(content)
+            if not self._checked:
+                self._check(payload)
+        time_ = state.timestamp
+        position = Position(int(time_.epoch), int(time_.batch_in_epoch), int(time_.batch), int(time_.sample))
+        evaluated = self._evaluated_batch == position.batch
+        return Snapshot(payload, position, dist.get_world_size(), self._top1(state) if evaluated else None, finished)
+
+    def _check(self, payload: bytes | memoryview) -> None:
+        self._checked = True
+        if strange := disallowed(payload):
+            log.error(
+                "checkpoints hold %s and could not be loaded safely again; please report this", ", ".join(strange)
+            )
+
+    def _save(self, snapshot: Snapshot) -> None:
+        self._saved_at = time.monotonic()
+        if self._writer is not None:
+            self._writer.put(snapshot, self._disk_patience)
+
+    def _stop(self, state: State) -> None:
+        """Save the held snapshot on process 0, tell the others how that went, and raise on all."""
+        outcome: list[Any] = [None]
+        if self._writer is not None:
+            stem = self._held.stem
+            self._save(self._held)
+            self._writer.wait(self._interrupt.seconds_left())
+            saved, words = self._writer.leave(stem, self._interrupt.seconds_left())
+            outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}")]
+        dist.broadcast_object_list(outcome, src=0)
+        raise Interrupted(*outcome[0])
+
+
+def serialise(content: dict[str, Any]) -> memoryview:
+    """The bytes that `torch.save` writes, in memory: a full disk then shows as an OSError of a plain write."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getbuffer()
+
+
+def agree(state: State, flags: Sequence[bool]) -> list[bool]:
+    """Each flag, true on all processes if it is on any."""
+    if dist.get_world_size() == 1:
+        return list(flags)
+    tensor = state.device.tensor_to_device(torch.tensor(flags, dtype=torch.uint8))
+    dist.all_reduce(tensor, reduce_operation="MAX")
+    return [bool(flag) for flag in tensor.tolist()]
+
+
+def _is_last_of_epoch(state: State) -> bool:
+    return int(state.timestamp.batch_in_epoch) >= len(state.dataloader)

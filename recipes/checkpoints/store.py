@@ -1,0 +1,152 @@
+"""Where checkpoints lie: one small interface, and the local folder behind it (s3.py has the bucket)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked; the text is for people and holds no credentials.
+
+    Args:
+        message: What happened, and where.
+        mistake: Waiting will not help: the bucket is missing, the credentials are wrong or lack a permission.
+    """
+
+    def __init__(self, message: str, *, mistake: bool = False) -> None:
+        super().__init__(message)
+        self.mistake = mistake
+
+
+class Entry(NamedTuple):
+    """A file in a store; `size` in bytes."""
+
+    name: str
+    size: int
+
+
+class Store(Protocol):
+    """A flat set of named files. `put` is atomic: a name shows either the whole file or nothing.
+
+    Every method raises `StoreError`; `read` and `fetch` raise `FileNotFoundError` for a name that is not there, and
+    `delete` is silent about one.
+    """
+
+    location: str
+
+    def entries(self) -> list[Entry]:
+        """All files."""
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes."""
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to `path`, through a temporary name."""
+
+    def put(self, name: str, source: bytes | Path) -> None:
+        """Write a file from memory or from a local file."""
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files."""
+
+
+class LocalStore:
+    """A folder, made when something is first put into it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.location = str(folder)
+
+    def path(self, name: str) -> Path:
+        """Where the file of this name is or would be."""
+        return self.folder / name
+
+    def entries(self) -> list[Entry]:
+        """The folder's files, without those that are still being written; none if there is no folder."""
+        try:
+            with os.scandir(self.folder) as found:
+                return sorted(
+                    Entry(item.name, item.stat().st_size)
+                    for item in found
+                    if item.is_file() and not item.name.startswith(".")
+                )
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise _failed(self.folder, error) from None
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes."""
+        try:
+            return self.path(name).read_bytes()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed(self.path(name), error) from None
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Copy a file to `path`."""
+        partial = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self.path(name), partial)
+            partial.replace(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed(self.path(name), error) from None
+
+    def put(self, name: str, source: bytes | Path) -> None:
+        """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or not there."""
+        partial = self.path(f".{name}.part")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with partial.open("wb") as file:
+                    if isinstance(source, Path):
+                        with source.open("rb") as original:
+                            shutil.copyfileobj(original, file, 4 * 2**20)
+                    else:
+                        file.write(source)
+                    file.flush()
+                    os.fsync(file.fileno())
+                partial.replace(self.path(name))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    partial.unlink(missing_ok=True)
+                raise
+            sync_folder(self.folder)
+        except OSError as error:
+            raise _failed(self.path(name), error) from None
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files."""
+        for name in names:
+            try:
+                self.path(name).unlink(missing_ok=True)
+            except OSError as error:
+                raise _failed(self.path(name), error) from None
+
+    def sweep(self) -> None:
+        """Remove what writers that died left half written; call it when no writer is alive."""
+        with contextlib.suppress(OSError):
+            for left in self.folder.glob(".*.part"):
+                left.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _failed(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"{path}: {error.strerror or error}")

@@ -1,0 +1,4 @@
+import shutil
+
+import pytest
+from conftest_checkpoints import damage, identity
