@@ -1,0 +1,29 @@
+"""Train: `composer entrypoint.py yamls/p3.yaml [key.path=value ...]`, or `python entrypoint.py ...` for one process."""
+
+from __future__ import annotations
+
+import sys
+
+from recipes.cli import list_configs, parse, run_command
+from recipes.load import load_config
+from recipes.resolved import resolved
+
+
+def main() -> int:
+    """Read the command line, and train as it says; the exit status."""
+    arguments = parse(sys.argv[1:], "Train an image classifier as a YAML file says, or go on where it was interrupted.")
+    if arguments.list_configs:
+        print(list_configs())
+        return 0
+    config = load_config(arguments.path, arguments.overrides)
+    if arguments.show:
+        print(resolved(config), end="")
+        return 0
+    # Only now: importing torch and Composer takes seconds, and the answers above need neither.
+    from recipes.run import run
+
+    return run(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,175 @@
+"""A whole run: what is checked before it, where it goes on, the training, and what it leaves."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from composer import State, Trainer
+from composer.algorithms import EMA
+from composer.utils import dist, get_device
+
+from data.imagefolder import open_split_pair
+from data.sampler import PositionSampler
+from data.source import Source, subset
+from recipes.checkpoints.build import build_checkpoints
+from recipes.checkpoints.find import Identity
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
+from recipes.checkpoints.places import Places
+from recipes.checkpoints.resume import Resume, find_resume
+from recipes.checkpoints.save import Checkpoints, Interval
+from recipes.checkpoints.spot import SpotNotices
+from recipes.config import RunConfig
+from recipes.preflight import require_ready
+from recipes.resolved import config_digest, resolved
+from recipes.stages import epoch_plan
+from recipes.trainer import build_trainer, device_name
+from recipes.watch.build import Watchers, build_watchers
+from recipes.watch.files import replace_file
+
+log = logging.getLogger(__name__)
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Everything that a run leaves is in here."""
+    return Path(config.runs_folder) / config.run_name
+
+
+def start_processes(config: RunConfig) -> None:
+    """Join the other processes of the run, and share a CPU's cores with those on this machine."""
+    if dist.get_world_size() == 1:
+        return
+    device = device_name(config.device)
+    if device == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
+    dist.initialize_dist(get_device(device), timeout=300.0)
+
+
+def open_data(config: RunConfig) -> tuple[Source, Source]:
+    """The training and the evaluation images.
+
+    Raises:
+        DataError: They cannot be used as they are.
+    """
+    train, val = open_split_pair(Path(config.data.path))
+    if config.data.train_samples is not None:
+        train = subset(train, config.data.train_samples, config.seed)
+    return train, val
+
+
+def final_weights(state: State) -> dict[str, torch.Tensor]:
+    """The weights that a finished run stands for: EMA's average where it is on, else the trained ones."""
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
+            algorithm.get_ema_model(state.model)
+    return state.get_model_state_dict()
+
+
+def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
+    """Train to the end; the exit status.
+
+    Raises:
+        Interrupted: The process was asked to stop.
+    """
+    trainer.fit()
+    saved = checkpoints.finish()
+    digest = watchers.summary.finish(final_weights(trainer.state))
+    log.info("finished: weights_sha256 %s", digest)
+    return 0 if saved else EXIT_NOT_UPLOADED
+
+
+def run(config: RunConfig) -> int:
+    """Train, or go on training, as a config says.
+
+    Returns:
+        The exit status: 0 finished, 75 interrupted with the state saved, 1 anything else.
+
+    Raises:
+        InputError: The config or the data cannot be used; nothing was trained.
+        DataError: Likewise.
+    """
+    start_processes(config)
+    require_ready(config, dist.get_world_size())
+    train, val = open_data(config)
+    plan = epoch_plan(config, dist.get_world_size())
+    sampler = PositionSampler(len(train), plan, config.seed, dist.get_global_rank(), dist.get_world_size())
+    algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(config.epochs)), config.epochs)
+    folder, identity = run_folder(config), Identity.of(config, dist.get_world_size())
+    saving = config.checkpoints
+    places = Places.of(saving.folder.format(runs_folder=config.runs_folder, run_name=config.run_name), folder)
+    patience = Interval.of(saving.patience).value
+    resume = find_resume(
+        places=places,
+        identity=identity,
+        algorithms=algorithms,
+        autoresume=config.autoresume,
+        resume=config.resume,
+        restart=saving.restart,
+        patience=patience,
+    )
+    if resume.finished:
+        say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
+        return 0
+    watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume)
+    interrupt = Interrupt()
+    checkpoints = build_checkpoints(
+        places=places,
+        interval=saving.interval,
+        keep=saving.keep,
+        keep_remote=saving.keep_remote,
+        patience=patience,
+        identity=identity,
+        resume=resume,
+        interrupt=interrupt,
+        top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),
+    )
+    trainer = build_trainer(
+        config,
+        train=train,
+        val=val,
+        sampler=sampler,
+        algorithms=algorithms,
+        callbacks=[*watchers.callbacks, checkpoints],
+        loggers=watchers.loggers,
+        load_path=resume.load_path,
+    )
+    interrupt.install()
+    if saving.metadata is not None:
+        SpotNotices(saving.metadata, interrupt).start()
+    try:
+        return fit(trainer, checkpoints, watchers)
+    except Interrupted as stop:
+        say(str(stop))
+        return stop.status
+    finally:
+        trainer.close()
+
+
+def watch(config: RunConfig, folder: Path, plan: Sequence[tuple[int, int]], resume: Resume) -> Watchers:
+    """What shows and records the run; `config.yaml` is there from the start."""
+    if dist.get_global_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "config.yaml", [resolved(config).encode()])
+    return build_watchers(
+        run_folder=folder,
+        run_name=config.run_name,
+        plan=plan,
+        mean=config.data.mean,
+        std=config.data.std,
+        max_bad_fraction=config.data.max_bad_fraction,
+        config_digest=config_digest(config, dist.get_world_size()),
+        eval_sizes=config.eval.sizes,
+        resumed_from=[resume.resumed_from] if resume.resumed_from else [],
+        stream=sys.stdout,
+        **config.loggers.model_dump(),
+    )
+
+
+def say(line: str) -> None:
+    """Tell the user, once."""
+    if dist.get_global_rank() == 0:
+        print(line, flush=True)

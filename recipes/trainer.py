@@ -1,0 +1,198 @@
+"""From a config and its data to Composer's Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State, Trainer
+from composer.loggers import LoggerDestination
+from composer.utils import dist, reproducibility
+
+from data.augment import Augment
+from data.loader import eval_loader, train_loader
+from data.normalise import Normalise
+from data.sampler import EpochPlan, PositionSampler
+from data.source import Source
+from recipes.config import RunConfig, SchedulerConfig, at_size
+from recipes.model import build_classifier, checkpoint_activations
+from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
+from recipes.position import PositionSeed
+from recipes.schedule import Rate, constant, cosine, one_cycle
+from recipes.stages import peak_lr
+
+
+def device_name(device: str) -> str:
+    """Composer's name of the device: `auto` is the GPU, else Apple's, else the CPU."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "gpu"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
+    """The schedule as a function of (step, total steps).
+
+    Args:
+        scheduler: The schedule's name and numbers.
+        lr: Its highest learning rate.
+    """
+    function = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}[scheduler.name]
+    return partial(function, lr=lr, **scheduler.model_dump(exclude={"name"}))
+
+
+class Microbatches(Callback):
+    """Accumulates gradients over portions whose size depends on the image size.
+
+    Args:
+        images: Images per device and forward pass at an image size in pixels.
+    """
+
+    def __init__(self, images: Callable[[int], int]) -> None:
+        self.images = images
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """The batch's size is known, and it is not split yet."""
+        del logger
+        state.device_train_microbatch_size = self.images(state.batch[0].shape[-1])
+
+
+def evaluate_every(interval: int) -> Callable[[State, Event], bool]:
+    """Evaluate at the end of every `interval`-th epoch and of the last."""
+
+    def due(state: State, event: Event) -> bool:
+        last = state.max_duration is not None and state.timestamp >= state.max_duration
+        return event == Event.EPOCH_END and (int(state.timestamp.epoch) % interval == 0 or last)
+
+    return due
+
+
+def split(batch: tuple[torch.Tensor, torch.Tensor], images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A batch in portions of at most so many images; Composer's own warns where one portion is the whole."""
+    return list(zip(batch[0].split(images), batch[1].split(images), strict=True))
+
+
+def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Evaluator]:
+    """One evaluator per size of `eval.sizes`, labelled `eval_SIZE`."""
+    normalise = Normalise(config.data.mean, config.data.std)
+    evaluators = []
+    for size in config.eval.sizes:
+        loader = eval_loader(
+            source,
+            size=size,
+            crop_ratio=config.eval.crop_ratio,
+            device_batch_size=at_size(config.eval.device_batch_size, size),
+            rank=dist.get_global_rank(),
+            world_size=dist.get_world_size(),
+            workers=config.data.workers,
+            prefetch_factor=config.data.prefetch_factor,
+            pin_memory=device == "gpu",
+        )
+        evaluators.append(
+            Evaluator(
+                label=f"eval_{size}",
+                dataloader=DataSpec(loader, microbatch_transforms=normalise, split_batch=split),
+                eval_interval=evaluate_every(config.eval.interval),
+                device_eval_microbatch_size=at_size(config.eval.device_batch_size, size),
+            )
+        )
+    return evaluators
+
+
+def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler, device: str) -> DataSpec:
+    """The training loader, with the normalisation that runs on the device."""
+    loader = train_loader(
+        source,
+        sampler,
+        augment=Augment.of(config.data.mean, config.data.std, **config.data.augment.model_dump()),
+        image_transforms=config.algorithms.image_transforms(),
+        eval_crop_ratio=config.eval.crop_ratio,
+        seed=config.seed,
+        workers=config.data.workers,
+        prefetch_factor=config.data.prefetch_factor,
+        pin_memory=device == "gpu",
+    )
+    return DataSpec(loader, microbatch_transforms=Normalise(config.data.mean, config.data.std), split_batch=split)
+
+
+def build_callbacks(config: RunConfig, plan: Sequence[EpochPlan], batches: Sequence[int]) -> list[Callback]:
+    """What the recipe itself needs at each step: seeds, rates, portions."""
+    callbacks: list[Callback] = [
+        PositionSeed(config.seed),
+        Schedule(rate_function(config.scheduler, peak_lr(config, plan)), batches),
+    ]
+    if not config.optimizer.decay_norm_and_bias:
+        callbacks.append(ExemptNormsAndBiases())
+    if config.device_microbatch_size is not None:
+        callbacks.append(Microbatches(partial(at_size, config.device_microbatch_size)))
+    return callbacks
+
+
+def build_trainer(
+    config: RunConfig,
+    *,
+    train: Source,
+    val: Source,
+    sampler: PositionSampler,
+    algorithms: Sequence[Algorithm],
+    callbacks: Sequence[Callback],
+    loggers: Sequence[LoggerDestination],
+    load_path: str | None,
+) -> Trainer:
+    """A Trainer at the position from which `fit()` goes on.
+
+    Args:
+        config: The run.
+        train: Training images.
+        val: Evaluation images.
+        sampler: This process's batches.
+        algorithms: The techniques, in order.
+        callbacks: What watches the run and saves it; the recipe's own come before them.
+        loggers: Where the figures go.
+        load_path: A verified local checkpoint of this run; None starts from zero.
+
+    Raises:
+        InputError: The config names what does not exist, such as a model.
+    """
+    device, plan = device_name(config.device), sampler.plan
+    batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
+    reproducibility.seed_all(config.seed)
+    model = build_classifier(
+        config.model.name,
+        config.model.num_classes or len(train.classes),
+        zero_init_residual=config.model.zero_init_residual,
+        loss=config.loss.name,
+        sync_batchnorm=config.model.sync_batchnorm and dist.get_world_size() > 1,
+        device_type="cuda" if device == "gpu" else device,
+    )
+    settings = config.optimizer.model_dump(include={"name", "momentum", "nesterov", "weight_decay"})
+    trainer = Trainer(
+        model=model,
+        train_dataloader=build_train_data(config, train, sampler, device),
+        eval_dataloader=build_evaluators(config, val, device),
+        optimizers=build_optimizer(model.parameters(), lr=peak_lr(config, plan), **settings),
+        max_duration=config.max_duration,
+        algorithms=list(algorithms),
+        callbacks=[*build_callbacks(config, plan, batches), *callbacks],
+        loggers=list(loggers),
+        device=device,
+        precision=config.precision,
+        device_train_microbatch_size=max(entry.global_batch_size for entry in plan),
+        seed=config.seed,
+        run_name=config.run_name,
+        deterministic_mode=config.deterministic,
+        compile_config={} if config.compile else None,
+        load_path=load_path,
+        spin_dataloaders=False,
+        progress_bar=False,
+        auto_log_hparams=False,
+        python_log_level=None,
+    )
+    if config.model.activation_checkpointing:
+        # After the surgery of BlurPool and its like, which may put other blocks in a block's place.
+        checkpoint_activations(trainer.state.model)
+    position = trainer.state.timestamp
+    sampler.start_at(int(position.epoch), int(position.batch_in_epoch))
+    return trainer

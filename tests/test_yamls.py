@@ -1,0 +1,54 @@
+"""Every YAML that we ship trains, can be interrupted in the middle of an epoch, and ends with the same weights."""
+
+import shutil
+
+import pytest
+from conftest import ROOT
+
+from recipes.load import load_config
+
+YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+
+
+def small(path):
+    """Overrides that keep what a YAML says, and make images, batches and duration tiny."""
+    algorithms = load_config(path).algorithms
+    overrides = [
+        "device=cpu",
+        "precision=fp32",
+        "max_duration=3ep",
+        "global_batch_size=null",
+        "device_batch_size=8",
+        "device_microbatch_size=null",
+        "data.train_size=32",
+        "data.workers=0",
+        "eval.sizes=[32]",
+        "eval.device_batch_size=8",
+        "checkpoints.interval=5ba",
+        "checkpoints.keep=100",
+        "loggers.progress_bar=false",
+    ]
+    return overrides + (["algorithms.fixres.size=40"] if algorithms.fixres else [])
+
+
+def test_there_are_yamls_to_test():
+    assert {path.stem for path in YAMLS} >= {"demo", "local", "g5", "p3", "medium", "mosaic-medium"}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT / "yamls")))
+def test_a_yaml_trains_saves_resumes_and_ends_with_the_same_weights(path, train, tmp_path):
+    status, whole = train(path, *small(path), "run_name=whole")
+    assert (status, whole["finished"], whole["batches"], whole["samples"]) == (0, True, 9, 72)
+    part = tmp_path / "part"
+    shutil.copytree(tmp_path / "whole", part)
+    kept = part / "checkpoints" / "ep001-ba000005.pt"
+    assert kept.exists()
+    for file in (part / "checkpoints").iterdir():
+        if file.stem != kept.stem:
+            file.unlink()
+    shutil.rmtree(part / "tensorboard", ignore_errors=True)
+    status, resumed = train(path, *small(path), "run_name=part", f"resume={kept}")
+    assert status == 0
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["eval_by_size"] == whole["eval_by_size"]
+    assert kept.stem in resumed["resumed_from"][0]
