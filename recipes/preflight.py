@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from composer.algorithms.blurpool import apply_blurpool
@@ -14,8 +15,8 @@ from composer.algorithms.squeeze_excite import apply_squeeze_excite
 from torch import nn
 
 from data.errors import DataError
-from data.imagefolder import ImageFolder, open_split_pair
 from data.sampler import EpochPlan, EvalSampler, PositionSampler
+from data.source import Source
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
 from recipes.memory import Load, Setting, check_memory
@@ -23,40 +24,40 @@ from recipes.model import build_network
 from recipes.stages import epoch_plan, image_size
 from recipes.trainer import device_name
 
+Data = tuple[Source, Source]
+Made = TypeVar("Made")
 
-def require_ready(config: RunConfig, world_size: int) -> None:
+
+def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], Data]) -> Data:
     """Refuse a run that cannot work here.
-
-    Raises:
-        InputError: Everything that is wrong, one line each.
-    """
-    lines = preflight(config, world_size)
-    if lines:
-        raise InputError(*lines)
-
-
-def preflight(config: RunConfig, world_size: int) -> list[str]:
-    """Everything that would stop this run on this machine, one line each, named by its key or path.
 
     Args:
         config: The run.
         world_size: Its processes, on all machines.
+        open_data: Opens the training and the evaluation images.
+
+    Returns:
+        What `open_data` returned, so that a million files are listed once.
+
+    Raises:
+        InputError: Everything that is wrong, one line each, named by its key or path.
     """
     lines = [*_device(config), *_batches(config, world_size), *_packages(config), *_folders(config)]
-    lines += _algorithms(config)
-    sets = _collect(lines, lambda: open_split_pair(Path(config.data.path)))
+    data = _collect(lines, open_data)
     if not any(line.startswith("global_batch_size") for line in lines):
         plan = epoch_plan(config, world_size)
-        if sets is not None:
-            lines += _samples(config, world_size, plan, *sets)
-        classes = config.model.num_classes or (len(sets[0].classes) if sets is not None else 1000)
+        if data is not None:
+            lines += _samples(config, world_size, plan, *data)
+        classes = config.model.num_classes or (len(data[0].classes) if data is not None else 1000)
         network = _collect(lines, lambda: planned_network(config, classes))
         if network is not None:
             lines += _network(config, network, world_size, plan)
-    return lines
+    if lines or data is None:
+        raise InputError(*lines)
+    return data
 
 
-def _collect(lines: list[str], make: Callable[[], object]) -> object | None:
+def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
     """What is made, or None and the errors among the lines."""
     try:
         return make()
@@ -117,15 +118,6 @@ def _packages(config: RunConfig) -> Iterator[str]:
             yield f"loggers.{name}: the package is not installed; pip install {name}, or set loggers.{name}=off"
 
 
-def _algorithms(config: RunConfig) -> list[str]:
-    """Composer takes the values: some it checks only when an algorithm is made."""
-    try:
-        config.algorithms.build(100 * config.epochs, config.epochs)
-    except ValueError as error:
-        return str(error).splitlines()
-    return []
-
-
 def _folders(config: RunConfig) -> Iterator[str]:
     """The run can write where it wants to."""
     names = {"runs_folder": config.runs_folder, "run_name": config.run_name}
@@ -141,23 +133,18 @@ def _folders(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {folder} cannot be written: {nearest.resolve()}: {error.strerror or error}"
 
 
-def _samples(
-    config: RunConfig, world_size: int, plan: tuple[EpochPlan, ...], train: ImageFolder, val: ImageFolder
-) -> list[str]:
-    """There are outputs for all classes and images for all processes."""
+def _samples(config: RunConfig, world_size: int, plan: tuple[EpochPlan, ...], train: Source, val: Source) -> list[str]:
+    """There are outputs for all classes, and images for all processes."""
     lines = []
     if config.model.num_classes is not None and len(train.classes) > config.model.num_classes:
         lines.append(
-            f"model.num_classes: {config.model.num_classes}, but {train.path} has {len(train.classes)} class folders; "
+            f"model.num_classes: {config.model.num_classes}, but {config.data.path} has {len(train.classes)} classes; "
             f"allowed: at least {len(train.classes)}, or null"
         )
-    samples = config.data.train_samples or len(train)
-    if samples > len(train):
-        lines.append(f"data.train_samples: {samples}, but {train.path} has {len(train)} images; allowed: at most those")
-    _collect(lines, lambda: PositionSampler(min(samples, len(train)), plan, config.seed, 0, world_size))
-    for size in config.eval.sizes[:1]:
-        batch = at_size(config.eval.device_batch_size, size)
-        _collect(lines, lambda size=size, batch=batch: EvalSampler(len(val), size, batch, 0, world_size))
+    _collect(lines, lambda: PositionSampler(len(train), plan, config.seed, 0, world_size))
+    size = config.eval.sizes[0]
+    batch = at_size(config.eval.device_batch_size, size)
+    _collect(lines, lambda: EvalSampler(len(val), size, batch, 0, world_size))
     return lines
 
 

@@ -13,6 +13,7 @@ from composer import State, Trainer
 from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
+from data.errors import DataError
 from data.imagefolder import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
@@ -57,7 +58,10 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
     """
     train, val = open_split_pair(Path(config.data.path))
     if config.data.train_samples is not None:
-        train = subset(train, config.data.train_samples, config.seed)
+        try:
+            train = subset(train, config.data.train_samples, config.seed)
+        except DataError as error:
+            raise DataError(f"data.train_samples: {error}") from error
     return train, val
 
 
@@ -93,8 +97,7 @@ def run(config: RunConfig) -> int:
         DataError: Likewise.
     """
     start_processes(config)
-    require_ready(config, dist.get_world_size())
-    train, val = open_data(config)
+    train, val = require_ready(config, dist.get_world_size(), lambda: open_data(config))
     plan = epoch_plan(config, dist.get_world_size())
     sampler = PositionSampler(len(train), plan, config.seed, dist.get_global_rank(), dist.get_world_size())
     algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(config.epochs)), config.epochs)

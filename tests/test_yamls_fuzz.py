@@ -19,8 +19,8 @@ YAMLS = sorted((Path(__file__).resolve().parents[1] / "yamls").rglob("*.yaml"))
 MUTANTS = int(os.environ.get("FUZZ_MUTANTS", "300"))
 KEYS = [".".join(path) for path in paths(RunConfig)]
 PLAIN = "null ~ on off yes no true 0 -1 1 3 1e-3 1e999 .nan -.inf 017 0x10 1_0 1:30 2024-01-01 90ep 5ba 0.1dur fp32 gpu"
-ODD = "{} [] [1] [32,40] {a:1} {128:3} {x:{y:z}} '' '3' \"\\0\" ! & * *x &x !!int !!binary % @ ` | > - ? : , # [ ] { } {<<:3}"
-MORE = "resnet50 constant one_cycle é \ufeff \u2028 \U0001f600 999999999999999999999999 -0.0 1.0 ../x / s3://a"
+ODD = "{} [] [1] [32,40] {a:1} {128:3} {x:{y:z}} '' '3' \"\\0\" ! & * *x &x !!int !!binary % @ ` | > - ? : , # [ ] { }"
+MORE = "{<<:3} resnet50 constant one_cycle é \ufeff \u2028 \U0001f600 999999999999999999999999 -0.0 1.0 ../x / s3://a"
 VALUES = [word for words in (PLAIN, ODD, MORE) for word in words.split(" ")]
 LINE = re.compile(
     r"(?P<place>[^:\n]*\.yaml(:\d+)?|'.*' on the command line|\".*\" on the command line): (?P<rest>.+)", re.DOTALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -70,8 +71,9 @@ class Manifest(BaseModel):
         return (self.batch, self.epoch)
 
     def to_json(self) -> bytes:
-        """The manifest as it is stored."""
-        return (self.model_dump_json(indent=1) + "\n").encode()
+        """The manifest as it is stored, with a checksum of its own: a flipped bit must not make it another run's."""
+        content = self.model_dump(mode="json")
+        return (json.dumps({"manifest": content, "sha256": _checksum(content)}, indent=1) + "\n").encode()
 
     def describe(self) -> str:
         """Where in the run it was taken, for people."""
@@ -95,16 +97,23 @@ def parse(text: bytes, stem: str) -> Manifest:
         DamagedError: It is not JSON, not a manifest of this format, or another checkpoint's.
     """
     try:
-        manifest = Manifest.model_validate_json(text)
+        stored = json.loads(text)
+        if _checksum(stored["manifest"]) != stored["sha256"]:
+            raise DamagedError("its manifest's SHA-256 is not the one in it")
+        manifest = Manifest.model_validate(stored["manifest"])
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DamagedError(f"its manifest is unreadable: {where + ': ' if where else ''}{first['msg']}") from None
-    except (ValueError, RecursionError):
+        raise DamagedError(f"its manifest is unreadable: {where}: {first['msg']}") from None
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DamagedError("its manifest is unreadable") from None
     if manifest.stem != stem or manifest.files[0].name != f"{stem}.pt":
         raise DamagedError(f"its manifest is that of {manifest.stem}")
     return manifest
+
+
+def _checksum(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

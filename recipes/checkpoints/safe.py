@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import io
 import os
@@ -67,7 +68,7 @@ def check_file(path: Path, algorithms: Sequence[tuple[str, str]]) -> None:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises about ten kinds, from RuntimeError to KeyError
-        raise DamagedError(f"cannot be loaded as data: {str(error).strip().splitlines()[0:1] or type(error)}") from None
+        raise DamagedError(_refusal(path, error)) from None
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
         raise DamagedError("is not a training state")
@@ -75,6 +76,15 @@ def check_file(path: Path, algorithms: Sequence[tuple[str, str]]) -> None:
     if theirs != list(algorithms):
         strange = [item for item in theirs if item not in algorithms] or theirs
         raise DamagedError(f"its algorithms are not this run's: {strange[:3]!r:.300}")
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why a file cannot be loaded as data, without torch's advice to load it as code."""
+    with contextlib.suppress(Exception):
+        if strange := sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path)):
+            return f"holds more than data: {', '.join(strange)[:300]}"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"cannot be loaded as data ({type(error).__name__ if first.startswith('Weights only') else first[:200]})"
 
 
 def _named(algorithms: Any) -> list[tuple[str, str]]:

@@ -78,7 +78,7 @@ class TrainingImages(Callback):
         if dist.get_global_rank() != 0:
             return
         grid = picture_grid(images[:LIMIT], self.mean, self.std)
-        logger.log_images(grid, IMAGES_NAME, channels_last=True, step=self._batch)
+        logger.log_images(grid, IMAGES_NAME, channels_last=True, step=self._batch, use_table=False)
         path = self.folder / f"ep{int(state.timestamp.epoch):03d}-{size}px.png"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

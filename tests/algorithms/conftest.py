@@ -1,142 +1,17 @@
-"""A run of seconds through Composer's real Trainer: 15 steps of a small network on 40 random images."""
+"""Fixtures around `tiny_run.py`."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from composer import Callback, Evaluator, Trainer
 from composer.core import Precision, State
 from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
-from composer.utils import dist
+from tiny_run import BATCH, CLASSES, Run, assert_equal, bottlenecks, convnet
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from torchvision.models.resnet import Bottleneck
-
-from algorithms.config import AlgorithmsConfig
-
-CLASSES, IMAGES, BATCH, EPOCHS = 4, 40, 8, 3
-BATCHES_PER_EPOCH = IMAGES // BATCH
-
-
-def convnet() -> nn.Sequential:
-    """Two strided convolutions with BatchNorm, a pooling layer, dropout and a classifier."""
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 16, 3, stride=2, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Dropout(0.1),
-        nn.Linear(16, CLASSES),
-    )
-
-
-def bottlenecks() -> nn.Sequential:
-    """Three of torchvision's bottleneck blocks between a convolution and a classifier."""
-    shortcut = nn.Sequential(nn.Conv2d(16, 32, 1, stride=2, bias=False), nn.BatchNorm2d(32))
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        Bottleneck(16, 4),
-        Bottleneck(16, 8, stride=2, downsample=shortcut),
-        Bottleneck(32, 8),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, CLASSES),
-    )
-
-
-class SeedByPosition(Callback):
-    """Makes the draws of Composer's algorithms a function of the batch, as the recipe's trainer does."""
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        seed = 1000 + state.timestamp.batch.value
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-
-
-class SaveAt(Callback):
-    """Saves a checkpoint after a batch, and the run goes on."""
-
-    def __init__(self, batch: int, path: Path) -> None:
-        self.batch, self.path = batch, path
-        self.trainer: Trainer | None = None
-
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value == self.batch:
-            self.trainer.save_checkpoint(str(self.path))
-
-
-def images() -> TensorDataset:
-    generator = torch.Generator().manual_seed(1)
-    pictures = torch.randn(IMAGES, 3, 16, 16, generator=generator)
-    return TensorDataset(pictures, torch.randint(0, CLASSES, (IMAGES,), generator=generator))
-
-
-def loader() -> DataLoader:
-    """The images in order, shared evenly by the processes."""
-    data, processes = images(), dist.get_world_size()
-    return DataLoader(data, BATCH // processes, sampler=dist.get_sampler(data, shuffle=False))
-
-
-class Run:
-    """A Trainer that is closed at the end of the test."""
-
-    def __init__(
-        self,
-        techniques: list | dict[str, Any],
-        *,
-        network: Callable[[], nn.Module] = convnet,
-        epochs: int = EPOCHS,
-        load: Path | None = None,
-        save: tuple[int, Path] | None = None,
-        callbacks: tuple[Callback, ...] = (),
-        microbatch: int = BATCH,
-        evaluate: bool = False,
-        momentum: float = 0.9,
-    ) -> None:
-        if isinstance(techniques, dict):
-            config = AlgorithmsConfig.model_validate(techniques)
-            techniques = config.build(epochs * BATCHES_PER_EPOCH, epochs)
-        torch.manual_seed(0)
-        model = ComposerClassifier(network(), num_classes=CLASSES)
-        saver = [SaveAt(*save)] if save else []
-        self.trainer = Trainer(
-            model=model,
-            train_dataloader=loader(),
-            eval_dataloader=Evaluator(label="eval", dataloader=loader()) if evaluate else None,
-            max_duration=f"{epochs}ep",
-            optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-3),
-            algorithms=techniques,
-            callbacks=[SeedByPosition(), *callbacks, *saver],
-            device_train_microbatch_size=microbatch,
-            load_path=str(load) if load else None,
-            device="cpu",
-            seed=3,
-            progress_bar=False,
-        )
-        for callback in saver:
-            callback.trainer = self.trainer
-
-    def fit(self) -> dict[str, torch.Tensor]:
-        """Train, and return the final weights."""
-        self.trainer.fit()
-        return self.weights()
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.trainer.state.model.state_dict().items()}
 
 
 @pytest.fixture
@@ -150,12 +25,6 @@ def run() -> Any:
     yield make
     for item in made:
         item.trainer.close()
-
-
-def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
-    assert left.keys() == right.keys()
-    assert [name for name in left if not torch.equal(left[name], right[name])] == []
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from composer import Callback
 from composer.utils import dist
-from conftest import Run
+from tiny_run import Run, bottlenecks, convnet
 
-OUT = Path(sys.argv[1])
 AVERAGED = {
     "fixres": {"start": 0.34, "train": "classifier"},
     "mixup": {"alpha": 0.4},
@@ -35,30 +34,30 @@ class Stage(Callback):
         self.choices.append(type(mix._chosen(state)).__name__)
 
 
-def through_and_resumed(name, techniques, epochs, batch, **options):
+def through_and_resumed(out, name, techniques, epochs, batch, *, network=convnet, callbacks=()):
     """The final weights of an uninterrupted run and of one resumed from its checkpoint."""
-    path = OUT / f"{name}.pt"
-    through = Run(techniques, epochs=epochs, save=(batch, path), **options)
+    path = out / f"{name}.pt"
+    through = Run(techniques, epochs=epochs, network=network, save=(batch, path), callbacks=callbacks)
     through.trainer.fit()
-    resumed = Run(techniques, epochs=epochs, load=path)
+    resumed = Run(techniques, epochs=epochs, network=network, load=path)
     resumed.trainer.fit()
     weights = [item.trainer.state.model.module.state_dict() for item in (through, resumed)]
     return {"through": weights[0], "resumed": weights[1]}
 
 
-def main() -> None:
+def main(out: Path) -> None:
     """Train, resume, save."""
     dist.initialize_dist("cpu", timeout=120)
     stage = Stage()
     found = {
-        "averaged": through_and_resumed("averaged", AVERAGED, 3, 8, callbacks=(stage,)),
-        "swapped": through_and_resumed("swapped", SWAPPED, 4, 12),
-        "skipped": through_and_resumed("skipped", SKIPPED, 3, 2),
+        "averaged": through_and_resumed(out, "averaged", AVERAGED, 3, 8, callbacks=(stage,)),
+        "swapped": through_and_resumed(out, "swapped", SWAPPED, 4, 12),
+        "skipped": through_and_resumed(out, "skipped", SKIPPED, 3, 2, network=bottlenecks),
         "stage": stage.start,
         "choices": stage.choices,
     }
-    torch.save(found, OUT / f"rank{dist.get_global_rank()}.out")
+    torch.save(found, out / f"rank{dist.get_global_rank()}.out")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -368,6 +368,7 @@ def mutated_sections():
     by_size = st.one_of(st.integers(1, 4096), st.dictionaries(st.integers(8, 4096), st.integers(1, 4096), min_size=1))
     pair = st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1.0))
     text = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20)
+    keys = text.filter(str.isprintable)
     return st.fixed_dictionaries(
         {
             "run_name": st.sampled_from(["a", "7", "on", "null", "1e3", "2024-01-01"]),
@@ -391,7 +392,7 @@ def mutated_sections():
                 {}, optional={"sizes": st.lists(st.integers(8, 4096), min_size=1, unique=True)}
             ),
             "loggers": st.fixed_dictionaries(
-                {}, optional={"wandb": st.none() | st.dictionaries(text, text | st.none() | st.integers())}
+                {}, optional={"wandb": st.none() | st.dictionaries(keys, text | st.none() | st.integers())}
             ),
             "algorithms": st.fixed_dictionaries(
                 {},

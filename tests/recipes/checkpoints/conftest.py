@@ -1,129 +1,14 @@
-"""A run of a tiny network that saves, in this process; and an S3 server."""
+"""A tiny run, and an S3 server with a proxy before it."""
 
 import os
 import signal
 import uuid
-from pathlib import Path
 
 import pytest
 import torch
-from composer import Callback, Trainer
-from composer.algorithms import EMA, BlurPool, LabelSmoothing
-from composer.models import ComposerClassifier
 
-from recipes.checkpoints.build import build_checkpoints
-from recipes.checkpoints.find import Identity
-from recipes.checkpoints.interrupt import Interrupt, Interrupted
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.resume import find_resume
+from tests.recipes.checkpoints.tiny import Tiny
 from tests.s3 import ADMIN, Proxy, running
-
-BATCHES = 5
-"""Batches in an epoch of the tiny run."""
-
-
-def loader():
-    generator = torch.Generator().manual_seed(1)
-    images = torch.randn(8 * BATCHES, 3, 8, 8, generator=generator)
-    labels = (images.mean((1, 2, 3)) > 0).long()
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=8)
-
-
-def network():
-    torch.manual_seed(0)
-    layers = [torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.Flatten()]
-    return ComposerClassifier(torch.nn.Sequential(*layers, torch.nn.Linear(72, 2)), num_classes=2)
-
-
-def identity(run_name="tiny", lr=0.1):
-    config = {"optimizer": {"lr": lr}}
-    return Identity(run_name, f"digest of {lr}", config, 1)
-
-
-class At(Callback):
-    """Runs `action(state)` once, at an event and a global batch."""
-
-    def __init__(self, event, batch, action):
-        self.name, self.batch, self.action, self.done = event, batch, action, False
-
-    def run_event(self, event, state, logger):
-        if event.value == self.name and int(state.timestamp.batch) == self.batch and not self.done:
-            self.done = True
-            self.action(state)
-
-
-class Tiny:
-    """One run under `folder`; each `go` is a process's part of it, from `find_resume` to the end."""
-
-    def __init__(self, folder, remote=None, **settings):
-        self.places = Places(folder / "checkpoints", remote, folder)
-        self.settings = {"interval": "2ba", "keep": 3, "keep_remote": 3, "patience": 2.0, "epochs": 3} | settings
-        self.identity = identity()
-        self.interrupt = None
-        self.resume = None
-        self.kept = None
-        self.state = None
-
-    def algorithms(self):
-        return [BlurPool(min_channels=1), EMA(half_life="4ba"), LabelSmoothing()]
-
-    def find(self, **more):
-        settings = {"autoresume": True, "resume": None, "restart": False} | more
-        return find_resume(
-            places=self.places,
-            identity=self.identity,
-            algorithms=self.algorithms(),
-            patience=self.settings["patience"],
-            **settings,
-        )
-
-    def go(self, *callbacks, **more):
-        """Train on; returns the trained weights, or the `Interrupted` that ended it."""
-        self.resume = self.find(**more)
-        model = network()
-        self.interrupt = Interrupt()
-        checkpoints = build_checkpoints(
-            places=self.places,
-            **{key: self.settings[key] for key in ("interval", "keep", "keep_remote", "patience")},
-            identity=self.identity,
-            resume=self.resume,
-            interrupt=self.interrupt,
-            top1=lambda state: state.eval_metrics["eval"]["MulticlassAccuracy"].compute().item(),
-        )
-        trainer = Trainer(
-            model=model,
-            train_dataloader=loader(),
-            eval_dataloader=loader(),
-            max_duration=f"{self.settings['epochs']}ep",
-            algorithms=self.algorithms(),
-            optimizers=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
-            callbacks=[*callbacks, checkpoints],
-            load_path=self.resume.load_path,
-            progress_bar=False,
-            auto_log_hparams=False,
-            python_log_level=None,
-            spin_dataloaders=True,  # the real run's sampler starts at its batch; this loader has to be spun
-            seed=1,
-        )
-        self.state = trainer.state
-        try:
-            trainer.fit()
-            self.kept = checkpoints.finish()
-        except Interrupted as stop:
-            return stop
-        finally:
-            trainer.close()
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-    def stems(self):
-        return sorted(path.stem for path in self.places.local.glob("*.json"))
-
-    def interrupt_at(self, batch, event="batch_end", grace=20.0):
-        return At(event, batch, lambda state: self.interrupt.request("a test", grace))
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture
@@ -139,10 +24,13 @@ def untouched(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def _as_before():
-    """Weights-only loading, and signal handlers, are this process's: put them back for the other tests."""
+    """Weights-only loading, signal handlers and threads are this process's: put them back for the other tests."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are tiny
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
+    torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if forced is None:
@@ -183,17 +71,3 @@ def proxy(server, url, monkeypatch):
     monkeypatch.setenv("S3_ENDPOINT_URL", proxy.endpoint)
     yield proxy
     proxy.close()
-
-
-def damage(path: Path, kind: str):
-    """Spoil a file: flip one bit in its middle, cut it, or empty it."""
-    data = bytearray(path.read_bytes())
-    if kind == "bit":
-        data[len(data) // 2] ^= 1
-    elif kind == "empty":
-        data = bytearray()
-    elif kind == "longer":
-        data += b"x"
-    else:
-        del data[int(len(data) * float(kind)) :]
-    path.write_bytes(bytes(data))

@@ -53,6 +53,13 @@ def test_too_many_end_the_run(run, split):
         json.loads(entry)
 
 
+def test_a_look_within_an_epoch(run, monkeypatch):
+    monkeypatch.setattr("recipes.watch.bad_images.POLL_BATCHES", 2)
+    result = run(prepare=breaking(3), max_bad_fraction=2 / SAMPLES)
+    assert isinstance(result.error, InputError)
+    assert int(result.trainer.state.timestamp.batch) == 2
+
+
 def test_none_is_allowed_to_be_bad(run):
     assert run(max_bad_fraction=0.0).error is None
     assert isinstance(run(max_bad_fraction=0.0, prepare=breaking(1)).error, InputError)

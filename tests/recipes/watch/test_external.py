@@ -13,14 +13,27 @@ MAKE = {
 
 @pytest.mark.parametrize("package", sorted(MAKE))
 def test_missing_package(package, tmp_path):
+    """The lock has neither; where a developer has one, it is used."""
     if importlib.util.find_spec(package) is not None:
-        assert type(MAKE[package]({}, tmp_path)).__name__.lower() == f"{package}logger"
+        arguments = {"init_kwargs": {"mode": "offline"}} if package == "wandb" else {}
+        assert type(MAKE[package](arguments, tmp_path)).__name__.lower() == f"{package}logger"
         return
     with pytest.raises(InputError) as error:
         MAKE[package]({}, tmp_path)
-    assert error.value.lines == (
-        f"loggers.{package}: {package} is not installed; run: pip install {package}, or leave it out",
+    [line] = error.value.lines
+    assert line.startswith(f'loggers.{package}: {package} is not installed; run: pip install "{package}>=')
+
+
+def test_version_that_does_not_go_with_composer(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").touch()
+    (tmp_path / "wandb-0.31.0.dist-info").mkdir()
+    (tmp_path / "wandb-0.31.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: wandb\nVersion: 0.31.0\n"
     )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match=r"wandb 0\.31\.0 does not go with Composer; run: pip install"):
+        MAKE["wandb"]({}, tmp_path)
 
 
 @pytest.mark.parametrize("package", sorted(MAKE))

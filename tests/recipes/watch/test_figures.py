@@ -117,8 +117,8 @@ def test_stalls_are_not_training(run):
     summary = json.loads((result.folder / "summary.json").read_text())
     seconds = summary["seconds"]
     assert seconds["evaluation"] >= 4 * Stall.seconds
-    assert seconds["evaluation"] < 4 * Stall.seconds + 0.5
-    assert 3 * Stall.seconds <= seconds["checkpointing"] < 3 * Stall.seconds + 0.5
+    assert seconds["evaluation"] < 4 * Stall.seconds + 1
+    assert 3 * Stall.seconds <= seconds["checkpointing"] < 3 * Stall.seconds + 1
     assert seconds["train"] + seconds["loader_wait"] < 1.0, "on a machine that is not stalled itself"
     assert summary["wall_seconds"] == pytest.approx(sum(seconds.values()), abs=0.01)
     # Also the window that spans an evaluation and a save has the rate of its training; seconds are rounded to 0.001.

@@ -1,0 +1,102 @@
+"""A technique's card says what its config says."""
+
+import ast
+import itertools
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import algorithms
+from algorithms.composer_library import NOT_RESUMABLE, ROOMS, UNSUITABLE
+from algorithms.composer_library.library import signatures
+from algorithms.config import AlgorithmsConfig
+
+ROOT = Path(algorithms.__file__).parent
+TECHNIQUES = {name: field for name, field in AlgorithmsConfig.model_fields.items() if name != "composer"}
+CONFIGS = {name: next(iter(field.annotation.__args__)) for name, field in TECHNIQUES.items()}
+ALL_ROOMS = sorted(path.name for path in ROOT.iterdir() if (path / "__init__.py").exists())
+HEADINGS = ["In the step", "Fields", "Cost and gain", "Does not go with", "Resuming", "Source"]
+
+
+def room(name):
+    return CONFIGS[name].__module__.removeprefix("algorithms.")
+
+
+def card(folder):
+    return (ROOT / folder / "README.md").read_text(encoding="utf-8")
+
+
+def rows(text):
+    """Field -> (default, meaning), in order, of the first table in a text."""
+    table = re.search(r"^\| field \| default \| meaning \|\n\| --- \| --- \| --- \|\n((?:\|.*\n)*)", text, re.MULTILINE)
+    if table is None:
+        return {}
+    lines = [re.fullmatch(r"\| `(\w+)` \| (.*?) \| (.*) \|", line) for line in table[1].splitlines()]
+    return {line[1]: (line[2], line[3]) for line in lines}
+
+
+def documented(config):
+    """Field -> (default, meaning) as the config has them: the meaning is the docstring under the field."""
+    module = ast.parse((ROOT / room(config) / "__init__.py").read_text(encoding="utf-8"))
+    name = CONFIGS[config].__name__
+    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
+    meanings = {
+        field.target.id: below.value.value
+        for field, below in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
+    }
+    defaults = {
+        name: "required" if field.is_required() else json.dumps(field.default).strip('"')
+        for name, field in CONFIGS[config].model_fields.items()
+    }
+    return {name: (default, meanings[name]) for name, default in defaults.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_table_of_fields_is_the_configs(name):
+    text = card(room(name))
+    if room(name) == "mix":
+        text = text.split(f"### `{name}`\n")[1]
+    written, expected = rows(text), documented(name)
+    assert list(written) == list(expected)
+    assert written == expected
+
+
+@pytest.mark.parametrize("folder", ALL_ROOMS)
+def test_every_card_has_the_same_shape(folder):
+    text = card(folder)
+    assert text.startswith("# ")
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == HEADINGS
+    assert 25 <= len(text.splitlines()) <= 55
+    assert all(len(line) <= 125 or line.startswith("|") for line in text.splitlines())
+
+
+@pytest.mark.parametrize("folder", ALL_ROOMS)
+def test_the_yaml_of_a_card_is_valid_and_turns_its_technique_on(folder):
+    (written,) = re.findall(r"```yaml\n(.*?)```", card(folder), re.DOTALL)
+    chosen = yaml.safe_load(written)["algorithms"]
+    config = AlgorithmsConfig.model_validate(chosen)
+    assert all(getattr(config, name) for name in chosen)
+    assert {room(name) if name in CONFIGS else "composer_library" for name in chosen} == {folder}
+
+
+def test_each_technique_has_a_room_and_each_room_a_technique():
+    assert {*map(room, CONFIGS), "composer_library"} == set(ALL_ROOMS)
+
+
+def test_the_librarys_card_names_what_is_usable_and_what_is_not():
+    text = card("composer_library")
+    assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)) == UNSUITABLE
+    assert all(reason in text for reason in NOT_RESUMABLE.values())
+    fields = text.split("## Fields\n")[1].split("```")[0]
+    usable = set(signatures()) - set(ROOMS) - set(UNSUITABLE)
+    assert set(re.findall(r"`([A-Z]\w+)`", fields)) == usable
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_card_that_promises_an_exact_resume_is_of_a_resumable_technique(name):
+    resuming = card(room(name)).split("## Resuming\n")[1]
+    assert resuming.startswith("Exactly") == (CONFIGS[name].not_resumable is None)

@@ -1,0 +1,173 @@
+"""Signals and notices that ask a run to stop."""
+
+import http.server
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from recipes.checkpoints.interrupt import GRACE, Interrupt
+from recipes.checkpoints.spot import SpotNotices
+from tests.recipes.checkpoints.tiny import At, same
+
+_CHILD = """
+import os, signal, sys, time
+from recipes.checkpoints.interrupt import Interrupt
+interrupt = Interrupt()
+interrupt.install()
+print("ready", flush=True)
+for line in sys.stdin:
+    print(interrupt.reason, flush=True)
+sys.exit(75)
+"""
+
+
+@contextmanager
+def child():
+    process = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=-1, stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "ready\n"
+
+    def reason():
+        process.stdin.write("?\n")
+        process.stdin.flush()
+        return process.stdout.readline().strip()
+
+    try:
+        yield process, reason
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(condition, limit=10.0):
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    with child() as (process, reason):
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: reason() == "SIGINT")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(5) == 128 + signal.SIGINT
+
+
+def test_composers_launcher_follows_a_ctrl_c_with_sigterm_which_changes_nothing():
+    with child() as (process, reason):
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: reason() == "SIGINT")
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
+        assert reason() == "SIGINT"
+        process.stdin.close()
+        assert process.wait(5) == 75
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_weights(tiny, untouched, number):
+    def send(state):
+        tiny.interrupt.install()
+        os.kill(os.getpid(), number)
+
+    stop = tiny.go(At("before_forward", 6, send))
+    assert stop.status == 75
+    assert signal.Signals(number).name in str(stop)
+    assert tiny.stems()[-1] == "ep001-ba000007"
+    assert same(tiny.go(), untouched)
+
+
+def test_the_time_that_is_left():
+    interrupt = Interrupt()
+    assert interrupt.seconds_left() == GRACE
+    interrupt.request("a notice", 100.0)
+    assert 99 < interrupt.seconds_left() <= 100
+    interrupt.request("a signal", 10.0)
+    assert 9 < interrupt.seconds_left() <= 10
+    assert interrupt.reason == "a notice"
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """EC2's instance metadata, version 2."""
+
+    def do_PUT(self):
+        assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self._answer(200, self.server.token)
+
+    def do_GET(self):
+        self.server.asked += 1
+        if self.path != "/latest/meta-data/spot/instance-action":
+            self._answer(404, "")
+        elif self.headers["X-aws-ec2-metadata-token"] != self.server.token:
+            self._answer(401, "")
+        elif self.server.notice is None:
+            self._answer(404, "")
+        else:
+            self._answer(200, self.server.notice)
+
+    def _answer(self, status, text):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def metadata():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    server.token, server.notice, server.asked = "first", None, 0
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def notices(metadata):
+    interrupt = Interrupt()
+    notices = SpotNotices(f"http://127.0.0.1:{metadata.server_port}", interrupt, every=0.02)
+    notices.start()
+    yield interrupt
+    notices.close()
+
+
+def test_a_spot_notice_asks_for_a_stop_with_its_two_minutes(metadata, notices):
+    wait_for(lambda: metadata.asked > 3)
+    assert not notices.requested
+    metadata.notice = '{"action": "terminate", "time": "2026-11-23T20:00:00Z"}'
+    wait_for(lambda: notices.requested)
+    assert "terminate at 2026-11-23T20:00:00Z" in notices.reason
+    assert 60 < notices.seconds_left() <= 110
+
+
+def test_an_expired_token_is_renewed(metadata, notices):
+    wait_for(lambda: metadata.asked > 1)
+    metadata.token = "second"
+    metadata.notice = '{"action": "stop", "time": "soon"}'
+    wait_for(lambda: notices.requested)
+
+
+@pytest.mark.parametrize("notice", ["no JSON", "[]"])
+def test_an_answer_that_is_no_notice_is_none(metadata, notices, notice):
+    metadata.notice = notice
+    wait_for(lambda: metadata.asked > 3)
+    assert not notices.requested
+
+
+def test_where_nobody_answers_it_says_so_once(caplog):
+    interrupt = Interrupt()
+    notices = SpotNotices("http://127.0.0.1:9", interrupt, every=0.01)
+    notices.start()
+    wait_for(lambda: "does not answer" in caplog.text)
+    time.sleep(0.1)
+    notices.close()
+    assert caplog.text.count("does not answer") == 1
+    assert not interrupt.requested

@@ -1,0 +1,195 @@
+"""The bucket, on a real S3 server: what goes in and out, and what each trouble is called."""
+
+import os
+
+import botocore.auth
+import pytest
+
+from recipes.checkpoints import s3
+from recipes.checkpoints.mirror import Mirror, restore_logs
+from recipes.checkpoints.s3 import CancelledError, S3Store, scrub
+from recipes.checkpoints.store import Entry, StoreError
+from tests.s3 import ADMIN, READER
+
+LARGE = 40 * 2**20
+
+
+@pytest.fixture
+def store(url):
+    return S3Store(url)
+
+
+def test_what_goes_in_comes_out(store, tmp_path):
+    large = os.urandom(LARGE)
+    (tmp_path / "large").write_bytes(large)
+    store.put("large", tmp_path / "large")
+    store.put("small", b"text")
+    assert store.entries() == [Entry("large", LARGE), Entry("small", 4)]
+    store.fetch("large", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == large
+    assert store.read("small") == b"text"
+    store.delete(["small", "never was"])
+    assert store.entries() == [Entry("large", LARGE)]
+    for get in (lambda: store.read("small"), lambda: store.fetch("small", tmp_path / "x")):
+        with pytest.raises(FileNotFoundError):
+            get()
+
+
+def test_folders_below_are_not_entries(store):
+    store.put("a", b"1")
+    store.below("logs").put("deep/b", b"22")
+    assert store.entries() == [Entry("a", 1)]
+    assert store.below("logs").tree() == [Entry("deep/b", 2)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "where", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, None, "the secret key is wrong"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, None, "the access key is not known"),
+        ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, None, "no AWS credentials"),
+        ({"AWS_PROFILE": "missing"}, None, "missing"),
+        ({}, "s3://absent-bucket/x", "the bucket does not exist"),
+    ],
+)
+def test_a_mistake_is_called_by_its_name(url, monkeypatch, environment, where, message):
+    for name, value in environment.items():
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(StoreError, match=message) as failed:
+        S3Store(where or url).entries()
+    assert failed.value.mistake
+
+
+def test_credentials_that_may_only_read(store, url, monkeypatch):
+    store.put("a", b"1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", READER[0])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", READER[1])
+    reader = S3Store(url)
+    assert reader.read("a") == b"1"
+    with pytest.raises(StoreError, match="access denied") as failed:
+        reader.put("b", b"2")
+    assert failed.value.mistake
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_wrong_clock(url, monkeypatch, hours):
+    import datetime
+
+    real = botocore.auth.get_current_datetime
+    monkeypatch.setattr(
+        botocore.auth, "get_current_datetime", lambda *args: real(*args) + datetime.timedelta(hours=hours)
+    )
+    with pytest.raises(StoreError, match="clock") as failed:
+        S3Store(url).entries()
+    assert failed.value.mistake
+
+
+@pytest.mark.parametrize("fault", ["refuse", "500", "503", "hang"])
+def test_a_store_out_of_reach_is_no_mistake_and_comes_back(proxy, url, monkeypatch, fault):
+    monkeypatch.setitem(s3._CLIENT, "read_timeout", 0.3)
+    store = S3Store(url)
+    proxy.set(fault)
+    with pytest.raises(StoreError) as failed:
+        store.put("a", b"1")
+    assert not failed.value.mistake
+    proxy.set(None)
+    store.put("a", b"1")
+    assert store.read("a") == b"1"
+
+
+@pytest.mark.parametrize("fault", ["reset", "truncate"])
+def test_a_transfer_that_breaks_off_leaves_nothing_half(proxy, url, tmp_path, fault):
+    store = S3Store(url)
+    (tmp_path / "file").write_bytes(os.urandom(4 * 2**20))
+    store.put("before", tmp_path / "file")
+    proxy.set(fault, after=200_000)
+    if fault == "reset":
+        with pytest.raises(StoreError):
+            store.put("after", tmp_path / "file")
+        proxy.set(None)
+        assert [entry.name for entry in store.entries()] == ["before"]
+    else:
+        with pytest.raises(StoreError):
+            store.fetch("before", tmp_path / "back")
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_upload_can_be_given_up(store, tmp_path):
+    (tmp_path / "file").write_bytes(bytes(LARGE))
+    store.cancel()
+    with pytest.raises(CancelledError):
+        store.put("file", tmp_path / "file")
+    assert store.entries() == []
+
+
+def test_parts_of_dead_uploads_are_dropped(store, server, url):
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    client = server.client()
+    upload = client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/x.pt")["UploadId"]
+    client.upload_part(Bucket=bucket, Key=f"{prefix}/x.pt", UploadId=upload, PartNumber=1, Body=b"x" * 6_000_000)
+    other = client.create_multipart_upload(Bucket=bucket, Key="elsewhere/x.pt")["UploadId"]
+    store.abort_leftovers()
+    left = {item["UploadId"] for item in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())}
+    assert upload not in left
+    assert other in left
+    client.abort_multipart_upload(Bucket=bucket, Key="elsewhere/x.pt", UploadId=other)
+
+
+def test_credentials_are_scrubbed_from_any_text(credentials, monkeypatch):
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "tok/en+")
+    text = f"http://user:pass@host/x?X-Amz-Signature=abc&X-Amz-Credential={ADMIN[0]}/d {ADMIN[1]} tok/en+"
+    clean = scrub(text)
+    assert not any(secret in clean for secret in (*ADMIN, "pass", "abc", "tok/en+"))
+    assert "host/x" in clean
+
+
+def test_an_endpoint_with_a_password_does_not_reach_a_message(url, monkeypatch):
+    monkeypatch.setenv("S3_ENDPOINT_URL", "http://someone:password@127.0.0.1:9")
+    with pytest.raises(StoreError) as failed:
+        S3Store(url).entries()
+    assert "password" not in str(failed.value)
+
+
+def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "other"
+    (run / "tensorboard").mkdir(parents=True)
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "ep000-ba000001.pt").write_bytes(b"not a log")
+    (run / "metrics.jsonl").write_text("1\n")
+    (run / "tensorboard" / "events.1").write_bytes(b"e")
+    (run / ".hidden.new").write_text("of a moment")
+    mirror = Mirror(run, run / "checkpoints", lambda: S3Store(url).below("logs"), every=60.0)
+    mirror.start()
+    mirror.sync()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("2\n")
+    mirror.close(10)
+    assert [entry.name for entry in store.tree()] == ["logs/metrics.jsonl", "logs/tensorboard/events.1"]
+    (other / "tensorboard").mkdir(parents=True)
+    (other / "tensorboard" / "events.1").write_bytes(b"ours is newer")
+    assert restore_logs(other, store.below("logs")) == ["metrics.jsonl"]
+    assert (other / "metrics.jsonl").read_text() == "1\n2\n"
+    assert (other / "tensorboard" / "events.1").read_bytes() == b"ours is newer"
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", ".bashrc", "a/.ssh/b"])
+def test_a_log_cannot_be_written_elsewhere(store, tmp_path, name):
+    store.below("logs")._objects.client.put_object(
+        Bucket="bucket", Key=f"{store._objects.prefix}logs/{name}", Body=b"evil"
+    )
+    assert restore_logs(tmp_path / "run", store.below("logs")) == []
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_bucket_out_of_reach_does_not_stop_the_copying_of_logs(proxy, url, tmp_path, caplog):
+    (tmp_path / "log.txt").write_text("1")
+    mirror = Mirror(tmp_path, tmp_path / "checkpoints", lambda: S3Store(url), every=60.0)
+    proxy.set("refuse")
+    mirror.sync()
+    mirror.sync()
+    assert caplog.text.count("cannot be copied") == 1
+    proxy.set(None)
+    mirror.sync()
+    assert S3Store(url).read("log.txt") == b"1"

@@ -1,0 +1,171 @@
+"""The program as it is started: several processes, several nodes, signals, exit statuses."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+RECIPE = """
+run_name: processes
+device: cpu
+max_duration: 3ep
+global_batch_size: 8
+model: {name: resnet18, sync_batchnorm: true}
+optimizer: {lr: 0.05}
+data: {path: IMAGES, train_size: 32, workers: 1}
+eval: {sizes: [32]}
+checkpoints: {interval: 2ba, keep: 9}
+loggers: {progress_bar: false, tensorboard: false, interval: 1}
+algorithms:
+  label_smoothing: {}
+  ema: {half_life: 3ba}
+  fixres: {size: 40, train: classifier}
+"""
+ENTRY = [str(ROOT / "entrypoint.py")]
+LAUNCHER = [sys.executable, "-m", "composer.cli.launcher"]
+LIMIT = 240.0
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, images):
+    """A YAML without random mixing, so that any number of processes computes the same."""
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(RECIPE.replace("IMAGES", str(images)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Where this module's runs go."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(command):
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process):
+    """Wait for a process; its status and what it printed."""
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
+
+
+def summary(runs, name):
+    return json.loads((runs / name / "summary.json").read_text())
+
+
+def losses(runs, name):
+    lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def two(recipe, runs):
+    """The run of two processes on one node, once for all tests."""
+    port = ["--master_port", str(free_port())]
+    status, output = end(
+        start([*LAUNCHER, "-n", "2", *port, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=two"])
+    )
+    assert status == 0, output
+    return summary(runs, "two")
+
+
+@pytest.fixture(scope="module")
+def one(recipe, runs):
+    """The run of one process that nobody touched."""
+    status, output = end(start([sys.executable, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=one"]))
+    assert status == 0, output
+    return summary(runs, "one")
+
+
+def test_two_processes_train_as_one_does(one, two, runs):
+    assert (one["batches"], one["samples"]) == (two["batches"], two["samples"]) == (9, 72)
+    assert one["config_digest"] == two["config_digest"]
+    # The same sums in another order: rounding at first, which training then amplifies.
+    assert losses(runs, "two")[:3] == pytest.approx(losses(runs, "one")[:3], rel=2e-5)
+    assert losses(runs, "two") == pytest.approx(losses(runs, "one"), rel=5e-3)
+    # Every evaluation image counts once, though nine do not divide by two processes.
+    assert two["top1"] * 9 == pytest.approx(round(two["top1"] * 9), abs=1e-3)
+
+
+def test_two_nodes_train_as_two_processes_of_one_node_do(two, runs, recipe):
+    where = ["--world_size", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    job = [*ENTRY, str(recipe), f"runs_folder={runs}", "run_name=nodes"]
+    nodes = [
+        start([*LAUNCHER, "-n", "1", *where, "--base_rank", str(rank), "--node_rank", str(rank), *job])
+        for rank in (0, 1)
+    ]
+    outcomes = [end(node) for node in nodes]
+    assert [status for status, _ in outcomes] == [0, 0], outcomes
+    assert summary(runs, "nodes")["weights_sha256"] == two["weights_sha256"]
+
+
+def wait_for(file, process):
+    """Poll until a file is there, as long as the process lives."""
+    deadline = time.monotonic() + LIMIT
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_killed_and_stopped_it_goes_on_to_the_same_weights(one, runs, recipe):
+    command = [sys.executable, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=hit"]
+    saved = runs / "hit" / "checkpoints"
+    process = start(command)
+    wait_for(saved / "ep000-ba000002.json", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert end(process)[0] == -signal.SIGKILL
+    # As far as it may have come before it was hit: keep the first two steps only.
+    for file in saved.iterdir():
+        if not file.name.startswith("ep000-ba000002"):
+            file.unlink()
+    process = start(command)
+    wait_for(saved / "ep001-ba000004.json", process)
+    os.kill(process.pid, signal.SIGTERM)
+    status, output = end(process)
+    assert status in (75, 0), output  # 0: it was quicker than the signal
+    assert status == 0 or "saved" in output.splitlines()[-1]
+    if status == 75:
+        status, output = end(start(command))
+        assert status == 0, output
+    hit = summary(runs, "hit")
+    assert hit["weights_sha256"] == one["weights_sha256"]
+    assert len(hit["resumed_from"]) >= 1
+    status, output = end(start(command))
+    assert status == 0
+    assert "is finished" in output
+
+
+def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):
+    port = ["--master_port", str(free_port())]
+    status, output = end(start([*LAUNCHER, "-n", "2", *port, *ENTRY, str(recipe), "modle.name=x", "max_duration=3"]))
+    assert status == 2
+    assert "Traceback" not in output
+    assert [line for line in output.splitlines() if "modle" in line and "did you mean" in line]
+    assert [line for line in output.splitlines() if line.startswith("'max_duration=3'")]
