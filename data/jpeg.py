@@ -97,16 +97,22 @@ def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes
     at = header.frame + 5
     if not header.has_row_restarts:
         return data[:at] + size + data[at + 2 :], 0, height
-    return _between_restarts(data, header, first, last, size), begin, height
+    cut = _between_restarts(data, header, first, last, size)
+    return (data, 0, header.height) if cut is None else (cut, begin, height)
 
 
-def _between_restarts(data: bytes, header: Header, first: int, last: int, size: bytes) -> bytes:
-    """The header with another height, and the rows of blocks [first, last) with their markers counted from 0."""
+def _between_restarts(data: bytes, header: Header, first: int, last: int, size: bytes) -> bytes | None:
+    """The header with another height, and the rows of blocks [first, last) with their markers counted from 0.
+
+    None where a marker is missing.
+    """
     start, begin, ends = header.scan, header.scan, []
     for row in range(last):
         mark = data.find(b"\xff" + bytes([0xD0 + row % 8]), start)
         if mark < 0:  # the picture's last row has none
             mark = data.rfind(b"\xff\xd9")
+        if mark < start:
+            return None
         if row >= first:
             ends.append(mark - begin)
         else:
