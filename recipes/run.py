@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.imagefolder import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
-from recipes.checkpoints.build import build_checkpoints
+from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
 from recipes.checkpoints.places import Places
@@ -115,9 +115,11 @@ def run(config: RunConfig) -> int:
         patience=patience,
     )
     if resume.finished:
+        kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, resume=resume)
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
-        return 0
+        return 0 if kept else EXIT_NOT_UPLOADED
     watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume)
+    watchers.text_log.open()
     interrupt = Interrupt()
     checkpoints = build_checkpoints(
         places=places,
@@ -148,6 +150,9 @@ def run(config: RunConfig) -> int:
     except Interrupted as stop:
         say(str(stop))
         return stop.status
+    except Exception:
+        log.exception("the run ends here")  # for log.txt, which outlives the terminal
+        raise
     finally:
         trainer.close()
 
