@@ -33,6 +33,8 @@ RECIPE = (
     "loggers.interval=1",
 )
 INTERVAL = ("checkpoints.interval=2ba", "checkpoints.keep=2", "checkpoints.keep_remote=2")
+SAVES = 7
+"""A kill follows one of the first so many saves of a process, or its start."""
 RESUMED = re.compile(r"goes on from (\S+)/(ep\d+-ba\d+)\.pt")
 
 
@@ -117,17 +119,29 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def disturbed(runner: Runner, name: str, times: tuple[float, float], reference: str, rng: random.Random) -> Outcome:
-    """One run with one or two kills between `times` (seconds after its start), resumed from the bucket alone."""
+def strike(process: subprocess.Popen, output: Path, rng: random.Random) -> bool:
+    """Kill a run a random moment after its start or after a random one of its saves; False if it ended before."""
+    saves, delay = rng.randrange(SAVES), rng.uniform(0.0, 1.5)
+    while process.poll() is None:
+        text = output.read_text()
+        if (" starts" in text or " goes on from" in text) and text.count("saved checkpoint") >= saves:
+            time.sleep(delay)
+            if process.poll() is None:
+                kill(process)
+                return True
+        time.sleep(0.02)
+    return False
+
+
+def disturbed(runner: Runner, name: str, reference: str, rng: random.Random) -> Outcome:
+    """One run with one or two kills, each time resumed from the bucket alone."""
     overrides = ("checkpoints.folder=s3://bucket/runs/{run_name}", *INTERVAL)
     kills, during = rng.choice([1, 1, 2]), []
     expected = None
     for _ in range(kills):
         process, output = runner.start(name, *overrides)
-        time.sleep(rng.uniform(*times))
-        if process.poll() is not None:
+        if not strike(process, output, rng):
             break
-        kill(process)
         during.append((output.read_text().splitlines() or ["starting"])[-1][:60])
         shutil.rmtree(runner.disk / name, ignore_errors=True)
         expected = runner.newest(name)
@@ -151,15 +165,10 @@ def campaign(runs: int, processes: int, seed: int, scratch: Path) -> list[Outcom
         server.client().create_bucket(Bucket="bucket")
         runner = Runner(server, data, scratch / "runs", processes)
         runner.disk.mkdir()
-        began = time.monotonic()
-        process, output = runner.start("reference")
-        while "starts" not in output.read_text() and process.poll() is None:
-            time.sleep(0.1)
-        first = time.monotonic() - began
-        finish(process, output)
-        times, reference = (first, time.monotonic() - began), runner.sha("reference")
+        finish(*runner.start("reference"))
+        reference = runner.sha("reference")
         for number in range(runs):
-            outcome = disturbed(runner, f"run{number}", times, reference, rng)
+            outcome = disturbed(runner, f"run{number}", reference, rng)
             outcomes.append(outcome)
             print(
                 f"{number + 1:3} {'right' if outcome.right else 'WRONG'}  killed {outcome.kills}x: {outcome.during} "

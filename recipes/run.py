@@ -17,6 +17,7 @@ from data.errors import DataError
 from data.imagefolder import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
+from data.wordnet import class_names
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
@@ -83,6 +84,8 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     saved = checkpoints.finish()
     digest = watchers.summary.finish(final_weights(trainer.state))
     log.info("finished: weights_sha256 %s", digest)
+    folder = watchers.summary.path.parent
+    say(f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}")
     return 0 if saved else EXIT_NOT_UPLOADED
 
 
@@ -120,6 +123,9 @@ def run(config: RunConfig) -> int:
         return 0 if kept else EXIT_NOT_UPLOADED
     watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume)
     watchers.text_log.open()
+    names = class_names(train.classes)
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
     interrupt = Interrupt()
     checkpoints = build_checkpoints(
         places=places,
