@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,6 +100,10 @@ def run(config: RunConfig) -> int:
         InputError: The config or the data cannot be used; nothing was trained.
         DataError: Likewise.
     """
+    interrupt = Interrupt()
+    interrupt.install()
+    # Composer says so where a run goes on from the end of an epoch, which is in order.
+    warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(config)
     train, val = require_ready(config, dist.get_world_size(), lambda: open_data(config))
     plan = epoch_plan(config, dist.get_world_size())
@@ -126,7 +131,6 @@ def run(config: RunConfig) -> int:
     names = class_names(train.classes)
     shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
     log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
-    interrupt = Interrupt()
     checkpoints = build_checkpoints(
         places=places,
         interval=saving.interval,
@@ -148,7 +152,6 @@ def run(config: RunConfig) -> int:
         loggers=watchers.loggers,
         load_path=resume.load_path,
     )
-    interrupt.install()
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()
     try:
