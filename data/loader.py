@@ -62,25 +62,29 @@ class BatchDataset(Dataset):
         """Load a batch.
 
         Returns:
-            images, uint8 of shape (N, 3, size, size) in channels_last memory; labels, int64 of shape (N,).
+            images, uint8 of shape (N, 3, size, size) in channels_last memory, or as small as a transform that leaves
+            out rows and columns makes them all; labels, int64 of shape (N,).
         """
         count, size = len(request.indices), request.size
-        images = _empty_batch(count, size)
+        images = _empty_batch(count, size, size)
         labels = torch.empty(count, dtype=torch.int64)
         rows = images.numpy()
         indices = request.indices.tolist()
         read = self.source.reader(size, [index for index in indices if not self.bad.faults[index]])
         for row, index in enumerate(indices):
-            labels[row] = self._load(index, request, rows[row], read)
+            picture, labels[row] = self._load(index, request, read)
+            if row == 0 and picture.shape != rows.shape[1:]:
+                images = _empty_batch(count, *picture.shape[:2])
+                rows = images.numpy()
+            rows[row] = picture
         return images.permute(0, 3, 1, 2), labels
 
-    def _load(self, index: int, request: Request, out: np.ndarray, read: Read) -> int:
-        """Write one image and return its label."""
+    def _load(self, index: int, request: Request, read: Read) -> tuple[np.ndarray, int]:
+        """One image and its label."""
         picture = self._try(index, index, request, read)
         used = index
         if picture is None and self._seed is None:
-            out[...] = 0
-            return IGNORED_LABEL
+            return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
         if picture is None:
             others = sample_rng(self._seed or 0, request.epoch, index, stream=1).integers(0, len(self), _TRIES)
             for used in others.tolist():
@@ -89,8 +93,7 @@ class BatchDataset(Dataset):
                     break
             else:
                 raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
-        out[...] = picture
-        return int(self.source.labels[used])
+        return picture, int(self.source.labels[used])
 
     def _try(self, index: int, key: int, request: Request, read: Read) -> np.ndarray | None:
         """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
@@ -232,12 +235,12 @@ def _global_generators_seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(before[2])
 
 
-def _empty_batch(count: int, size: int) -> torch.Tensor:
+def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
     """Room for a batch, uint8 of shape (N, H, W, 3); a worker's is in shared memory, so that sending copies nothing."""
-    shape = (count, size, size, 3)
+    shape = (count, height, width, 3)
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * size * size * 3)  # as torch's own default_collate does
+    storage = torch.UntypedStorage._new_shared(count * height * width * 3)  # as torch's own default_collate does
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 

@@ -34,6 +34,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         InputError: Every error found, one line each: `FILE:LINE: key.path: what is wrong; allowed: ...`.
     """
     layers, errors = _files(Path(path))
+    whole = not errors
     for override in overrides:
         try:
             layers.append(_override(override))
@@ -45,7 +46,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         merged = _merge(merged, _switches(layer, root, (), errors), root)
     merged = Entry(_finish(merged.value, root), str(path))
     config, wrong = _validate(merged)
-    errors += [line for line in wrong if line not in errors]
+    # What is missing may stand in the base that could not be read.
+    errors += [line for line in wrong if line not in errors and (whole or ": missing" not in line)]
     if errors or config is None:
         raise InputError(*errors)
     return config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from data.open import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
 from data.stage import bring
-from recipes.checkpoints.build import build_checkpoints
+from data.wordnet import class_names
+from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
 from recipes.checkpoints.places import Places
@@ -84,6 +86,8 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     saved = checkpoints.finish()
     digest = watchers.summary.finish(final_weights(trainer.state))
     log.info("finished: weights_sha256 %s", digest)
+    folder = watchers.summary.path.parent
+    say(f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}")
     return 0 if saved else EXIT_NOT_UPLOADED
 
 
@@ -97,6 +101,10 @@ def run(config: RunConfig) -> int:
         InputError: The config or the data cannot be used; nothing was trained.
         DataError: Likewise.
     """
+    interrupt = Interrupt()
+    interrupt.install()
+    # Composer says so where a run goes on from the end of an epoch, which is in order.
+    warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(config)
     train, val = require_ready(config, dist.get_world_size(), lambda: open_data(config))
     plan = epoch_plan(config, dist.get_world_size())
@@ -116,12 +124,16 @@ def run(config: RunConfig) -> int:
         patience=patience,
     )
     if resume.finished:
+        kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, resume=resume)
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
-        return 0
+        return 0 if kept else EXIT_NOT_UPLOADED
     where, leader = config.data, dist.get_local_rank() == 0
     bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
     watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume)
-    interrupt = Interrupt()
+    watchers.text_log.open()
+    names = class_names(train.classes)
+    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
     checkpoints = build_checkpoints(
         places=places,
         interval=saving.interval,
@@ -143,7 +155,6 @@ def run(config: RunConfig) -> int:
         loggers=watchers.loggers,
         load_path=resume.load_path,
     )
-    interrupt.install()
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()
     try:
@@ -151,6 +162,9 @@ def run(config: RunConfig) -> int:
     except Interrupted as stop:
         say(str(stop))
         return stop.status
+    except Exception:
+        log.exception("the run ends here")  # for log.txt, which outlives the terminal
+        raise
     finally:
         trainer.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+from composer import Callback, Logger, State
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -62,3 +63,18 @@ def convert(network: nn.Module, device_type: str) -> nn.Module:
     from timm.layers import convert_sync_batchnorm
 
     return convert_sync_batchnorm(network)
+
+
+class SameStatistics(Callback):
+    """Evaluates with the first process's running statistics everywhere.
+
+    DDP copies them before each training step, so after a step each process has added its own batch to them; without this
+    an evaluation shared by several processes would be of several models.
+    """
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """Runs after EMA and its like have put their weights in place."""
+        del logger
+        if dist.is_initialized():
+            for buffer in state.model.buffers():
+                dist.broadcast(buffer, src=0)

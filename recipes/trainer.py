@@ -21,6 +21,7 @@ from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
 from recipes.position import PositionSeed
 from recipes.schedule import Rate, constant, cosine, one_cycle
 from recipes.stages import peak_lr
+from recipes.sync_batchnorm import SameStatistics
 
 
 def device_name(device: str) -> str:
@@ -118,9 +119,10 @@ def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler
 
 
 def build_callbacks(config: RunConfig, plan: Sequence[EpochPlan], batches: Sequence[int]) -> list[Callback]:
-    """What the recipe itself needs at each step: seeds, rates, portions."""
+    """What the recipe itself needs at each step: seeds, rates, portions, equal statistics."""
     callbacks: list[Callback] = [
         PositionSeed(config.seed),
+        SameStatistics(),
         Schedule(rate_function(config.scheduler, peak_lr(config, plan)), batches),
     ]
     if not config.optimizer.decay_norm_and_bias:

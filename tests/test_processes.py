@@ -9,7 +9,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT
+
+from tests.support import ROOT
 
 RECIPE = """
 run_name: processes

@@ -4,7 +4,8 @@ import ast
 import subprocess
 
 import pytest
-from conftest import ROOT
+
+from tests.support import ROOT
 
 FILES = sorted(path for room in ("recipes", "algorithms", "data") for path in (ROOT / room).rglob("*.py"))
 ALLOWED = {"recipes": {"recipes", "algorithms", "data"}, "algorithms": {"algorithms"}, "data": {"data"}}

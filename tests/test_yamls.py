@@ -3,9 +3,9 @@
 import shutil
 
 import pytest
-from conftest import ROOT
 
 from recipes.load import load_config
+from tests.support import ROOT
 
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
 

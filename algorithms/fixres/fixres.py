@@ -83,12 +83,12 @@ class FixRes(Algorithm):
         return self.start_epoch > 0
 
     def match(self, event: Event, state: State) -> bool:
-        """In the stage, at its epochs' starts, at a fit's start, and before each forward pass."""
-        events = (Event.INIT, Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD)
-        return event in events and state.timestamp.epoch >= self.start_epoch
+        """At INIT; and in the stage at its epochs' starts, at a fit's start, and before each forward pass."""
+        in_stage = state.timestamp.epoch >= self.start_epoch
+        return event == Event.INIT or (in_stage and event in (Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD))
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Freeze the parameters, or hold the statistics.
+        """Freeze the parameters, or hold the statistics; before the stage, only look whether that will be possible.
 
         Raises:
             ValueError: The model has no linear layer or no BatchNorm.
@@ -96,5 +96,8 @@ class FixRes(Algorithm):
         del logger
         if event == Event.BEFORE_FORWARD:
             hold_statistics(state.model)
-        else:
+        elif state.timestamp.epoch >= self.start_epoch:
             freeze(state.model)
+        else:
+            classifier(state.model)
+            last_batchnorm(state.model)

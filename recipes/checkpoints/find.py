@@ -135,7 +135,7 @@ def newest(
         log.warning("checkpoint %s passed over: %s%s", stem, reason, older)
     for listing in listings.values():
         for stem in listing.begun:
-            log.warning("checkpoint %s was never completed: the process died while writing it", stem)
+            log.warning("checkpoint %s was begun and never completed", stem)
     if search.found is None and search.skipped and not restart:
         raise InputError(
             *(f"checkpoint {stem}: {reason}" for stem, reason in search.skipped.items()),

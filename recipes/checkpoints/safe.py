@@ -43,6 +43,7 @@ def allow_only_data() -> None:
 
 def disallowed(payload: bytes) -> list[str]:
     """The types in a serialised state that `allow_only_data` would refuse to load."""
+    allow_only_data()
     return list(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(payload)))
 
 

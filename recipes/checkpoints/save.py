@@ -143,7 +143,7 @@ class Checkpoints(Callback):
         """Let a write that has begun end, also when training failed, and copy the last logs."""
         del state, logger
         if self._writer is not None:
-            self._writer.wait(self._disk_patience)
+            self._writer.close(self._disk_patience)
         if self._mirror is not None:
             self._mirror.close(min(_LAST_LOGS, self._interrupt.seconds_left()))
 

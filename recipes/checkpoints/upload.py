@@ -97,6 +97,14 @@ class Uploader:
         threading.Thread(target=self._insist, args=(manifest, deadline), name="last upload", daemon=True).start()
         return self.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
 
+    def close(self) -> None:
+        """Upload no more; what is under way is given up."""
+        with self._changed:
+            self._stopped = True
+            if self._store is not None:
+                self._store.cancel()
+            self._changed.notify_all()
+
     def _insist(self, manifest: Manifest, deadline: float) -> None:
         while time.monotonic() < deadline and manifest.stem not in self._uploaded:
             try:

@@ -109,6 +109,12 @@ class Writer:
             return not self._thread.is_alive()
         return True
 
+    def close(self, patience: float) -> None:
+        """Let a write that has begun end, for at most `patience` seconds, and upload no more."""
+        self.wait(patience)
+        if self._uploader is not None:
+            self._uploader.close()
+
     def _write(self, snapshot: Snapshot) -> None:
         manifest = snapshot.manifest(self._identity)
         try:

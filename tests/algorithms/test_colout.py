@@ -7,6 +7,12 @@ from PIL import Image
 from torch import nn
 
 from algorithms.colout import ColOutConfig
+from algorithms.config import AlgorithmsConfig
+from data.augment import Augment
+from data.imagefolder import ImageFolder
+from data.loader import train_loader
+from data.sampler import EpochPlan, PositionSampler
+from recipes.config import AugmentConfig
 
 
 def indexed(rows, columns):
@@ -56,3 +62,28 @@ def test_single_images_lose_their_own_in_the_loader():
 def test_it_changes_the_run_and_resumes(run, assert_resumes, batch):
     assert_resumes({"colout": {}}, batch=batch)
     assert not torch.equal(run({"colout": {}}).fit()["module.0.weight"], run({}).fit()["module.0.weight"])
+
+
+def test_the_loader_makes_batches_of_the_smaller_images(images):
+    folder = ImageFolder(images / "train", None)
+    plan = [
+        EpochPlan(size=32, crop="random", global_batch_size=8),
+        EpochPlan(size=40, crop="center", global_batch_size=8),
+    ]
+    sampler = PositionSampler(len(folder), plan, seed=3, rank=0, world_size=1)
+    transforms = AlgorithmsConfig.model_validate({"colout": {"batch": False}}).image_transforms()
+    augment = Augment.of(mean=(0.5,) * 3, std=(0.2,) * 3, **AugmentConfig().model_dump())
+    loader = train_loader(
+        folder,
+        sampler,
+        augment=augment,
+        image_transforms=transforms,
+        eval_crop_ratio=0.875,
+        seed=3,
+        workers=0,
+        prefetch_factor=2,
+        pin_memory=False,
+    )
+    for epoch, size in enumerate((27, 40)):  # int(32 * 0.85); a FixRes stage is left alone
+        sampler.set_epoch(epoch)
+        assert {tuple(pictures.shape[1:]) for pictures, _ in loader} == {(3, size, size)}

@@ -64,9 +64,16 @@ def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
 
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 1)), torchvision.models.squeezenet1_1()])
-def test_a_network_without_them_is_refused(network, state, logger):
-    with pytest.raises(ValueError, match="fixres: train: classifier needs a model with"):
-        FixRes(0).apply(Event.INIT, state(network), logger)
+def test_a_network_without_them_is_refused_before_the_stage_begins(network, state, logger):
+    for start in (0, 5):
+        with pytest.raises(ValueError, match="fixres: train: classifier needs a model with"):
+            FixRes(start).apply(Event.INIT, state(network), logger)
+
+
+def test_before_the_stage_nothing_is_frozen(state, networks, logger):
+    run = state(networks["convnet"]())
+    FixRes(5).apply(Event.INIT, run, logger)
+    assert all(param.requires_grad for param in run.model.parameters())
 
 
 def test_freezing_leaves_two_layers_trainable():
@@ -90,7 +97,7 @@ def test_it_acts_from_its_epoch_on(epoch, state, networks):
     run = state(networks["convnet"](), epoch=epoch)
     matched = {event for event in Event if FixRes(5).match(event, run)}
     acts = {Event.INIT, Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD}
-    assert matched == (acts if epoch >= 5 else set())
+    assert matched == (acts if epoch >= 5 else {Event.INIT})
 
 
 def test_momentum_and_weight_decay_do_not_move_what_is_frozen(state, networks, logger):

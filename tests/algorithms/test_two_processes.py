@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
         port = free.getsockname()[1]
     processes = [start(rank, port, out) for rank in (0, 1)]
     try:
-        statuses = [process.wait(timeout=300) for process in processes]
+        statuses = [process.wait(timeout=600) for process in processes]
     finally:
         for process in processes:
             process.kill()

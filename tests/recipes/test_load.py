@@ -303,10 +303,10 @@ def test_a_base_that_cannot_be_one(base, message, tmp_path, monkeypatch):
     write(tmp_path, LEAST, "medium.yaml")
     write(tmp_path, "base: a.yaml\n", "based.yaml")
     write(tmp_path, "{seed: 1, seed: 2}", "broken.yaml")
-    Path("a.yaml").write_text(f"base: {base}\n{LEAST}")
+    Path("a.yaml").write_text(f"base: {base}\nrun_name: a\n")
     with pytest.raises(InputError) as caught:
         load_config("a.yaml")
-    assert caught.value.lines[0].replace("'./", "'") == message
+    assert caught.value.lines == (message,)  # not what the base might have held
 
 
 def test_overrides_are_written_as_in_the_yaml(tmp_path):

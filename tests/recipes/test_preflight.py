@@ -3,12 +3,12 @@ import os
 
 import pytest
 import torch
-from conftest import ROOT, write_images
 
 from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.preflight import planned_network, require_ready
 from recipes.run import open_data
+from tests.support import ROOT, write_images
 
 MEDIUM = ROOT / "yamls" / "medium.yaml"
 TINY = ["data.train_size=32", "eval.sizes=[32]", "algorithms.fixres=off", "device=cpu", "device_batch_size=8"]

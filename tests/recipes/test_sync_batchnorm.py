@@ -1,6 +1,7 @@
 import copy
 import multiprocessing
 import socket
+import types
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from recipes.model import build_network
-from recipes.sync_batchnorm import CPUSyncBatchNorm2d, convert
+from recipes.sync_batchnorm import CPUSyncBatchNorm2d, SameStatistics, convert
 
 
 def free_port():
@@ -72,3 +73,25 @@ def test_alone_and_in_evaluation_it_is_batchnorm():
 def test_on_a_gpu_it_is_torchs():
     network = convert(build_network("resnet18", 10), "cuda")
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) == 20
+
+
+def evaluate_with_own_statistics(rank, port, results):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(rank + 1.0)
+    norm.num_batches_tracked.fill_(rank + 5)
+    SameStatistics().eval_start(types.SimpleNamespace(model=norm), None)
+    results.put((norm.running_mean.tolist(), int(norm.num_batches_tracked)))
+    dist.destroy_process_group()
+
+
+def test_every_process_evaluates_with_the_first_ones_statistics():
+    context, port = multiprocessing.get_context("fork"), free_port()
+    results = context.Queue()
+    ranks = [context.Process(target=evaluate_with_own_statistics, args=(rank, port, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = [results.get(timeout=60) for _ in ranks]
+    for process in ranks:
+        process.join(60)
+    assert found == [([1.0, 1.0], 5)] * 2

@@ -22,7 +22,7 @@ def untouched(tmp_path_factory):
     return Tiny(tmp_path_factory.mktemp("untouched")).go()
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def _as_before():
     """Weights-only loading, signal handlers and threads are this process's: put them back for the other tests."""
     threads = torch.get_num_threads()

@@ -109,7 +109,7 @@ def test_a_first_checkpoint_that_was_never_completed_is(tmp_path, caplog):
     (tmp_path / "ep000-ba000002.pt").write_bytes(b"half")
     search = look(tmp_path)
     assert search.found is None
-    assert "ep000-ba000002 was never completed" in caplog.text
+    assert "ep000-ba000002 was begun and never completed" in caplog.text
 
 
 def test_another_run_is_refused(folder):

@@ -41,7 +41,9 @@ def child():
         yield process, reason
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            pipe.close()
 
 
 def wait_for(condition, limit=10.0):

@@ -174,13 +174,21 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     assert (other / "tensorboard" / "events.1").read_bytes() == b"ours is newer"
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", ".bashrc", "a/.ssh/b"])
-def test_a_log_cannot_be_written_elsewhere(store, tmp_path, name):
-    store.below("logs")._objects.client.put_object(
-        Bucket="bucket", Key=f"{store._objects.prefix}logs/{name}", Body=b"evil"
-    )
-    assert restore_logs(tmp_path / "run", store.below("logs")) == []
-    assert not list(tmp_path.rglob("*evil*"))
+class Hostile:
+    """A bucket whose names, which this server would not take, point out of the folder."""
+
+    def tree(self):
+        names = ["../evil", "a/../../evil", "/evil", "/", "", ".bashrc", "a/.ssh/evil", "harmless"]
+        return [Entry(name, 4) for name in names]
+
+    def fetch(self, name, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def test_a_log_cannot_be_written_elsewhere(tmp_path):
+    assert restore_logs(tmp_path / "run", Hostile()) == ["harmless"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["harmless"]
 
 
 def test_a_bucket_out_of_reach_does_not_stop_the_copying_of_logs(proxy, url, tmp_path, caplog):

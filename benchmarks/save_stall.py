@@ -1,0 +1,85 @@
+"""How long training stands still for a checkpoint, against a plain `torch.save` of the same state to the same disk.
+
+`python -m benchmarks.save_stall`: the real state of ResNet-50 with SGD's momentum and EMA (300 MB), taken
+from Composer's Trainer after one step; ours and the plain one in turn, in one process. Ours is all of what
+`Checkpoints` does between two steps; its writing goes on in the background and is waited for outside the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from composer import State, Trainer
+from composer.algorithms import EMA
+from composer.models import ComposerClassifier
+from composer.utils import reproducibility
+from torchvision.models import resnet50
+
+from recipes.checkpoints.find import Identity
+from recipes.checkpoints.interrupt import Interrupt
+from recipes.checkpoints.save import Checkpoints
+from recipes.checkpoints.store import LocalStore
+from recipes.checkpoints.write import Writer
+
+
+def trained_state() -> State:
+    """ResNet-50 with EMA after two steps on noise."""
+    images = torch.utils.data.TensorDataset(torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.long))
+    model = ComposerClassifier(resnet50(), num_classes=1000)
+    trainer = Trainer(
+        model=model,
+        train_dataloader=torch.utils.data.DataLoader(images, batch_size=2),
+        max_duration="1ep",
+        algorithms=[EMA(half_life="10ba")],
+        optimizers=torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9),
+        progress_bar=False,
+        auto_log_hparams=False,
+    )
+    trainer.fit()
+    return trainer.state
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15)
+    repeats = parser.parse_args().repeats
+    state = trained_state()
+    ours, plain = [], []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        who = Identity("stall", "digest", {}, 1)
+        writer = Writer(LocalStore(folder / "ours"), who, 2, verified=None, damaged=(), uploader=None)
+        checkpoints = Checkpoints(
+            interval="1ba",
+            writer=writer,
+            mirror=None,
+            interrupt=Interrupt(),
+            top1=lambda state: None,
+            disk_patience=60.0,
+            upload_patience=0.0,
+        )
+        for _ in range(repeats + 1):
+            state.timestamp = state.timestamp.to_next_batch(samples=2)
+            began = time.perf_counter()
+            checkpoints.batch_checkpoint(state, None)
+            ours.append(time.perf_counter() - began)
+            writer.wait(120)
+            began = time.perf_counter()
+            torch.save({"state": state.state_dict(), "rng": reproducibility.get_rng_state()}, folder / "plain.pt")
+            plain.append(time.perf_counter() - began)
+        size = (folder / "plain.pt").stat().st_size / 1e6
+    ours, plain = ours[1:], plain[1:]  # the first of each warms up
+    ratio = statistics.median(ours) / statistics.median(plain)
+    for label, times in (("ours", ours), ("torch.save", plain)):
+        print(f"{label:10}  median {statistics.median(times):.3f} s  {min(times):.3f} to {max(times):.3f} s")
+    print(f"ratio of medians {ratio:.2f} (at most 1.2), {size:.0f} MB, n = {repeats}, {os.cpu_count()} cores, CPU")
+
+
+if __name__ == "__main__":
+    main()

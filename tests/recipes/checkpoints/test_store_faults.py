@@ -1,0 +1,323 @@
+"""The bucket in trouble, at the start, in the middle and at the end of a run, and what comes of it.
+
+Nothing here may lose a completed checkpoint or end a training that is in progress.
+"""
+
+import logging
+import os
+import shutil
+import threading
+import time
+
+import pytest
+from botocore.exceptions import ClientError
+
+from recipes.checkpoints import s3, upload
+from recipes.checkpoints.build import settle
+from recipes.checkpoints.find import load_manifest, survey
+from recipes.checkpoints.manifest import verify
+from recipes.checkpoints.s3 import S3Store
+from recipes.checkpoints.store import LocalStore
+from recipes.errors import InputError
+from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, damage, same
+from tests.s3 import ADMIN, READER, running
+
+FINAL = f"ep003-ba0000{3 * BATCHES}"
+
+
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch):
+    """Time limits in tenths of seconds instead of tens of seconds."""
+    monkeypatch.setitem(s3._CLIENT, "read_timeout", 0.4)
+    monkeypatch.setitem(s3._CLIENT, "connect_timeout", 0.4)
+    monkeypatch.setattr(upload, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(upload, "_LONGEST_PAUSE", 0.2)
+
+
+@pytest.fixture(autouse=True)
+def _no_secret_in_any_log(caplog):
+    caplog.set_level(logging.DEBUG, "recipes")
+    yield
+    secrets = [ADMIN[1], READER[1], "not-the-secret"]
+    assert not any(secret in caplog.text for secret in secrets)
+
+
+@pytest.fixture
+def run(tmp_path, url):
+    return Tiny(tmp_path / "run", url, patience=30.0)
+
+
+def until_said(caplog, proxy, text):
+    """Take the fault away when the log has this text."""
+
+    def watch():
+        deadline = time.monotonic() + 20
+        while text not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.02)
+        proxy.set(None)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def in_two_parts(run):
+    """Interrupt at batch 5 and again at 7: both are in the bucket then."""
+    for batch in (5, 7):
+        assert "saved in s3://" in str(run.go(run.interrupt_at(batch)))
+    emptied(run)
+
+
+def emptied(run):
+    """The disk of a new machine."""
+    shutil.rmtree(run.places.run_folder)
+
+
+def in_bucket(url):
+    return survey(S3Store(url)).complete
+
+
+def good_in_bucket(url, folder, stem):
+    store = S3Store(url)
+    manifest = load_manifest(store, stem)
+    store.fetch(manifest.files[0].name, folder / "fetched.pt")
+    verify(folder / "fetched.pt", manifest.files[0])
+    return True
+
+
+def wait_for(condition, limit=20.0):
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_run_goes_on_from_the_bucket_alone(run, url, tmp_path, untouched):
+    assert "saved in s3://" in str(run.go(run.interrupt_at(7)))
+    emptied(run)
+    assert same(run.go(), untouched)
+    assert run.resume.resumed_from == f"{url}/ep001-ba000007.pt"
+    assert run.kept
+    assert good_in_bucket(url, tmp_path, FINAL)
+    emptied(run)
+    assert run.find().finished
+
+
+def test_the_bucket_keeps_the_newest_and_the_best(run, url):
+    run.settings |= {"keep_remote": 2, "interval": "1ba"}
+    run.go(*(At("batch_end", batch, lambda state: time.sleep(0.1)) for batch in range(1, 15)))
+    wait_for(lambda: len(in_bucket(url)) <= 4)
+    assert FINAL in in_bucket(url)
+    assert len(in_bucket(url)) <= 3  # two of the newest, one that is the best
+    assert not survey(S3Store(url)).begun
+
+
+# --- at the start ---------------------------------------------------------------------------------------------------
+
+
+def test_down_at_start_with_local_checkpoints_goes_on_from_them_and_uploads_later(run, proxy, url, untouched, caplog):
+    run.go(run.interrupt_at(7))
+    run.settings["patience"] = 0.3
+    proxy.set("refuse")
+    resume = run.find()
+    assert resume.manifest.batch == 7
+    assert "going on with what is on the local disk" in caplog.text
+    run.settings["patience"] = 30.0
+    threading.Timer(1.0, proxy.set, [None]).start()
+    assert same(run.go(), untouched)
+    assert run.kept
+    assert FINAL in in_bucket(url)
+
+
+def test_down_at_start_without_local_checkpoints_does_not_start_from_zero(run, proxy):
+    run.settings["patience"] = 0.3
+    proxy.set("refuse")
+    with pytest.raises(InputError) as refused:
+        run.find()
+    assert "out of reach" in str(refused.value)
+    assert "checkpoints.restart=true" in str(refused.value)
+    assert run.find(restart=True).load_path is None
+
+
+def test_down_for_a_moment_at_start_is_waited_for(run, proxy, untouched):
+    run.go(run.interrupt_at(7))
+    emptied(run)
+    proxy.set("503")
+    threading.Timer(1.5, proxy.set, [None]).start()
+    assert same(run.go(), untouched)
+    assert run.resume.manifest.batch == 7
+
+
+def test_a_download_that_breaks_off_is_repeated(run, proxy, untouched):
+    run.go(run.interrupt_at(7))
+    emptied(run)
+    proxy.set("truncate", after=20_000)
+    threading.Timer(1.5, proxy.set, [None]).start()
+    assert same(run.go(), untouched)
+    assert run.resume.manifest.batch == 7
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, "the secret key is wrong"),
+        ({"AWS_ACCESS_KEY_ID": READER[0], "AWS_SECRET_ACCESS_KEY": READER[1]}, "access denied"),
+    ],
+    ids=["wrong secret", "read-only credentials"],
+)
+def test_wrong_credentials_are_refused_before_training(run, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        run.go(At("fit_start", 0, lambda state: pytest.fail("it trains")))
+
+
+def test_a_missing_bucket_is_refused_before_training(tmp_path, url):
+    with pytest.raises(InputError, match="the bucket does not exist"):
+        Tiny(tmp_path, "s3://absent-bucket/x").go(At("fit_start", 0, lambda state: pytest.fail("it trains")))
+
+
+@pytest.mark.parametrize("kind", ["bit", "0.5", "empty"])
+def test_the_newest_object_damaged_the_older_is_taken(run, url, tmp_path, untouched, kind):
+    in_two_parts(run)
+    store = S3Store(url)
+    store.fetch("ep001-ba000007.pt", tmp_path / "spoilt.pt")
+    damage(tmp_path / "spoilt.pt", kind)
+    store.put("ep001-ba000007.pt", tmp_path / "spoilt.pt")
+    weights = run.go()
+    assert run.resume.manifest.batch in (5, 6)
+    assert "ep001-ba000007" in run.resume.damaged
+    assert same(weights, untouched)
+    assert FINAL in in_bucket(url)
+
+
+def test_the_newest_manifest_missing_the_older_is_taken(run, url, untouched):
+    in_two_parts(run)
+    S3Store(url).delete(["ep001-ba000007.json"])
+    weights = run.go()
+    assert run.resume.manifest.batch in (5, 6)
+    assert same(weights, untouched)
+
+
+def test_all_manifests_missing_is_no_reason_to_start_from_zero(run, url):
+    run.go(run.interrupt_at(7))
+    emptied(run)
+    store = S3Store(url)
+    store.delete([entry.name for entry in store.entries() if entry.name.endswith(".json")])
+    with pytest.raises(InputError, match="none can be used"):
+        run.find()
+
+
+def test_a_damaged_local_checkpoint_is_mended_from_the_bucket(run, untouched):
+    run.go(run.interrupt_at(7))
+    damage(run.places.local / "ep001-ba000007.pt", "bit")
+    assert same(run.go(), untouched)
+    assert run.resume.manifest.batch == 7
+
+
+# --- in the middle --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "reset", "500", "503"])
+def test_an_outage_in_the_middle_costs_nothing(run, proxy, url, tmp_path, untouched, fault, caplog):
+    def fail(state):
+        proxy.set(fault, after=1000)
+        until_said(caplog, proxy, "is not uploaded yet, training goes on")
+
+    weights = run.go(At("batch_start", 1, fail))
+    assert same(weights, untouched)
+    assert run.kept
+    assert "is not uploaded yet, training goes on" in caplog.text
+    assert good_in_bucket(url, tmp_path, FINAL)
+
+
+def test_a_slow_bucket_gets_the_newest_and_the_disk_does_not_fill(run, proxy, url, untouched, caplog, monkeypatch):
+    monkeypatch.setitem(s3._CLIENT, "read_timeout", 30)
+    run.settings |= {"interval": "1ba", "keep": 2}
+    most = []
+
+    def count(state):
+        most.append(len(list(run.places.local.glob("*.pt"))))
+        time.sleep(0.1)
+
+    proxy.set("slow", rate=10_000)
+    threading.Timer(6.0, proxy.set, [None]).start()
+    weights = run.go(*(At("batch_end", batch, count) for batch in range(1, 16)))
+    assert same(weights, untouched)
+    assert "overtook it" in caplog.text
+    assert max(most) <= 2 + 3  # kept, one being uploaded, one waiting, one being written
+    assert run.kept
+    assert FINAL in in_bucket(url)
+
+
+def fill(client, bucket):
+    """Put objects until the store takes no more."""
+    for number in range(200):
+        client.put_object(Bucket=bucket, Key=f"filler{number}", Body=os.urandom(2**22))
+
+
+def test_a_full_store_does_not_stop_the_training(tmp_path, url, monkeypatch, untouched, caplog):
+    with running(tmp_path / "full", max_volumes=1) as full:
+        full.client().create_bucket(Bucket="full-bucket")
+        monkeypatch.setenv("S3_ENDPOINT_URL", full.endpoint)
+        with pytest.raises(ClientError, match="InternalError"):
+            fill(full.client(), "full-bucket")
+        run = Tiny(tmp_path / "run", "s3://full-bucket/x", patience=1.0)
+        weights = run.go()
+    assert same(weights, untouched)
+    assert run.kept is False
+    assert "InternalError" in caplog.text
+    assert "not where it belongs" in caplog.text
+    assert survey(LocalStore(run.places.local)).complete[-1] == FINAL
+
+
+# --- at the end -----------------------------------------------------------------------------------------------------
+
+
+def test_down_at_the_end_is_said_and_mended_by_the_same_command(run, proxy, url, untouched, caplog):
+    run.settings["patience"] = 1.0
+    weights = run.go(At("batch_start", 13, lambda state: proxy.set("refuse")))
+    assert same(weights, untouched)
+    assert run.kept is False
+    assert "not where it belongs" in caplog.text
+    proxy.set(None)
+    resume = run.find()
+    assert resume.finished
+    assert settle(places=run.places, keep_remote=3, patience=20.0, resume=resume)
+    assert FINAL in in_bucket(url)
+
+
+def test_back_before_patience_ends_the_last_state_is_uploaded(run, proxy, url):
+    def fail(state):
+        proxy.set("refuse")
+        threading.Timer(2.0, proxy.set, [None]).start()
+
+    run.go(At("batch_start", 13, fail))
+    assert run.kept
+    assert FINAL in in_bucket(url)
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "slow"])
+def test_interrupted_while_the_bucket_is_out_of_reach_the_state_is_on_disk_in_time(run, proxy, untouched, fault):
+    def fail(state):
+        proxy.set(fault, rate=1000)
+        run.interrupt.request("a test", 3.0)
+
+    began = time.monotonic()
+    stop = run.go(At("batch_end", 7, fail))
+    assert time.monotonic() - began < 10.0
+    assert stop.status == 75
+    assert "NOT uploaded" in str(stop)
+    proxy.set(None)
+    assert same(run.go(), untouched)
+    assert run.resume.manifest.batch == 7
+
+
+def test_interrupted_during_a_slow_upload_of_an_older_one_the_newest_goes_first(run, proxy, url, untouched):
+    def unblock(state):
+        run.interrupt.request("a test", 15.0)
+        threading.Timer(0.5, proxy.set, [None]).start()
+
+    stop = run.go(At("batch_start", 5, lambda state: proxy.set("slow", rate=2000)), At("batch_end", 7, unblock))
+    assert "saved in s3://" in str(stop)
+    assert in_bucket(url)[-1] == "ep001-ba000007"
+    emptied(run)
+    assert same(run.go(), untouched)
