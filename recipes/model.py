@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from algorithms.fixres.fixres import classifier
 from recipes.errors import InputError
 
 IGNORED_LABEL = -100
@@ -71,11 +72,6 @@ def set_last_norms(network: nn.Module, scale: float) -> None:
     """
     for norm in last_norms(network):
         nn.init.constant_(norm.weight, scale)
-
-
-def classifier_of(network: nn.Module) -> nn.Linear:
-    """The last linear layer, in the order of definition."""
-    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
 
 
 @contextmanager
@@ -202,7 +198,7 @@ def build_classifier(
     network = build_network(name, num_classes)
     set_last_norms(network, 0.0 if zero_init_residual else 1.0)
     if loss == "binary_cross_entropy":
-        nn.init.constant_(classifier_of(network).bias, -math.log(num_classes))
+        nn.init.constant_(classifier(network).bias, -math.log(num_classes))
     if sync_batchnorm:
         from recipes.sync_batchnorm import convert
 

@@ -14,6 +14,7 @@ from composer.algorithms.blurpool import apply_blurpool
 from composer.algorithms.squeeze_excite import apply_squeeze_excite
 from torch import nn
 
+from algorithms.fixres.fixres import classifier, last_batchnorm
 from data.errors import DataError
 from data.sampler import EpochPlan, EvalSampler, PositionSampler
 from data.source import Source
@@ -177,6 +178,7 @@ def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple
                 return []
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             lines.append(f"model.name: {config.model.name} takes no images of {size} px: {reason}")
+    lines += _last_layers(config, network)
     memory = device_bytes(config)
     if lines or memory is None:
         return lines
@@ -190,6 +192,21 @@ def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple
         checkpointing=config.model.activation_checkpointing,
     )
     return check_memory(network, loads(config, world_size, plan), memory, setting, key)
+
+
+def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
+    """The layers that single keys name without naming them."""
+    last = config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
+    needs = {
+        "loss.name: binary_cross_entropy": [classifier] if config.loss.name == "binary_cross_entropy" else [],
+        "algorithms.fixres.train: classifier": [classifier, last_batchnorm] if last else [],
+    }
+    for key, layers in needs.items():
+        for layer in layers:
+            try:
+                layer(network)
+            except ValueError as error:
+                yield f"{key}: {error}"
 
 
 def device_bytes(config: RunConfig) -> float | None:

@@ -28,6 +28,7 @@ from recipes.checkpoints.resume import Resume, find_resume
 from recipes.checkpoints.save import Checkpoints, Interval
 from recipes.checkpoints.spot import SpotNotices
 from recipes.config import RunConfig
+from recipes.errors import InputError
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
 from recipes.stages import epoch_plan
@@ -109,7 +110,11 @@ def run(config: RunConfig) -> int:
     train, val = require_ready(config, dist.get_world_size(), lambda: open_data(config))
     plan = epoch_plan(config, dist.get_world_size())
     sampler = PositionSampler(len(train), plan, config.seed, dist.get_global_rank(), dist.get_world_size())
-    algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(config.epochs)), config.epochs)
+    try:
+        total_batches = sum(sampler.batches(epoch) for epoch in range(config.epochs))
+        algorithms = config.algorithms.build(total_batches, config.epochs)
+    except ValueError as error:  # Composer's own checks of what stands under `composer:`
+        raise InputError(*str(error).strip().splitlines()) from None
     folder, identity = run_folder(config), Identity.of(config, dist.get_world_size())
     saving = config.checkpoints
     places = Places.of(saving.folder.format(runs_folder=config.runs_folder, run_name=config.run_name), folder)

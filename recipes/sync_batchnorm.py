@@ -68,8 +68,8 @@ def convert(network: nn.Module, device_type: str) -> nn.Module:
 class SameStatistics(Callback):
     """Evaluates with the first process's running statistics everywhere.
 
-    DDP copies them before each training step, so after a step each process has added its own batch to them; without this
-    an evaluation shared by several processes would be of several models.
+    DDP copies them before each training step, so after a step each process has added its own batch to them; without
+    this an evaluation shared by several processes would be of several models.
     """
 
     def eval_start(self, state: State, logger: Logger) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -63,7 +64,13 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = ["weed", "-logdir=" + str(self.folder), "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
+        command = [
+            str(Path(sysconfig.get_path("scripts")) / "weed"),
+            "-logdir=" + str(self.folder),
+            "server",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+        ]
         command += [f"-dir={self.folder / 'data'}", "-s3", f"-s3.config={self.folder / 'identities.json'}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.telemetry=false"]
         command += [f"-volume.max={self._max_volumes}", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=0"]

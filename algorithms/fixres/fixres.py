@@ -18,7 +18,7 @@ def classifier(model: nn.Module) -> nn.Linear:
     """
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ValueError("fixres: train: classifier needs a model with a linear layer")
+        raise ValueError("the model has no linear layer to take for its classifier")
     return layers[-1]
 
 
@@ -34,7 +34,7 @@ def last_batchnorm(model: nn.Module) -> _BatchNorm:
         if isinstance(module, _BatchNorm) and not _SHORTCUTS & set(name.split("."))
     ]
     if not norms:
-        raise ValueError("fixres: train: classifier needs a model with BatchNorm")
+        raise ValueError("the model has no BatchNorm")
     return norms[-1]
 
 

@@ -66,7 +66,7 @@ def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 1)), torchvision.models.squeezenet1_1()])
 def test_a_network_without_them_is_refused_before_the_stage_begins(network, state, logger):
     for start in (0, 5):
-        with pytest.raises(ValueError, match="fixres: train: classifier needs a model with"):
+        with pytest.raises(ValueError, match="the model has no"):
             FixRes(start).apply(Event.INIT, state(network), logger)
 
 
