@@ -18,19 +18,30 @@ def tiny(tmp_path):
 
 @pytest.fixture(scope="session")
 def untouched(tmp_path_factory):
-    """The weights of the tiny run that nobody touched."""
-    return Tiny(tmp_path_factory.mktemp("untouched")).go()
+    """The weights of the tiny run that nobody touched; with one thread, as all runs here, since sums depend on that."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return Tiny(tmp_path_factory.mktemp("untouched")).go()
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """The networks are tiny; a module's own runs are made after this."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
 def _as_before():
-    """Weights-only loading, signal handlers and threads are this process's: put them back for the other tests."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the networks are tiny
+    """Weights-only loading and signal handlers are this process's: put them back for the other tests."""
     forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
     if forced is None:
