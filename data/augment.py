@@ -92,8 +92,8 @@ def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Gener
     where = partial(crop_on_grid, picture.height, picture.width, area=augment.area, aspect_ratio=augment.aspect_ratio)
     reduction = reduction_for(where(1, draws=draws), size)
     top, left, height, width = where(reduction, draws=draws)
-    pixels = picture.decode(reduction)
-    crop = pixels[top : top + height, left : left + width]
+    pixels, first = picture.decode_rows(reduction, top, top + height)
+    crop = pixels[top - first : top - first + height, left : left + width]
     image = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
     return flip(image) if rng.random() < augment.flip else image
 

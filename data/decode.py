@@ -7,16 +7,16 @@ turn the picture upright by its EXIF orientation, which torchvision's ImageFolde
 
 from __future__ import annotations
 
-import struct
 import warnings
 from enum import IntEnum
 from io import BytesIO
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from data.jpeg import only_rows, read_header
 
 MAX_PIXELS = 89_478_485
 """A larger picture is refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
@@ -67,14 +67,6 @@ class BadImage(Exception):
         return BadImage, (self.fault,)
 
 
-class _Jpeg(NamedTuple):
-    """What a plain JPEG's header says: its size as stored, before it is turned upright."""
-
-    height: int
-    width: int
-    orientation: int
-
-
 class Picture:
     """An image of known size that is decoded when its scale is known.
 
@@ -92,18 +84,25 @@ class Picture:
         Raises:
             BadImage: it is not an image, or too large.
         """
+        if not data:
+            raise BadImage(Fault.EMPTY)
         self._data = data
-        self._jpeg = _read_header(data)
+        self._jpeg = read_header(data)
         self._pixels: np.ndarray | None = None
         if self._jpeg is None:
             self._pixels = _decode_with_pillow(data)
             self.height, self.width = self._pixels.shape[:2]
             return
-        self.height, self.width, orientation = self._jpeg
+        self.height, self.width = self._jpeg.height, self._jpeg.width
         if self.height * self.width > MAX_PIXELS:
             raise BadImage(Fault.TOO_LARGE)
-        if orientation > 4:
+        if self._jpeg.orientation > 4:
             self.height, self.width = self.width, self.height
+
+    @property
+    def is_plain_upright_jpeg(self) -> bool:
+        """Whether the loader's fast path decodes it, without turning it."""
+        return self._jpeg is not None and self._jpeg.orientation == 1
 
     def decode(self, reduction: int) -> np.ndarray:
         """The upright picture at scale 1 / reduction.
@@ -117,70 +116,60 @@ class Picture:
         Raises:
             BadImage: the image is truncated or corrupt.
         """
-        pixels = self._decode(reduction)
+        if self._jpeg is not None and self._pixels is None:
+            pixels = _decode_jpeg(self._data, self._jpeg.height, self._jpeg.width, reduction, strict=True)
+            if pixels is not None:
+                return self._checked(_upright(pixels, self._jpeg.orientation), reduction)
+            self._pixels = _decode_with_pillow(self._data)  # it is more patient, and says what is wrong
+        assert self._pixels is not None
+        return self._checked(_averaged(self._pixels, reduction), reduction)
+
+    def decode_rows(self, reduction: int, top: int, bottom: int) -> tuple[np.ndarray, int]:
+        """At least the rows [top, bottom) of the upright picture at scale 1 / reduction, as `decode` gives them.
+
+        Of a plain JPEG that ends as it should, other rows are left out where that saves time; damage inside it then
+        goes unnoticed, as Pillow lets it.
+
+        Args:
+            reduction: 1, 2, 4 or 8.
+            top: first row that is needed, at that scale.
+            bottom: row after the last one.
+
+        Returns:
+            (RGB, uint8 of shape (rows, ceil(width / reduction), 3); which row of the picture the first one is).
+
+        Raises:
+            BadImage: the image is truncated or corrupt.
+        """
+        header = self._jpeg
+        if header is None or header.orientation != 1 or not header.scan or self._pixels is not None:
+            return self.decode(reduction), 0
+        data, begin, height = only_rows(self._data, header, top * reduction, bottom * reduction)
+        strict = data is self._data or header.has_row_restarts  # else libjpeg warns of the bytes behind the last row
+        pixels = _decode_jpeg(data, height, header.width, reduction, strict=strict)
+        if pixels is None or pixels.shape[:2] != (-(-height // reduction), -(-self.width // reduction)):
+            return self.decode(reduction), 0
+        return pixels, begin // reduction
+
+    def _checked(self, pixels: np.ndarray, reduction: int) -> np.ndarray:
         if pixels.shape[:2] != (-(-self.height // reduction), -(-self.width // reduction)):
             raise BadImage(Fault.CORRUPT)  # two headers that contradict each other
         return pixels
 
-    def _decode(self, reduction: int) -> np.ndarray:
-        if self._jpeg is not None and self._pixels is None:
-            height, width, orientation = self._jpeg
-            try:
-                pixels = simplejpeg.decode_jpeg(
-                    self._data, "RGB", min_height=-(-height // reduction), min_width=-(-width // reduction)
-                )
-            except ValueError:  # libjpeg warned or failed; Pillow is more patient, and says what is wrong
-                self._pixels = _decode_with_pillow(self._data)
-            else:
-                return _upright(pixels, orientation)
-        assert self._pixels is not None
-        return _averaged(self._pixels, reduction)
+
+def _decode_jpeg(data: bytes, height: int, width: int, reduction: int, *, strict: bool) -> np.ndarray | None:
+    """RGB by libjpeg-turbo; None where it fails or, being strict, warns."""
+    try:
+        return simplejpeg.decode_jpeg(
+            data, "RGB", min_height=-(-height // reduction), min_width=-(-width // reduction), strict=strict
+        )
+    except ValueError:
+        return None
 
 
 def decode(data: bytes) -> np.ndarray:
     """The whole picture in RGB, upright, uint8 of shape (H, W, 3); raises BadImage."""
     return Picture(data).decode(1)
-
-
-def _read_header(data: bytes) -> _Jpeg | None:
-    """Size and orientation of a plain JPEG, or None for anything that Pillow had better look at."""
-    if not data:
-        raise BadImage(Fault.EMPTY)
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    orientation, at, end = 1, 2, len(data) - 9
-    while at < end and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # padding
-            at += 1
-            continue
-        if marker in (0xC0, 0xC1, 0xC2):  # a frame: baseline, extended or progressive
-            precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            plain = precision == 8 and components in (1, 3) and height and width
-            return _Jpeg(height, width, orientation) if plain else None
-        if 0xC3 <= marker <= 0xCF and marker not in (0xC4, 0xC8):  # lossless, hierarchical or arithmetic
-            return None
-        if marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(data[at + 10 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
-
-
-def _orientation(tiff: bytes) -> int:
-    """EXIF orientation, 1 (upright) to 8, of a TIFF header; 1 where it is absent or nonsense."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if kind == 3 and 1 <= value <= 8 else 1
-    except struct.error:
-        pass
-    return 1
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +73,10 @@ class ImageFolder:
         """The encoded image; raises OSError where the file cannot be read."""
         with open(self._root + b"/" + self._relative(index), "rb", buffering=0) as file:  # noqa: PTH123 (bytes path)
             return file.read()
+
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+        """`read`: there is one resolution, and it is near."""
+        return self.read
 
     def name(self, index: int) -> str:
         """The image's path."""

@@ -24,6 +24,7 @@ from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import Source
 
 ImageTransform = Callable[[Image.Image], Image.Image]
+Read = Callable[[int], bytes]
 
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be left out of metrics."""
@@ -68,36 +69,38 @@ class BatchDataset(Dataset):
         images = _empty_batch(count, size, size)
         labels = torch.empty(count, dtype=torch.int64)
         rows = images.numpy()
-        for row, index in enumerate(request.indices.tolist()):
-            picture, labels[row] = self._load(index, request)
+        indices = request.indices.tolist()
+        read = self.source.reader(size, [index for index in indices if not self.bad.faults[index]])
+        for row, index in enumerate(indices):
+            picture, labels[row] = self._load(index, request, read)
             if row == 0 and picture.shape != rows.shape[1:]:
                 images = _empty_batch(count, *picture.shape[:2])
                 rows = images.numpy()
             rows[row] = picture
         return images.permute(0, 3, 1, 2), labels
 
-    def _load(self, index: int, request: Request) -> tuple[np.ndarray, int]:
+    def _load(self, index: int, request: Request, read: Read) -> tuple[np.ndarray, int]:
         """One image and its label."""
-        picture = self._try(index, index, request)
+        picture = self._try(index, index, request, read)
         used = index
         if picture is None and self._seed is None:
             return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
         if picture is None:
             others = sample_rng(self._seed or 0, request.epoch, index, stream=1).integers(0, len(self), _TRIES)
             for used in others.tolist():
-                picture = self._try(used, index, request)
+                picture = self._try(used, index, request, read)
                 if picture is not None:
                     break
             else:
                 raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
         return picture, int(self.source.labels[used])
 
-    def _try(self, index: int, key: int, request: Request) -> np.ndarray | None:
+    def _try(self, index: int, key: int, request: Request, read: Read) -> np.ndarray | None:
         """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
         if self.bad.faults[index]:
             return None
         try:
-            return self._picture(self.source.read(index), request, key)
+            return self._picture(read(index), request, key)
         except BadImage as error:
             fault = error.fault
         except FileNotFoundError:

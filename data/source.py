@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +31,13 @@ class Source(Protocol):
         """The encoded image; raises OSError where it cannot be read."""
         ...
 
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+        """What reads images for pictures of `size` pixels, as `read`, at the smallest resolution that suffices.
+
+        Those at `indices`, a batch's, will all be read: what is far away may be fetched at once.
+        """
+        ...
+
     def name(self, index: int) -> str:
         """What the image is called in messages."""
         ...
@@ -42,11 +50,7 @@ class Subset:
         self.classes = source.classes
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Label of each image, int64."""
-        return self._source.labels[self._indices]
+        self.labels = np.asarray(source.labels)[self._indices]
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -54,6 +58,11 @@ class Subset:
     def read(self, index: int) -> bytes:
         """The encoded image."""
         return self._source.read(int(self._indices[index]))
+
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+        """What reads images of the whole source, by their index in this part."""
+        read = self._source.reader(size, self._indices[np.asarray(indices, dtype=np.int64)].tolist())
+        return lambda index: read(int(self._indices[index]))
 
     def name(self, index: int) -> str:
         """The image's name in the whole source."""

@@ -187,7 +187,13 @@ class DataConfig(Part):
     """Where the images are and how they are read."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`."""
+    """A folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`, or what data.prepare wrote, here or at s3://..."""
+    cache_folder: Annotated[str, Field(min_length=1)] = "cache"
+    """Where images from s3:// are kept on each machine."""
+    cache_gb: PositiveFloat | None = None
+    """Room for them in GB (1e9 bytes); what does not fit is read from the bucket each time. null: all fit."""
+    stage_first: bool = False
+    """Bring the images from s3:// to the machine before training starts, instead of meanwhile."""
     train_size: ImageSize = 224
     """Side of a training image in pixels, where no stage sets another."""
     train_samples: PositiveInt | None = None

@@ -26,6 +26,9 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
         "loggers",
         # The same images may lie elsewhere on another machine; the number of workers changes no image.
         "data.path",
+        "data.cache_folder",
+        "data.cache_gb",
+        "data.stage_first",
         "data.workers",
         "data.prefetch_factor",
         "data.max_bad_fraction",

@@ -15,9 +15,10 @@ from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
 from data.errors import DataError
-from data.imagefolder import open_split_pair
+from data.open import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
+from data.stage import bring
 from data.wordnet import class_names
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
@@ -59,7 +60,7 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
     Raises:
         DataError: They cannot be used as they are.
     """
-    train, val = open_split_pair(Path(config.data.path))
+    train, val = open_split_pair(config.data.path, config.data.cache_folder)
     if config.data.train_samples is not None:
         try:
             train = subset(train, config.data.train_samples, config.seed)
@@ -131,6 +132,8 @@ def run(config: RunConfig) -> int:
         kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, resume=resume)
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
         return 0 if kept else EXIT_NOT_UPLOADED
+    where, leader = config.data, dist.get_local_rank() == 0
+    bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
     watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume)
     watchers.text_log.open()
     names = class_names(train.classes)

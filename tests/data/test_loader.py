@@ -39,6 +39,9 @@ class Recorded:
     def __len__(self):
         return len(self.source)
 
+    def reader(self, size, indices):
+        return self.read
+
     def read(self, index):
         self.reads.append(index)
         return self.source.read(index)

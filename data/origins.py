@@ -1,0 +1,225 @@
+"""Datasets as people download them, as sources to prepare from.
+
+An ImageFolder (ImageNet-Mini, Imagenette, one's own), local or in a bucket; the tree of the Kaggle competition
+"ImageNet Object Localization Challenge"; the ILSVRC2012 tar files with their devkit.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.errors import DataError
+from data.imagefolder import EXTENSIONS, ImageFolder, open_split_pair
+from data.remote import is_remote, named, open_store
+from data.source import Source
+
+_TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+_DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
+_SOLUTION = "LOC_val_solution.csv"
+
+
+class Files:
+    """A list of files under one folder or bucket, each with its label."""
+
+    def __init__(self, path: str, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
+        """Join them.
+
+        Args:
+            path: a folder, or `s3://bucket/prefix`.
+            files: paths below it.
+            labels: label of each.
+            classes: class names in label order.
+        """
+        self.path, self.classes, self.labels = path, list(classes), np.asarray(labels, dtype=np.int64)
+        self._files = list(files)
+        self._store: tuple[Any, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_store": None}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, index: int) -> bytes:
+        """The file's bytes; raises OSError."""
+        if self._store is None:
+            self._store = open_store(self.path)
+        store, root = self._store
+        return store.cat_file(f"{root}/{self._files[index]}")
+
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+        """`read`."""
+        return self.read
+
+    def name(self, index: int) -> str:
+        """The file's path."""
+        return f"{self.path}/{self._files[index]}"
+
+
+class TarMembers:
+    """Files inside a tar file, read where they lie, without unpacking."""
+
+    def __init__(self, path: str, members: Sequence[tuple[str, int, int]], labels: Any, classes: Sequence[str]) -> None:
+        """Join them.
+
+        Args:
+            path: the tar file.
+            members: (name, offset, length) of each.
+            labels: label of each.
+            classes: class names in label order.
+        """
+        self.path, self.classes, self.labels = path, list(classes), np.asarray(labels, dtype=np.int64)
+        self._names = [name for name, _, _ in members]
+        self._places = np.array([place for _, *place in members], dtype=np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def read(self, index: int) -> bytes:
+        """The member's bytes; raises OSError."""
+        offset, length = self._places[index].tolist()
+        with Path(self.path).open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), length, offset)
+
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+        """`read`."""
+        return self.read
+
+    def name(self, index: int) -> str:
+        """The tar file's path and the member's name."""
+        return f"{self.path}/{self._names[index]}"
+
+
+def open_origin(path: str) -> dict[str, Source]:
+    """Find out what lies at a path, and open it.
+
+    Args:
+        path: a folder, or `s3://bucket/prefix` of an ImageFolder.
+
+    Returns:
+        The splits, `train` and `val`, with one numbering of the classes.
+
+    Raises:
+        DataError: it is none of the layouts known, or is not whole.
+    """
+    if is_remote(path):
+        return _remote_folder(path)
+    folder = Path(path)
+    if not folder.is_dir():
+        raise DataError(f"{path}: no such folder")
+    if (folder / _TRAIN_TAR).is_file() or (folder / _VAL_TAR).is_file():
+        return _ilsvrc_tars(folder)
+    if (folder / _SOLUTION).is_file():
+        return _kaggle(folder)
+    inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    if not (folder / "train").is_dir() and len(inner) == 1 and (inner[0] / "train").is_dir():
+        folder = inner[0]  # an archive's own top folder, such as imagenet-mini/
+    train, val = open_split_pair(folder)
+    return {"train": train, "val": val}
+
+
+def _remote_folder(path: str) -> dict[str, Source]:
+    """An ImageFolder in a bucket."""
+    store, root = open_store(path)
+    splits: dict[str, list[tuple[str, str]]] = {}
+    with named(path):
+        for split in ("train", "val"):
+            keys = sorted(key.removeprefix(f"{root}/{split}/") for key in store.find(f"{root}/{split}"))
+            splits[split] = [
+                (key.split("/")[0], key) for key in keys if "/" in key and key.lower().endswith(EXTENSIONS)
+            ]
+            if not splits[split]:
+                raise DataError(f"{path}/{split}: no images; expected {path}/{split}/CLASS/IMAGE")
+    classes = sorted({name for name, _ in splits["train"]})
+    label = {name: number for number, name in enumerate(classes)}
+    unknown = sorted({name for name, _ in splits["val"]} - set(classes))
+    if unknown:
+        raise DataError(f"{path}/val: class folder {unknown[0]} is not in {path}/train")
+    return {
+        split: Files(f"{path}/{split}", [key for _, key in found], [label[name] for name, _ in found], classes)
+        for split, found in splits.items()
+    }
+
+
+def _kaggle(folder: Path) -> dict[str, Source]:
+    """Kaggle's tree: train/CLASS/IMAGE, and a flat val/ whose classes stand in LOC_val_solution.csv."""
+    root = next((folder / place for place in _KAGGLE if (folder / place / "train").is_dir()), None)
+    if root is None:
+        raise DataError(f"{folder}: has {_SOLUTION} but no {_KAGGLE[0]}/train")
+    train = ImageFolder(root / "train", None)
+    label = {name: number for number, name in enumerate(train.classes)}
+    files, labels = [], []
+    with (folder / _SOLUTION).open(newline="", encoding="utf-8") as table:
+        for row in sorted(csv.DictReader(table), key=lambda row: row["ImageId"]):
+            name = row["PredictionString"].split()[0]
+            if name not in label:
+                raise DataError(f"{folder / _SOLUTION}: {row['ImageId']} is of class {name}, which {train.path} lacks")
+            files.append(f"{row['ImageId']}.JPEG")
+            labels.append(label[name])
+    if not files:
+        raise DataError(f"{folder / _SOLUTION}: lists no image")
+    return {"train": train, "val": Files(str(root / "val"), files, labels, train.classes)}
+
+
+def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
+    """The tar files of image-net.org."""
+    for file in (_TRAIN_TAR, _VAL_TAR, _DEVKIT):
+        if not (folder / file).is_file():
+            raise DataError(f"{folder / file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
+    try:
+        members, labels, classes = _train_members(folder / _TRAIN_TAR)
+        val = sorted(_members(folder / _VAL_TAR, 0))
+        wnids = _val_classes(folder / _DEVKIT)
+    except (tarfile.TarError, KeyError, ValueError) as error:
+        raise DataError(f"{folder}: a tar file is damaged or not what its name says: {error}") from error
+    if len(wnids) != len(val):
+        raise DataError(f"{folder / _VAL_TAR}: {len(val)} images, but the devkit has {len(wnids)} labels")
+    label = {name: number for number, name in enumerate(classes)}
+    unknown = sorted(set(wnids) - set(classes))
+    if unknown:
+        raise DataError(f"{folder / _TRAIN_TAR}: lacks class {unknown[0]}, which the devkit has")
+    return {
+        "train": TarMembers(str(folder / _TRAIN_TAR), members, labels, classes),
+        "val": TarMembers(str(folder / _VAL_TAR), val, [label[name] for name in wnids], classes),
+    }
+
+
+def _members(path: Path, start: int) -> list[tuple[str, int, int]]:
+    """(name, offset, length) of the files in a tar that begins at a byte of a file."""
+    with path.open("rb") as file:
+        file.seek(start)
+        with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's own end mark
+            return [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+
+
+def _train_members(path: Path) -> tuple[list[tuple[str, int, int]], list[int], list[str]]:
+    """The images of the tar of one tar per class."""
+    classes, members, labels = [], [], []
+    for name, offset, _ in sorted(_members(path, 0)):
+        label, wnid = len(classes), Path(name).stem
+        classes.append(wnid)
+        inner = sorted(_members(path, offset))
+        members += [(f"{wnid}/{image}", at, size) for image, at, size in inner]
+        labels += [label] * len(inner)
+    return members, labels, classes
+
+
+def _val_classes(devkit: Path) -> list[str]:
+    """The WordNet id of each validation image, in the order of their names."""
+    from scipy.io import loadmat
+
+    with tarfile.open(devkit) as tar:
+        files = {Path(member.name).name: member for member in tar if member.isfile()}
+        meta = loadmat(BytesIO(tar.extractfile(files["meta.mat"]).read()), squeeze_me=True)["synsets"]
+        truth = tar.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read().split()
+    wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
+    return [wnid[int(number)] for number in truth]

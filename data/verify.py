@@ -1,0 +1,132 @@
+"""Decode every image of a dataset once, and tell which are broken and how.
+
+    python -m data.verify DIR [--quarantine FOLDER] [--json]
+
+DIR: a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, what data.prepare wrote, or s3://. The exit status is 0 where
+every image is good, 1 where one is not, 2 where the dataset cannot be opened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from data.decode import BadImage, Fault, Picture
+from data.errors import DataError
+from data.imagefolder import ImageFolder
+from data.open import open_split_pair
+from data.source import Source
+
+_BLOCK = 256
+
+
+class Broken(NamedTuple):
+    """An image that cannot be used."""
+
+    split: str
+    index: int
+    name: str
+    reason: str
+
+
+def fault_of(source: Source, index: int) -> Fault:
+    """What is wrong with an image, decoded in full; Fault.NONE where nothing is."""
+    try:
+        Picture(source.read(index)).decode(1)
+    except BadImage as error:
+        return error.fault
+    except FileNotFoundError:
+        return Fault.MISSING
+    except OSError:
+        return Fault.UNREADABLE
+    return Fault.NONE
+
+
+def broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
+    """Decode every image on all workers, with a progress bar."""
+    blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data.verify"])
+    with (
+        tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar,
+        ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(source,)) as pool,
+    ):
+        for block, faults in zip(blocks, pool.map(_faults, blocks), strict=True):
+            bar.update(len(block))
+            for index, fault in zip(block, faults, strict=True):
+                if fault:
+                    yield Broken(split, index, source.name(index), Fault(fault).reason)
+
+
+_held: Source
+
+
+def _hold(source: Source) -> None:
+    global _held
+    _held = source
+
+
+def _faults(block: range) -> list[int]:
+    return [int(fault_of(_held, index)) for index in block]
+
+
+def quarantine(source: ImageFolder, found: Broken, folder: Path) -> Path:
+    """Move a broken file out of the dataset, to FOLDER/SPLIT/CLASS/IMAGE; what stands there already is kept.
+
+    Raises:
+        OSError: it cannot be moved.
+    """
+    file = Path(found.name)
+    target = folder / found.split / file.relative_to(source.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while target.exists():
+        target = target.with_name(f"_{target.name}")
+    return file.rename(target)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m data.verify", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("path", metavar="DIR", help="the dataset")
+    parser.add_argument(
+        "--quarantine", type=Path, metavar="FOLDER", help="move broken files there (class folders only)"
+    )
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--cache-folder", default="cache", help="for s3:// (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        splits = dict(zip(("train", "val"), open_split_pair(options.path, options.cache_folder), strict=True))
+        if options.quarantine and not all(isinstance(source, ImageFolder) for source in splits.values()):
+            raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
+        found = [one for split, source in splits.items() for one in broken_images(split, source, options.workers)]
+        for one in found if options.quarantine else []:
+            if one.reason != Fault.MISSING.reason:
+                quarantine(splits[one.split], one, options.quarantine)
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    images = sum(len(source) for source in splits.values())
+    if options.json:
+        print(json.dumps({"images": images, "broken": [one._asdict() for one in found]}, indent=1))
+        return 1 if found else 0
+    for one in found:
+        print(f"{one.name}: {one.reason}")
+    reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for one in found).most_common())
+    moved = f"; moved to {options.quarantine}" if found and options.quarantine else ""
+    print(f"{images} images, {len(found)} broken{reasons}{moved}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
