@@ -1,6 +1,6 @@
 """How many images per CPU-second the loader gives, against torchvision's ImageFolder on the same originals.
 
-    python benchmarks/loader.py IMAGES [--workers 2] [--images 2000] [--rounds 3]
+    python -m benchmarks.loader IMAGES [--workers 2] [--images 2000] [--rounds 3]
 
 IMAGES: a folder of photos, flat or in folders. They become an ImageFolder of links and a prepared dataset of 160 and
 256 px in a temporary folder; each loader repeats them up to --images, in turns, after an epoch that is not counted.
