@@ -54,7 +54,7 @@ def download(folder: Path, size: str) -> Path:
             archive = Path(scratch) / f"{name}.tgz"
             fetch(f"{_MIRROR}/{name}.tgz", archive, sha256)
             with tarfile.open(archive) as tar:
-                # Releases of Python before 3.10.12 and 3.11.4 know no filter; the archive's bytes are known in any case.
+                # Python before 3.10.12 and 3.11.4 knows no filter; the bytes of the archive are known in any case.
                 tar.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
             os.replace(Path(scratch) / name, folder)  # noqa: PTH105 (also onto an empty folder)
     except (OSError, tarfile.TarError) as error:
