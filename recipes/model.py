@@ -17,10 +17,8 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from algorithms.fixres.fixres import classifier
+from data.loader import IGNORED_LABEL
 from recipes.errors import InputError
-
-IGNORED_LABEL = -100
-"""Label of an evaluation image that could not be decoded: counted nowhere (torch's ignore_index)."""
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]

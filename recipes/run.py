@@ -39,11 +39,6 @@ from recipes.watch.files import replace_file
 log = logging.getLogger(__name__)
 
 
-def run_folder(config: RunConfig) -> Path:
-    """Everything that a run leaves is in here."""
-    return Path(config.runs_folder) / config.run_name
-
-
 def start_processes(config: RunConfig) -> None:
     """Join the other processes of the run, and share a CPU's cores with those on this machine."""
     if dist.get_world_size() == 1:
@@ -115,9 +110,9 @@ def run(config: RunConfig) -> int:
         algorithms = config.algorithms.build(total_batches, config.epochs)
     except ValueError as error:  # Composer's own checks of what stands under `composer:`
         raise InputError(*str(error).strip().splitlines()) from None
-    folder, identity = run_folder(config), Identity.of(config, dist.get_world_size())
-    saving = config.checkpoints
-    places = Places.of(saving.folder.format(runs_folder=config.runs_folder, run_name=config.run_name), folder)
+    identity, saving = Identity.of(config, dist.get_world_size()), config.checkpoints
+    places = Places.of(saving.folder, config.runs_folder, config.run_name)
+    folder = places.run_folder
     patience = Interval.of(saving.patience).value
     resume = find_resume(
         places=places,

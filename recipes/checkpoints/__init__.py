@@ -2,7 +2,7 @@
 
 A run uses it so, on every process:
 
-    places = Places.of(folder, run_folder)
+    places = Places.of(folder, runs_folder, run_name)
     identity = Identity.of(config, world_size)
     resume = find_resume(places=places, identity=identity, algorithms=..., ...)   # before the Trainer
     if resume.finished: ...                       # nothing is left to train; see `settle`

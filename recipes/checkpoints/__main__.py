@@ -31,8 +31,7 @@ _USAGE = "\n".join(
 
 def stores_of(config: RunConfig) -> tuple[LocalStore, Store | None]:
     """Where a run's checkpoints lie: its folder, and its bucket if it has one."""
-    folder = config.checkpoints.folder.format(runs_folder=config.runs_folder, run_name=config.run_name)
-    places = Places.of(folder, Path(config.runs_folder) / config.run_name)
+    places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
     return LocalStore(places.local), None if places.opener is None else places.opener()
 
 

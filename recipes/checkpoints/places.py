@@ -24,16 +24,18 @@ class Places:
     """The run's folder, whose logs go to the bucket too."""
 
     @classmethod
-    def of(cls, folder: str, run_folder: Path) -> Places:
+    def of(cls, folder: str, runs_folder: str, run_name: str) -> Places:
         """The places of a run.
 
         Args:
-            folder: `checkpoints.folder` with its placeholders filled in.
-            run_folder: The run's folder.
+            folder: `checkpoints.folder`; its placeholders {runs_folder} and {run_name} are filled in.
+            runs_folder: Where all runs' folders are.
+            run_name: The run's name, and its folder's.
         """
-        if folder.startswith("s3://"):
-            return cls(run_folder / "checkpoints", folder.rstrip("/"), run_folder)
-        return cls(Path(folder), None, run_folder)
+        filled, run_folder = folder.format(runs_folder=runs_folder, run_name=run_name), Path(runs_folder) / run_name
+        if filled.startswith("s3://"):
+            return cls(run_folder / "checkpoints", filled.rstrip("/"), run_folder)
+        return cls(Path(filled), None, run_folder)
 
     @property
     def opener(self) -> Callable[[], S3Store] | None:

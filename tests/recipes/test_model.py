@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from data.loader import IGNORED_LABEL
 from recipes.errors import InputError
-from recipes.model import IGNORED_LABEL, Classifier, build_classifier, build_network, checkpoint_activations, last_norms
+from recipes.model import Classifier, build_classifier, build_network, checkpoint_activations, last_norms
 
 OPTIONS = {"zero_init_residual": True, "loss": "cross_entropy", "sync_batchnorm": False, "device_type": "cpu"}
 

@@ -71,8 +71,8 @@ def test_a_named_checkpoint_of_another_recipe_is_refused(saved, tmp_path):
 
 
 def test_places(tmp_path):
-    assert Places.of("elsewhere/x", tmp_path).remote is None
-    remote = Places.of("s3://bucket/x/", tmp_path)
+    assert Places.of("elsewhere/x", str(tmp_path.parent), tmp_path.name).remote is None
+    remote = Places.of("s3://bucket/x/", str(tmp_path.parent), tmp_path.name)
     assert (remote.local, remote.remote) == (tmp_path / "checkpoints", "s3://bucket/x")
 
 
