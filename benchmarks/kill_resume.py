@@ -3,7 +3,8 @@
 `python -m benchmarks.kill_resume [--runs 50] [--processes 1] [--seed 0]` starts a real S3 server (SeaweedFS) on this
 machine, trains the demo's recipe on scanned digits once undisturbed, and then `--runs` times with one or two SIGKILLs
 at random moments, each followed by a resume on an emptied disk. A run counts as right if its `weights_sha256` is the
-undisturbed one's and every resume went on from the newest complete checkpoint in the bucket.
+undisturbed one's, its last resume went on from the newest complete checkpoint in the bucket, and its curves hold each
+batch once.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.s3 import ADMIN, Server, running
 
@@ -67,6 +72,7 @@ class Runner:
             "S3_ENDPOINT_URL": server.endpoint,
             "OMP_NUM_THREADS": "1",  # two threads on busy cores spin, and the model is tiny
         }
+        disk.mkdir()
 
     def start(self, name: str, *overrides: str) -> tuple[subprocess.Popen, Path]:
         """Begin or go on with a run, in a session of its own; its output goes to a file."""
@@ -94,6 +100,16 @@ class Runner:
     def sha(self, name: str) -> str:
         """Digest of the final weights, from the run's summary."""
         return json.loads((self.disk / name / "summary.json").read_text())["weights_sha256"]
+
+    def curves_whole(self, name: str) -> bool:
+        """Whether metrics.jsonl and the TensorBoard events hold the loss of each batch once, in order."""
+        folder = self.disk / name
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        batches = [line["batch"] for line in lines if "train/loss" in line]
+        events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+        steps = [event.step for event in events.Scalars("train/loss")]
+        whole = list(range(1, json.loads((folder / "summary.json").read_text())["batches"] + 1))
+        return batches == steps == whole
 
     def newest(self, name: str) -> str | None:
         """The newest complete checkpoint of a run in the bucket."""
@@ -148,32 +164,40 @@ def disturbed(runner: Runner, name: str, reference: str, rng: random.Random) -> 
     finish(process, output)
     resumed = RESUMED.search(output.read_text())
     taken = resumed.group(2) if resumed else None
-    same = runner.sha(name) == reference
-    right = same and (taken == expected or expected is None)
-    note = "" if right else f"weights {'same' if same else 'DIFFER'}, went on from {taken} instead of {expected}"
-    shutil.rmtree(runner.disk / name, ignore_errors=True)
+    same, whole = runner.sha(name) == reference, runner.curves_whole(name)
+    right = same and whole and (taken == expected or expected is None)
+    note = (
+        f"weights {'same' if same else 'DIFFER'}, curves {'whole' if whole else 'NOT whole'}, went on from {taken}, "
+        f"newest was {expected}"
+    )
     return Outcome(right, len(during), " / ".join(during), note)
+
+
+@contextmanager
+def laboratory(scratch: Path, data: Path, processes: int) -> Iterator[Runner]:
+    """A server and a disk for one run: what is deleted in a bucket stays on the server's disk for a quarter of an hour."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, running(Path(folder) / "s3") as server:
+        server.client().create_bucket(Bucket="bucket")
+        yield Runner(server, data, Path(folder) / "runs", processes)
 
 
 def campaign(runs: int, processes: int, seed: int, scratch: Path) -> list[Outcome]:
     """`runs` disturbed runs against one that nobody touched."""
     data = scratch / "digits"
     subprocess.run([sys.executable, "-m", "data.demo", str(data)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    rng, outcomes = random.Random(seed), []
-    with running(scratch / "s3") as server:
-        server.client().create_bucket(Bucket="bucket")
-        runner = Runner(server, data, scratch / "runs", processes)
-        runner.disk.mkdir()
+    with laboratory(scratch, data, processes) as runner:
         finish(*runner.start("reference"))
         reference = runner.sha("reference")
-        for number in range(runs):
-            outcome = disturbed(runner, f"run{number}", reference, rng)
-            outcomes.append(outcome)
-            print(
-                f"{number + 1:3} {'right' if outcome.right else 'WRONG'}  killed {outcome.kills}x: {outcome.during} "
-                f"{outcome.note}",
-                flush=True,
-            )
+    outcomes = []
+    for number in range(runs):
+        with laboratory(scratch, data, processes) as runner:
+            outcome = disturbed(runner, f"run{number}", reference, random.Random(f"{seed} {number}"))
+        outcomes.append(outcome)
+        print(
+            f"{number + 1:3} {'right' if outcome.right else 'WRONG'}  killed {outcome.kills}x: {outcome.during}\n"
+            f"           {outcome.note}",
+            flush=True,
+        )
     return outcomes
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -273,7 +275,22 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """One thread per worker, and Ctrl-C left to the training process, which still wants its batches."""
+    """One thread per worker, and signals left to the training process, which still wants its batches.
+
+    Ctrl-C and `scancel` reach every process of a run. SIGINT is ignored; SIGTERM counts where the training process sent
+    it, which ends its workers that way if need be, and it takes a thread to see who did.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_leave_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+
+
+def _leave_when_the_parent_says(parent: int) -> None:
+    if hasattr(signal, "sigwaitinfo"):
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+    else:  # macOS does not tell who sent a signal: any counts
+        signal.sigwait({signal.SIGTERM})
+    os._exit(0)

@@ -3,6 +3,7 @@ import os
 import pickle
 import random
 import signal
+import subprocess
 import time
 
 import numpy as np
@@ -284,14 +285,20 @@ def test_bad_images_are_left_out_of_evaluation(damaged, workers):
     assert torch.equal(again, labels)
 
 
-def test_workers_outlive_ctrl_c(source):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_trainings(source, number):
     loader = training(source, workers=2)
     iterator = iter(loader)
     first = next(iterator)
-    for worker in iterator._workers:
-        os.kill(worker.pid, signal.SIGINT)
+    workers = iterator._workers
+    subprocess.run(["kill", f"-{int(number)}", *(str(worker.pid) for worker in workers)], check=True)
     assert same([first, *iterator], run(training(source), [0]))
-    assert all(worker.is_alive() for worker in iterator._workers)
+    assert all(worker.is_alive() for worker in workers)
+    del iterator, loader
+    for worker in workers:
+        worker.terminate()
+        worker.join(20)
+        assert worker.exitcode == 0
 
 
 def test_workers_stay_between_epochs_and_end_with_the_loader(source):
