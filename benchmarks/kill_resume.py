@@ -175,7 +175,7 @@ def disturbed(runner: Runner, name: str, reference: str, rng: random.Random) -> 
 
 @contextmanager
 def laboratory(scratch: Path, data: Path, processes: int) -> Iterator[Runner]:
-    """A server and a disk for one run: what is deleted in a bucket stays on the server's disk for a quarter of an hour."""
+    """A server and a disk for one run: a deleted object stays on the server's disk for a quarter of an hour."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder, running(Path(folder) / "s3") as server:
         server.client().create_bucket(Bucket="bucket")
         yield Runner(server, data, Path(folder) / "runs", processes)
