@@ -148,7 +148,7 @@ def test_killed_and_stopped_it_goes_on_to_the_same_weights(one, runs, recipe):
             file.unlink()
     process = start(command)
     wait_for(saved / "ep001-ba000004.json", process)
-    os.kill(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # the loader's workers too, as scancel does
     status, output = end(process)
     assert status in (75, 0), output  # 0: it was quicker than the signal
     assert status == 0 or "saved" in output.splitlines()[-1]
@@ -161,6 +161,26 @@ def test_killed_and_stopped_it_goes_on_to_the_same_weights(one, runs, recipe):
     status, output = end(start(command))
     assert status == 0
     assert "is finished" in output
+
+
+def test_stopped_with_two_processes_it_goes_on_with_one(one, two, runs, recipe):
+    job = [*ENTRY, str(recipe), f"runs_folder={runs}", "run_name=shrinks"]
+    process = start([*LAUNCHER, "-n", "2", "--master_port", str(free_port()), *job])
+    wait_for(runs / "shrinks" / "config.yaml", process)  # the run is set up, and stops after its first step
+    os.killpg(process.pid, signal.SIGTERM)
+    status, output = end(process)
+    assert status == 75, output
+    status, output = end(start([sys.executable, *job]))
+    assert status == 0, output
+    shrinks = summary(runs, "shrinks")
+    assert shrinks["resumed_from"][-1].endswith("ep000-ba000001.pt")
+    assert (shrinks["batches"], shrinks["samples"]) == (one["batches"], one["samples"])
+    # The same samples and rates; sums in another order. The evaluation is of EMA's average, which carried over.
+    assert losses(runs, "shrinks")[:1] == losses(runs, "two")[:1]
+    assert losses(runs, "shrinks")[:3] == pytest.approx(losses(runs, "one")[:3], rel=2e-5)
+    assert losses(runs, "shrinks") == pytest.approx(losses(runs, "one"), rel=5e-3)
+    loss = shrinks["eval_by_size"]["32"]["loss"]
+    assert loss == pytest.approx(one["eval_by_size"]["32"]["loss"], rel=5e-3)
 
 
 def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):

@@ -50,11 +50,19 @@ def rows(store: Store) -> Iterator[tuple[str, Manifest | None, str]]:
                 yield stem, None, f"damaged: {error}"
 
 
+def headed(store: Store) -> list[tuple[str, Manifest | None, str]]:
+    """`rows`, after a line that names the store, and another where it is empty."""
+    found = list(rows(store))
+    print(store.location)
+    if not found:
+        print("  no checkpoints")
+    return found
+
+
 def show(stores: Sequence[Store]) -> int:
     """Print a table of all checkpoints."""
     for store in stores:
-        print(store.location)
-        for stem, manifest, state in rows(store):
+        for stem, manifest, state in headed(store):
             if manifest is None:
                 print(f"  {stem}  {state}")
                 continue
@@ -69,8 +77,7 @@ def verify_all(stores: Sequence[Store]) -> int:
     """Read every checkpoint and compare; those of a bucket pass through a temporary folder."""
     bad = 0
     for store in stores:
-        print(store.location)
-        for stem, manifest, state in rows(store):
+        for stem, manifest, state in headed(store):
             if manifest is not None:
                 state = _verified(store, manifest)
             bad += state.startswith(("damaged", "torn"))

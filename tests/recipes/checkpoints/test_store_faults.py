@@ -8,7 +8,9 @@ import os
 import shutil
 import threading
 import time
+from datetime import timedelta
 
+import botocore.auth
 import pytest
 from botocore.exceptions import ClientError
 
@@ -22,6 +24,7 @@ from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, damage, same
 from tests.s3 import ADMIN, READER, running
 
+NOW = botocore.auth.get_current_datetime
 FINAL = f"ep003-ba0000{3 * BATCHES}"
 
 
@@ -57,6 +60,12 @@ def until_said(caplog, proxy, text):
         proxy.set(None)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def turn_the_clock(monkeypatch, hours):
+    """Let requests be signed at another hour."""
+    ahead = timedelta(hours=hours)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *args: NOW(*args) + ahead)
 
 
 def in_two_parts(run):
@@ -175,6 +184,13 @@ def test_a_missing_bucket_is_refused_before_training(tmp_path, url):
         Tiny(tmp_path, "s3://absent-bucket/x").go(At("fit_start", 0, lambda state: pytest.fail("it trains")))
 
 
+@pytest.mark.parametrize("hours", [-2, 2])
+def test_a_wrong_clock_is_refused_before_training(run, monkeypatch, hours):
+    turn_the_clock(monkeypatch, hours)
+    with pytest.raises(InputError, match="clock"):
+        run.go(At("fit_start", 0, lambda state: pytest.fail("it trains")))
+
+
 @pytest.mark.parametrize("kind", ["bit", "0.5", "empty"])
 def test_the_newest_object_damaged_the_older_is_taken(run, url, tmp_path, untouched, kind):
     in_two_parts(run)
@@ -227,6 +243,19 @@ def test_an_outage_in_the_middle_costs_nothing(run, proxy, url, tmp_path, untouc
     assert run.kept
     assert "is not uploaded yet, training goes on" in caplog.text
     assert good_in_bucket(url, tmp_path, FINAL)
+
+
+def test_a_clock_that_jumps_in_the_middle_does_not_stop_the_training(run, url, untouched, monkeypatch, caplog):
+    run.settings["patience"] = 1.0
+    weights = run.go(At("batch_start", 7, lambda state: turn_the_clock(monkeypatch, 2)))
+    assert same(weights, untouched)
+    assert run.kept is False
+    assert "clock" in caplog.text
+    turn_the_clock(monkeypatch, 0)
+    resume = run.find()
+    assert resume.finished
+    assert settle(places=run.places, keep_remote=3, patience=20.0, resume=resume)
+    assert FINAL in in_bucket(url)
 
 
 def test_a_slow_bucket_gets_the_newest_and_the_disk_does_not_fill(run, proxy, url, untouched, caplog, monkeypatch):

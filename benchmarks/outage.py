@@ -1,0 +1,80 @@
+"""A bucket that goes away in the middle of a run: does training go on, at what speed, and does the last state arrive?
+
+`python -m benchmarks.outage [--seconds 60] [--fault refuse]`: the demo's recipe with a small model, a checkpoint
+every ten batches, through a TCP proxy before a real S3 server that refuses, hangs, resets or answers 503 for so many
+seconds. The same run without an outage must end with the same weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.laboratory import REMOTE, digits, finish, laboratory, poll
+from tests.s3 import Proxy
+
+RECIPE = ("model.name=timm/resnet10t", "data.workers=1", "eval.interval=99", "checkpoints.interval=10ba")
+
+
+def rates(metrics: Path, begun: float, ended: float) -> tuple[float, float]:
+    """Images a second of training during an outage and outside it.
+
+    Args:
+        metrics: The run's metrics.jsonl.
+        begun: When it began, in the run's `wall_seconds`.
+        ended: When it ended.
+    """
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    points = [(line["wall_seconds"], line["samples"]) for line in lines if "train/loss" in line]
+    inside = [0.0, 0.0]
+    outside = [0.0, 0.0]
+    for (since, before), (until, after) in itertools.pairwise(points):
+        place = inside if begun <= since and until <= ended else outside
+        place[0] += after - before
+        place[1] += until - since
+    return inside[0] / max(inside[1], 1e-9), outside[0] / max(outside[1], 1e-9)
+
+
+def wall(metrics: Path) -> float:
+    """The run's clock now."""
+    return json.loads(metrics.read_text().splitlines()[-1])["wall_seconds"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--fault", choices=("refuse", "hang", "reset", "503"), default="refuse")
+    parser.add_argument("--epochs", type=int, default=12)
+    options = parser.parse_args()
+    recipe = (*RECIPE, f"max_duration={options.epochs}ep")
+    with tempfile.TemporaryDirectory() as scratch, laboratory(Path(scratch), digits(Path(scratch))) as place:
+        finish(*place.start("quiet", *recipe))
+        proxy = Proxy(place.server.port)
+        place.endpoint = proxy.endpoint
+        process, output = place.start("hit", REMOTE, *recipe)
+        poll(lambda: "uploaded" in output.read_text(), process, output)
+        metrics = place.disk / "hit" / "metrics.jsonl"
+        begun = wall(metrics)
+        proxy.set(options.fault)
+        deadline = time.monotonic() + options.seconds
+        poll(lambda: time.monotonic() >= deadline, process, output)
+        ended = wall(metrics)
+        proxy.set(None)
+        finish(process, output)
+        inside, outside = rates(metrics, begun, ended)
+        same = place.summary("hit")["weights_sha256"] == place.summary("quiet")["weights_sha256"]
+        arrived = place.newest("hit")
+        proxy.close()
+    print(f"{options.fault} for {options.seconds:.0f} s: {inside:.0f} images/s meanwhile, {outside:.0f} otherwise")
+    print(f"weights {'same' if same else 'DIFFER'}; in the bucket at the end: {arrived}; {os.cpu_count()} cores, CPU")
+    return 0 if same and arrived == f"ep{options.epochs:03d}-ba{options.epochs * 47:06d}" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
