@@ -1,8 +1,8 @@
 """How long a resume takes at the beginning of an epoch and deep in it: from the command to the first new batch.
 
 `python -m benchmarks.resume_cost [--batches 10 10000] [--rounds 5]`: one epoch of 2 images a batch over hard links to
-digits; one run trains through it and leaves a checkpoint at each of `--batches`; then it is started from each in turn, on
-a copy of the disk, and timed until metrics.jsonl has a batch after the checkpoint. Ends with the ratio of the medians,
+digits. One run trains through it and leaves a checkpoint at each of `--batches`; then it is started from each in turn,
+on a copy of the disk, and timed until metrics.jsonl has a batch after the checkpoint. Ends with the ratio of medians,
 last over first: were seen batches decoded again, it would show in it.
 """
 
