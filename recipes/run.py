@@ -83,8 +83,28 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     digest = watchers.summary.finish(final_weights(trainer.state))
     log.info("finished: weights_sha256 %s", digest)
     folder = watchers.summary.path.parent
-    say(f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}")
+    page = report(folder)
+    results = f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}"
+    say(results + (f"; report: {page}" if page else ""))
     return 0 if saved else EXIT_NOT_UPLOADED
+
+
+def report(folder: Path) -> Path | None:
+    """Write the run's page on the first process; whatever goes wrong is a warning, for the run itself is finished.
+
+    Returns:
+        The page; None where there is none.
+    """
+    if dist.get_global_rank() != 0:
+        return None
+    try:
+        from recipes.report.write import REPORT, write_report
+
+        write_report([folder], folder / REPORT)
+        return folder / REPORT
+    except Exception as error:
+        log.warning("the report cannot be written: %s; try: python -m recipes.report %s", error, folder)
+        return None
 
 
 def run(config: RunConfig) -> int:

@@ -16,8 +16,6 @@ from recipes.report.read import Run
 from recipes.resolved import resolved
 from recipes.watch.clock import duration
 
-ALWAYS = ("run_name", "model.name", "data.path", "device_batch_size", "max_duration", "seed")
-"""Keys that are shown whether or not they have their default."""
 ABSENT = "-"
 
 
@@ -48,7 +46,7 @@ def results(runs: Sequence[Run]) -> Markup:
     rows = []
     for run in runs:
         summary = run.summary
-        seconds, resumed = summary.get("wall_seconds"), summary.get("resumed_from")
+        seconds = summary.get("wall_seconds")
         rows.append(
             [
                 run.name,
@@ -57,7 +55,7 @@ def results(runs: Sequence[Run]) -> Markup:
                 percent(summary.get("top5")),
                 duration(seconds) if isinstance(seconds, int | float) else ABSENT,
                 number(summary.get("images_per_second"), ",.1f"),
-                len(resumed) if isinstance(resumed, list) else ABSENT,
+                len(run.resumed_from) if summary else ABSENT,
             ]
         )
     return table(headers, rows, numbers=(2, 3, 4, 5, 6))
@@ -75,27 +73,59 @@ def techniques(run: Run) -> Markup:
     return table(["technique", "settings"], [[name, _inline(value)] for name, value in on.items()])
 
 
-def settings(run: Run) -> Markup:
-    """The keys that are not at their defaults, apart from the techniques, and all of them to unfold."""
+def trained(run: Run, folded: bool) -> Markup:
+    """Model, data, techniques, and the keys that are not at their defaults; all keys to unfold.
+
+    Args:
+        run: The run.
+        folded: Show the keys only where the reader asks for them.
+    """
     if not run.config:
         return paragraph("There is no config to show.")
+
+    def word(key: str) -> str:
+        return _inline(run.setting(key))
+
+    rate = word("optimizer.lr")
+    if run.setting("optimizer.lr_batch_size") is not None:
+        rate += f" per {word('optimizer.lr_batch_size')} images of a step"
+    what = (
+        f"{word('model.name')} on {word('data.path')} for {word('max_duration').removesuffix('ep')} epochs: "
+        f"{word('loss.name')}, {word('optimizer.name')} with a highest learning rate of {rate}, "
+        f"schedule {word('scheduler.name')}, seed {word('seed')}."
+    )
     plain = {key: value for key, value in run.config.items() if key != "algorithms"}
-    flat, usual = flattened(plain), defaults()
-    rows = [[key, value] for key, value in flat.items() if key in ALWAYS or usual.get(key) != value]
+    usual = defaults()
+    rows = [[key, value] for key, value in flattened(plain).items() if usual.get(key) != value]
+    differing = table(["key", "value"], rows)
+    if folded:
+        differing = _folded("Keys that are not at their defaults", differing)
     text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
-    every = Markup("<details><summary>Every key</summary><pre>{}</pre></details>").format(text)
-    return table(["key", "value"], rows) + every
+    every = _folded("Every key", Markup("<pre>{}</pre>").format(text))
+    return paragraph(what) + techniques(run) + differing + every
+
+
+def _folded(title: str, body: Markup) -> Markup:
+    return Markup("<details><summary>{}</summary>{}</details>").format(title, body)
 
 
 def differences(runs: Sequence[Run]) -> Markup:
     """The keys of the config in which several runs differ."""
-    flats = [flattened(run.config) for run in runs]
+    flats = [_by_technique(run.config) for run in runs]
     keys = list(dict.fromkeys(key for flat in flats for key in flat))
     rows = [[key, *(flat.get(key, ABSENT) for flat in flats)] for key in keys]
     differing = [row for row in rows if row[0] != "run_name" and len(set(row[1:])) > 1]
     if not differing:
         return paragraph("The configs are the same but for the runs' names.")
     return table(["key", *(run.name for run in runs)], differing)
+
+
+def _by_technique(config: Mapping[str, Any]) -> dict[str, str]:
+    """The config flattened, but each technique with its settings in one line."""
+    section = config.get("algorithms")
+    named = section if isinstance(section, dict) else {}
+    flat = flattened({key: value for key, value in config.items() if key != "algorithms"})
+    return flat | {f"algorithms.{name}": _inline(value) for name, value in named.items()}
 
 
 def versions(runs: Sequence[Run]) -> Markup:
@@ -125,9 +155,10 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def defaults() -> dict[str, str]:
-    """The defaults of the config's keys, flattened; of those without one, something."""
+    """The defaults of the config's keys, flattened; those without one are left out."""
     least = {"run_name": "x", "data": {"path": "x"}, "device_batch_size": 1}
-    return flattened(parse(resolved(RunConfig.model_validate(least)), "defaults").plain())
+    flat = flattened(parse(resolved(RunConfig.model_validate(least)), "defaults").plain())
+    return {key: value for key, value in flat.items() if key not in ("run_name", "data.path", "device_batch_size")}
 
 
 def _inline(value: Any) -> str:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from recipes.page.chart import COLORS, chart, plain, svg
 from recipes.report.read import Run
-from recipes.report.timeline import Resume, Stage, resumes, speeds, stages, thinned
+from recipes.report.timeline import Resume, Stage, moving_mean, resumes, speeds, stages, thinned
 
 RESUME = "#b42318"
 DIM = "#59636e"
@@ -48,7 +48,11 @@ def curves(runs: Sequence[Run]) -> Markup:
         for panel, name, label in zip(panels, names, labels, strict=False):
             for index, run in enumerate(runs):
                 x, y = thinned(run.training["epoch"], run.training[name])
-                panel.plot(x, y, line_style(index), color=color(index), linewidth=1.2)
+                style = {"linestyle": line_style(index), "color": color(index), "linewidth": 1.3}
+                if name == "train/loss":
+                    panel.plot(x, y, **style | {"alpha": 0.3, "linewidth": 0.9})
+                    y = moving_mean(y)
+                panel.plot(x, y, **style)
             panel.set_ylabel(label)
         _accuracy(panels[-1], runs)
         _finish([band, *panels], runs)
@@ -109,7 +113,7 @@ def _band_inches(runs: Sequence[Run]) -> float:
 def _band(axes: Any, runs: Sequence[Run]) -> None:
     """A row per run: its stages as blocks, darker the larger the images, and its resumes as triangles."""
     sizes = sorted({stage.size for run in runs for stage in stages(run.training)})
-    end = max((stage.last for run in runs for stage in stages(run.training)), default=1.0) or 1.0
+    end = max((stage.last for run in runs for stage in stages(run.training)), default=0.0) or 1.0
     for row, run in enumerate(runs):
         for stage in stages(run.training):
             shade = 0.95 - 0.45 * (sizes.index(stage.size) + 1) / len(sizes)
@@ -133,9 +137,7 @@ def _words(stage: Stage, end: float) -> str:
 
 
 def _placed(run: Run) -> list[Resume]:
-    sources = run.summary.get("resumed_from")
-    found = resumes(sources if isinstance(sources, list) else [], run.training)
-    return [resume for resume in found if np.isfinite(resume.epoch)]
+    return [resume for resume in resumes(run.resumed_from, run.training) if np.isfinite(resume.epoch)]
 
 
 def _accuracy(axes: Any, runs: Sequence[Run]) -> None:
@@ -161,6 +163,8 @@ def _accuracy(axes: Any, runs: Sequence[Run]) -> None:
 def _finish(all_axes: Sequence[Any], runs: Sequence[Run]) -> None:
     """Stages and resumes as lines through every panel, where they are of one run or the same in all."""
     panels = all_axes[1:]
+    end = max((float(run.training["epoch"][-1]) for run in runs if len(run.training["epoch"])), default=1.0)
+    panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all
     if same_stages(runs):
         for stage in stages(runs[0].training)[1:]:
             for panel in panels:
@@ -169,6 +173,4 @@ def _finish(all_axes: Sequence[Any], runs: Sequence[Run]) -> None:
         for resume in _placed(runs[0]):
             for panel in panels:
                 panel.axvline(resume.epoch, color=RESUME, linewidth=0.9, linestyle=":", zorder=0)
-    for panel in panels:
-        panel.margins(x=0.01)
     panels[-1].set_xlabel("epochs")

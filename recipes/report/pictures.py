@@ -19,28 +19,30 @@ from data.source import Source
 from recipes.page.html import picture
 from recipes.report.read import Predictions
 
-GRID_WIDTH = 1060
-"""Pixels: the page's width."""
+GRID_WIDTH, GRID_ENLARGED = 1060, 640
+"""Pixels: the page's width, and what a grid of small images is enlarged to at most."""
 THUMBNAIL = 150
 """Pixels of a thumbnail's longer side."""
 
 
-def embedded(image: Image.Image, longest: int, alt: str) -> Markup:
+def embedded(image: Image.Image, longest: int, alt: str, enlarged: int) -> Markup:
     """An image for the page: a larger one is reduced and compressed, a small one enlarged without smoothing.
 
     Args:
         image: RGB or grey.
         longest: Pixels of its longer side on the page.
         alt: What it shows.
+        enlarged: Pixels up to which a small one is enlarged, by a whole factor.
     """
     image, buffer = image.convert("RGB"), io.BytesIO()
     if max(image.size) > longest:
         image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    if max(image.size) > longest // 2:
+    factor = enlarged // max(image.size)
+    if factor < 2:
         image.save(buffer, "JPEG", quality=85)
         return picture(buffer.getvalue(), alt, "image/jpeg")
     image.save(buffer, "PNG", optimize=True)
-    return picture(buffer.getvalue(), alt, width=image.width * (longest // max(image.size)))
+    return picture(buffer.getvalue(), alt, width=image.width * factor)
 
 
 def grid(path: Path, alt: str) -> Markup:
@@ -51,7 +53,7 @@ def grid(path: Path, alt: str) -> Markup:
     """
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return embedded(image, GRID_WIDTH, alt)
+            return embedded(image, GRID_WIDTH, alt, GRID_ENLARGED)
     except (ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow makes of a damaged PNG
         raise OSError(str(error)) from error
 
@@ -64,7 +66,7 @@ def thumbnail(data: bytes, alt: str) -> Markup:
     """
     image = Picture(data)
     reduction = next((one for one in (8, 4, 2) if max(image.height, image.width) // one >= THUMBNAIL), 1)
-    return embedded(Image.fromarray(image.decode(reduction)), THUMBNAIL, alt)
+    return embedded(Image.fromarray(image.decode(reduction)), THUMBNAIL, alt, THUMBNAIL)
 
 
 def evaluated_images(path: str, cache_folder: str, predictions: Predictions) -> Source:

@@ -76,6 +76,12 @@ class Run:
     problems: tuple[str, ...]
     """What of the folder could not be used, in words."""
 
+    @property
+    def resumed_from(self) -> list[str]:
+        """The checkpoints that the run went on from, as it named them."""
+        sources = self.summary.get("resumed_from")
+        return [str(one) for one in sources] if isinstance(sources, list) else []
+
     def setting(self, key: str) -> Any:
         """A key of the config, such as `data.path`; None where it is not there."""
         value: Any = self.config
