@@ -134,7 +134,7 @@ def errors(run: Run, limit: int) -> Markup:
         chances = f"{100 * answers.probability[index]:.0f} % against {100 * answers.label_probability[index]:.0f} %"
         image = Markup("") if source is None else error_picture(source, index, words)
         shown.append(figure(image, Markup("{}<br>{}").format(words, chances)))
-    head = "The wrong predictions with the highest probability; below it, after `against`, that of the right class."
+    head = "The wrong predictions with the highest probability, which stands against that of the right class."
     return (
         paragraph(head, note=True)
         + (missing if source is None else Markup(""))

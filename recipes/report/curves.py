@@ -148,7 +148,7 @@ def _accuracy(axes: Any, runs: Sequence[Run]) -> None:
         for size, figures in run.evaluations.items():
             place = sizes.index(size)
             shade = color(place) if len(runs) == 1 else color(index)
-            style = {"marker": markers[place % len(markers)], "markersize": 4.5, "color": shade}
+            style = {"marker": markers[place % len(markers)], "markersize": 4.5, "color": shade, "clip_on": False}
             axes.plot(figures["epoch"], 100 * figures["top1"], line_style(index), linewidth=1.2, **style)
     for place, size in enumerate(sizes):
         shade = color(place) if len(runs) == 1 else DIM

@@ -72,6 +72,7 @@ def _curves(runs: Sequence[Run]) -> Markup:
     if not drawn:
         return paragraph("No figures of the training yet: metrics.jsonl has none.")
     words = "The band on top shows the stages: image size, and images of a step over all devices."
+    words += " The bold line of the loss is its moving mean."
     if same_stages(runs) and len(stages(drawn[0].training)) > 1:
         words += " Dashed lines: a stage begins."
     if any(run.resumed_from for run in runs):
