@@ -132,7 +132,7 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _summary(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        summary = json.loads(path.read_bytes())
+        summary = json.loads(path.read_bytes(), parse_int=_whole)
         if isinstance(summary, dict):
             return summary
         problems.append(f"{path}: holds no JSON object")
@@ -141,6 +141,11 @@ def _summary(path: Path, problems: list[str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         problems.append(f"{path}: not JSON")
     return {}
+
+
+def _whole(digits: str) -> float:
+    """A whole number; one that no run reaches becomes a float, which overflows to infinity and not to an error."""
+    return int(digits) if len(digits) < 19 else float(digits)
 
 
 def _number(value: Any) -> float:

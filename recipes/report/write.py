@@ -40,6 +40,8 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     Raises:
         InputError: A folder is no run's, or the page cannot be written.
     """
+    if output.is_dir():
+        raise InputError(f"{output}: cannot be written: is a folder; allowed: a file, such as {output / REPORT}")
     text = render([read_run(folder) for folder in folders])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
