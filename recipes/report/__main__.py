@@ -21,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = command_parser(
         "report",
-        "Write one self-contained page about a run, or about several side by side: what was trained, curves, "
-        "throughput, where the time went, accuracy, pictures, confusions and errors. A run need not be finished.",
+        "Write one self-contained page about a run, or about several side by side:\n"
+        "what was trained, curves, throughput, where the time went, accuracy, pictures,\n"
+        "confusions and errors. A run need not be finished.",
         EXAMPLES,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, such as runs/demo")

@@ -115,13 +115,12 @@ def _accuracy(runs: Sequence[Run]) -> Markup:
     body = table(["run", "size (px)", "top-1 (%)", "top-5 (%)", "loss"], rows, numbers=(1, 2, 3, 4))
     for run in runs:
         if run.predictions is not None:
-            kept = judged(run.predictions.label, run.predictions.predicted)
-            right = float(np.mean(run.predictions.label[kept] == run.predictions.predicted[kept])) if len(kept) else 0.0
+            answers = run.predictions
+            kept = judged(answers.label, answers.predicted)
+            right = float(np.mean(answers.label[kept] == answers.predicted[kept])) if len(kept) else 0.0
             error = 100 * (right * (1 - right) / max(1, len(kept))) ** 0.5
-            words = (
-                f"{run.name}: {len(kept):,} evaluation images, so the standard error of its top-1 is {error:.2f} points"
-            )
-            body += paragraph(f"{words}.", note=True)
+            words = f"{run.name}: {len(kept):,} evaluation images, so the standard error of its top-1"
+            body += paragraph(f"{words} at {answers.size} px is {error:.2f} points.", note=True)
     return body
 
 
@@ -145,19 +144,20 @@ def _throughput(runs: Sequence[Run]) -> Markup:
     return _legend(runs) + figure(throughput(runs), words) + table(headers, rows, numbers=(2, 3, 4, 5))
 
 
+def _seconds(run: Run) -> dict[str, float]:
+    """Seconds by phase, as far as summary.json holds numbers."""
+    seconds = run.summary.get("seconds")
+    spent = seconds if isinstance(seconds, dict) else {}
+    return {phase: float(spent[phase]) for phase in PHASES if isinstance(spent.get(phase), int | float)}
+
+
 def _time(runs: Sequence[Run]) -> Markup:
-    found = []
-    for run in runs:
-        seconds = run.summary.get("seconds")
-        if isinstance(seconds, dict):
-            spent = {phase: seconds.get(phase) for phase in PHASES}
-            found.append(
-                (
-                    run.name,
-                    {key: max(0.0, value) for key, value in spent.items() if about.number(value, "") != about.ABSENT},
-                )
-            )
-    found = [(name, spent) for name, spent in found if 0 < sum(spent.values()) < float("inf")]
+    found = [(run.name, _seconds(run)) for run in runs]
+    found = [
+        (name, spent)
+        for name, spent in found
+        if min(spent.values(), default=0) >= 0 < sum(spent.values()) < float("inf")
+    ]
     if not found:
         return paragraph("No times yet: summary.json has none.")
     rows = []

@@ -63,7 +63,7 @@ def test_one_run(run_folder):
     assert "device 1 x CPU x86_64" in text
     assert "1.50 15 s3://bucket/one/ep001-ba000015.pt" in text
     assert "one 32 50.00 100.00 1.2500" in text
-    assert "9 evaluation images, so the standard error of its top-1 is 13.86 points" in text
+    assert "9 evaluation images, so the standard error of its top-1 at 36 px is 13.86 points" in text
     assert "one 0 to 2 24 32 64.0 10.0" in text
     assert "0:50:00 (80.5 %) 0:08:20 (13.4 %) 0:03:20 (5.4 %) 0:00:25 (0.7 %) 1:02:05" in text
     assert "24 px, from epoch 0 on" in text
