@@ -102,6 +102,8 @@ def ours(batches: Batches, device: torch.device, folder: Path) -> float:
         config_digest="",
         eval_sizes=[32],
         resumed_from=[],
+        classes=[],
+        class_names=[],
         stream=io.StringIO(),
         **RunConfig.model_fields["loggers"].default.model_dump(),
     )

@@ -83,8 +83,28 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     digest = watchers.summary.finish(final_weights(trainer.state))
     log.info("finished: weights_sha256 %s", digest)
     folder = watchers.summary.path.parent
-    say(f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}")
+    page = report(folder)
+    results = f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}"
+    say(results + (f"; report: {page}" if page else ""))
     return 0 if saved else EXIT_NOT_UPLOADED
+
+
+def report(folder: Path) -> Path | None:
+    """Write the run's page on the first process; whatever goes wrong is a warning, for the run itself is finished.
+
+    Returns:
+        The page; None where there is none.
+    """
+    if dist.get_global_rank() != 0:
+        return None
+    try:
+        from recipes.report.write import REPORT, write_report
+
+        write_report([folder], folder / REPORT)
+        return folder / REPORT
+    except Exception as error:
+        log.warning("the report cannot be written: %s; try: python -m recipes.report %s", error, folder)
+        return None
 
 
 def run(config: RunConfig) -> int:
@@ -129,9 +149,9 @@ def run(config: RunConfig) -> int:
         return 0 if kept else EXIT_NOT_UPLOADED
     where, leader = config.data, dist.get_local_rank() == 0
     bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
-    watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume)
-    watchers.text_log.open()
     names = class_names(train.classes)
+    watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume, (train.classes, names))
+    watchers.text_log.open()
     shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
     log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
     checkpoints = build_checkpoints(
@@ -169,8 +189,14 @@ def run(config: RunConfig) -> int:
         trainer.close()
 
 
-def watch(config: RunConfig, folder: Path, plan: Sequence[tuple[int, int]], resume: Resume) -> Watchers:
-    """What shows and records the run; `config.yaml` is there from the start."""
+def watch(
+    config: RunConfig,
+    folder: Path,
+    plan: Sequence[tuple[int, int]],
+    resume: Resume,
+    classes: tuple[Sequence[str], Sequence[str]],
+) -> Watchers:
+    """What shows and records the run; `config.yaml` is there from the start. `classes`: folders, and names."""
     if dist.get_global_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / "config.yaml", [resolved(config).encode()])
@@ -184,6 +210,8 @@ def watch(config: RunConfig, folder: Path, plan: Sequence[tuple[int, int]], resu
         config_digest=config_digest(config, dist.get_world_size()),
         eval_sizes=config.eval.sizes,
         resumed_from=[resume.resumed_from] if resume.resumed_from else [],
+        classes=classes[0],
+        class_names=classes[1],
         stream=sys.stdout,
         **config.loggers.model_dump(),
     )

@@ -13,7 +13,7 @@ from composer.utils import dist, reproducibility
 from data.augment import Augment
 from data.loader import eval_loader, train_loader
 from data.normalise import Normalise
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 from data.source import Source
 from recipes.config import RunConfig, SchedulerConfig, at_size
 from recipes.model import build_classifier, checkpoint_activations
@@ -58,6 +58,34 @@ class Microbatches(Callback):
         """The batch's size is known, and it is not split yet."""
         del logger
         state.device_train_microbatch_size = self.images(state.batch[0].shape[-1])
+
+
+class WholeEpochs(Callback):
+    """Tells Composer how many batches the coming epoch has.
+
+    Composer 0.32.1 asks the loader for its length once (`State.set_dataloader`) and ends every epoch after so many
+    batches: where a later stage has smaller batches, and so more of them, the rest of its images would be left out.
+
+    Args:
+        sampler: Of the training loader.
+    """
+
+    def __init__(self, sampler: PositionSampler) -> None:
+        self.sampler = sampler
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """A run that goes on in the middle of an epoch does not start one."""
+        del logger
+        self._measure(state)
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """Runs before the loader is iterated, and before Composer tells the sampler which epoch it is."""
+        del logger
+        self._measure(state)
+
+    def _measure(self, state: State) -> None:
+        self.sampler.set_epoch(int(state.timestamp.epoch))
+        state.dataloader_len = -1  # ask the loader again
 
 
 def evaluate_every(interval: int) -> Callable[[State, Event], bool]:
@@ -118,9 +146,11 @@ def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler
     return DataSpec(loader, microbatch_transforms=Normalise(config.data.mean, config.data.std), split_batch=split)
 
 
-def build_callbacks(config: RunConfig, plan: Sequence[EpochPlan], batches: Sequence[int]) -> list[Callback]:
-    """What the recipe itself needs at each step: seeds, rates, portions, equal statistics."""
+def build_callbacks(config: RunConfig, sampler: PositionSampler, batches: Sequence[int]) -> list[Callback]:
+    """What the recipe itself needs at each step: whole epochs, seeds, rates, portions, equal statistics."""
+    plan = sampler.plan
     callbacks: list[Callback] = [
+        WholeEpochs(sampler),
         PositionSeed(config.seed),
         SameStatistics(),
         Schedule(rate_function(config.scheduler, peak_lr(config, plan)), batches),
@@ -177,7 +207,7 @@ def build_trainer(
         optimizers=build_optimizer(model.parameters(), lr=peak_lr(config, plan), **settings),
         max_duration=config.max_duration,
         algorithms=list(algorithms),
-        callbacks=[*build_callbacks(config, plan, batches), *callbacks],
+        callbacks=[*build_callbacks(config, sampler, batches), *callbacks],
         loggers=list(loggers),
         device=device,
         precision=config.precision,

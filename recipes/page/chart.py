@@ -44,6 +44,12 @@ def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
         yield figure
 
 
+def plain(text: str, longest: int = 40) -> str:
+    """Foreign text as a label: one line, cut at `longest` characters, and no mathematics between dollar signs."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return (line if len(line) <= longest else line[: longest - 1] + "…").replace("$", r"\$")
+
+
 def svg(figure: Figure, alt: str) -> Markup:
     """The figure as an SVG element for a page.
 

@@ -15,6 +15,7 @@ from recipes.watch.external import mlflow_logger, wandb_logger
 from recipes.watch.figures import Figures
 from recipes.watch.images import TrainingImages
 from recipes.watch.metrics_file import MetricsFile
+from recipes.watch.predictions import Predictions
 from recipes.watch.progress import Progress
 from recipes.watch.summary import Summary
 from recipes.watch.text_log import TextLog
@@ -52,12 +53,14 @@ def build_watchers(
     config_digest: str,
     eval_sizes: Sequence[int],
     resumed_from: Sequence[str],
+    classes: Sequence[str],
+    class_names: Sequence[str],
     stream: TextIO,
 ) -> Watchers:
     """Make the watchers of a run.
 
     Args:
-        run_folder: Receives log.txt, metrics.jsonl, summary.json, images/ and tensorboard/.
+        run_folder: Receives log.txt, metrics.jsonl, summary.json, predictions.npz, images/ and tensorboard/.
         run_name: The run's name.
         plan: (training images over all processes, size in pixels) of each epoch.
         mean: Mean per channel (R, G, B) of images in [0, 1].
@@ -71,6 +74,8 @@ def build_watchers(
         config_digest: For summary.json.
         eval_sizes: In pixels; those of evaluators labelled `eval_SIZE`.
         resumed_from: Name of the checkpoint that this process goes on from; empty where it starts from zero.
+        classes: Class folder names in label order.
+        class_names: Their names for people.
         stream: The console.
 
     Raises:
@@ -102,4 +107,5 @@ def build_watchers(
     if mlflow is not None:
         loggers.append(mlflow_logger(mlflow, run_name))
     images = TrainingImages(run_folder / "images", mean, std)
-    return Watchers(loggers, [figures, images, bad_images, summary], summary, text_log)
+    predictions = Predictions(run_folder / "predictions.npz", eval_sizes[-1], classes, class_names)
+    return Watchers(loggers, [figures, images, bad_images, predictions, summary], summary, text_log)

@@ -9,6 +9,14 @@ Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
 PHASES: tuple[Phase, ...] = ("train", "loader_wait", "evaluation", "checkpointing")
 
 
+def duration(seconds: float) -> str:
+    """`1:02:03`, hours growing without bound; `?` where it is not known."""
+    if not 0 <= seconds < 1e7:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
 class Clock:
     """Splits wall time into phases, cumulative over all processes that led to the present state of a run.
 

@@ -13,19 +13,12 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from recipes.watch.clock import duration
 from recipes.watch.figures import EVAL_LABEL, Figures
 
 REPAINT_SECONDS = 0.2
 RATE_BATCHES = 20
 """images/s is that of the last so many batches."""
-
-
-def duration(seconds: float) -> str:
-    """`1:02:03`, hours growing without bound; `?` where it is not known."""
-    if not 0 <= seconds < 1e7:
-        return "?"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 class Bar(tqdm):

@@ -14,7 +14,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
-from recipes.watch.progress import duration
+from recipes.watch.clock import duration
 
 OURS = ("recipes", "data", "algorithms")
 """Namespaces whose information is logged; of all others, warnings and worse."""

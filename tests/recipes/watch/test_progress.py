@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from recipes.watch.clock import Clock
+from recipes.watch.clock import Clock, duration
 from recipes.watch.figures import Figures
-from recipes.watch.progress import Progress, duration
+from recipes.watch.progress import Progress
 
 LINE = re.compile(
     r"^epoch (\d+)/4 (\d+)px (?:\|(.+)\| *)?(\d+)% "

@@ -6,6 +6,7 @@ import os
 import socket
 import traceback
 
+import numpy as np
 import pytest
 import torch
 
@@ -84,6 +85,13 @@ def test_figures_are_of_both(both):
     assert summary["samples"] == 160
     assert summary["versions"]["device"].startswith("2 x ")
     assert first["seconds"] > 0 < second["seconds"]
+
+
+def test_answers_of_both_are_one_file(both):
+    root, _ = both
+    with np.load(root / "enough" / "predictions.npz") as file:
+        assert file["label"].tolist() == [index % 10 for index in range(20)]
+        assert (file["predicted"] >= 0).all()
 
 
 def test_bad_images_of_both(both):

@@ -172,6 +172,8 @@ def train_tiny(
         "config_digest": "c0ffee",
         "eval_sizes": (8, 16),
         "resumed_from": [f"{load}.pt"] if load else [],
+        "classes": [f"n{label:02d}" for label in range(CLASSES)],
+        "class_names": [f"class {label}" for label in range(CLASSES)],
         "stream": stream,
     }
     watchers = build_watchers(**settings | options)

@@ -1,0 +1,258 @@
+"""The page and the command: whole runs, damaged ones, hostile ones."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from recipes.cli import run_command
+from recipes.report.__main__ import main
+from recipes.report.read import read_run
+from recipes.report.write import render
+from tests.recipes.report.folder import STEPS, figures, write_predictions, write_run
+from tests.support import ROOT
+
+EVIL = "<script>alert(1)<&$x$"
+"""A class of the fixture `photos`."""
+
+
+class Seen(HTMLParser):
+    """What a reader of a page sees, and what a browser would do."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.words, self.tags, self.attributes = [], set(), []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def text_of(html):
+    """The text of a page, in one line."""
+    return " ".join(" ".join(Seen(html).words).split())
+
+
+def report(*folders):
+    return render([read_run(folder) for folder in folders])
+
+
+def pictures(html):
+    return re.findall(r'<img alt="[^"]*"[^>]* src="data:image/(\w+);base64,', html)
+
+
+def test_one_run(run_folder):
+    html = report(run_folder)
+    text = text_of(html)
+    assert "one finished, 4 epochs 77.78 100.00 1:02:05 64.0 1" in text
+    assert "resnet50 on" in text
+    assert "label_smoothing smoothing: 0.1" in text
+    assert "eval.interval 3" in text, "a key that is not at its default"
+    assert "scheduler.warmup" not in text, "a key that is"
+    assert "device 1 x CPU x86_64" in text
+    assert "1.50 15 s3://bucket/one/ep001-ba000015.pt" in text
+    assert "one 32 50.00 100.00 1.2500" in text
+    assert "9 evaluation images, so the standard error of its top-1 at 36 px is 13.86 points" in text
+    assert "one 0 to 2 24 32 64.0 10.0" in text
+    assert "0:50:00 (80.5 %) 0:08:20 (13.4 %) 0:03:20 (5.4 %) 0:00:25 (0.7 %) 1:02:05" in text
+    assert "24 px, from epoch 0 on" in text
+    assert "2 of 9 images at 36 px were taken for another class" in text
+    assert f"class2 {EVIL} 2 3 66.7" in text
+    assert text.count(f"class2, taken for {EVIL} 60 % against 30 %") == 2
+    assert len(pictures(html)) == 4, "two grids, two errors"
+    assert html.count("<svg role") == 3
+
+
+def test_several_runs_side_by_side(run_folder, photos):
+    other = write_run(run_folder.parent / "two", photos, epochs=6, seconds=0.25)
+    text = text_of(report(run_folder, other))
+    assert text.startswith("2 runs")
+    assert "two 0 to 3 24 32 128.0 10.0" in text
+    assert "The configs are the same but for the runs' names." in text
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(re.sub(r"  mixup:\n( {4}.*\n)+", "  mixup: off\n", config))
+    text = text_of(report(run_folder, other))
+    assert "algorithms.mixup alpha: 0.2, interpolate_loss: false off" in text
+    namesake = shutil.copytree(run_folder, run_folder.parent / "elsewhere" / "one")
+    assert f"{run_folder} finished" in text_of(report(run_folder, namesake)), "told apart by their folders"
+
+
+def test_an_unfinished_run(run_folder):
+    (run_folder / "predictions.npz").unlink()
+    summary = json.loads((run_folder / "summary.json").read_text())
+    early = {"finished": False, "epochs": 0, "top1": None, "top5": None, "eval_by_size": {}, "seconds": {}}
+    (run_folder / "summary.json").write_text(json.dumps(summary | early | {"images_per_second": None}))
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_folder / "metrics.jsonl").write_text("".join(lines[:5]))
+    text = text_of(report(run_folder))
+    assert "one not finished: 0.5 of 12 epochs" in text
+    assert "No evaluation yet" in text
+    assert text.count("Known when the run is finished") == 2
+    (run_folder / "metrics.jsonl").unlink()
+    shutil.rmtree(run_folder / "images")
+    text = text_of(report(run_folder))
+    assert "No figures of the training yet" in text
+    assert "The run left no pictures of its batches" in text
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl", "predictions.npz"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise", "folder"])
+def test_a_damaged_file_is_said_in_place(run_folder, name, damage):
+    path = run_folder / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "missing":
+        noise = np.random.default_rng(0).bytes(2000)
+        path.write_bytes({"empty": b"", "cut": data[: len(data) * 2 // 3 + 1], "noise": noise}[damage])
+    text = text_of(report(run_folder))
+    silent = {("predictions.npz", "missing"), ("metrics.jsonl", "empty"), ("config.yaml", "cut")}
+    if (name, damage) not in silent:
+        assert f"{path}:" in text
+    for section in ("Result", "Curves", "Throughput", "Where the time went", "Confused classes", "Surest errors"):
+        assert section in text
+
+
+def test_predictions_that_do_not_fit_each_other(run_folder):
+    write_predictions(run_folder, [0, 1, 9], [0, 1, 2], ["a", "b", "c"])
+    assert "predictions.npz: damaged: its parts do not fit each other" in text_of(report(run_folder))
+    np.savez(run_folder / "predictions.npz", label=np.array([{"a": 1}], object))
+    assert "predictions.npz: damaged" in text_of(report(run_folder)), "no pickle is loaded"
+
+
+def test_figures_that_are_no_numbers(run_folder):
+    lines = [json.dumps(figures(batch, 0.5, 24) | {"train/loss": None}) for batch in range(1, STEPS)]
+    odd = {"train/lr": "x", "train/image_size": None, "time/train_seconds": [], "train/loss": float("inf")}
+    lines += [json.dumps(figures(STEPS, 0.5, 24) | odd), "[1]", "null", '{"batch": 1e999, "epoch": 1}', '{"batch": 1']
+    (run_folder / "metrics.jsonl").write_text("\n".join(lines))
+    text = text_of(report(run_folder))
+    assert "metrics.jsonl: 4 lines are torn or damaged, and left out" in text
+    assert "10 of 10 logged losses are not finite, the first at batch 1." in text
+
+
+@pytest.mark.parametrize("value", [None, "x", -1, float("nan"), float("inf"), [], {}, {"train": "x"}, 10**400])
+def test_a_summary_with_odd_values(run_folder, value):
+    summary = json.loads((run_folder / "summary.json").read_text())
+    (run_folder / "summary.json").write_text(json.dumps(dict.fromkeys(summary, value)))
+    assert "Where the time went" in report(run_folder)
+    everything = dict.fromkeys(summary, value) | {"seconds": {"train": value}, "eval_by_size": {"36": {"top1": value}}}
+    (run_folder / "summary.json").write_text(json.dumps(everything | {"versions": {"torch": value}}))
+    assert "Where the time went" in report(run_folder)
+
+
+def test_hostile_names(run_folder, photos):
+    evil = "</title><img src=x onerror=alert(1)> $\\frac{ ${{7*7}} {0} {x!r} %s"
+    summary = json.loads((run_folder / "summary.json").read_text())
+    evil_resume = {"run_name": evil, "resumed_from": [f"{evil}/ep001-ba000015.pt"], "versions": {evil: evil}}
+    (run_folder / "summary.json").write_text(json.dumps(summary | evil_resume))
+    write_predictions(run_folder, [0, 1, 2], [1, 2, 0], ["a", "b", "c"], [evil, EVIL, "-->"])
+    other = write_run(run_folder.parent / "two", photos)
+    for html in (report(run_folder), report(run_folder, other)):
+        assert evil in text_of(html)
+        seen = Seen(html)
+        assert not {"script", "iframe", "object"} & seen.tags
+        assert not [name for name, _ in seen.attributes if name.startswith("on")]
+
+
+def test_images_that_are_gone_or_others(run_folder, tmp_path):
+    config = (run_folder / "config.yaml").read_text()
+    (run_folder / "config.yaml").write_text(re.sub(r"  path: .*", f"  path: {tmp_path / 'gone'}", config))
+    text = text_of(report(run_folder))
+    assert f"The images cannot be shown: {tmp_path / 'gone' / 'val'}" in text
+    assert "60 % against 30 %" in text
+    (run_folder / "config.yaml").write_text(config)
+    write_predictions(run_folder, [0, 0, 1], [1, 0, 1], [EVIL, "class1", "class2"])
+    assert "holds other images now than those that were evaluated" in text_of(report(run_folder))
+
+
+def test_a_broken_image_and_a_broken_grid(run_folder, photos, tmp_path):
+    copy = shutil.copytree(photos, tmp_path / "copy")
+    (copy / "val" / "class2" / "1.jpg").write_bytes(b"no image")
+    config = (run_folder / "config.yaml").read_text()
+    (run_folder / "config.yaml").write_text(config.replace(str(photos), str(copy)))
+    grid = run_folder / "images" / "ep002-32px.png"
+    grid.write_bytes(grid.read_bytes()[:60])
+    html = report(run_folder)
+    assert "cannot be shown: not an image" in html
+    assert "ep002-32px.png cannot be shown" in html
+    assert len(pictures(html)) == 2
+
+
+def test_the_page_needs_nothing_but_itself(run_folder):
+    html = report(run_folder)
+    assert "<script" not in html
+    for value in re.findall(r'(?:src|href|xlink:href|action|data)="([^"]*)"', html):
+        assert value.startswith(("data:", "#")), value
+    assert not re.search(r"url\((?!#)|@import", html)
+
+
+def test_an_imagenet_run_stays_small(run_folder, photos):
+    rng = np.random.default_rng(0)
+    for epoch, size in ((0, 128), (10, 224), (85, 288)):
+        noise = rng.integers(0, 256, (4 * size, 8 * size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(run_folder / "images" / f"ep{epoch:03d}-{size}px.png", compress_level=1)
+    line = json.dumps(figures(1, 0.5, 224))
+    with (run_folder / "metrics.jsonl").open("w") as file:
+        for batch in range(1, 45_001):
+            file.write(
+                line.replace('"batch": 1,', f'"batch": {batch}, "seen": 0,').replace("0.1,", f"{batch / 500},", 1)
+            )
+            file.write("\n")
+    label = np.repeat(np.arange(1000), 50)
+    predicted = np.where(rng.random(50_000) < 0.2, rng.integers(0, 1000, 50_000), label)
+    write_predictions(run_folder, label, predicted, [f"n{one:08d}" for one in range(1000)])
+    began = time.process_time()
+    html = report(run_folder)
+    assert time.process_time() - began < 10
+    assert len(html) < 5e6
+
+
+def test_the_command(run_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run_folder)]) == 0
+    assert capsys.readouterr().out == f"report: {run_folder / 'report.html'}\n"
+    assert (run_folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    other = shutil.copytree(run_folder, tmp_path / "other")
+    assert main([str(run_folder), str(other), str(run_folder)]) == 0
+    assert "<h1>2 runs</h1>" in (tmp_path / "report.html").read_text()
+    assert main([str(run_folder), "--output", str(tmp_path / "deep" / "page.html")]) == 0
+    assert (tmp_path / "deep" / "page.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: RUN"),
+        (["nowhere"], "nowhere: no such folder"),
+        (["."], "not a run's folder, it has no config.yaml, summary.json or metrics.jsonl"),
+        (["runs"], "did you mean runs/one?"),
+        (["runs/one", "--out", "x"], "unrecognized arguments: --out x"),
+        (["runs/one", "--output", "."], ".: cannot be written"),
+        (["runs/one", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_bad_arguments(run_folder, tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert run_command(lambda: main(arguments)) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_it_answers_without_torch():
+    code = "import sys, recipes.report.write, recipes.report.__main__; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
