@@ -15,8 +15,9 @@ from composer.algorithms.squeeze_excite import apply_squeeze_excite
 from torch import nn
 
 from algorithms.fixres.fixres import classifier, last_batchnorm
+from data.epoch_plan import EpochPlan
 from data.errors import DataError
-from data.sampler import EpochPlan, EvalSampler, PositionSampler
+from data.sampler import EvalSampler, PositionSampler
 from data.source import Source
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError

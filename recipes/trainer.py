@@ -11,16 +11,16 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist, reproducibility
 
 from data.augment import Augment
+from data.epoch_plan import EpochPlan
 from data.loader import eval_loader, train_loader
 from data.normalise import Normalise
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 from data.source import Source
-from recipes.config import RunConfig, SchedulerConfig, at_size
+from recipes.config import RunConfig, at_size
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
 from recipes.position import PositionSeed
-from recipes.schedule import Rate, constant, cosine, one_cycle
-from recipes.stages import peak_lr
+from recipes.stages import peak_lr, rate_function
 from recipes.sync_batchnorm import SameStatistics
 
 
@@ -31,17 +31,6 @@ def device_name(device: str) -> str:
     if torch.cuda.is_available():
         return "gpu"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
-    """The schedule as a function of (step, total steps).
-
-    Args:
-        scheduler: The schedule's name and numbers.
-        lr: Its highest learning rate.
-    """
-    function = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}[scheduler.name]
-    return partial(function, lr=lr, **scheduler.model_dump(exclude={"name"}))
 
 
 class Microbatches(Callback):
