@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_intermixed_args(list(argv))
     given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
     for name, value in (("--devices", given.devices), ("--images-per-second", given.images_per_second)):
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             parser.error(f"argument {name}: got {value:g}; allowed: above 0")
     if given.images is not None and min(given.images) < 1:
         parser.error(f"argument --images: got {given.images[0]} {given.images[1]}; allowed: at least 1 each")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from recipes.config import RunConfig
@@ -34,20 +36,11 @@ def draw(figure: Figure, config: RunConfig, stages: list[Stage], samples: int, d
     momenta = [config.optimizer.momentum if rate.momentum is None else rate.momentum for rate in rates]
     edges = [*(stage.first_epoch for stage in stages), config.epochs]
     top, second, third, fourth = figure.subplots(4, 1, sharex=True)
-    top.stairs(
-        [stage.size for stage in stages],
-        edges,
-        baseline=None,
-        color=COLORS[0],
-        linewidth=1.8,
-        zorder=3,
-        label="network",
-    )
+    thick: dict[str, Any] = {"baseline": None, "linewidth": 1.8, "zorder": 3}
+    top.stairs([stage.size for stage in stages], edges, **thick, color=COLORS[0], label="network")
     if any(stage.size != stage.loader_size for stage in stages):
         loader = [stage.loader_size for stage in stages]
-        top.stairs(
-            loader, edges, baseline=None, color=COLORS[1], linewidth=1.4, linestyle="--", zorder=3, label="loader"
-        )
+        top.stairs(loader, edges, **thick, color=COLORS[1], linestyle="--", label="loader")
         top.legend(loc="lower right")
     top.set(title=f"{config.run_name}: schedule", ylabel="image size (px)")
     batch = [stage.global_batch_size for stage in stages]

@@ -131,7 +131,7 @@ def sources(plan: Plan) -> list[str]:
             "no throughput: nothing is published for this model, hardware and precision, and no run was measured.",
             "--measured RUN takes that of a run, --images-per-second N what you know.",
         ]
-    known = " and ".join(str(size) for size in throughput.at)
+    known = ", ".join(str(size) for size in throughput.at)
     lines = [f"images/s {throughput.source} (at {known} px; other sizes scaled by {plan.work})"]
     lines += [f"x {factor:.3g} for {name}: {source}" for name, factor, source in throughput.factors]
     return [*lines, left_out(throughput)]
