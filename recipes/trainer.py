@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State, Trainer
 from composer.loggers import LoggerDestination
+from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
 
 from data.augment import Augment
@@ -131,6 +132,7 @@ def build_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[LoggerDestination],
     load_path: str | None,
+    profiler: Profiler | None = None,
 ) -> Trainer:
     """A Trainer at the position from which `fit()` goes on.
 
@@ -143,6 +145,7 @@ def build_trainer(
         callbacks: What watches the run and saves it; the recipe's own come before them.
         loggers: Where the figures go.
         load_path: A verified local checkpoint of this run; None starts from zero.
+        profiler: Composer's, where the run is profiled.
 
     Raises:
         InputError: The config names what does not exist, such as a model.
@@ -180,6 +183,7 @@ def build_trainer(
         progress_bar=False,
         auto_log_hparams=False,
         python_log_level=None,
+        profiler=profiler,
     )
     if config.model.activation_checkpointing:
         # After the surgery of BlurPool and its like, which may put other blocks in a block's place.

@@ -17,7 +17,6 @@ def plan_page(plan: Plan, picture: Markup) -> str:
         plan: What is told.
         picture: The schedule, as `recipes.page.chart.svg` makes it.
     """
-    title, *below = text.heading(plan)
     time = [_table(text.time_table(plan))] if plan.throughput is not None else []
     sections = [
         Section("Schedule", figure(picture) + _table(text.stage_table(plan))),
@@ -27,7 +26,7 @@ def plan_page(plan: Plan, picture: Markup) -> str:
     ]
     if any(part.memory_gb is not None for part in plan.stages):
         sections.append(Section("Memory", _table(text.memory_table(plan))))
-    return page(title, "; ".join(below), sections)
+    return page(f"Plan: {plan.run_name}", "; ".join(text.heading(plan)), sections)
 
 
 def _lines(lines: list[str]) -> Markup:
