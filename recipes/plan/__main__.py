@@ -154,6 +154,8 @@ def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
     images, classes = count_images(config, given.images)
     work, work_name, memory = by_area, "area", {}
     if given.memory:
+        if sys.stderr.isatty():
+            print("loading torch and Composer, building the network ...", file=sys.stderr)
         from recipes.plan.network import memory_gb, work_of
         from recipes.preflight import planned_network
 
@@ -201,7 +203,9 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         print(json.dumps(as_json(plan), indent=2))
         return 0
-    Console(highlight=False, soft_wrap=False).print(render(plan))
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    for part in render(plan):
+        console.print(part)
     sys.stdout.flush()  # the picture takes a second more
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
     write(plan, config, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from recipes.plan.plan import Plan, StageCost
@@ -221,12 +221,8 @@ def price_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def render(plan: Plan) -> Group:
-    """All of it."""
-    return Group(*_parts(plan))
-
-
-def _parts(plan: Plan) -> Iterator[RenderableType]:
+def render(plan: Plan) -> Iterator[RenderableType]:
+    """All of it, from top to bottom."""
     yield from heading(plan)
     yield ""
     yield stage_table(plan)
