@@ -25,10 +25,11 @@ from data import source as sources
 from data.augment import Augment
 from data.crop import crop_draws, crop_on_grid, reduction_for
 from data.decode import Picture
+from data.epoch_plan import EpochPlan
 from data.errors import DataError
 from data.loader import sample_rng, train_loader
 from data.open import open_split_pair
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 from data.source import Source
 
 AREA, ASPECT_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DistributedSampler
 
+from data.epoch_plan import Crop, EpochPlan
 from data.errors import DataError
-
-Crop = Literal["random", "center"]
-
-
-class EpochPlan(NamedTuple):
-    """What one epoch's batches look like."""
-
-    size: int
-    """Side of the images in pixels."""
-    crop: Crop
-    """`random`: RandomResizedCrop; `center`: the test-time resize and centre crop."""
-    global_batch_size: int
-    """Images per step over all devices, at most."""
 
 
 class Request(NamedTuple):

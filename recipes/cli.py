@@ -152,15 +152,23 @@ def list_configs(folder: Path = YAMLS) -> str:
         except InputError as error:
             rows.append((shown, "-", "-", "-", f"does not load: {error.lines[0]}"))
             continue
-        comments = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        hardware = next(
-            (line.removeprefix("Hardware:").strip() for line in comments if line.startswith("Hardware:")), "any"
-        )
-        rows.append((shown, config.model.name, str(config.epochs), hardware, comments[0] if comments else ""))
+        comments = _comments(path)
+        rows.append((shown, config.model.name, str(config.epochs), hardware_of(path), comments[0] if comments else ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
     )
+
+
+def _comments(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line[1:].strip() for line in lines if line.startswith("#")]
+
+
+def hardware_of(path: Path) -> str:
+    """What a YAML's comment line `# Hardware: ...` says, else `any`."""
+    found = (line.removeprefix("Hardware:").strip() for line in _comments(path) if line.startswith("Hardware:"))
+    return next(found, "any")
 
 
 def run_command(main: Callable[[], int]) -> int:

@@ -291,6 +291,8 @@ class RunConfig(Part):
     """Ask torch for deterministic kernels on a GPU; a CPU's are already."""
     compile: bool = False
     """torch.compile the model."""
+    profile: bool = False
+    """Trace a few steps of each image size into RUN/profile, with a page of where a step goes."""
     device_memory_gb: PositiveFloat | None = None
     """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, on others don't check."""
     max_duration: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}ep$", examples=["90ep"])] = "90ep"

@@ -48,7 +48,7 @@ class Load(NamedTuple):
 
 
 class Activations(NamedTuple):
-    """Bytes that activations take at their most: `fixed + per_image * images`."""
+    """Bytes at their most: `fixed + per_image * images`."""
 
     fixed: float
     per_image: float
@@ -163,6 +163,20 @@ def fixed_bytes(network: nn.Module, setting: Setting) -> float:
     return weights * times + CONTEXT_BYTES + (NCCL_BYTES if together else 0)
 
 
+def step_bytes(network: nn.Module, load: Load, setting: Setting) -> Activations:
+    """All that one device needs for a step, as `fixed + per_image * images`.
+
+    Args:
+        network: On the meta device, after surgery.
+        load: The stage; its number of images does not matter.
+        setting: What else needs memory.
+    """
+    kept = activations(network, load, half=setting.half, checkpointing=setting.checkpointing)
+    # The images in FP32, and the uint8 they came in.
+    image = 3 * load.size**2 * 5
+    return Activations(fixed_bytes(network, setting) + kept.fixed * OVERHEAD, kept.per_image * OVERHEAD + image)
+
+
 def check_memory(
     network: nn.Module, loads: Sequence[Load], device_bytes: float, setting: Setting, key: str = "device_batch_size"
 ) -> list[str]:
@@ -178,12 +192,9 @@ def check_memory(
     Returns:
         Lines `KEY: N images of S px need about X GB, the device has Y GB; at most M fit`.
     """
-    fixed, lines = fixed_bytes(network, setting), list[str]()
+    lines = list[str]()
     for load in dict.fromkeys(loads):
-        kept = activations(network, load, half=setting.half, checkpointing=setting.checkpointing)
-        # The images in FP32, and the uint8 they came in.
-        image = 3 * load.size**2 * 5
-        per_image, constant = kept.per_image * OVERHEAD + image, fixed + kept.fixed * OVERHEAD
+        constant, per_image = step_bytes(network, load, setting)
         needed = constant + per_image * load.images
         if needed > device_bytes:
             most = max(0, int((device_bytes - constant) / per_image))

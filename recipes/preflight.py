@@ -15,8 +15,9 @@ from composer.algorithms.squeeze_excite import apply_squeeze_excite
 from torch import nn
 
 from algorithms.fixres.fixres import classifier, last_batchnorm
+from data.epoch_plan import EpochPlan
 from data.errors import DataError
-from data.sampler import EpochPlan, EvalSampler, PositionSampler
+from data.sampler import EvalSampler, PositionSampler
 from data.source import Source
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
@@ -185,13 +186,7 @@ def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple
     key = "device_batch_size" if config.global_batch_size is None else "global_batch_size"
     if config.device_microbatch_size is not None:
         key = "device_microbatch_size"
-    setting = Setting(
-        half=config.precision != "fp32",
-        copies=sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam")),
-        processes=world_size,
-        checkpointing=config.model.activation_checkpointing,
-    )
-    return check_memory(network, loads(config, world_size, plan), memory, setting, key)
+    return check_memory(network, loads(config, world_size, plan), memory, setting_of(config, world_size), key)
 
 
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
@@ -216,6 +211,16 @@ def device_bytes(config: RunConfig) -> float | None:
     if device_name(config.device) != "gpu" or not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
+
+
+def setting_of(config: RunConfig, world_size: int) -> Setting:
+    """What needs memory besides the images."""
+    return Setting(
+        half=config.precision != "fp32",
+        copies=sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam")),
+        processes=world_size,
+        checkpointing=config.model.activation_checkpointing,
+    )
 
 
 def loads(config: RunConfig, world_size: int, plan: tuple[EpochPlan, ...]) -> list[Load]:

@@ -24,6 +24,7 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
         "resume",
         "checkpoints",
         "loggers",
+        "profile",
         # The same images may lie elsewhere on another machine; the number of workers changes no image.
         "data.path",
         "data.cache_folder",

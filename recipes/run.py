@@ -35,6 +35,7 @@ from recipes.stages import epoch_plan
 from recipes.trainer import build_trainer, device_name
 from recipes.watch.build import Watchers, build_watchers
 from recipes.watch.files import replace_file
+from recipes.watch.profile import build_profiler
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +127,8 @@ def run(config: RunConfig) -> int:
     plan = epoch_plan(config, dist.get_world_size())
     sampler = PositionSampler(len(train), plan, config.seed, dist.get_global_rank(), dist.get_world_size())
     try:
-        total_batches = sum(sampler.batches(epoch) for epoch in range(config.epochs))
-        algorithms = config.algorithms.build(total_batches, config.epochs)
+        batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
+        algorithms = config.algorithms.build(sum(batches), config.epochs)
     except ValueError as error:  # Composer's own checks of what stands under `composer:`
         raise InputError(*str(error).strip().splitlines()) from None
     identity, saving = Identity.of(config, dist.get_world_size()), config.checkpoints
@@ -149,8 +150,9 @@ def run(config: RunConfig) -> int:
         return 0 if kept else EXIT_NOT_UPLOADED
     where, leader = config.data, dist.get_local_rank() == 0
     bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
+    sizes = [entry.size for entry in plan]
     names = class_names(train.classes)
-    watchers = watch(config, folder, [(len(train), entry.size) for entry in plan], resume, (train.classes, names))
+    watchers = watch(config, folder, [(len(train), size) for size in sizes], resume, (train.classes, names))
     watchers.text_log.open()
     shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
     log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
@@ -174,6 +176,7 @@ def run(config: RunConfig) -> int:
         callbacks=[*watchers.callbacks, checkpoints],
         loggers=watchers.loggers,
         load_path=resume.load_path,
+        profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
 from algorithms.fixres import start_epoch
-from data.sampler import EpochPlan
-from recipes.config import RunConfig, at_size
+from data.epoch_plan import EpochPlan
+from recipes.config import RunConfig, SchedulerConfig, at_size
 from recipes.errors import InputError
+from recipes.schedule import Rate, constant, cosine, one_cycle
 
 
 class Stage(NamedTuple):
@@ -82,3 +84,14 @@ def peak_lr(config: RunConfig, plan: Sequence[EpochPlan]) -> float:
         epochs[entry.global_batch_size] = epochs.get(entry.global_batch_size, 0) + 1
     main = max(epochs, key=lambda images: epochs[images])
     return config.optimizer.lr * main / config.optimizer.lr_batch_size
+
+
+def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
+    """The schedule as a function of (step, total steps).
+
+    Args:
+        scheduler: The schedule's name and numbers.
+        lr: Its highest learning rate.
+    """
+    function = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}[scheduler.name]
+    return partial(function, lr=lr, **scheduler.model_dump(exclude={"name"}))

@@ -8,19 +8,20 @@ from functools import partial
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State, Trainer
 from composer.loggers import LoggerDestination
+from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
 
 from data.augment import Augment
+from data.epoch_plan import EpochPlan
 from data.loader import eval_loader, train_loader
 from data.normalise import Normalise
 from data.sampler import PositionSampler
 from data.source import Source
-from recipes.config import RunConfig, SchedulerConfig, at_size
+from recipes.config import RunConfig, at_size
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
 from recipes.position import PositionSeed
-from recipes.schedule import Rate, constant, cosine, one_cycle
-from recipes.stages import peak_lr
+from recipes.stages import peak_lr, rate_function
 from recipes.sync_batchnorm import SameStatistics
 
 
@@ -31,17 +32,6 @@ def device_name(device: str) -> str:
     if torch.cuda.is_available():
         return "gpu"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
-    """The schedule as a function of (step, total steps).
-
-    Args:
-        scheduler: The schedule's name and numbers.
-        lr: Its highest learning rate.
-    """
-    function = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}[scheduler.name]
-    return partial(function, lr=lr, **scheduler.model_dump(exclude={"name"}))
 
 
 class Microbatches(Callback):
@@ -172,6 +162,7 @@ def build_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[LoggerDestination],
     load_path: str | None,
+    profiler: Profiler | None = None,
 ) -> Trainer:
     """A Trainer at the position from which `fit()` goes on.
 
@@ -184,6 +175,7 @@ def build_trainer(
         callbacks: What watches the run and saves it; the recipe's own come before them.
         loggers: Where the figures go.
         load_path: A verified local checkpoint of this run; None starts from zero.
+        profiler: Composer's, where the run is profiled.
 
     Raises:
         InputError: The config names what does not exist, such as a model.
@@ -221,6 +213,7 @@ def build_trainer(
         progress_bar=False,
         auto_log_hparams=False,
         python_log_level=None,
+        profiler=profiler,
     )
     if config.model.activation_checkpointing:
         # After the surgery of BlurPool and its like, which may put other blocks in a block's place.

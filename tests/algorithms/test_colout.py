@@ -9,9 +9,10 @@ from torch import nn
 from algorithms.colout import ColOutConfig
 from algorithms.config import AlgorithmsConfig
 from data.augment import Augment
+from data.epoch_plan import EpochPlan
 from data.imagefolder import ImageFolder
 from data.loader import train_loader
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 from recipes.config import AugmentConfig
 
 

@@ -12,10 +12,11 @@ import torch
 from PIL import ImageOps
 
 from data.augment import Augment, eval_picture
+from data.epoch_plan import EpochPlan
 from data.errors import DataError
 from data.imagefolder import ImageFolder
 from data.loader import IGNORED_LABEL, eval_loader, train_loader
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 
 AUGMENT = Augment.of(
     (0.5, 0.5, 0.5),

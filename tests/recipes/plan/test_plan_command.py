@@ -1,0 +1,242 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from recipes.cli import YAMLS, run_command
+from recipes.plan.__main__ import main
+from recipes.plan.plan import dollars
+from tests.support import ROOT
+
+P3 = str(ROOT / "yamls" / "p3.yaml")
+MOSAIC = str(ROOT / "yamls" / "mosaic-medium.yaml")
+
+
+def plan(capsys, *argv):
+    assert run_command(lambda: main([*argv, "--json"])) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def refused(capsys, *argv):
+    assert run_command(lambda: main(list(argv))) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    return shown.err.strip()
+
+
+@pytest.mark.parametrize("path", sorted(YAMLS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_plans_in_80_columns(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run_command(lambda: main([str(path), f"runs_folder={tmp_path}", "data.path=/nowhere"])) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    body, last = shown.out.rstrip().rsplit("\n", 1)
+    assert max(map(len, body.splitlines())) <= 80
+    assert "…" not in body
+    assert "\x1b" not in body
+    folder = tmp_path / path.stem / "plan"
+    assert last == f"picture: {folder / 'schedule.png'}; page: {folder / 'plan.html'}"
+    assert Image.open(folder / "schedule.png").size == (1350, 1200)
+    page = (folder / "plan.html").read_text()
+    assert "<svg" in page
+    assert not any(word in page for word in ("<script", 'src="http', 'href="http'))
+
+
+def test_the_recipe_on_p3(capsys):
+    told = plan(capsys, P3, "data.path=/nowhere")
+    assert (told["machine"], told["devices"]) == ("p3.16xlarge", 8)
+    assert told["images"]["train"] == 1_281_167
+    assert told["saving_against_224px"] == pytest.approx(0.0386, abs=1e-4)
+    assert [stage["size"] for stage in told["stages"]] == [128, 224, 288]
+    rates = [stage["images_per_second"] for stage in told["stages"]]
+    assert rates == [pytest.approx(8322 * 0.749 * (224 / size) ** 2) for size in (128, 224, 288)]
+    trained = sum(epochs * 1_281_167 / rate for epochs, rate in zip((10, 75, 5), rates, strict=True))
+    evaluated = 90 * 50_000 * sum((size / 224) ** 2 for size in (224, 288)) / (3 * 8322 * 0.749)
+    assert told["hours"] == pytest.approx((trained + evaluated) / 3600)
+    assert told["hours"] == pytest.approx(
+        sum(stage["hours"] for stage in told["stages"]) + told["evaluation_hours"] + (told["checkpoint_hours"] or 0)
+    )
+    on_demand, spot = told["costs"]
+    assert on_demand["dollars"] == pytest.approx(told["hours"] * 24.48)
+    assert spot["dollars"] == pytest.approx(told["hours"] * 7.344)
+    assert "P3" in told["machine_note"]
+
+
+def test_ten_hours_of_eight_v100s_are_245_dollars():
+    assert round(dollars(10, 24.48)) == 245
+
+
+@given(st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e3))
+def test_dollars_grow_with_hours_and_price(hours, more, price):
+    assert dollars(hours, price) <= dollars(hours + more, price)
+    assert dollars(hours, price) <= dollars(hours, price + more)
+
+
+def test_longer_runs_take_longer_and_cost_more(capsys):
+    plans = [plan(capsys, P3, "data.path=/nowhere", f"max_duration={epochs}ep") for epochs in (1, 2, 16, 90)]
+    for key in ("hours", "epochs_at_224px"):
+        values = [told[key] for told in plans]
+        assert values == sorted(set(values))
+    values = [told["costs"][0]["dollars"] for told in plans]
+    assert values == sorted(set(values))
+
+
+def test_a_price_of_the_users_own(capsys, tmp_path):
+    prices = tmp_path / "mine.yaml"
+    prices.write_text(
+        "machines: {shed: {device: V100-16GB, devices: 8, "
+        "on_demand: {usd_per_hour: 2, region: home, date: 2026-11, source: the meter}}}\n"
+    )
+    argv = [P3, "data.path=/nowhere", "--prices", str(prices), "--machine", "shed"]
+    told = plan(capsys, *argv)
+    (bill,) = told["costs"]
+    assert bill["dollars"] == pytest.approx(2 * told["hours"])
+    assert main([*argv, f"--out={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "spot: no price" in shown
+    assert "the meter" in shown
+
+
+def test_without_a_published_figure_nothing_is_made_up(capsys, tmp_path):
+    g5 = str(ROOT / "yamls" / "g5.yaml")
+    told = plan(capsys, g5, "data.path=/nowhere")
+    assert (told["throughput"], told["hours"], told["costs"]) == (None, None, [])
+    assert main([g5, "data.path=/nowhere", f"--out={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "no throughput" in shown
+    assert "on demand: 5.672 $/h" in shown
+    told = plan(capsys, g5, "data.path=/nowhere", "--images-per-second", "3000")
+    assert told["throughput"]["source"].startswith("given")
+    assert told["costs"][0]["dollars"] == pytest.approx(told["hours"] * 5.672)
+
+
+def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        "run_name: tiny\nmax_duration: 5ep\ndevice: cpu\ndevice_batch_size: 4\nmodel: {name: timm/test_resnet}\n"
+        "data: {path: x, workers: 0, train_size: 64}\neval: {sizes: [32], device_batch_size: 8, interval: 2}\n"
+        "loggers: {interval: 1, tensorboard: false}\nalgorithms: {progressive_resizing: {where: batch, "
+        "initial_scale: 0.5, delay_fraction: 0.3, finetune_fraction: 0.3, size_increment: 8}}\n"
+    )
+    keys = (str(recipe), f"runs_folder={tmp_path}", f"data.path={images}")
+    before = plan(capsys, *keys)
+    assert before["throughput"] is None
+    assert (before["images"]["train"], before["images"]["val"]) == (24, 9)
+    train(recipe)
+    capsys.readouterr()
+    entries = [json.loads(line) for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    steps = [entry for entry in entries if "train/lr" in entry]
+    evaluations = [entry for entry in entries if "eval/32/top1" in entry]
+    assert len(evaluations) == before["evaluation"]["times"] == 3
+    assert len(steps) == sum(stage["steps"] for stage in before["stages"]) == 30
+    for stage in before["stages"]:
+        own = [
+            entry for entry in steps if stage["first_epoch"] < entry["epoch"] <= stage["first_epoch"] + stage["epochs"]
+        ]
+        assert {entry["train/image_size"] for entry in own} == {stage["size"]}
+        assert [own[0]["train/lr"], own[-1]["train/lr"]] == [stage["first"]["lr"], stage["last"]["lr"]]
+        assert [own[0]["train/momentum"], own[-1]["train/momentum"]] == [
+            stage["first"]["momentum"],
+            stage["last"]["momentum"],
+        ]
+    # Measured figures replace others, unless the user knows better; a run that is named goes before this one's own.
+    told = plan(capsys, *keys)
+    assert told["throughput"]["source"].startswith(f"measured: {tmp_path / 'tiny' / 'metrics.jsonl'} on 1 x CPU")
+    assert told["stages"][0]["images_per_second"] == pytest.approx(
+        told["throughput"]["images_per_second_by_size"]["32"]
+    )
+    assert plan(capsys, P3, "--measured", str(tmp_path / "tiny"))["throughput"]["source"].startswith("measured")
+    assert plan(capsys, *keys, "--images-per-second=9")["throughput"]["source"].startswith("given")
+
+
+def test_flops_and_memory_of_the_network(capsys):
+    told = plan(capsys, P3, "data.path=/nowhere", "--memory")
+    assert told["compute_scaled_by"] == "FLOPs"
+    # Sizes that are multiples of 32 round no feature map, so FLOPs and area agree.
+    assert told["saving_against_224px"] == pytest.approx(0.0386, abs=2e-4)
+    # The figures that stand in yamls/p3.yaml.
+    assert [round(stage["memory_gb"], 1) for stage in told["stages"]] == [9.0, 9.1, 14.0]
+    assert told["device_memory_gb"] == 16.9
+
+
+def test_flops_count_what_area_does_not():
+    import torch
+    from torchvision.models import resnet50
+
+    from recipes.plan.network import flops, work_of
+
+    with torch.device("meta"):
+        network = resnet50()
+    # 4.09 G multiply-adds (torchvision, models/resnet.py, ResNet50_Weights: _ops 4.089).
+    assert flops(network, 224) / 2 == pytest.approx(4.089e9, rel=0.01)
+    work = work_of(network)
+    assert work(448) == pytest.approx(4, rel=0.01)
+    assert work(88) > 1.08 * (88 / 224) ** 2, "11 px of 5.5, 3 px of 2.75"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "which YAML file?"),
+        ([P3, MOSAIC], "one YAML file at a time"),
+        ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
+        ([P3, "--measured", "/nowhere"], "/nowhere/metrics.jsonl: cannot be read: No such file or directory"),
+        ([P3, "--devices", "0"], "argument --devices: got 0; allowed: above 0"),
+        ([P3, "--images-per-second", "nan"], "argument --images-per-second: got nan; allowed: above 0"),
+        ([P3, "--images-per-second", "fast"], "argument --images-per-second: invalid float value: 'fast'"),
+        ([P3, "--images", "5", "0"], "argument --images: got 5 0; allowed: at least 1 each"),
+        ([P3, "--images-per-second", "9", "--measured", "x"], "two answers to one question"),
+        ([P3, "--prices", "/nowhere.yaml"], "/nowhere.yaml: cannot be read: No such file or directory"),
+        ([P3, "seed=x"], "seed: got 'x'"),
+        ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px do not divide by 3 processes"),
+        ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is no classifier"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(argv, message, capsys):
+    error = refused(capsys, *argv, *(["data.path=/nowhere"] if P3 in argv or MOSAIC in argv else []))
+    assert message in error
+    assert "\n" not in error
+
+
+def test_a_dataset_that_cannot_be_used_is_told(capsys, tmp_path):
+    assert "/train: no such folder" in refused(capsys, P3, f"data.path={tmp_path}")
+
+
+def test_a_folder_that_cannot_be_written(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert run_command(lambda: main([P3, "data.path=/nowhere", f"--out={tmp_path / 'file' / 'x'}"])) == 2
+    shown = capsys.readouterr()
+    assert "cannot be written: Not a directory; see --out" in shown.err
+    assert "on demand" in shown.out, "the plan itself is told"
+
+
+def test_the_plan_needs_neither_torch_nor_a_second(capsys):
+    program = (
+        "import sys; from recipes.plan.__main__ import main; main(sys.argv[1:]);"
+        "print('heavy:', sorted({'torch', 'composer', 'matplotlib', 'cv2'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, P3, "data.path=/nowhere", "--json"]
+    begin = time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    seconds = time.perf_counter() - begin
+    with capsys.disabled():
+        print(f" [{seconds:.2f} s]", end="")
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+    assert seconds < 4  # 0.7 s on an idle core
+
+
+def test_help_shows_examples_that_name_real_files(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    words = [word for line in text.splitlines() if "recipes.plan yamls/" in line for word in line.split()]
+    paths = [word for word in words if word.startswith("yamls/")]
+    assert len(paths) == 5
+    assert all((ROOT / Path(path)).is_file() for path in paths)

@@ -1,0 +1,166 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.errors import InputError
+from recipes.load import load_config
+from recipes.plan.compute import Evaluation, Stage, by_area
+from recipes.plan.tables import PRICES, THROUGHPUT, PricesConfig, ThroughputConfig, read_table
+from recipes.plan.throughput import (
+    Throughput,
+    evaluation_seconds,
+    images_per_second,
+    measured,
+    published,
+    rates_by_size,
+    told,
+    training_seconds,
+)
+from recipes.schedule import Rate
+from tests.support import ROOT
+
+TABLE = read_table(THROUGHPUT, ThroughputConfig)
+STAGE = Stage(0, 10, 224, 224, "random", 256, 1.0, 100, Rate(1.0, None), Rate(0.1, None))
+
+
+def p3(*overrides):
+    return load_config(ROOT / "yamls" / "p3.yaml", overrides)
+
+
+def test_published_throughput_with_the_techniques_factors():
+    plain = published(p3("algorithms.blurpool=off"), "V100-16GB", 8, TABLE)
+    assert plain.at == {224: 8322}
+    assert plain.factors == ()
+    assert published(p3(), "V100-16GB", 8, TABLE).at == {224: pytest.approx(8322 * 911.91 / 1218.01, rel=1e-3)}
+    nchw = published(p3("algorithms.channels_last=off"), "V100-16GB", 8, TABLE)
+    assert nchw.at[224] == pytest.approx(8322 * 698.61 / 1218.01, rel=2e-3)
+    assert [name for name, _, _ in nchw.factors] == ["no channels_last", "blurpool"]
+    assert published(p3("precision=fp32"), "V100-16GB", 8, TABLE).at == {224: 2855}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "devices"),
+    [((), "A10G", 4), ((), "V100-16GB", 4), (("model.name=resnet101",), "V100-16GB", 8)],
+)
+def test_what_nobody_published_is_not_made_up(overrides, device, devices):
+    assert published(p3(*overrides), device, devices, TABLE) is None
+
+
+def test_rates_scale_with_compute():
+    known = told(1000.0)
+    assert images_per_second(known, 224, 1.0, by_area) == 1000
+    assert images_per_second(known, 112, 1.0, by_area) == pytest.approx(4000)
+    assert images_per_second(known, 224, 2.0, by_area) == 500
+    assert training_seconds(known, STAGE, 5000, by_area) == pytest.approx(10 * 5000 / 1000)
+    # Forward passes only: three times as fast.
+    assert evaluation_seconds(known, Evaluation(2, (224,), 300), by_area) == pytest.approx(2 * 300 / 3000)
+
+
+def test_the_nearest_measured_size_is_scaled():
+    known = Throughput({128: 900.0, 224: 400.0}, "", whole_step=True)
+    assert images_per_second(known, 128, 1.5, by_area) == 900
+    assert images_per_second(known, 256, 1.0, by_area) == pytest.approx(400 * (224 / 256) ** 2)
+
+
+@given(st.integers(32, 512), st.integers(32, 512), st.floats(1, 1e5), st.floats(0.3, 3))
+def test_more_pixels_never_go_faster(one, other, rate, cost):
+    low, high = sorted((one, other))
+    slow, fast = (images_per_second(told(rate), size, cost, by_area) for size in (high, low))
+    assert slow <= fast
+
+
+def line(samples, size, rate, **more):
+    return {"samples": samples, "train/image_size": size, "train/images_per_second": rate, **more}
+
+
+def test_measured_rates_are_images_over_seconds():
+    # 100 images in 1 s and 300 in 6 s at 128 px; 100 in 4 s at 224 px. The first figures of a size do not count.
+    entries = [line(10, 128, 5.0), line(110, 128, 100.0), {"eval/224/top1": 0.5}, line(410, 128, 50.0)]
+    entries += [line(500, 224, 1.0), line(600, 224, 25.0), line(600, 224, 25.0)]
+    assert rates_by_size(entries) == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
+
+
+def write_run(folder, entries, torn=""):
+    folder.mkdir(parents=True)
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    (folder / "metrics.jsonl").write_text(text + torn)
+    return folder
+
+
+def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
+    def seconds(evaluation, checkpointing, epoch):
+        return {
+            "time/evaluation_seconds": evaluation,
+            "time/checkpointing_seconds": checkpointing,
+            "epoch": epoch,
+        }
+
+    entries = [
+        line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
+        line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
+        {"eval/32/top1": 0.1, "samples": 64},
+        line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
+        {"eval/32/top1": 0.2, "samples": 128},
+    ]
+    found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
+    assert found.at == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
+    assert (found.evaluation_seconds, found.checkpoint_seconds) == (3.0, 2.0)
+    assert found.whole_step
+    assert evaluation_seconds(found, Evaluation(5, (32,), 99), by_area) == 15
+    assert str(tmp_path) in found.source
+
+
+@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"eval/32/top1": 0.1}]])
+def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: too few figures of train/images_per_second; allowed: "):
+        measured(write_run(tmp_path / "run", entries))
+    with pytest.raises(InputError, match=r"nothing/metrics\.jsonl: cannot be read: .*; allowed: the folder of a run"):
+        measured(tmp_path / "nothing")
+
+
+def test_every_price_and_throughput_names_its_source():
+    prices = read_table(PRICES, PricesConfig)
+    assert prices.machines["p3.16xlarge"].on_demand.usd_per_hour == 24.48
+    assert prices.machines["g5.12xlarge"].on_demand.usd_per_hour == 5.672
+    found = [price for machine in prices.machines.values() for price in (machine.on_demand, machine.spot) if price]
+    assert all(price.source and price.date for price in found)
+
+
+GOOD = """machines:
+  m:
+    device: A
+    devices: 2
+    on_demand: {usd_per_hour: 1.5, region: here, date: 2026-01-02, source: a page}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("1.5", "-1"), "prices.yaml:5: machines.m.on_demand.usd_per_hour: got -1; allowed: a number"),
+        (GOOD.replace("1.5", "cheap"), "prices.yaml:5: machines.m.on_demand.usd_per_hour: got 'cheap'"),
+        (GOOD.replace(", source: a page", ""), "prices.yaml:5: machines.m.on_demand.source: missing"),
+        (
+            GOOD.replace("2026-01-02", "yesterday"),
+            "on_demand.date: got 'yesterday'; allowed: text such as 2026-11-09",
+        ),
+        (GOOD.replace("devices: 2", "devces: 2"), "prices.yaml:4: machines.m.devces: unknown key"),
+        (GOOD.replace("devices: 2", "device: B"), "prices.yaml:4: machines.m.device: given twice"),
+        ("", "prices.yaml: got nothing"),
+        ("machines: [", "prices.yaml:1: not valid YAML"),
+        ("- a", "prices.yaml:1: got ['a']"),
+    ],
+)
+def test_a_wrong_price_list_names_the_key(text, message, tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        read_table(path, PricesConfig)
+    assert any(message in line for line in caught.value.lines), caught.value.lines
+
+
+def test_a_price_list_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"x\.yaml: cannot be read: No such file"):
+        read_table(tmp_path / "x.yaml", PricesConfig)

@@ -1,0 +1,134 @@
+import gzip
+import json
+
+import pytest
+
+from recipes.load import load_config
+from recipes.resolved import config_digest
+
+RECIPE = """
+run_name: {name}
+max_duration: 4ep
+device: cpu
+device_batch_size: 4
+model: {{name: timm/test_resnet}}
+data: {{path: x, workers: 0, train_size: 32}}
+eval: {{sizes: [32], device_batch_size: 8, interval: 4}}
+loggers: {{interval: 1, tensorboard: false, progress_bar: false}}
+algorithms:
+  mixup: {{}}
+  label_smoothing: {{}}
+  ema: {{half_life: 4ba}}
+  progressive_resizing: {{initial_scale: 0.5, delay_fraction: 0.5, finetune_fraction: 0.5, size_increment: 8}}
+"""
+PHASES = [f"event/{name}" for name in ("dataloader", "batch", "train_batch", "forward", "loss", "backward")]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    def write(name):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(RECIPE.format(name=name))
+        return path
+
+    return write
+
+
+def events_of(path):
+    with gzip.open(path, "rt") as file:
+        return json.load(file)["traceEvents"]
+
+
+def test_a_profiled_run_ends_with_the_same_weights_and_tells_where_its_steps_go(train, recipe, tmp_path):
+    (status, plain), (again, profiled) = train(recipe("plain")), train(recipe("profiled"), "profile=true")
+    assert status == again == 0
+    assert profiled["weights_sha256"] == plain["weights_sha256"] is not None
+    assert profiled["config_digest"] == plain["config_digest"]
+    assert not (tmp_path / "plain" / "profile").exists()
+    folder = tmp_path / "profiled" / "profile"
+    # Twelve steps at each size: the trace begins as soon as four are left, and the first of those is not counted.
+    for size, batch in ((16, 12), (32, 24)):
+        events = events_of(folder / f"{size}px.pt.trace.json.gz")
+        marks = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+        for phase in PHASES:
+            assert marks.count(phase) == 4, phase
+        assert any(name.startswith("algorithm/MixUp/") for name in marks)
+        assert any(event.get("cat") == "cpu_op" and event["name"] == "aten::convolution" for event in events)
+        (forward, *_) = (event for event in events if event["name"] == "event/forward" and event["ph"] == "X")
+        inside = [
+            event
+            for event in events
+            if event["name"] == "aten::convolution" and 0 <= event["ts"] - forward["ts"] < forward["dur"]
+        ]
+        assert inside, "operators lie inside the marks, on one clock"
+        told = json.loads((folder / f"{size}px.json").read_text())
+        assert (told["size"], told["images"], told["steps"], told["batch"]) == (size, 4, 3, batch)
+        assert sum(told["shares"].values()) == pytest.approx(told["seconds"], rel=1e-6)
+        assert min(told["shares"].values()) >= 0
+        largest = sorted(told["shares"], key=told["shares"].get)[-5:]
+        assert {"forward pass", "backward pass"} & set(largest)
+        assert {"algorithm MixUp", "algorithm LabelSmoothing", "algorithm PortableEMA"} <= set(told["shares"])
+        assert told["plain_step_seconds"] > 0
+        shares = [share for _, share, _ in told["operators"]]
+        assert shares == sorted(shares, reverse=True)
+        assert 0 < sum(shares) <= 1
+        assert (folder / f"{size}px.pt.trace.json.gz").stat().st_size < 2e6
+    page = (folder / "summary.md").read_text()
+    assert "| ms of a step | 16 px | share | 32 px | share |" in page
+    assert "| all |" in page
+    assert "- 16 px: 3 steps of 4 images a device up to batch 12" in page
+
+
+def test_a_resume_with_and_without_a_profile_ends_with_the_same_weights(train, recipe, tmp_path, monkeypatch):
+    from recipes.checkpoints.interrupt import Interrupted
+    from recipes.watch import figures
+
+    _, whole = train(recipe("whole"))
+    for first, second in (("true", "true"), ("true", "false"), ("false", "true")):
+        name = f"part-{first}-{second}"
+
+        def die_at_15(self, state, logger, real=figures.Figures.batch_end):
+            real(self, state, logger)
+            if int(state.timestamp.batch) == 15:
+                raise Interrupted("stop", 75)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(figures.Figures, "batch_end", die_at_15)
+            status, summary = train(recipe(name), f"profile={first}", "checkpoints.interval=7ba")
+        assert (status, summary["finished"]) == (75, False)
+        folder = tmp_path / name / "profile"
+        before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*")} if first == "true" else {}
+        assert bool(before) == (first == "true")
+        status, summary = train(recipe(name), f"profile={second}", "checkpoints.interval=7ba")
+        assert (status, summary["finished"]) == (0, True)
+        assert ["ep002-ba000014" in name for name in summary["resumed_from"]] == [True]  # inside the third epoch
+        assert summary["weights_sha256"] == whole["weights_sha256"]
+        if first == "true":  # its trace is left alone
+            assert (folder / "16px.json").stat().st_mtime_ns == before["16px.json"]
+        if second == "true":
+            assert (folder / "32px.pt.trace.json.gz").exists()
+            assert "32 px" in (folder / "summary.md").read_text()
+
+
+def test_an_epoch_shorter_than_the_trace(train, recipe, tmp_path):
+    status, _ = train(recipe("short"), "profile=true", "device_batch_size=16")  # two steps an epoch
+    assert status == 0
+    told = json.loads((tmp_path / "short" / "profile" / "32px.json").read_text())
+    assert told["steps"] == 1
+    assert sum(told["shares"].values()) == pytest.approx(told["seconds"], rel=1e-6)
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_training(train, recipe, tmp_path, caplog):
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "profile").write_text("a file")
+    status, summary = train(recipe("blocked"), "profile=true")
+    assert (status, summary["finished"]) == (0, True)
+    assert (tmp_path / "blocked" / "profile").read_text() == "a file"
+    assert "the profile cannot be written" in (tmp_path / "blocked" / "log.txt").read_text()
+
+
+def test_the_profile_is_no_part_of_the_digest(recipe):
+    off, on = (load_config(recipe("a"), [f"profile={value}"]) for value in ("false", "true"))
+    assert not off.profile
+    assert on.profile
+    assert config_digest(off) == config_digest(on)
