@@ -12,7 +12,6 @@ from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
 
 from data.augment import Augment
-from data.epoch_plan import EpochPlan
 from data.loader import eval_loader, train_loader
 from data.normalise import Normalise
 from data.sampler import PositionSampler
