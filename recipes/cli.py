@@ -45,7 +45,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser for `python -m recipes.COMMAND`, whose complaints are one line and exit status 2; add the command's own arguments to it.
+    """A parser for `python -m recipes.COMMAND`, whose complaints are one line and exit status 2.
+
+    Add the command's own arguments to it.
 
     Args:
         command: The command's name.

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -202,3 +203,18 @@ def say_skipped(trained: Trained) -> None:
     """Tell the user, once, of newer checkpoints that were passed over."""
     if trained.content.skipped and dist.get_global_rank() == 0:
         print(*trained.content.skipped, sep="\n", file=sys.stderr)
+
+
+def labels(trained: Trained, data_path: str) -> list[str]:
+    """What each output is called, in order.
+
+    Args:
+        trained: The network.
+        data_path: The run's dataset, whose class folders tell where an older checkpoint does not.
+    """
+    known = list(trained.classes)
+    if not known:
+        train = Path(data_path) / "train"
+        folders = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
+        known = folders if len(folders) == trained.num_classes else []
+    return [*known, *(f"output {index}" for index in range(len(known), trained.num_classes))]
