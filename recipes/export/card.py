@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes.config import RunConfig
 from recipes.export.programs import OPSET
 from recipes.export.weights import TOLERANCE, Architecture
-from recipes.resolved import resolved
+from recipes.resolved import NO_EFFECT_ON_WEIGHTS
+from recipes.stages import image_size
 from recipes.trained import Content, Trained
 
 TEMPLATES = Environment(
@@ -31,7 +34,6 @@ WHAT = {
     "preprocessing.json": "how an image becomes the input",
     "classes.json": "what the outputs mean, in order",
 }
-_HIDDEN = {"runs_folder": "runs", "resume": None}
 
 
 class Accuracy(NamedTuple):
@@ -102,8 +104,21 @@ def data_lines(trained: Trained) -> str:
     text = f"Trained on `{Path(config.data.path).name}`"
     if manifest.epoch and not manifest.batch_in_epoch:
         text += f", {manifest.samples // manifest.epoch:,} images in each epoch"
-    sizes = "; ".join(f"{key} {value}" for key, value in (("base size", f"{config.data.train_size} px"),))
-    return f"{text} ({sizes}), seed {config.seed}, {config.precision}."
+    sizes = [image_size(config, epoch) for epoch in range(manifest.epoch + bool(manifest.batch_in_epoch))]
+    stages = [(size, len(list(epochs))) for size, epochs in groupby(sizes)]
+    each = ", then ".join(f"{count} epoch{'s' if count > 1 else ''} at {size} px" for size, count in stages)
+    return f"{text}: {each}. Seed {config.seed}, {config.precision}."
+
+
+def determining(config: RunConfig) -> dict[str, Any]:
+    """The config's keys that determine the weights, without those that are off."""
+
+    def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        kept = {key: value for key, value in values.items() if f"{prefix}{key}" not in NO_EFFECT_ON_WEIGHTS}
+        kept = {key: value for key, value in kept.items() if value is not None and (key, value) != ("composer", {})}
+        return {key: part(value, f"{key}.") if isinstance(value, dict) else value for key, value in kept.items()}
+
+    return part(config.model_dump(mode="json"), "")
 
 
 def technique_lines(config: RunConfig) -> list[str]:
@@ -113,7 +128,8 @@ def technique_lines(config: RunConfig) -> list[str]:
         parts = fields.items() if name == "composer" and fields else [(name, fields)] if fields is not None else []
         for label, values in parts:
             if label != "composer":
-                text = ", ".join(f"{key} {value}" for key, value in values.items())
+                values = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in values.items()}
+                text = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
                 lines.append(f"`{label}`" + (f": {text}" if text else ""))
     return lines
 
@@ -158,9 +174,6 @@ def card(
     for name, value in differences.items():
         what[name] += f" (its logits differ from the network's by {value:.1g} at most; {TOLERANCE:g} is allowed)"
     sigmoid = preprocessing["probabilities"] == "sigmoid"
-    shown = config.model_copy(
-        update={"data": config.data.model_copy(update={"path": Path(config.data.path).name}), **_HIDDEN}
-    )
     return TEMPLATES.get_template("card.md").render(
         run_name=config.run_name,
         library="timm" if config.model.name.startswith("timm/") else "torchvision",
@@ -186,5 +199,5 @@ def card(
         has_onnx="model.onnx" in files,
         opset=OPSET,
         limits=limits(trained, known, config.algorithms.stochastic_depth is not None),
-        config=resolved(shown),
+        config=yaml.safe_dump(determining(config), sort_keys=False, width=110),
     )

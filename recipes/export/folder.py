@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,9 +51,9 @@ def filled(folder: Path) -> Iterator[Path]:
     and other files stay.
     """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
+    beside = folder.absolute().parent / f".{folder.absolute().name}.{os.getpid()}"
     try:
-        beside.chmod(0o777 & ~_umask())
+        beside.mkdir()
         yield beside
         if not folder.exists():
             beside.replace(folder)
@@ -69,12 +68,6 @@ def filled(folder: Path) -> Iterator[Path]:
         raise InputError(f"--output: {folder}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def preprocessing(
