@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 from composer import Event, Logger, State
+from composer.algorithms.ghost_batchnorm.ghost_batchnorm import _GhostBatchNorm
 from composer.utils import get_device
 from torch import nn
 from torchvision.models.resnet import Bottleneck
@@ -18,7 +19,7 @@ _WHEN = (Event.INIT, Event.BEFORE_LOAD)
 
 
 def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) -> nn.Module:
-    """A classifier with the layers that a run with these techniques has in it, in evaluation mode.
+    """A classifier with the layers that a run's techniques put into it, which its weights fit; in evaluation mode.
 
     The techniques themselves do it, through the events that the Trainer would give them. Memory formats and wrappers
     are left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after
@@ -45,19 +46,17 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
     return state.model.module.eval()
 
 
-def fold_stochastic_depth(network: nn.Module, algorithms: AlgorithmsConfig) -> None:
-    """Make plain blocks of stochastic depth's: a block's scale at the test goes into its last BatchNorm.
+def for_inference(network: nn.Module) -> None:
+    """Take out what only training needs and what is a plain layer's work at the test, in place.
 
-    At the test Composer multiplies each residual branch by its share of training steps
-    (composer/algorithms/stochastic_depth/stochastic_layers.py); the branch ends in a BatchNorm, so that factor on its
-    weight and bias is the same function.
+    Stochastic depth multiplies each residual branch by its share of training steps at the test
+    (composer/algorithms/stochastic_depth/stochastic_layers.py); the branch ends in a BatchNorm, and that factor on its
+    weight and bias is the same function. Ghost BatchNorm normalises with the running statistics of the BatchNorm within
+    it, but refuses small batches (composer/algorithms/ghost_batchnorm/ghost_batchnorm.py).
 
     Args:
-        network: Of `operated_network`, with its weights; changed in place.
-        algorithms: The run's.
+        network: Of `operated_network`, with its weights.
     """
-    if algorithms.stochastic_depth is None:
-        return
     for block in network.modules():
         if isinstance(block, Bottleneck) and hasattr(block, "drop_rate"):
             keep = 1.0 - float(block.drop_rate)
@@ -65,3 +64,5 @@ def fold_stochastic_depth(network: nn.Module, algorithms: AlgorithmsConfig) -> N
             block.bn3.bias.data.mul_(keep)
             del block.drop_rate
             block.__dict__.pop("forward", None)
+    for name, norm in [(name, one) for name, one in network.named_modules() if isinstance(one, _GhostBatchNorm)]:
+        network.set_submodule(name, norm.batchnorm)

@@ -24,7 +24,7 @@ from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.preflight import device_problems
-from recipes.surgery import operated_network
+from recipes.surgery import for_inference, operated_network
 from recipes.trainer import device_name
 from recipes.watch.fingerprint import bare_name, weights_sha256
 
@@ -43,6 +43,8 @@ class Content(NamedTuple):
     weights: Weights
     tensors: Tensors
     """The network's state dict, by its own names."""
+    weights_sha256: str
+    """Their fingerprint, as in summary.json."""
     summary: dict[str, Any] | None
     """The run's summary.json as far as it is about these very weights."""
 
@@ -87,14 +89,16 @@ def load_trained(places: Places, run_name: str, checkpoint: str | None, weights:
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()[:300]
         raise InputError(f"{content.location}: its weights do not fit {config.model.name}: {reason}") from None
+    for_inference(network)
     return Trained(content, network.eval(), config, num_classes)
 
 
 def _content(places: Places, run_name: str, checkpoint: str | None, weights: Weights | None) -> Content:
     taken = take(places, run_name, checkpoint)
     chosen, tensors = choose(taken.state, weights, taken.location)
-    summary = _summary(taken, places, weights_sha256(tensors))
-    return Content(taken.manifest, taken.location, taken.skipped, chosen, tensors, summary)
+    digest = weights_sha256(tensors)
+    summary = _summary(taken, places, digest)
+    return Content(taken.manifest, taken.location, taken.skipped, chosen, tensors, digest, summary)
 
 
 def choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> tuple[Weights, Tensors]:

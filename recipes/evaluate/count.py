@@ -23,7 +23,6 @@ from data.wordnet import class_names
 from recipes.checkpoints.manifest import Manifest
 from recipes.errors import InputError
 from recipes.trained import Trained, to_device
-from recipes.watch.fingerprint import weights_sha256
 
 
 class Counts(NamedTuple):
@@ -193,7 +192,6 @@ def evaluation(
             f"{data}: {len(source.classes)} classes, but {trained.content.location} has {trained.num_classes} outputs "
             "and does not say which is which"
         )
-    digest = weights_sha256(trained.network.state_dict())
     network, place = to_device(trained.network, device)
     require_sizes(network, trained.config.model.name, [size for size, _ in settings], place)
     normalise = Normalise(trained.config.data.mean, trained.config.data.std)
@@ -232,7 +230,7 @@ def evaluation(
         content.manifest,
         content.location,
         content.weights,
-        digest,
+        content.weights_sha256,
         data,
         flip,
         precision,

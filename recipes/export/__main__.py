@@ -68,23 +68,19 @@ def export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, A
     from recipes.export.card import card
     from recipes.export.programs import fixed_blurs, write_onnx, write_torch_export
     from recipes.export.weights import architecture, as_json, examples, write_pth, write_safetensors
-    from recipes.surgery import fold_stochastic_depth
     from recipes.trained import labels, load_trained, say_skipped
-    from recipes.watch.fingerprint import weights_sha256
 
     places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
     trained = load_trained(places, config.run_name, given.checkpoint, given.weights)
     say_skipped(trained)
     run, network, content = trained.config, trained.network, trained.content
-    sha256 = weights_sha256(network.state_dict())
-    if evaluation is not None and evaluation["weights_sha256"] != sha256:
+    if evaluation is not None and evaluation["weights_sha256"] != content.weights_sha256:
         raise InputError(f"--evaluation: {given.evaluation} is of other weights than {content.location}'s")
-    fold_stochastic_depth(network, run.algorithms)
     size = given.size or config.eval.sizes[-1]
     prepared = preprocessing(size, config.eval.crop_ratio, run.data.mean, run.data.std, run.loss.name)
     probe = examples(size, 4, run.data.mean, run.data.std)
     shape = architecture(network, run.model.name, trained.num_classes, run.algorithms, probe)
-    about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": sha256}
+    about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": content.weights_sha256}
     program, differences = fixed_blurs(network, probe), {}
     with filled(given.output) as folder:
         for name in dict.fromkeys(given.formats):
@@ -103,7 +99,6 @@ def export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, A
         text = card(
             trained,
             shape=shape,
-            sha256=sha256,
             preprocessing=prepared,
             differences=differences,
             evaluation=evaluation,

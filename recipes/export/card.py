@@ -70,7 +70,7 @@ def accuracies(content: Content, config: RunConfig, evaluation: Mapping[str, Any
     return found
 
 
-def facts(trained: Trained, sha256: str) -> list[tuple[str, str]]:
+def facts(trained: Trained) -> list[tuple[str, str]]:
     """Name and value of what is known of the run, in the card's table."""
     manifest, summary = trained.content.manifest, trained.content.summary or {}
     done = f"{manifest.epoch} of {trained.config.epochs}"
@@ -82,7 +82,7 @@ def facts(trained: Trained, sha256: str) -> list[tuple[str, str]]:
         ("epochs", done),
         ("training images seen", f"{manifest.samples:,}"),
         ("checkpoint", f"{manifest.stem}, {manifest.created_at}"),
-        ("SHA-256 of the weights", f"`{sha256}`"),
+        ("SHA-256 of the weights", f"`{trained.content.weights_sha256}`"),
         ("processes", str(manifest.world_size)),
     ]
     if "wall_seconds" in summary:
@@ -143,7 +143,9 @@ def limits(trained: Trained, known: Sequence[Accuracy], folded: bool) -> list[st
     if trained.content.manifest.epoch < trained.config.epochs:
         lines.append("The training was not finished when this checkpoint was taken.")
     if folded:
-        lines.append("Stochastic depth's scale at the test is multiplied into the last BatchNorm of each block.")
+        lines.append(
+            "Stochastic depth's scale at the test is multiplied into each block's last BatchNorm, which the fingerprint is not of."
+        )
     return lines
 
 
@@ -151,7 +153,6 @@ def card(
     trained: Trained,
     *,
     shape: Architecture,
-    sha256: str,
     preprocessing: Mapping[str, Any],
     differences: Mapping[str, float],
     evaluation: Mapping[str, Any] | None,
@@ -162,7 +163,6 @@ def card(
     Args:
         trained: The network and its run.
         shape: How its architecture differs from the plain one.
-        sha256: Of its weights, as in summary.json.
         preprocessing: As in preprocessing.json.
         differences: Of each program's logits from the network's, by file.
         evaluation: As in `accuracies`.
@@ -186,7 +186,7 @@ def card(
         blur_first=shape.blur_first,
         blurred=shape.blurred,
         blurred_pools=shape.blurred_pools,
-        facts=facts(trained, sha256),
+        facts=facts(trained),
         accuracies=known,
         data=data_lines(trained),
         techniques=technique_lines(config),

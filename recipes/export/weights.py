@@ -65,7 +65,7 @@ def architecture(
     """Compare a network with the plain one of its name, by loading its weights there and looking at the logits.
 
     Args:
-        network: With its weights, in evaluation mode; stochastic depth folded in.
+        network: With its weights, in evaluation mode.
         name: As in `build_network`.
         num_classes: Its outputs.
         techniques: Those of its run.
