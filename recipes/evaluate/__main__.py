@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--per-class", action="store_true", help="show each class too")
     command.add_argument("--csv", type=Path, metavar="FILE", help="write the figures of each class to this file")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument(
+        "--save", type=Path, metavar="FILE", help="write the JSON to this file (composer prints lines of its own)"
+    )
     return command
 
 
@@ -124,17 +127,21 @@ def main() -> int:
     path, overrides = yaml_and_overrides(command, given.words)
     config = load_config(path, overrides)
     settings(given, config)
-    if given.csv is not None and not given.csv.absolute().parent.is_dir():
-        raise InputError(f"--csv: {given.csv.absolute().parent} is no folder")
+    for flag, file in (("--csv", given.csv), ("--save", given.save)):
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"{flag}: {file.parent} is no folder")
     found, reports = evaluate(given, config)
     if reports:
         from recipes.evaluate.show import as_csv, as_json, print_tables
         from recipes.watch.files import replace_file
 
+        text = as_json(found, per_class=given.per_class)
         if given.csv is not None:
             replace_file(given.csv, [as_csv(found).encode()])
+        if given.save is not None:
+            replace_file(given.save, [text.encode(), b"\n"])
         if given.json:
-            print(as_json(found, per_class=given.per_class))
+            print(text)
         else:
             print_tables(found, per_class=given.per_class)
     return 0

@@ -18,7 +18,7 @@ from recipes.load import load_config
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml --output exported
   %(prog)s yamls/p3.yaml --checkpoint s3://bucket/runs/p3 --output exported --formats safetensors onnx --size 288
-  python -m recipes.evaluate yamls/p3.yaml --sizes 288 320 --json > figures.json
+  python -m recipes.evaluate yamls/p3.yaml --sizes 288 320 --save figures.json
   %(prog)s yamls/p3.yaml --output exported --evaluation figures.json
 
 DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx, preprocessing.json, classes.json and a
@@ -39,13 +39,13 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--size", type=int, metavar="PX", help="image size (default: the last of eval.sizes)")
     command.add_argument(
-        "--evaluation", type=Path, metavar="FILE", help="output of recipes.evaluate --json, for the model card"
+        "--evaluation", type=Path, metavar="FILE", help="what recipes.evaluate --save wrote, for the model card"
     )
     return command
 
 
 def read_evaluation(path: Path | None) -> dict[str, Any] | None:
-    """What `recipes.evaluate --json` printed.
+    """What `recipes.evaluate --save` wrote.
 
     Raises:
         InputError: It is something else.
@@ -57,7 +57,7 @@ def read_evaluation(path: Path | None) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise InputError(f"--evaluation: {path}: {getattr(error, 'strerror', None) or error}") from None
     if not isinstance(found, dict) or not {"weights_sha256", "results", "data", "flip"} <= found.keys():
-        raise InputError(f"--evaluation: {path} is not the output of python -m recipes.evaluate --json")
+        raise InputError(f"--evaluation: {path} is not what recipes.evaluate --save writes")
     return found
 
 

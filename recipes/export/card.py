@@ -51,12 +51,12 @@ class Accuracy(NamedTuple):
 
 
 def accuracies(content: Content, config: RunConfig, evaluation: Mapping[str, Any] | None) -> list[Accuracy]:
-    """What is known of these weights' accuracy: from the end of the run, and from `recipes.evaluate --json`.
+    """What is known of these weights' accuracy: from the end of the run, and from `recipes.evaluate --save`.
 
     Args:
         content: Of the checkpoint; its summary is there only where it is about these weights.
         config: The run's.
-        evaluation: What `recipes.evaluate --json` printed for these weights; None: nothing.
+        evaluation: What `recipes.evaluate --save` wrote for these weights; None: nothing.
     """
     found = []
     if content.summary is not None:
@@ -143,9 +143,7 @@ def limits(trained: Trained, known: Sequence[Accuracy], folded: bool) -> list[st
     if trained.content.manifest.epoch < trained.config.epochs:
         lines.append("The training was not finished when this checkpoint was taken.")
     if folded:
-        lines.append(
-            "Stochastic depth's scale at the test is multiplied into each block's last BatchNorm, which the fingerprint is not of."
-        )
+        lines.append("Stochastic depth's scale at the test is multiplied into each block's last BatchNorm.")
     return lines
 
 
