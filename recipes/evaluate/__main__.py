@@ -16,14 +16,19 @@ if TYPE_CHECKING:
     from recipes.evaluate.count import Evaluation
 
 EXAMPLES = """examples:
-  %(prog)s yamls/demo.yaml                                     # the run's newest checkpoint on its own data
-  %(prog)s yamls/p3.yaml --data /data/imagenet-v2 --sizes 224 256 288 --crop-ratios 0.875 1.0
-  %(prog)s yamls/p3.yaml --checkpoint s3://bucket/runs/p3 --flip --weights raw --csv classes.csv
-  composer -n 8 -m recipes.evaluate yamls/p3.yaml              # the images shared among eight GPUs
+  %(prog)s yamls/demo.yaml
+      the run's newest checkpoint on its own data
+  %(prog)s yamls/p3.yaml --data /data/imagenet-v2 \\
+      --sizes 224 256 288 --crop-ratios 0.875 1.0 --flip --save figures.json
+  %(prog)s yamls/p3.yaml --weights raw \\
+      --checkpoint s3://bucket/runs/p3/ep090-ba056250.pt --csv classes.csv
+  composer -n 8 -m recipes.evaluate yamls/p3.yaml
+      the images shared among eight GPUs
 
-Each image counts once, whatever the batch size and the number of processes. The network is the one that the checkpoint
-was trained as; the YAML says where the run, its data and the device are. --flip averages the logits of an image and of
-its mirror image, as FFCV's ImageNet figures do."""
+Each image counts once, whatever the batch size and the number of processes.
+The network is the one that the checkpoint was trained as; the YAML says where
+the run, its data and the device are. --flip averages the logits of an image
+and of its mirror image, as FFCV's ImageNet figures do."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -119,24 +119,25 @@ def count(
         precision: What to compute in.
         bar: Moves on by this process's images.
     """
-    counts = torch.zeros(3, num_classes, dtype=torch.int64, device=device)
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    loss = torch.zeros((), dtype=wide, device=device)
+    labels_of, hits_of, losses = [], [], []
     with precision:
         for images, labels in loader:
-            batch, labels = normalise((images.to(device, non_blocking=True), labels.to(device, non_blocking=True)))
-            kept = labels != IGNORED_LABEL
-            logits, labels = logits_of(batch).float()[kept], labels[kept]
-            hits = logits.topk(min(5, num_classes)).indices == labels[:, None]
-            counts[0].index_add_(0, labels, torch.ones_like(labels))
-            counts[1].index_add_(0, labels, hits[:, 0].long())
-            counts[2].index_add_(0, labels, hits.any(1).long())
-            loss += F.cross_entropy(logits, labels, reduction="none").to(wide).sum()
+            batch, target = normalise((images.to(device, non_blocking=True), labels.to(device, non_blocking=True)))
+            logits = logits_of(batch).float()
+            hits = logits.topk(min(5, num_classes)).indices == target[:, None]
+            # Kept where they are until the end: fetching them would make the device wait after each batch.
+            labels_of.append(labels)
+            hits_of.append(torch.stack([hits[:, 0], hits.any(1)]))
+            losses.append(F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED_LABEL))
             bar.update(len(images))
+    labels, hits, loss = torch.cat(labels_of), torch.cat(hits_of, 1).cpu(), torch.cat(losses).cpu().double().sum()
+    kept = [labels != IGNORED_LABEL, *hits]
+    counts = torch.stack([torch.bincount(labels[mask], minlength=num_classes) for mask in kept])
     if dist.get_world_size() > 1:
+        counts, loss = counts.to(device), loss.to(device)
         dist.all_reduce(counts)
         dist.all_reduce(loss)
-    counts = counts.cpu()
+        counts = counts.cpu()
     total = int(counts[0].sum())
     return Counts(counts[0], counts[1], counts[2], float(loss) / total if total else float("nan"))
 

@@ -39,7 +39,7 @@ def print_tables(found: Evaluation, *, per_class: bool) -> None:
     if per_class:
         console.print(_classes(found))
     if found.bad_images:
-        console.print(f"{len(found.bad_images)} images cannot be decoded and do not count:", soft_wrap=True)
+        console.print(f"not counted, because they cannot be decoded: {len(found.bad_images)} images", soft_wrap=True)
         for line in found.bad_images[:_SHOWN_BAD]:
             console.print(f"  {line}", soft_wrap=True, markup=False)
 

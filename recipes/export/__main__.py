@@ -17,12 +17,16 @@ from recipes.load import load_config
 
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml --output exported
-  %(prog)s yamls/p3.yaml --checkpoint s3://bucket/runs/p3 --output exported --formats safetensors onnx --size 288
+  %(prog)s yamls/p3.yaml --output exported --size 288 \\
+      --checkpoint s3://bucket/runs/p3 --formats safetensors onnx
   python -m recipes.evaluate yamls/p3.yaml --sizes 288 320 --save figures.json
-  %(prog)s yamls/p3.yaml --output exported --evaluation figures.json
+  %(prog)s yamls/p3.yaml --output exported \\
+      --evaluation figures.json
 
-DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx, preprocessing.json, classes.json and a
-model card, README.md. The programs are run again and must give the network's logits to 1e-4."""
+DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx,
+preprocessing.json, classes.json and a model card, README.md. The programs are
+run again and must give the network's logits to 1e-4. Where a technique changed
+the architecture (BlurPool, squeeze-and-excite), the card says how to load it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +39,12 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, metavar="DIR", required=True, help="where to; empty or not there yet")
     command.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     command.add_argument(
-        "--formats", nargs="+", choices=tuple(FILES), default=tuple(FILES), help="what to write (default: all)"
+        "--formats",
+        nargs="+",
+        choices=tuple(FILES),
+        default=tuple(FILES),
+        metavar="FORMAT",
+        help=f"what to write: {', '.join(FILES)} (default: all)",
     )
     command.add_argument("--size", type=int, metavar="PX", help="image size (default: the last of eval.sizes)")
     command.add_argument(

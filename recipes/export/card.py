@@ -36,6 +36,13 @@ WHAT = {
 }
 
 
+LOADED = {
+    "model.pth": 'torch.load("model.pth", weights_only=True)',
+    "model.safetensors": 'safetensors.torch.load_file("model.safetensors")',
+}
+"""How Python reads the weights."""
+
+
 class Accuracy(NamedTuple):
     """Figures of just these weights."""
 
@@ -86,7 +93,8 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
         ("processes", str(manifest.world_size)),
     ]
     if "wall_seconds" in summary:
-        found.append(("wall time", f"{summary['wall_seconds'] / 3600:.2f} h"))
+        minutes = summary["wall_seconds"] / 60
+        found.append(("wall time", f"{minutes / 60:.2f} h" if minutes >= 60 else f"{minutes:.1f} min"))
     if summary.get("images_per_second"):
         found.append(("images/s in training", f"{summary['images_per_second']:,.0f}"))
     names = {"device": "hardware", "commit": "commit of the recipe"}
@@ -171,8 +179,9 @@ def card(
     what = dict(WHAT)
     for name, value in differences.items():
         what[name] += f" (its logits differ from the network's by {value:.1g} at most; {TOLERANCE:g} is allowed)"
+    weights = next((how for name, how in LOADED.items() if name in files), "")
     sigmoid = preprocessing["probabilities"] == "sigmoid"
-    return TEMPLATES.get_template("card.md").render(
+    return TEMPLATES.get_template("card.md.jinja").render(
         run_name=config.run_name,
         library="timm" if config.model.name.startswith("timm/") else "torchvision",
         model=config.model.name.removeprefix("timm/"),
@@ -194,7 +203,9 @@ def card(
         mean=preprocessing["mean"],
         std=preprocessing["std"],
         probabilities="model(preprocess(image)[None])[0]" + (".sigmoid()" if sigmoid else ".softmax(0)"),
-        has_onnx="model.onnx" in files,
+        names=list(files),
+        imports="import safetensors.torch\nimport torch" if weights.startswith("safetensors") else "import torch",
+        weights=weights,
         opset=OPSET,
         limits=limits(trained, known, config.algorithms.stochastic_depth is not None),
         config=yaml.safe_dump(determining(config), sort_keys=False, width=110),

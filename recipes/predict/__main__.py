@@ -23,13 +23,18 @@ from recipes.predict.networks import Classifier, from_export, from_run, is_expor
 BATCH = 16
 """Images that are decoded and computed together."""
 EXAMPLES = """examples:
-  %(prog)s yamls/demo.yaml photo.jpg holiday/                  # files, and all images in folders
-  %(prog)s yamls/p3.yaml --checkpoint s3://bucket/runs/p3 --top 1 --json photos/ > photos.jsonl
-  find photos -name '*.jpg' | %(prog)s exported -              # an exported folder (its ONNX), a list of paths
-  curl -s https://example.com/cat.jpg | %(prog)s exported --stdin-image
+  %(prog)s yamls/demo.yaml photo.jpg holiday/
+      files, and all images in folders
+  %(prog)s yamls/p3.yaml --checkpoint s3://bucket/runs/p3 \\
+      --top 1 --json photos/ > photos.jsonl
+  find photos -name '*.jpg' | %(prog)s exported -
+      what recipes.export wrote into exported/ (its ONNX), a list of paths
+  curl -s https://example.com/cat.jpg | \\
+      %(prog)s exported --stdin-image
 
-The first of the words is the run's YAML, or a folder that recipes.export wrote. An image that cannot be decoded is
-named on stderr, the others go on, and the exit status is 2."""
+The first of the words is the run's YAML, or a folder that recipes.export
+wrote. An image that cannot be decoded is named on stderr, the others go on,
+and the exit status is 2."""
 
 
 def parser() -> argparse.ArgumentParser:

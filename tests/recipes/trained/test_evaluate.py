@@ -158,7 +158,7 @@ def test_images_that_cannot_be_decoded_do_not_count_and_are_named(command, figur
     assert found["bad_images"] == [f"{spoilt}/class1/3.jpg: not an image, or of an unknown format"]
     status, out, _ = command("evaluate", tiny.yaml, "--data", spoilt)
     assert status == 0
-    assert "1 images cannot be decoded and do not count" in out
+    assert "not counted, because they cannot be decoded: 1 images" in out
     for path in spoilt.rglob("*.jpg"):
         path.write_bytes(b"")
     assert command("evaluate", tiny.yaml, "--data", spoilt)[0] == 2

@@ -1,5 +1,6 @@
 """`python -m recipes.export`: the same predictions outside this project, and all or nothing in the folder."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -134,38 +135,69 @@ def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
     assert not (tmp_path / "ema").exists()
 
 
-def code_blocks(card):
-    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-
-
-FORMATS = ("pth", "onnx")
-
-
-@pytest.mark.parametrize("techniques", ["{blurpool: {}}", "{blurpool: {blur_first: false, min_channels: 1}}"])
-def test_blurpool_is_said_and_the_cards_code_loads_it(make_run, command, tmp_path, techniques):
-    run = make_run("max_duration=1ep", f"algorithms={techniques}", f"run_name=blur{len(techniques)}")
-    folder, images = tmp_path / "exported", sorted((run.images / "val").rglob("*.jpg"))
-    status, out, err = command(
-        "export", run.yaml, f"run_name={run.config.run_name}", "--output", folder, "--formats", *FORMATS
-    )
-    assert status == 0, err
-    assert "blurpool changed the architecture: the weights do not load into a plain resnet18" in out
+def test_blurpool_is_said(make_run, command, tmp_path):
+    run = make_run("max_duration=1ep", "algorithms={blurpool: {}}", "run_name=blurred")
+    words = ["run_name=blurred", "--output", tmp_path / "exported", "--formats", "pth", "onnx"]
+    status, out, err = command("export", run.yaml, *words)
+    assert (status, err) == (0, "")
     assert len(out.splitlines()) == 2
-    card = (folder / "README.md").read_text()
-    assert "**blurpool changed the architecture**" in card
-    shutil.copy(images[0], folder / "photo.jpg")
-    found = outside("\n".join([*code_blocks(card), "print(probabilities.tolist())"]), folder)
-    _, out, _ = command("predict", folder, images[0], "--json")
-    expected = {entry["index"]: entry["probability"] for entry in json.loads(out)["predictions"]}
-    assert dict(enumerate(found)) == pytest.approx(expected, abs=0.01)
+    assert "blurpool changed the architecture: the weights do not load into a plain resnet18" in out
+    assert "**blurpool changed the architecture**" in (tmp_path / "exported" / "README.md").read_text()
+    image = next((run.images / "val").rglob("*.jpg"))
+    ours, theirs = (
+        json.loads(command("predict", *model, image, "--json")[1])["predictions"][0]
+        for model in ([run.yaml, "run_name=blurred"], [tmp_path / "exported"])
+    )
+    assert ours["class"] == theirs["class"]
+    assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
 
 
-def test_the_cards_code_loads_the_plain_network(tiny, exported, tmp_path):
-    folder = shutil.copytree(exported, tmp_path / "copy")
-    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), folder / "photo.jpg")
-    card = (folder / "README.md").read_text()
-    found = outside("\n".join([*code_blocks(card), "print(probabilities.tolist())"]), folder)
-    assert sum(found) == pytest.approx(1, abs=1e-5)
+@pytest.mark.parametrize(
+    ("techniques", "model", "files"),
+    [
+        ("{}", "resnet18", ["model.pth"]),
+        ("{}", "timm/resnet10t", ["model.safetensors"]),
+        ('{"blurpool": {}}', "resnet18", ["model.safetensors"]),
+        ('{"blurpool": {"blur_first": false, "min_channels": 1}}', "timm/resnet10t", ["model.pth"]),
+        ('{"squeeze_excite": {"min_channels": 64}}', "resnet18", ["model.pth", "model.pt2"]),
+    ],
+)
+def test_the_cards_code_loads_the_network(tiny, tmp_path, techniques, model, files):
+    from algorithms.config import AlgorithmsConfig
+    from recipes.checkpoints.places import Places
+    from recipes.export.card import card
+    from recipes.export.folder import preprocessing
+    from recipes.export.programs import fixed_blurs, write_torch_export
+    from recipes.export.weights import architecture, examples, write_pth, write_safetensors
+    from recipes.surgery import operated_network
+    from recipes.trained import load_trained
+
+    algorithms = AlgorithmsConfig.model_validate_json(techniques)
+    network = operated_network(model, 3, algorithms)
+    trained = load_trained(Places.of("s3://bucket/runs/tiny", "nowhere", "tiny"), "tiny", None, None)
+    settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
+    trained = dataclasses.replace(trained, network=network, config=trained.config.model_copy(update=settings))
+    prepared, probe = (
+        preprocessing(32, 1.0, (0.4,) * 3, (0.25,) * 3, "cross_entropy"),
+        examples(32, 2, (0,) * 3, (1,) * 3),
+    )
+    write = {"model.pth": lambda path: write_pth(network, path)}
+    write["model.safetensors"] = lambda path: write_safetensors(network, path, {})
+    write["model.pt2"] = lambda path: write_torch_export(fixed_blurs(network, probe), path, probe)
+    for name in files:
+        write[name](tmp_path / name)
+    shape = architecture(network, model, 3, algorithms, probe)
+    text = card(trained, shape=shape, preprocessing=prepared, differences={}, evaluation=None, files=files)
+    assert shape.plain == (techniques == "{}")
+    assert ("changed the architecture" in text) == (techniques != "{}")
+    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), tmp_path / "photo.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    end = "import json; print(json.dumps([preprocess(image).tolist(), probabilities.tolist()]))"
+    image, probabilities = outside("\n".join([*blocks, end]), tmp_path)
+    with torch.no_grad():
+        expected = network(torch.tensor(image)[None])[0].softmax(0)
+    assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_timm_loads_the_weights_of_a_timm_network(tmp_path):
