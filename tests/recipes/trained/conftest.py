@@ -17,7 +17,7 @@ run_name: tiny
 device: cpu
 max_duration: 3ep
 device_batch_size: 8
-model: {name: resnet18}
+model: {name: timm/test_resnet}
 optimizer: {lr: 0.05}
 data: {path: IMAGES, train_size: 32, workers: 0, mean: [0.4, 0.4, 0.4], std: [0.25, 0.25, 0.25]}
 eval: {sizes: [40, 32], interval: 1, device_batch_size: 4}

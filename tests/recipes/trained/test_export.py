@@ -58,6 +58,12 @@ def outside(code, cwd, *words):
 
 
 @pytest.fixture(scope="module")
+def tiny(make_run):
+    """The run, with a network of torchvision's."""
+    return make_run("model.name=resnet18")
+
+
+@pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
     from recipes.export.__main__ import export, parser
     from recipes.load import load_config
@@ -136,7 +142,7 @@ def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
 
 
 def test_blurpool_is_said(make_run, command, tmp_path):
-    run = make_run("max_duration=1ep", "algorithms={blurpool: {}}", "run_name=blurred")
+    run = make_run("model.name=resnet18", "max_duration=1ep", "algorithms={blurpool: {}}", "run_name=blurred")
     words = ["run_name=blurred", "--output", tmp_path / "exported", "--formats", "pth", "onnx"]
     status, out, err = command("export", run.yaml, *words)
     assert (status, err) == (0, "")
@@ -174,7 +180,7 @@ def test_the_cards_code_loads_the_network(tiny, tmp_path, techniques, model, fil
 
     algorithms = AlgorithmsConfig.model_validate_json(techniques)
     network = operated_network(model, 3, algorithms)
-    trained = load_trained(Places.of("s3://bucket/runs/tiny", "nowhere", "tiny"), "tiny", None, None)
+    trained = load_trained(Places.of(str(tiny.folder / "checkpoints"), "nowhere", "tiny"), "tiny", None, None)
     settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
     trained = dataclasses.replace(trained, network=network, config=trained.config.model_copy(update=settings))
     prepared, probe = (
