@@ -69,6 +69,47 @@ class Subset:
         return self._source.name(int(self._indices[index]))
 
 
+class Renumbered:
+    """A view of a source with the labels of another list of classes."""
+
+    def __init__(self, source: Source, classes: Sequence[str]) -> None:
+        """Number the classes anew.
+
+        Args:
+            source: all its images are kept.
+            classes: in label order; must hold every class that the source has images of.
+
+        Raises:
+            DataError: the source has images of a class that is not among them.
+        """
+        self.classes = list(classes)
+        self._source = source
+        label_of = {name: label for label, name in enumerate(classes)}
+        labels = np.asarray(source.labels)
+        unknown = [source.classes[label] for label in np.unique(labels) if source.classes[label] not in label_of]
+        if unknown:
+            raise DataError(
+                f"{source.name(0)} and others: {len(unknown)} of their classes are not among the {len(classes)} "
+                f"classes known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
+            )
+        self.labels = np.array([label_of.get(name, -1) for name in source.classes], dtype=np.int64)[labels]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> bytes:
+        """The encoded image."""
+        return self._source.read(index)
+
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+        """The source's own."""
+        return self._source.reader(size, indices)
+
+    def name(self, index: int) -> str:
+        """The image's name in the source."""
+        return self._source.name(index)
+
+
 def subset(source: Source, samples: int, seed: int) -> Source:
     """A fixed choice of images, spread over the classes as evenly as they allow.
 

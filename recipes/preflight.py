@@ -44,7 +44,7 @@ def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], Da
     Raises:
         InputError: Everything that is wrong, one line each, named by its key or path.
     """
-    lines = [*_device(config), *_batches(config, world_size), *_packages(config), *_folders(config)]
+    lines = [*device_problems(config), *_batches(config, world_size), *_packages(config), *_folders(config)]
     data = _collect(lines, open_data)
     if not any(line.startswith("global_batch_size") for line in lines):
         plan = epoch_plan(config, world_size)
@@ -70,7 +70,7 @@ def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
     return None
 
 
-def _device(config: RunConfig) -> Iterator[str]:
+def device_problems(config: RunConfig) -> Iterator[str]:
     """The device is there, for each process, and can compute in this precision."""
     there = {"cpu": True, "gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = device_name(config.device)

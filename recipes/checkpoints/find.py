@@ -25,20 +25,22 @@ class Identity:
     config_digest: str
     config: Mapping[str, Any]
     world_size: int
+    classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, config: RunConfig, world_size: int) -> Identity:
+    def of(cls, config: RunConfig, world_size: int, classes: Sequence[str] = ()) -> Identity:
         """The identity of a run.
 
         Args:
             config: The run.
             world_size: Its processes.
+            classes: Class folder names in label order, to be kept with each checkpoint.
         """
         sections = {
             key for key in NO_EFFECT_ON_WEIGHTS if "." not in key
         }  # of these, `loggers` may hold keys to a service
         plain = config.model_dump(mode="json", exclude=sections)
-        return cls(config.run_name, config_digest(config, world_size), plain, world_size)
+        return cls(config.run_name, config_digest(config, world_size), plain, world_size, tuple(classes))
 
     def differences(self, manifest: Manifest) -> list[str]:
         """What in the config makes a checkpoint another recipe's, one line a key."""
@@ -84,7 +86,7 @@ def survey(store: Store) -> Listing:
         StoreError: The store cannot be listed.
     """
     names = {entry.name for entry in store.entries()}
-    stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=_position)
+    stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=position_of)
     data = {stem for stem in stems if f"{stem}.pt" in names}
     manifests = {stem for stem in stems if f"{stem}.json" in names}
     begun = {stem for stem in stems if f"{stem}.json.tmp" in names} - manifests
@@ -125,7 +127,7 @@ def newest(
     for listing in listings.values():
         for stem in listing.torn:
             search.skipped[stem] = "its data or its manifest is missing"
-    for stem in sorted({stem for listing in listings.values() for stem in listing.complete}, key=_position)[::-1]:
+    for stem in sorted({stem for listing in listings.values() for stem in listing.complete}, key=position_of)[::-1]:
         holders = [store for store in stores if stem in listings[store.location].complete]
         search.found = _take(stem, holders, local, identity, check, search.skipped)
         if search.found:
@@ -237,6 +239,7 @@ def require_same(manifest: Manifest, identity: Identity, location: str) -> None:
         )
 
 
-def _position(stem: str) -> tuple[int, int]:
+def position_of(stem: str) -> tuple[int, int]:
+    """Sorts stems from the oldest to the newest."""
     epoch, _, batch = stem.partition("-ba")
     return (int(batch), int(epoch.removeprefix("ep")))

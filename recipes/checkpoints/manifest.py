@@ -48,6 +48,8 @@ class Manifest(BaseModel):
     config_digest: str
     config: dict[str, Any]
     """The resolved keys that determine the result, to show which differ when another recipe's run finds this."""
+    classes: tuple[str, ...] = ()
+    """Class folder names in label order: what the classifier's outputs mean; empty where it was not recorded."""
     epoch: Annotated[int, Field(ge=0)]
     batch_in_epoch: Annotated[int, Field(ge=0)]
     batch: Annotated[int, Field(ge=0)]

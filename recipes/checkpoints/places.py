@@ -43,8 +43,12 @@ class Places:
         return None if self.remote is None else open_s3(self.remote)
 
 
-def named(path: str) -> tuple[Store, str | None]:
+def named(path: str, key: str = "resume") -> tuple[Store, str | None]:
     """A checkpoint as the user names it: its file, its manifest, or the folder that holds it, on disk or in a bucket.
+
+    Args:
+        path: What the user wrote ...
+        key: ... and where, for messages.
 
     Returns:
         The store, and the checkpoint's stem there; None for the stem: the newest.
@@ -62,7 +66,7 @@ def named(path: str) -> tuple[Store, str | None]:
         inside = folder / "checkpoints"
         return LocalStore(inside if inside.is_dir() else folder), None
     if not folder.exists():
-        raise InputError(f"resume: {path} does not exist; name a checkpoint (ep003-ba000123.pt) or its folder")
+        raise InputError(f"{key}: {path} does not exist; name a checkpoint (ep003-ba000123.pt) or its folder")
     if not is_stem(stem):
-        raise InputError(f"resume: {path} is not a checkpoint of this program (such as ep003-ba000123.pt)")
+        raise InputError(f"{key}: {path} is not a checkpoint of this program (such as ep003-ba000123.pt)")
     return LocalStore(folder.parent), stem

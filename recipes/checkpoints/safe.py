@@ -52,8 +52,28 @@ def signature(algorithms: Sequence[Algorithm]) -> list[tuple[str, str]]:
     return sorted((type(item).__qualname__, _ADDRESS.sub("", repr(item))) for item in algorithms)
 
 
+def load_state(path: Path) -> dict[str, Any]:
+    """A verified file's training state, loaded as data; its tensors are mapped from the file, on the CPU.
+
+    Args:
+        path: A checkpoint whose bytes are those of its manifest.
+
+    Raises:
+        DamagedError: The file is not a checkpoint, or holds more than data.
+    """
+    allow_only_data()
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises about ten kinds, from RuntimeError to KeyError
+        raise DamagedError(_refusal(path, error)) from None
+    state = content.get("state") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
+        raise DamagedError("is not a training state")
+    return state
+
+
 def check_file(path: Path, algorithms: Sequence[tuple[str, str]]) -> None:
-    """Load a verified file as data and look at what Composer would evaluate in it.
+    """Look at what Composer would evaluate in a verified file.
 
     Composer 0.32.1 runs `eval` on the algorithms' texts in a checkpoint (composer/core/state.py:1132), so these must be
     the run's own, letter by letter.
@@ -65,15 +85,7 @@ def check_file(path: Path, algorithms: Sequence[tuple[str, str]]) -> None:
     Raises:
         DamagedError: The file is not a checkpoint, holds more than data, or names other algorithms.
     """
-    allow_only_data()
-    try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch raises about ten kinds, from RuntimeError to KeyError
-        raise DamagedError(_refusal(path, error)) from None
-    state = content.get("state") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not state.keys() >= _STATE_KEYS:
-        raise DamagedError("is not a training state")
-    theirs = _named(state["algorithms"])
+    theirs = _named(load_state(path)["algorithms"])
     if theirs != list(algorithms):
         strange = [item for item in theirs if item not in algorithms] or theirs
         raise DamagedError(f"its algorithms are not this run's: {strange[:3]!r:.300}")

@@ -40,6 +40,7 @@ class Snapshot:
             run_name=identity.run_name,
             config_digest=identity.config_digest,
             config=dict(identity.config),
+            classes=identity.classes,
             **self.position._asdict(),
             world_size=self.world_size,
             top1=self.top1,

@@ -1,0 +1,102 @@
+"""One tiny run, on disk and in a bucket, and its commands run in this process."""
+
+import io
+import json
+import os
+import signal
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.s3 import ADMIN, running
+
+RECIPE = """
+run_name: tiny
+device: cpu
+max_duration: 3ep
+device_batch_size: 8
+model: {name: timm/test_resnet}
+optimizer: {lr: 0.05}
+data: {path: IMAGES, train_size: 32, workers: 0, mean: [0.4, 0.4, 0.4], std: [0.25, 0.25, 0.25]}
+eval: {sizes: [40, 32], interval: 1, device_batch_size: 4}
+checkpoints: {folder: 'FOLDER', keep: 3}
+loggers: {progress_bar: false, tensorboard: false}
+algorithms: {label_smoothing: {}, ema: {half_life: 3ba}}
+"""
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("s3")) as server:
+        server.client().create_bucket(Bucket="bucket")
+        yield server
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _surroundings(server):
+    """The bucket's address and keys, one thread; and signal handlers and weights-only loading as they were, after."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        values = {"AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1], "AWS_DEFAULT_REGION": "us-east-1"}
+        values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+        values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "S3_ENDPOINT_URL": server.endpoint}
+        for name, value in values.items():
+            patch.setenv(name, value)
+        patch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+        yield
+        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="package")
+def make_run(tmp_path_factory, images, _surroundings):
+    """Train the recipe: `make_run("key=value", ...)` gives its YAML, folder, summary and config."""
+
+    def make(*overrides, folder="{runs_folder}/{run_name}/checkpoints"):
+        from recipes.load import load_config
+        from recipes.run import run
+
+        runs = tmp_path_factory.mktemp("runs")
+        path = runs / "recipe.yaml"
+        path.write_text(RECIPE.replace("IMAGES", str(images)).replace("FOLDER", folder) + f"runs_folder: {runs}\n")
+        config = load_config(path, overrides)
+        assert run(config) == 0
+        place = runs / config.run_name
+        summary = json.loads((place / "summary.json").read_text())
+        return SimpleNamespace(yaml=str(path), folder=place, summary=summary, config=config, images=images)
+
+    return make
+
+
+@pytest.fixture(scope="package")
+def tiny(make_run):
+    """The run, in `tiny.folder` and at s3://bucket/runs/tiny."""
+    return make_run(folder="s3://bucket/runs/{run_name}")
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command("evaluate", *words, stdin=b"")` -> exit status, standard output, standard error."""
+
+    def command(name, *words, stdin=b""):
+        import importlib
+
+        from recipes.cli import run_command
+
+        main = importlib.import_module(f"recipes.{name}.__main__").main
+        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, words)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        status = run_command(main)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return command

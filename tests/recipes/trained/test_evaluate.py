@@ -1,0 +1,208 @@
+"""`python -m recipes.evaluate`: equal to the run's own figures, exact, on any folder, and what it refuses."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.support import ROOT, write_images
+from tests.test_processes import LAUNCHER, free_port
+
+
+@pytest.fixture
+def figures(command, tiny):
+    """`figures(*words)` -> what `evaluate --json` prints for the run."""
+
+    def figures(*words):
+        status, out, err = command("evaluate", tiny.yaml, *words, "--json")
+        assert status == 0, err
+        return json.loads(out)
+
+    return figures
+
+
+@pytest.fixture(scope="module")
+def more(tmp_path_factory):
+    """Class folders with more images than the run's own: 3 x 11, an uneven number for batches and processes."""
+    return write_images(tmp_path_factory.mktemp("more") / "dataset", train=1, val=11, seed=5)
+
+
+def counts(found):
+    """By setting and class, what was counted."""
+    return {
+        (one["size"], one["crop_ratio"], row["class"]): (row["images"], row["top1_correct"], row["top5_correct"])
+        for one in found["results"]
+        for row in one["classes"]
+    }
+
+
+def test_it_finds_what_the_run_logged_at_its_end(tiny, figures):
+    found = figures()
+    assert found["weights_sha256"] == tiny.summary["weights_sha256"]
+    assert [one["size"] for one in found["results"]] == [40, 32]
+    for one in found["results"]:
+        logged = tiny.summary["eval_by_size"][str(one["size"])]
+        assert one["images"] == 9
+        assert (one["top1"], one["top5"]) == pytest.approx((logged["top1"], logged["top5"]), abs=1e-6)
+        assert one["loss"] == pytest.approx(logged["loss"], rel=1e-5)
+
+
+def test_the_bucket_gives_the_same(figures):
+    assert figures("--checkpoint", "s3://bucket/runs/tiny")["results"] == figures()["results"]
+
+
+def test_batch_size_changes_no_count(figures, more):
+    words = ("--data", more, "--sizes", "32", "24", "--crop-ratios", "0.875", "1.0", "--per-class")
+    found = figures(*words)
+    assert len(found["results"]) == 4
+    assert all(one["images"] == 33 for one in found["results"])
+    for size in (1, 7, 64):
+        other = figures(f"eval.device_batch_size={size}", *words)
+        assert counts(other) == counts(found)
+        assert [one["loss"] for one in other["results"]] == pytest.approx([one["loss"] for one in found["results"]])
+
+
+def test_two_processes_count_as_one_does(tiny, figures, more, tmp_path):
+    words = ["--data", str(more), "--flip", "--per-class"]
+    command = [*LAUNCHER, "-n", "2", "--master_port", str(free_port()), "-m", "recipes.evaluate", tiny.yaml, *words]
+    done = subprocess.run(
+        [*command, "--save", str(tmp_path / "two.json")],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("top-1, %") == 1
+    two, one = json.loads((tmp_path / "two.json").read_text()), figures(*words)
+    assert counts(two) == counts(one)
+    assert two["results"][0]["loss"] == pytest.approx(one["results"][0]["loss"])
+
+
+def test_flip_is_the_mean_of_the_logits(tiny, figures, more):
+    from data.augment import eval_picture
+    from data.imagefolder import ImageFolder
+    from data.normalise import Normalise
+    from recipes.checkpoints.places import Places
+    from recipes.trained import load_trained
+
+    trained = load_trained(Places.of("s3://bucket/runs/tiny", "nowhere", "tiny"), "tiny", None, "raw")
+    source = ImageFolder(more / "val", trained.classes)
+    pictures = torch.stack([torch.from_numpy(eval_picture(source.read(i), 32, 0.875)) for i in range(len(source))])
+    images, labels = Normalise((0.4,) * 3, (0.25,) * 3)((pictures.permute(0, 3, 1, 2), torch.tensor(source.labels)))
+    with torch.no_grad():
+        logits = (trained.network(images) + trained.network(images.flip(3))) / 2
+    found = figures("--data", more, "--sizes", "32", "--flip", "--weights", "raw")
+    assert "logits" in found["flip"]
+    assert found["weights"] == "raw"
+    result = found["results"][0]
+    assert result["loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-5)
+    assert result["top1_correct"] == int((logits.argmax(1) == labels).sum())
+    plain = figures("--data", more, "--sizes", "32", "--weights", "raw")["results"][0]
+    assert plain["loss"] != pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_each_class_in_table_and_csv(command, tiny, tmp_path):
+    status, out, _ = command("evaluate", tiny.yaml, "--sizes", "32", "--per-class", "--csv", tmp_path / "classes.csv")
+    assert status == 0
+    assert max(map(len, out.splitlines()[3:])) <= 80
+    assert "EMA's average, fp32" in out
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [row["class"] for row in rows] == ["class0", "class1", "class2"]
+    assert sum(int(row["images"]) for row in rows) == 9
+    right = sum(int(row["top1_correct"]) for row in rows)
+    assert f"{100 * right / 9:.2f}" in out
+    assert all(row["name"] in out for row in rows)
+
+
+def test_some_of_the_classes_will_do_and_strange_ones_are_named(command, figures, tiny, tmp_path):
+    write_images(tmp_path / "part", classes=2, train=1, val=4)
+    shutil.rmtree(tmp_path / "part" / "train")
+    (tmp_path / "part" / "val" / "class0").rename(tmp_path / "part" / "val" / "class2")
+    whole, inside = figures("--data", tmp_path / "part"), figures("--data", tmp_path / "part" / "val", "--per-class")
+    assert [one["images"] for one in whole["results"]] == [8, 8]
+    assert {row["class"] for row in inside["results"][0]["classes"]} == {"class1", "class2"}
+    (tmp_path / "part" / "val" / "class1").rename(tmp_path / "part" / "val" / "zebra")
+    status, out, err = command("evaluate", tiny.yaml, "--data", tmp_path / "part")
+    assert (status, out) == (2, "")
+    assert err == f"{tmp_path}/part/val: class folder zebra is not among the 3 classes known\n"
+
+
+def test_a_prepared_dataset_in_another_order_counts_the_same(figures, more, tmp_path):
+    from data.open import open_evaluation
+    from data.prepare import main as prepare
+
+    prepared = tmp_path / "prepared"
+    assert prepare([str(more), str(prepared)]) == 0
+    found = figures("--data", prepared, "--sizes", "24", "--per-class")
+    assert sum(one["images"] for one in found["results"]) == 33
+    source = open_evaluation(str(prepared), "cache", ["other", "class2", "class1", "class0"])
+    assert [source.classes[label] for label in source.labels] == [
+        f"class{index}" for index in range(3) for _ in range(11)
+    ]
+    with pytest.raises(Exception, match="1 of their classes are not among the 2 classes known: class1"):
+        open_evaluation(str(prepared), "cache", ["class2", "class0"])
+
+
+def test_images_that_cannot_be_decoded_do_not_count_and_are_named(command, figures, tiny, more, tmp_path):
+    spoilt = shutil.copytree(more / "val", tmp_path / "spoilt")
+    (spoilt / "class1" / "3.jpg").write_bytes(b"no image")
+    found = figures("--data", spoilt)
+    assert [one["images"] for one in found["results"]] == [32, 32]
+    assert found["bad_images"] == [f"{spoilt}/class1/3.jpg: not an image, or of an unknown format"]
+    status, out, _ = command("evaluate", tiny.yaml, "--data", spoilt)
+    assert status == 0
+    assert "not counted, because they cannot be decoded: 1 images" in out
+    for path in spoilt.rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert command("evaluate", tiny.yaml, "--data", spoilt)[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--data", "nowhere"], "nowhere: no such folder; expected CLASS/IMAGE or val/CLASS/IMAGE in it"),
+        (["--data", "EMPTY"], "no class folders"),
+        (["--sizes", "4"], "--sizes: got 4; allowed: 8 to 4096"),
+        (["--sizes", "big"], "argument --sizes: invalid int value: 'big'"),
+        (["--crop-ratios", "1.5"], "--crop-ratios: got 1.5"),
+        (["--csv", "no/such/file.csv"], "no/such is no folder"),
+        (["--save", "no/such/file.json"], "no/such is no folder"),
+        (["--weights", "best"], "invalid choice: 'best'"),
+        (["--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
+        (["modle.name=x"], "did you mean"),
+        (["run_name=never"], "no checkpoint of run 'never'"),
+        (["device=gpu"], "device: gpu is not there"),
+        (["other.yaml"], "one YAML file at a time"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(command, tiny, tmp_path, words, error):
+    (tmp_path / "empty").mkdir()
+    words = [str(tmp_path / "empty") if word == "EMPTY" else word for word in words]
+    extra = ["checkpoints.folder={runs_folder}/{run_name}/checkpoints"] if "run_name=never" in words else []
+    status, out, err = command("evaluate", tiny.yaml, *extra, *words)
+    assert (status, out) == (2, "")
+    assert error in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "export"])
+def test_a_wrong_command_line_is_told_before_torch_is_imported(name):
+    more = {"evaluate": [], "predict": ["image.jpg"], "export": ["--output", "exported"]}[name]
+    code = f"""
+import sys
+from recipes.cli import run_command
+from recipes.{name}.__main__ import main
+sys.argv = ["x", "yamls/demo.yaml", "modle=1", *{more}]
+assert run_command(main) == 2
+assert "torch" not in sys.modules and "composer" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "modle" in done.stderr

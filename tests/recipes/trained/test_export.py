@@ -1,0 +1,300 @@
+"""`python -m recipes.export`: the same predictions outside this project, and all or nothing in the folder."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.errors import InputError
+from recipes.export.folder import OURS
+from tests.recipes.checkpoints.tiny import at_most
+
+OUTSIDE = """
+import json, sys
+import numpy as np, onnxruntime, safetensors.torch, torch, torchvision
+from PIL import Image
+from torchvision.transforms import v2
+
+folder, *paths = sys.argv[1:]
+prepared = json.load(open(f"{folder}/preprocessing.json"))
+classes = json.load(open(f"{folder}/classes.json"))
+model = torchvision.models.resnet18(num_classes=len(classes)).eval()
+weights = torch.load(f"{folder}/model.pth", weights_only=True)
+model.load_state_dict(weights, strict=True)
+other = safetensors.torch.load_file(f"{folder}/model.safetensors")
+assert weights.keys() == other.keys() and all(torch.equal(weights[name], other[name]) for name in weights)
+preprocess = v2.Compose([
+    v2.Resize(prepared["resize_short_side"], v2.InterpolationMode(prepared["interpolation"]), antialias=True),
+    v2.CenterCrop(prepared["size"]), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+    v2.Normalize(prepared["mean"], prepared["std"]),
+])
+images = torch.stack([preprocess(Image.open(path).convert("RGB")) for path in paths])
+program = torch.export.load(f"{folder}/model.pt2").module()
+session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
+
+def run(images):
+    return torch.tensor(session.run(None, {"images": images.numpy()})[0])
+
+with torch.no_grad():
+    found = {"pth": model(images), "pt2": program(images), "onnx": run(images)}
+ours = ("recipes", "algorithms", "data", "composer", "entrypoint")
+assert not [name for name in sys.modules if name.split(".")[0] in ours]
+print(json.dumps({name: logits.softmax(1).tolist() for name, logits in found.items()}))
+"""
+
+
+def outside(code, cwd, *words):
+    """Run code in a fresh interpreter that has this project neither on its path nor as its folder."""
+    command = [sys.executable, "-I", "-c", code, *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def tiny(make_run):
+    """The run, with a network of torchvision's."""
+    return make_run("model.name=resnet18")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    from recipes.export.__main__ import export, parser
+    from recipes.load import load_config
+
+    folder = tmp_path_factory.mktemp("export") / "exported"
+    export(parser().parse_args(["x", "--output", str(folder)]), load_config(tiny.yaml), None)
+    return folder
+
+
+def test_outside_this_project_the_predictions_are_the_same(command, tiny, exported, tmp_path):
+    paths = sorted((tiny.images / "val").rglob("*.jpg"))
+    theirs = outside(OUTSIDE, tmp_path, exported, *paths)
+    _, out, _ = command("predict", tiny.yaml, *paths, "--json")
+    ours = np.zeros((len(paths), 3))
+    for row, line in enumerate(out.splitlines()):
+        for entry in json.loads(line)["predictions"]:
+            ours[row, entry["index"]] = entry["probability"]
+    for name, found in theirs.items():
+        # Decoding and resizing differ by a grey level here and there; the network itself does not.
+        assert np.array(found) == pytest.approx(ours, abs=0.01), name
+        assert (np.argmax(found, 1) == np.argmax(ours, 1)).all(), name
+    assert np.array(theirs["onnx"]) == pytest.approx(np.array(theirs["pth"]), abs=1e-5)
+    assert np.array(theirs["pt2"]) == pytest.approx(np.array(theirs["pth"]), abs=1e-5)
+
+
+def test_the_folder_holds_what_was_promised(tiny, exported):
+    assert {path.name for path in exported.iterdir()} == set(OURS)
+    prepared = json.loads((exported / "preprocessing.json").read_text())
+    assert (prepared["size"], prepared["resize_short_side"], prepared["crop_ratio"]) == (32, 36, 0.875)
+    assert prepared["mean"] == [0.4, 0.4, 0.4]
+    assert [one["class"] for one in json.loads((exported / "classes.json").read_text())] == [
+        "class0",
+        "class1",
+        "class2",
+    ]
+    import onnx
+
+    model = onnx.load(exported / "model.onnx")
+    assert model.opset_import[0].version == 17
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_the_card_says_what_the_run_says(tiny, exported):
+    card = (exported / "README.md").read_text()
+    for size, figures in tiny.summary["eval_by_size"].items():
+        accuracy = f"| {100 * figures['top1']:.2f} | {100 * figures['top5']:.2f} | {figures['loss']:.4f} |"
+        assert f"| the run's validation images | {size} | 0.875 | no {accuracy}" in card
+    assert tiny.summary["weights_sha256"] in card
+    assert "torchvision's `resnet18` with 3 classes" in card
+    assert "3 epochs at 32 px" in card
+    assert "24 images in each epoch" in card
+    assert "`label_smoothing`: smoothing 0.1" in card
+    assert f"composer {tiny.summary['versions']['composer']}" in card
+    assert str(tiny.folder.parent) not in card
+    assert str(tiny.images.parent) not in card
+
+
+def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
+    words = ["--formats", "pth", "--weights", "raw", "--output", tmp_path / "raw"]
+    assert command("export", tiny.yaml, *words)[0] == 0
+    card = (tmp_path / "raw" / "README.md").read_text()
+    assert "Not measured for these weights." in card
+    assert "as trained, not averaged" in card
+    _, out, _ = command("evaluate", tiny.yaml, "--weights", "raw", "--sizes", "24", "--flip", "--json")
+    (tmp_path / "raw.json").write_text(out)
+    assert command("export", tiny.yaml, *words, "--force", "--evaluation", tmp_path / "raw.json")[0] == 0
+    top1 = json.loads(out)["results"][0]["top1"]
+    assert (
+        f"| dataset, 9 images | 24 | 0.875 | yes | {100 * top1:.2f} |" in (tmp_path / "raw" / "README.md").read_text()
+    )
+    words = ["--output", tmp_path / "ema", "--evaluation", tmp_path / "raw.json"]
+    status, _, err = command("export", tiny.yaml, *words)
+    assert status == 2
+    assert "is of other weights than" in err
+    assert not (tmp_path / "ema").exists()
+
+
+def test_blurpool_is_said(make_run, command, tmp_path):
+    run = make_run("model.name=resnet18", "max_duration=1ep", "algorithms={blurpool: {}}", "run_name=blurred")
+    words = ["run_name=blurred", "--output", tmp_path / "exported", "--formats", "pth", "onnx"]
+    status, out, err = command("export", run.yaml, *words)
+    assert (status, err) == (0, "")
+    assert len(out.splitlines()) == 2
+    assert "blurpool changed the architecture: the weights do not load into a plain resnet18" in out
+    assert "**blurpool changed the architecture**" in (tmp_path / "exported" / "README.md").read_text()
+    image = next((run.images / "val").rglob("*.jpg"))
+    ours, theirs = (
+        json.loads(command("predict", *model, image, "--json")[1])["predictions"][0]
+        for model in ([run.yaml, "run_name=blurred"], [tmp_path / "exported"])
+    )
+    assert ours["class"] == theirs["class"]
+    assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("techniques", "model", "files"),
+    [
+        ("{}", "resnet18", ["model.pth"]),
+        ("{}", "timm/resnet10t", ["model.safetensors"]),
+        ('{"blurpool": {}}', "resnet18", ["model.safetensors"]),
+        ('{"blurpool": {"blur_first": false, "min_channels": 1}}', "timm/resnet10t", ["model.pth"]),
+        ('{"squeeze_excite": {"min_channels": 64}}', "resnet18", ["model.pth", "model.pt2"]),
+    ],
+)
+def test_the_cards_code_loads_the_network(tiny, tmp_path, techniques, model, files):
+    from algorithms.config import AlgorithmsConfig
+    from recipes.checkpoints.places import Places
+    from recipes.export.card import card
+    from recipes.export.folder import preprocessing
+    from recipes.export.programs import fixed_blurs, write_torch_export
+    from recipes.export.weights import architecture, examples, write_pth, write_safetensors
+    from recipes.surgery import operated_network
+    from recipes.trained import load_trained
+
+    algorithms = AlgorithmsConfig.model_validate_json(techniques)
+    network = operated_network(model, 3, algorithms)
+    trained = load_trained(Places.of(str(tiny.folder / "checkpoints"), "nowhere", "tiny"), "tiny", None, None)
+    settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
+    trained = dataclasses.replace(trained, network=network, config=trained.config.model_copy(update=settings))
+    prepared, probe = (
+        preprocessing(32, 1.0, (0.4,) * 3, (0.25,) * 3, "cross_entropy"),
+        examples(32, 2, (0,) * 3, (1,) * 3),
+    )
+    write = {"model.pth": lambda path: write_pth(network, path)}
+    write["model.safetensors"] = lambda path: write_safetensors(network, path, {})
+    write["model.pt2"] = lambda path: write_torch_export(fixed_blurs(network, probe), path, probe)
+    for name in files:
+        write[name](tmp_path / name)
+    shape = architecture(network, model, 3, algorithms, probe)
+    text = card(trained, shape=shape, preprocessing=prepared, differences={}, evaluation=None, files=files)
+    assert shape.plain == (techniques == "{}")
+    assert ("changed the architecture" in text) == (techniques != "{}")
+    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), tmp_path / "photo.jpg")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    end = "import json; print(json.dumps([preprocess(image).tolist(), probabilities.tolist()]))"
+    image, probabilities = outside("\n".join([*blocks, end]), tmp_path)
+    with torch.no_grad():
+        expected = network(torch.tensor(image)[None])[0].softmax(0)
+    assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_timm_loads_the_weights_of_a_timm_network(tmp_path):
+    import timm
+
+    from algorithms.config import AlgorithmsConfig
+    from recipes.export.weights import architecture, examples, write_safetensors
+    from recipes.surgery import operated_network
+
+    techniques = AlgorithmsConfig.model_validate({"label_smoothing": {}})
+    network, probe = operated_network("timm/resnet10t", 3, techniques), examples(32, 2, (0.5,) * 3, (0.2,) * 3)
+    assert architecture(network, "timm/resnet10t", 3, techniques, probe).plain
+    write_safetensors(network, tmp_path / "model.safetensors", {})
+    theirs = timm.create_model("resnet10t", num_classes=3, checkpoint_path=str(tmp_path / "model.safetensors")).eval()
+    with torch.no_grad():
+        assert torch.equal(theirs(probe), network(probe))
+
+
+def test_programs_of_changed_networks_are_right_too(tmp_path):
+    from algorithms.config import AlgorithmsConfig
+    from recipes.export.programs import fixed_blurs, write_onnx, write_torch_export
+    from recipes.export.weights import architecture, examples
+    from recipes.surgery import operated_network
+
+    techniques = AlgorithmsConfig.model_validate({"blurpool": {}, "squeeze_excite": {}})
+    network, probe = operated_network("resnet18", 3, techniques), examples(32, 3, (0.5,) * 3, (0.2,) * 3)
+    shape = architecture(network, "resnet18", 3, techniques, probe)
+    assert not shape.plain
+    assert "squeeze_excite" in shape.techniques
+    program = fixed_blurs(network, probe)
+    assert write_onnx(program, tmp_path / "model.onnx", probe) < 1e-4
+    assert write_torch_export(program, tmp_path / "model.pt2", probe) < 1e-4
+
+
+class Fickle(torch.nn.Module):
+    """Computes something else for two images than for other numbers, which no trace can tell."""
+
+    def forward(self, images):
+        return images.mean((2, 3)) * (1 if len(images) == 2 else 2)
+
+
+def test_a_program_that_differs_is_refused(tmp_path):
+    from recipes.export.programs import write_onnx, write_torch_export
+
+    probe = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"model.onnx: its logits differ from the network's by 0\.\d+, allowed 0.0001"):
+        write_onnx(Fickle().eval(), tmp_path / "model.onnx", probe)
+    with pytest.raises(InputError, match=r"model.pt2: .*; choose other --formats|model.pt2: its logits differ"):
+        write_torch_export(Fickle().eval(), tmp_path / "model.pt2", probe)
+
+
+def test_a_folder_with_something_in_it_is_left_alone(command, tiny, tmp_path):
+    output = tmp_path / "output"
+    output.mkdir()
+    (output / "notes.txt").write_text("mine")
+    (output / "model.onnx").write_text("an earlier export")
+    status, _, err = command("export", tiny.yaml, "--output", output, "--formats", "pth")
+    assert status == 2
+    assert err == f"--output: {output} is not empty; choose another, or replace an earlier export with --force\n"
+    assert sorted(path.name for path in output.iterdir()) == ["model.onnx", "notes.txt"]
+    assert command("export", tiny.yaml, "--output", output, "--formats", "pth", "--force")[0] == 0
+    names = {path.name for path in output.iterdir()}
+    assert names == {"notes.txt", "model.pth", "preprocessing.json", "classes.json", "README.md"}
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_nothing_half_written(command, tiny, tmp_path):
+    with at_most(2**20):
+        status, _, err = command("export", tiny.yaml, "--output", tmp_path / "output", "--formats", "safetensors")
+    assert status == 2
+    assert "File too large" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "the following arguments are required: --output"),
+        (["--output", "OUT", "--formats", "tflite"], "argument --formats: invalid choice: 'tflite'"),
+        (["--output", "OUT", "--size", "4"], "--size: got 4"),
+        (["--output", "FILE"], "is a file"),
+        (["--output", "OUT", "--evaluation", "FILE"], "--evaluation: "),
+        (["--output", "OUT", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
+        (["--output", "OUT", "modle.name=x"], "did you mean"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(command, tiny, tmp_path, words, error):
+    (tmp_path / "file").write_text("text")
+    places = {"OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "file")}
+    status, out, err = command("export", tiny.yaml, *(places.get(word, word) for word in words))
+    assert (status, out) == (2, "")
+    assert error in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,143 @@
+"""`python -m recipes.predict`: files, folders and stdin, with the same answers as evaluate and an export give."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from recipes.predict.networks import normalised
+
+
+def lines(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def val(images):
+    return images / "val"
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, tmp_path_factory):
+    from recipes.export.__main__ import export, parser
+    from recipes.load import load_config
+
+    folder = tmp_path_factory.mktemp("export") / "exported"
+    export(parser().parse_args(["x", "--output", str(folder), "--formats", "onnx"]), load_config(tiny.yaml), None)
+    return folder
+
+
+def test_a_folders_images_and_what_evaluate_counts(command, tiny, val):
+    status, out, err = command("predict", tiny.yaml, val, "--json")
+    assert status == 0, err
+    found = lines(out)
+    assert [one["image"] for one in found] == sorted(str(path) for path in val.rglob("*.jpg"))
+    for one in found:
+        probabilities = [entry["probability"] for entry in one["predictions"]]
+        assert len(probabilities) == 3  # as many classes as there are
+        assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+        assert probabilities == sorted(probabilities, reverse=True)
+    right = sum(one["predictions"][0]["class"] in one["image"].split("/") for one in found)
+    assert right / 9 == pytest.approx(tiny.summary["eval_by_size"]["32"]["top1"], abs=1e-6)
+
+
+def test_an_export_gives_the_same_by_onnxruntime(command, tiny, exported, val):
+    ours, theirs = (lines(command("predict", model, val, "--json")[1]) for model in (tiny.yaml, exported))
+    assert [one["image"] for one in ours] == [one["image"] for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        left, right = ({e["class"]: e["probability"] for e in x["predictions"]} for x in (one, other))
+        assert left == pytest.approx(right, abs=1e-5)
+        assert one["predictions"][0]["name"] == other["predictions"][0]["name"]
+
+
+def test_standard_input_as_a_list_and_as_an_image(command, exported, val, tmp_path):
+    names = [str(val / "class0" / "0.jpg"), str(val / "class2")]
+    listed = lines(command("predict", exported, "-", "--json", stdin="\r\n".join(names).encode() + b"\n\n")[1])
+    assert [one["image"] for one in listed] == [names[0], *(f"{names[1]}/{number}.jpg" for number in range(3))]
+    data = (val / "class0" / "0.jpg").read_bytes()
+    alone = lines(command("predict", exported, "--stdin-image", "--json", stdin=data)[1])
+    assert alone[0]["image"] == "stdin"
+    assert alone[0]["predictions"] == listed[0]["predictions"]
+
+
+def test_lines_for_people(command, exported, val):
+    status, out, _ = command("predict", exported, val / "class0" / "0.jpg", "--top", "2")
+    assert status == 0
+    first, second, third = out.splitlines()
+    assert first == str(val / "class0" / "0.jpg")
+    assert second.strip().split("  ")[1].startswith("class")
+    assert float(second.split("%")[0]) >= float(third.split("%")[0])
+
+
+def test_bad_images_are_named_and_the_others_go_on(command, exported, val, tmp_path):
+    broken, empty = tmp_path / "broken.jpg", tmp_path / "empty"
+    broken.write_bytes((val / "class0" / "0.jpg").read_bytes()[:200])
+    empty.mkdir()
+    good = [str(val / "class1" / f"{number}.jpg") for number in range(2)]
+    status, out, err = command("predict", exported, good[0], broken, tmp_path / "no.jpg", empty, good[1], "--json")
+    assert status == 2
+    assert [one["image"] for one in lines(out)] == good
+    complaints = err.splitlines()
+    assert len(complaints) == 3
+    assert complaints[0].startswith(f"{broken}: ")
+    assert complaints[1] == f"{tmp_path}/no.jpg: no such file or folder"
+    assert complaints[2].startswith(f"{empty}: holds no images")
+
+
+def test_more_images_than_a_batch_keep_their_order(command, exported, val, tmp_path):
+    for number in range(37):
+        shutil.copy(val / f"class{number % 3}" / "0.jpg", tmp_path / f"{number:03d}.jpg")
+    found = lines(command("predict", exported, tmp_path, "--json", "--top", "1")[1])
+    assert [one["image"] for one in found] == sorted(str(path) for path in tmp_path.iterdir())
+    assert all(one["predictions"] == found[index % 3]["predictions"] for index, one in enumerate(found))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        ([], "which YAML file, or exported folder?"),
+        (["YAML"], "which images?"),
+        (["YAML", "data.workers=0"], "which images?"),
+        (["EXPORTED"], "which images?"),
+        (["YAML", "x.jpg", "--top", "0"], "--top: got 0"),
+        (["YAML", "x.jpg", "--crop-ratio", "0"], "--crop-ratio: got 0"),
+        (["YAML", "-", "--stdin-image"], "not both"),
+        (["EXPORTED", "x.jpg", "--size", "32"], "--size: settled by the export"),
+        (["FOLDER", "x.jpg"], "is no folder that recipes.export wrote"),
+        (["nowhere.yaml", "x.jpg"], "nowhere.yaml"),
+        (["YAML", "x.jpg", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(command, tiny, exported, val, words, error):
+    places = {"YAML": tiny.yaml, "EXPORTED": exported, "FOLDER": val}
+    status, out, err = command("predict", *(places.get(word, word) for word in words))
+    assert (status, out) == (2, "")
+    assert error in err
+    assert err.count("\n") == 1
+
+
+def test_a_damaged_export_is_refused(command, exported, val, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "model.onnx").write_bytes(b"nothing")
+    status, _, err = command("predict", copy, val)
+    assert status == 2
+    assert err.startswith(f"{copy}/model.onnx: ")
+    assert err.count("\n") == 1
+    (copy / "model.onnx").unlink()
+    status, _, err = command("predict", copy, val)
+    assert status == 2
+    assert "holds no model.onnx" in err
+    (copy / "preprocessing.json").write_text("{}")
+    assert "is not what recipes.export writes" in command("predict", copy, val)[2]
+
+
+def test_probabilities_are_softmax_or_sigmoid():
+    logits = np.array([[0.0, 1000.0, -1000.0], [1.0, 2.0, 3.0]], dtype=np.float32)
+    soft, each = normalised(logits, independent=False), normalised(logits, independent=True)
+    assert soft.sum(1) == pytest.approx(1)
+    assert soft[0].tolist() == [0, 1, 0]
+    assert soft[1, 2] == pytest.approx(math.exp(3) / (math.exp(1) + math.exp(2) + math.exp(3)))
+    assert each[0].tolist() == [0.5, 1, 0]
+    assert each[1, 0] == pytest.approx(1 / (1 + math.exp(-1)))

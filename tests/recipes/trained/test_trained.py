@@ -1,0 +1,188 @@
+"""The loader: which checkpoint, which weights, which architecture, and what is refused."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from recipes.checkpoints.places import Places
+from recipes.errors import InputError
+from recipes.trained import load_trained
+from recipes.watch.fingerprint import weights_sha256
+
+
+def load(run, checkpoint=None, weights=None, folder=None):
+    places = Places.of(folder or str(run.folder / "checkpoints"), str(run.folder.parent), "tiny")
+    return load_trained(places, "tiny", checkpoint, weights)
+
+
+def fingerprint(trained):
+    digest = weights_sha256(trained.network.state_dict())
+    assert digest == trained.content.weights_sha256
+    return digest
+
+
+@pytest.fixture
+def copied(tiny, tmp_path):
+    """A copy of the run's checkpoints, to be spoilt."""
+    return shutil.copytree(tiny.folder / "checkpoints", tmp_path / "checkpoints")
+
+
+def spoil(folder, stem):
+    path = folder / f"{stem}.pt"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_average_is_what_the_run_ended_with(tiny):
+    average, raw = load(tiny), load(tiny, weights="raw")
+    assert (average.content.weights, raw.content.weights) == ("ema", "raw")
+    assert fingerprint(average) == tiny.summary["weights_sha256"] != fingerprint(raw)
+    assert fingerprint(load(tiny, weights="ema")) == fingerprint(average)
+    # The figures in summary.json are of the average, and only its.
+    assert average.content.summary == tiny.summary
+    assert raw.content.summary is None
+    assert average.classes == ("class0", "class1", "class2")
+    assert average.config.data.mean == (0.4, 0.4, 0.4)
+    assert not average.network.training
+
+
+def test_any_older_checkpoint_can_be_named(tiny):
+    stems = sorted(path.stem for path in (tiny.folder / "checkpoints").glob("*.pt"))
+    assert len(stems) == 3
+    prints = {fingerprint(load(tiny, str(tiny.folder / "checkpoints" / f"{stem}.pt"))) for stem in stems}
+    assert len(prints) == 3
+    assert fingerprint(load(tiny, str(tiny.folder))) == tiny.summary["weights_sha256"]
+
+
+def test_out_of_the_bucket_comes_the_same_and_nothing_stays_behind(tiny, tmp_path):
+    places = Places.of("s3://bucket/runs/tiny", str(tmp_path), "tiny")
+    found = load_trained(places, "tiny", None, None)
+    assert found.content.location.startswith("s3://bucket/runs/tiny/ep003")
+    assert fingerprint(found) == tiny.summary["weights_sha256"]
+    assert found.content.summary == tiny.summary
+    named = load_trained(places, "tiny", "s3://bucket/runs/tiny/ep001-ba000003.pt", None)
+    assert named.content.manifest.epoch == 1
+    assert named.content.summary is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_one_is_passed_over_and_said(tiny, copied):
+    spoil(copied, "ep003-ba000009")
+    found = load(tiny, folder=str(copied))
+    assert found.content.manifest.stem == "ep002-ba000006"
+    assert len(found.content.skipped) == 1
+    assert "SHA-256" in found.content.skipped[0]
+    with pytest.raises(InputError, match=r"--checkpoint: .*ep003-ba000009: its SHA-256"):
+        load(tiny, str(copied / "ep003-ba000009.pt"))
+    for stem in ("ep001-ba000003", "ep002-ba000006"):
+        spoil(copied, stem)
+    with pytest.raises(InputError, match="no good checkpoint of run 'tiny'"):
+        load(tiny, folder=str(copied))
+
+
+def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tiny, copied, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    path, stem = copied / "ep003-ba000009.pt", "ep003-ba000009"
+    torch.save({"state": {"model": Code()}}, path, pickle_module=pickle)
+    note = json.loads((copied / f"{stem}.json").read_text())
+    note["manifest"]["files"][0] |= {
+        "size": path.stat().st_size,
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+    }
+    text = json.dumps(note["manifest"], sort_keys=True, separators=(",", ":"))
+    note["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (copied / f"{stem}.json").write_text(json.dumps(note))
+    with pytest.raises(InputError, match="holds more than data"):
+        load(tiny, str(path))
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("folder", "checkpoint", "words"),
+    [
+        ("nowhere", None, "nowhere: no checkpoint of run 'tiny'; train it"),
+        ("nowhere", "nowhere/ep001-ba000003.pt", "--checkpoint: nowhere/ep001-ba000003.pt does not exist"),
+        ("nowhere", "README.md", "--checkpoint: README.md is not a checkpoint"),
+        ("nowhere", "s3://bucket/empty", "--checkpoint: s3://bucket/empty holds no complete checkpoint"),
+        ("nowhere", "s3://nobucket/x", "bucket does not exist"),
+        ("s3://bucket/runs/none", None, "and s3://bucket/runs/none: no checkpoint of run 'tiny'"),
+    ],
+)
+def test_none_there_is_said_in_a_line(tmp_path, folder, checkpoint, words):
+    with pytest.raises(InputError) as caught:
+        load_trained(Places.of(folder, str(tmp_path), "tiny"), "tiny", checkpoint, None)
+    assert words in caught.value.lines[0]
+    assert len(caught.value.lines) == 1
+
+
+def test_another_runs_checkpoints_are_not_taken_for_this_ones(tiny):
+    with pytest.raises(InputError, match=r"of run 'tiny', not of 'other'.*--checkpoint"):
+        load_trained(Places.of(str(tiny.folder / "checkpoints"), "x", "other"), "other", None, None)
+
+
+CHANGES = {
+    "blurpool": "{blurpool: {}}",
+    "after": "{blurpool: {blur_first: false, min_channels: 1}}",
+    "squeeze_excite": "{squeeze_excite: {min_channels: 64}}",
+    "weight_standardization": "{composer: {WeightStandardization: {}}}",
+    "factorize": "{composer: {Factorize: {}}}",
+    "ghost_batchnorm": "{composer: {GhostBatchNorm: {}}}",
+    "all": "{blurpool: {}, squeeze_excite: {}, ema: {half_life: 3ba}, fixres: {}, sam: {}, mixup: {}}",
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_architecture_is_that_of_the_trainer(name):
+    from composer import Trainer
+
+    from algorithms.config import AlgorithmsConfig
+    from recipes.model import Classifier, build_network
+    from recipes.read_yaml import parse
+    from recipes.surgery import for_inference, operated_network
+
+    algorithms = AlgorithmsConfig.model_validate(parse(CHANGES[name], "test", numbered=False).plain())
+    model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model=model, optimizers=optimizer, algorithms=algorithms.build(10, 5), python_log_level=None)
+    expected = {key.removeprefix("module."): value for key, value in trainer.state.get_model_state_dict().items()}
+    trainer.close()
+    network = operated_network("resnet18", 3, algorithms)
+    assert {key: value.shape for key, value in network.state_dict().items()} == {
+        key: value.shape for key, value in expected.items()
+    }
+    network.load_state_dict(expected)
+    images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = trainer.state.model.module.eval()(images)
+        assert torch.equal(network(images), logits)
+        for_inference(network)
+        torch.testing.assert_close(network(images[:1]), logits[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_stochastic_depth_folds_into_a_plain_network():
+    import torchvision
+
+    from algorithms.config import AlgorithmsConfig
+    from recipes.surgery import for_inference, operated_network
+
+    algorithms = AlgorithmsConfig.model_validate({"stochastic_depth": {"drop_rate": 0.5}})
+    network = operated_network("resnet50", 3, algorithms)
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    plain = torchvision.models.resnet50(num_classes=3).eval()
+    plain.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        before = network(images)
+        assert not torch.allclose(plain(images), before, rtol=1e-2)
+        for_inference(network)
+        plain.load_state_dict(network.state_dict())
+        torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(plain(images), before, rtol=1e-4, atol=1e-5)
