@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.signal import lfilter
 
 End = Literal["complete", "diverged", "not finite"]
 
@@ -57,9 +57,9 @@ def smooth(losses: Sequence[float] | np.ndarray, smoothing: float) -> np.ndarray
     Returns:
         float64 of the same length; what follows an inf or a NaN is not finite.
     """
-    values = np.asarray(losses, dtype=np.float64)
-    averages = lfilter([1.0 - smoothing], [1.0, -smoothing], values)
-    return averages / (1.0 - smoothing ** np.arange(1, len(values) + 1))
+    values = [float(loss) for loss in losses]
+    averages = accumulate(values, lambda average, loss: smoothing * average + (1.0 - smoothing) * loss, initial=0.0)
+    return np.array(list(averages)[1:]) / (1.0 - smoothing ** np.arange(1, len(values) + 1))
 
 
 def end_of(losses: Sequence[float], ramp: Ramp) -> End | None:

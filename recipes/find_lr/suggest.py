@@ -41,15 +41,15 @@ def usable(lrs: np.ndarray, losses: np.ndarray, steps: int) -> tuple[np.ndarray,
     Returns:
         Rates and losses, both finite and of one length, which may be 0.
     """
-    kept = slice(int(SKIP_START * steps), -SKIP_END)
-    lrs, losses = lrs[kept], losses[kept]
     wrong = np.flatnonzero(~np.isfinite(losses))
-    length = int(wrong[0]) if len(wrong) else len(losses)
-    if length:
-        lowest = int(losses[:length].argmin())
-        apart = np.flatnonzero(losses[lowest:length] > losses[0])
-        length = lowest + int(apart[0]) if len(apart) else length
-    return lrs[:length], losses[:length]
+    start = int(SKIP_START * steps)
+    end = min(len(losses) - SKIP_END, int(wrong[0]) if len(wrong) else len(losses))
+    if end > start:
+        lowest = start + int(losses[start:end].argmin())
+        apart = np.flatnonzero(losses[lowest:end] > losses[start])
+        end = lowest + int(apart[0]) if len(apart) else end
+    kept = slice(start, max(start, end))
+    return lrs[kept], losses[kept]
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
