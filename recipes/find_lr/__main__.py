@@ -58,7 +58,9 @@ def arguments() -> argparse.ArgumentParser:
     option("--end-lr", float, 1e-12, 1e6, 10.0, "rate of the last step (default: 10)")
     option("--batch-size", int, 1, 10**7, None, "images a step, all devices together (default: the run's)")
     option("--size", int, 8, 4096, None, "side of the images in pixels (default: the run's in most epochs)")
-    option("--smoothing", float, 0.0, 0.999, 0.9, "share of the average loss that a step keeps (default: 0.9)")
+    option(
+        "--smoothing", float, 0.0, 0.999, None, "share of the average loss that a step keeps (default: 1 - 5 / steps)"
+    )
     option("--divergence", float, 1.01, 1e6, 4.0, "stop at so many times the lowest smoothed loss (default: 4)")
     return parser
 
@@ -78,7 +80,9 @@ def main() -> int:
 
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     trial = trial_config(path, overrides, size=given.size, batch_size=given.batch_size, world_size=world_size)
-    ramp = Ramp(given.start_lr, given.end_lr, given.steps, given.smoothing, given.divergence)
+    # The average remembers a twentieth of the ramp, so that a longer ramp smooths over the same range of rates.
+    smoothing = 1 - 5 / given.steps if given.smoothing is None else given.smoothing
+    ramp = Ramp(given.start_lr, given.end_lr, given.steps, smoothing, given.divergence)
     return run(config, trial, ramp, runs=given.runs, command=_command())
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,9 @@ algorithms:
   ema: {half_life: 3ba}
   fixres: {size: 48}
 """
+
+
+LIMIT = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def test_two_tests_give_the_same_bits_and_no_method_is_needed_for_the_curves(fin
     first = (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()
     status, out, _ = find_lr("--runs", "1", "--steps", "20", "--divergence", "1.01", "--smoothing", "0")
     assert status == 1
-    assert out.startswith("No suggestion")
+    assert "No suggestion" in out
     assert len((tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()) < len(first)
     find_lr("--runs", "1", "--steps", "20")
     assert (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes() == first
@@ -194,36 +198,48 @@ def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkey
     )
 
 
-def test_help_and_wrong_flags_import_neither_torch_nor_composer(recipe):
-    code = "import sys, runpy; sys.argv = ['x', {!r}, '--runs', '0']\ntry: runpy.run_module('recipes.find_lr', run_name='__main__')\nexcept SystemExit as end: print(end.code, sorted({{'torch', 'composer'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code.format(str(recipe))], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "2 []\n"
+AS_MAIN = """
+import runpy, sys
+sys.argv = ["find_lr", {!r}, {!r}]
+try:
+    runpy.run_module("recipes.find_lr", run_name="__main__")
+except SystemExit as end:
+    print(end.code, sorted({{"torch", "composer"}} & set(sys.modules)))
+"""
 
 
-def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(tmp_path, recipe):
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--runs=0", 2), ("seed=-1", 2)])
+def test_help_and_wrong_input_wait_for_neither_torch_nor_composer(recipe, argument, status):
+    code = AS_MAIN.format(str(recipe), argument)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith(f"{status} []\n")
+
+
+def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(find_lr, tmp_path, recipe):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = str(listener.getsockname()[1])
     # Without mixing, whose draws belong to a process, and with statistics over all: the same sums in another order.
     same = ["algorithms.mixup=off", "algorithms.cutmix=off", "model={name: resnet18, sync_batchnorm: true}"]
-    arguments = [str(recipe), f"runs_folder={tmp_path}", *same, "--batch-size", "8", "--steps", "20", "--runs", "1"]
-    arguments += ["--start-lr", "1e-4", "--end-lr", "1"]
+    flags = ["--batch-size", "8", "--steps", "20", "--runs", "1", "--start-lr", "1e-4", "--end-lr", "1"]
     launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "--master_port", port, "-m"]
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    commands = [
-        [*launcher, "recipes.find_lr", *arguments, "run_name=two"],
-        [sys.executable, "-m", "recipes.find_lr", *arguments, "run_name=one"],
-    ]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    processes = [
-        subprocess.Popen(line, cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"}, **pipes) for line in commands
-    ]
+    process = subprocess.Popen(
+        [*launcher, "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert find_lr("run_name=one", *same, *flags)[0] in (0, 1)
     try:
-        output = [process.communicate(timeout=240)[0] for process in processes]
+        output, _ = process.communicate(timeout=LIMIT)
     finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode in (0, 1) for process in processes] == [True, True], output
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode in (0, 1), output
     two, one = (read(Path(tmp_path, name, "find_lr"))["0"] for name in ("two", "one"))
     assert json.loads((tmp_path / "two" / "find_lr" / "lr.json").read_text())["devices"] == 2
     assert len(two) == len(one)
