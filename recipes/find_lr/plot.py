@@ -56,15 +56,15 @@ def draw(
 
 def _losses(axes: Axes, curves: Sequence[Curve]) -> None:
     """Each run's losses as points and their average as a line."""
+    color = COLORS[0]
     for index, curve in enumerate(curves):
-        color = COLORS[0]
         axes.plot(curve.lrs, curve.losses, ".", color=color, alpha=0.25, markersize=4, markeredgewidth=0)
         label = "smoothed training loss, one line per run" if index == 0 else None
         axes.plot(curve.lrs, curve.smoothed, color=color, alpha=0.8, label=label)
-    finite = np.concatenate([curve.smoothed[np.isfinite(curve.smoothed)] for curve in curves])
-    if len(finite):
-        top = HEADROOM * max(float(curve.smoothed[0]) for curve in curves if np.isfinite(curve.smoothed[0]))
-        bottom = float(finite.min())
+    losses = np.concatenate([curve.losses for curve in curves])
+    first = [float(curve.losses[0]) for curve in curves if np.isfinite(curve.losses[0])]
+    if first:
+        top, bottom = HEADROOM * max(first), float(losses[np.isfinite(losses)].min())
         axes.set_ylim(bottom - 0.05 * (top - bottom), top)
     axes.set_ylabel("loss")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 
@@ -62,7 +63,8 @@ def run(config: RunConfig, trial: RunConfig, ramp: Ramp, *, runs: int, command: 
             bar.update((number + 1) * ramp.steps - bar.n)
             if leader:
                 steps, last = len(curve.lrs), curve.lrs[-1]
-                bar.write(f"run {number + 1}, seed {curve.seed}: {steps} steps up to {last:.3g}, {ENDS[curve.end]}")
+                said = f"run {number + 1}, seed {curve.seed}: {steps} steps up to {last:.3g}, {ENDS[curve.end]}"
+                bar.write(said, file=sys.stderr)
     if not leader:
         return 0
     result = _result(config, trial, ramp, curves, command)

@@ -22,7 +22,7 @@ from recipes.page.chart import chart, svg
 from recipes.page.html import Section, figure, page, paragraph, table
 from recipes.watch.files import replace_file
 
-HEADERS = ("method", "geometric mean", "median", "mean", "spread", "per run")
+HEADERS = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest")
 ENDS = {
     "complete": "reached the last rate",
     "diverged": "diverged, stopped",
@@ -108,14 +108,15 @@ def _json(result: Result) -> dict[str, Any]:
 
 def cells(suggestion: Suggestion) -> tuple[str, ...]:
     """A suggestion as the columns of `HEADERS`."""
-    several = sum(rate is not None for rate in suggestion.per_run) > 1
+    rates = [rate for rate in suggestion.per_run if rate is not None]
     return (
         suggestion.method,
         f"{suggestion.geometric_mean:.3g}",
         f"{suggestion.median:.3g}",
         f"{suggestion.mean:.3g}",
-        f"x{suggestion.spread:.2f}" if several else "-",
-        "  ".join("-" if rate is None else f"{rate:.2g}" for rate in suggestion.per_run),
+        f"x{suggestion.spread:.2f}" if len(rates) > 1 else "-",
+        f"{min(rates):.2g}",
+        f"{max(rates):.2g}",
     )
 
 
@@ -162,7 +163,7 @@ def _suggestions(result: Result) -> Markup:
         return paragraph(NOTHING)
     rows = [cells(suggestion) for suggestion in result.suggestions]
     note = f"Rates at {result.images} images a step. Spread: geometric standard deviation over the runs, a factor."
-    return table(HEADERS, rows, numbers=(1, 2, 3, 4)) + paragraph(note, note=True)
+    return table(HEADERS, rows, numbers=range(1, len(HEADERS))) + paragraph(note, note=True)
 
 
 NOTHING = (
@@ -172,13 +173,13 @@ NOTHING = (
 
 
 def show(result: Result, console: Console) -> None:
-    """Print the table and what to paste; fits 80 columns with up to four runs."""
+    """Print the table and what to paste, in 80 columns."""
     if result.line is None or result.chosen is None:
         console.print(NOTHING)
         return
     grid = Table(title=f"Learning rates at {result.images} images of {result.size} px a step", title_justify="left")
     for index, header in enumerate(HEADERS):
-        grid.add_column(header, justify="right" if 0 < index < 5 else "left")
+        grid.add_column(header, justify="right" if index else "left")
     for suggestion in result.suggestions:
         grid.add_row(*cells(suggestion), style="bold" if suggestion is result.chosen else None)
     console.print(grid)
