@@ -194,11 +194,11 @@ def suggestions(curves: Sequence[Curve], steps: int) -> list[Suggestion]:
 
 
 def choose(found: Sequence[Suggestion]) -> Suggestion | None:
-    """The suggestion to train with: `minimum`, whose rate is the highest of the schedule; None where it is not found.
+    """The suggestion to train with: `minimum`, as the highest rate of the schedule; None where it was not found.
 
-    On the demo (digits, batch 32, 4 epochs of One-Cycle) it is the only one that no ten times higher or lower rate
-    beats. The four others, which fastai and torch-lr-finder made for rates that a run may keep, were 5 to 20 times too
-    low: a schedule that warms up and comes down again takes a higher peak than a fresh network does. See
-    docs/find_lr.md for the figures.
+    On the demo's digits (4 epochs of One-Cycle, batch 32) neither a tenth of it nor ten times as much trains better:
+    85.3, 93.6 and 89.2 % top-1 with timm/resnet10t (3 seeds), 94.6, 96.6 and 78.8 % with ResNet-50 (1 seed). The other
+    four are 3 to 70 times lower there, made for rates that a run keeps from its start; a schedule that warms up and comes
+    down again takes more. All figures: docs/find_lr.md.
     """
     return next((suggestion for suggestion in found if suggestion.method == "minimum"), None)

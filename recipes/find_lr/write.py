@@ -111,9 +111,9 @@ def cells(suggestion: Suggestion) -> tuple[str, ...]:
     rates = [rate for rate in suggestion.per_run if rate is not None]
     return (
         suggestion.method,
-        f"{suggestion.geometric_mean:.3g}",
-        f"{suggestion.median:.3g}",
-        f"{suggestion.mean:.3g}",
+        f"{suggestion.geometric_mean:.2g}",
+        f"{suggestion.median:.2g}",
+        f"{suggestion.mean:.2g}",
         f"x{suggestion.spread:.2f}" if len(rates) > 1 else "-",
         f"{min(rates):.2g}",
         f"{max(rates):.2g}",
