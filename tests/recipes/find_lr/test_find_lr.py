@@ -1,0 +1,249 @@
+"""The command on real runs: what it leaves, what it does not touch, several processes, wrong input."""
+
+import csv
+import hashlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recipes.cli import run_command
+from recipes.find_lr import __main__ as command
+from recipes.find_lr.trial import pasted, peaks, present_lr, trial_config
+from recipes.load import load_config
+from recipes.stages import epoch_plan, peak_lr
+from tests.support import ROOT
+
+RECIPE = """
+run_name: tiny
+device: cpu
+max_duration: 4ep
+device_batch_size: {40: 8, 48: 4}
+model: {name: timm/test_resnet}
+optimizer: {lr: 0.05}
+data: {path: IMAGES, train_size: 40, workers: 0}
+eval: {sizes: [40]}
+loggers: {progress_bar: false, tensorboard: false}
+algorithms:
+  channels_last: {}
+  mixup: {alpha: 0.2}
+  cutmix: {alpha: 1.0}
+  label_smoothing: {}
+  ema: {half_life: 3ba}
+  fixres: {size: 48}
+"""
+
+
+LIMIT = 240.0
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory, images):
+    path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
+    path.write_text(RECIPE.replace("IMAGES", str(images)))
+    return path
+
+
+@pytest.fixture
+def find_lr(monkeypatch, capsys, recipe, tmp_path):
+    """Run the command in this process: (status, stdout, stderr)."""
+
+    def find_lr(*arguments):
+        monkeypatch.setattr(sys, "argv", ["find_lr", str(recipe), f"runs_folder={tmp_path}", *arguments])
+        status = run_command(command.main)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return find_lr
+
+
+def read(folder):
+    """The curves of lr.csv by run: {"0": [{"lr": ..., "loss": ...}, ...]}."""
+    runs = {}
+    with (folder / "lr.csv").open() as file:
+        for row in csv.DictReader(file):
+            runs.setdefault(row["run"], []).append({key: float(value) for key, value in row.items()})
+    return runs
+
+
+def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
+    status, out, err = find_lr("--runs", "2", "--steps", "40", "--start-lr", "1e-4", "--end-lr", "20")
+    folder = tmp_path / "tiny" / "find_lr"
+    assert sorted(path.name for path in folder.iterdir()) == ["lr.csv", "lr.html", "lr.json", "lr.png"]
+    left = json.loads((folder / "lr.json").read_text())
+    assert status == (0 if left["chosen"] else 1)
+    assert max(map(len, out.splitlines()[:-1])) <= 80, "all but the line of paths"
+    assert [line.split(":")[0] for line in err.splitlines()] == ["run 1, seed 17", "run 2, seed 18"]
+    runs = read(folder)
+    assert [runs[run][0]["seed"] for run in ("0", "1")] == [17, 18]
+    for run in runs.values():
+        np.testing.assert_allclose([row["lr"] for row in run], np.geomspace(1e-4, 20, 40)[: len(run)])
+    assert runs["0"][0]["loss"] != runs["1"][0]["loss"], "other seeds, other networks"
+    assert (left["image_size"], left["global_batch_size"]) == (40, 8)
+    assert (folder / "lr.png").read_bytes()[:4] == b"\x89PNG"
+    page = (folder / "lr.html").read_text()
+    assert "<svg" in page
+    assert not re.search(r'(src|href)="https?:', page)
+    if left["chosen"]:
+        lines = out[out.index("optimizer:") :].split("\n\n")[0]
+        assert yaml.safe_load(lines) == {"optimizer": left["optimizer"]}
+        assert lines in page
+
+
+def test_two_tests_give_the_same_bits_and_no_method_is_needed_for_the_curves(find_lr, tmp_path):
+    find_lr("--runs", "1", "--steps", "20")
+    first = (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()
+    status, out, _ = find_lr("--runs", "1", "--steps", "20", "--divergence", "1.01", "--smoothing", "0")
+    assert status == 1
+    assert out.startswith("No suggestion")
+    assert len((tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()) < len(first)
+    find_lr("--runs", "1", "--steps", "20")
+    assert (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes() == first
+
+
+def files(folder):
+    """Content of every file of a run, but for the test's own."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "find_lr" not in path.parts]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def generators():
+    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+
+def test_a_run_is_as_if_the_test_had_not_been(find_lr, train, recipe, tmp_path):
+    plain = train(recipe, "run_name=plain", "max_duration=2ep")[1]
+    find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
+    before = generators()
+    status, tested = train(recipe, "max_duration=2ep")
+    assert (status, tested["weights_sha256"]) == (0, plain["weights_sha256"])
+    left = files(tmp_path / "tiny")
+    assert any(path.parent.name == "checkpoints" for path in left)
+    torch.manual_seed(5)
+    before = generators()
+    find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
+    assert generators() == before
+    assert files(tmp_path / "tiny") == left, "checkpoints, summary and figures of the finished run"
+
+
+def test_what_is_tested_is_the_run_at_one_size_with_the_momentum_of_its_peak(recipe):
+    trial = trial_config(recipe, ["algorithms.sam=on"], size=None, batch_size=None, world_size=2)
+    assert (trial.data.train_size, trial.global_batch_size) == (40, 16)
+    assert trial.optimizer.momentum == 0.85, "One-Cycle's lowest"
+    assert {entry[:2] for entry in epoch_plan(trial, 2)} == {(40, "random")}
+    on = {name for name in type(trial.algorithms).model_fields if getattr(trial.algorithms, name)}
+    assert on == {"channels_last", "mixup", "cutmix", "label_smoothing", "sam"}
+    trial = trial_config(recipe, ["scheduler.name=cosine"], size=48, batch_size=6, world_size=2)
+    assert (trial.data.train_size, trial.global_batch_size, trial.optimizer.momentum) == (48, 6, 0.9)
+
+
+@pytest.mark.parametrize("reference", [None, 8, 2048])
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices):
+    """At the tested batch it is the suggested rate, at others in proportion, by what training itself computes."""
+    overrides = [f"optimizer.lr_batch_size={'null' if reference is None else reference}"]
+    config = load_config(recipe, overrides)
+    line = pasted(config, 0.123, batch_size=8)
+    assert line.lr_batch_size == (reference or 8)
+    after = load_config(recipe, [*overrides, *line.overrides.split()])
+    assert peak_lr(after, epoch_plan(after, devices)) == pytest.approx(0.123 * devices, rel=0.05)
+    found = {peak.devices: (peak.images, peak.lr) for peak in peaks(config, line)}
+    assert found[devices] == (8 * devices, pytest.approx(peak_lr(after, epoch_plan(after, devices))))
+    assert present_lr(config, 16) == pytest.approx(0.05 if reference is None else 0.05 * 16 / reference)
+
+
+def test_a_global_batch_has_one_rate_on_all_devices_that_divide_it(recipe):
+    config = load_config(recipe, ["device_batch_size=null", "global_batch_size=4"])
+    found = peaks(config, pasted(config, 0.1, batch_size=4))
+    assert [(peak.devices, peak.images, peak.lr) for peak in found] == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--runs", "0"], "--runs: '0' is not a whole number from 1 to 100"),
+        (["--steps", "3"], "--steps: '3' is not a whole number from 20"),
+        (["--start-lr", "nan"], "--start-lr: 'nan' is not a number"),
+        (["--smoothing", "1"], "--smoothing: '1' is not a number from 0 to 0.999"),
+        (["--start-lr", "1", "--end-lr", "0.5"], "--start-lr: 1 is not below --end-lr 0.5"),
+        (["optimiser.lr=1"], "optimiser"),
+        (["model.name=resnt50"], "resnt50"),
+        (["data.path=nowhere"], "nowhere"),
+        (["device_microbatch_size=4", "--batch-size", "6"], "device_microbatch_size: 4 does not divide"),
+        (["other.yaml"], "one YAML file at a time"),
+    ],
+)
+def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
+    status, out, err = find_lr(*arguments)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert find_lr("--batch-size", "7")[::2] == (
+        2,
+        "--batch-size: 7 images do not divide by 2 processes; allowed: a multiple of 2\n",
+    )
+
+
+AS_MAIN = """
+import runpy, sys
+sys.argv = ["find_lr", {!r}, {!r}]
+try:
+    runpy.run_module("recipes.find_lr", run_name="__main__")
+except SystemExit as end:
+    print(end.code, sorted({{"torch", "composer"}} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--runs=0", 2), ("seed=-1", 2)])
+def test_help_and_wrong_input_wait_for_neither_torch_nor_composer(recipe, argument, status):
+    code = AS_MAIN.format(str(recipe), argument)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith(f"{status} []\n")
+
+
+def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(find_lr, tmp_path, recipe):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = str(listener.getsockname()[1])
+    # Without mixing, whose draws belong to a process, and with statistics over all: the same sums in another order.
+    same = ["algorithms.mixup=off", "algorithms.cutmix=off", "model={name: resnet18, sync_batchnorm: true}"]
+    flags = ["--batch-size", "8", "--steps", "20", "--runs", "1", "--start-lr", "1e-4", "--end-lr", "1"]
+    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "--master_port", port, "-m"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    process = subprocess.Popen(
+        [*launcher, "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert find_lr("run_name=one", *same, *flags)[0] in (0, 1)
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode in (0, 1), output
+    two, one = (read(Path(tmp_path, name, "find_lr"))["0"] for name in ("two", "one"))
+    assert json.loads((tmp_path / "two" / "find_lr" / "lr.json").read_text())["devices"] == 2
+    assert len(two) == len(one)
+    assert [row["lr"] for row in two] == [row["lr"] for row in one]
+    assert [row["loss"] for row in two[:4]] == pytest.approx([row["loss"] for row in one[:4]], rel=1e-4)
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=0.02)

@@ -1,0 +1,238 @@
+"""The suggestions against independent statements of what fastai and torch-lr-finder publish."""
+
+import bisect
+import math
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from recipes.find_lr.curve import curve_of
+from recipes.find_lr.suggest import (
+    FEWEST,
+    METHODS,
+    choose,
+    lowest,
+    over_runs,
+    steepest,
+    suggestions,
+    tenth,
+    usable,
+    valley,
+    window,
+)
+from tests.recipes.find_lr.test_lr_curve import RAMP, measured, quadratic
+
+LOSSES = st.lists(st.integers(1, 400).map(lambda n: n / 64), min_size=20, max_size=80).map(np.array)
+NAMES = [method.name for method in METHODS]
+
+
+def rates(losses):
+    return np.geomspace(1e-5, 10, len(losses))
+
+
+# fastai's definitions (fastai/callback/schedule.py), stated anew.
+
+
+def fastai_valley(lrs, losses):
+    """Longest strictly falling subsequences by patience sorting: piles of negated losses."""
+    piles, lengths = [], []
+    for loss in losses:
+        place = bisect.bisect_left(piles, -loss)
+        piles[place : place + 1] = [-loss]
+        lengths.append(place + 1)
+    end = lengths.index(max(lengths))
+    start = end - max(lengths)
+    third = (end - start) / 3
+    return start + int(third) + int(third / 2)
+
+
+def fastai_slide(lrs, losses, threshold):
+    """Step left from the end while slopes 15 points apart differ; the last left point at which they did."""
+    slopes = np.gradient(losses)
+    right, answer = len(losses) - 1, len(losses) - 16
+    while right - 15 >= 0 and abs(slopes[right] - slopes[right - 15]) > threshold:
+        answer, right = right - 15, right - 1
+    return answer, right - 15 >= 0
+
+
+@given(LOSSES)
+def test_valley_is_fastais(losses):
+    lrs = rates(losses)
+    falls = any(later < earlier for index, earlier in enumerate(losses) for later in losses[index:])
+    expected = fastai_valley(lrs, losses)
+    assert valley(lrs, losses) == (lrs[max(expected, 0)] if falls else None)
+
+
+@given(LOSSES, st.floats(0.01, 100))
+def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height(losses, height):
+    assume(losses.argmin() > 0)
+    lrs, losses = rates(losses), losses / np.ptp(losses) * height
+    index, found = fastai_slide(lrs, losses / height, 0.005)
+    slopes = np.gradient(losses / height)
+    # A difference that is the threshold up to rounding may go either way.
+    assume(not np.any(np.isclose(np.abs(slopes[15:] - slopes[:-15]), 0.005, rtol=1e-6)))
+    assert window(lrs, losses) == (lrs[index] if found else None)
+
+
+@given(LOSSES)
+def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
+    lrs = rates(losses)
+    lowest = min(range(len(losses)), key=lambda index: losses[index])
+    assert tenth(lrs, losses) == (lrs[lowest] / 10 if lowest else None)
+
+
+@given(LOSSES)
+def test_steepest_is_torch_lr_finders(losses):
+    lrs = rates(losses)
+    # lr_finder.py: the index at which numpy's gradient of the losses is lowest, which is the slope in log lr but for a
+    # factor where the ratios are equal.
+    slopes = np.gradient(losses)
+    assume(np.sum(np.isclose(slopes, slopes.min())) == 1)
+    assert steepest(lrs, losses) == (lrs[slopes.argmin()] if slopes.min() < 0 else None)
+
+
+@given(st.floats(-4, 0), st.floats(0.2, 2), st.floats(0.1, 5))
+def test_steepest_is_within_a_step_of_fastais_on_a_smooth_descent(centre, width, height):
+    lrs = np.geomspace(1e-5, 10, 100)
+    losses = 2.3 - height / (1 + np.exp(-(np.log10(lrs) - centre) / width))
+    forward = (losses[1:] - losses[:-1]) / (np.log(lrs[1:]) - np.log(lrs[:-1]))
+    ours = int(np.flatnonzero(lrs == steepest(lrs, losses))[0])
+    assert abs(ours - int(forward.argmin())) <= 1
+    assert abs(math.log10(lrs[ours]) - centre) < 0.07  # the logistic curve is steepest at its centre; a step is 0.06
+
+
+# What must hold whatever the curve.
+
+
+@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+@given(losses=LOSSES, unit=st.integers(-12, 12).map(lambda n: 2.0**n))
+def test_the_unit_of_the_loss_does_not_matter(method, losses, unit):
+    lrs = rates(losses)
+    assert method.suggest(lrs, losses) == method.suggest(lrs, losses * unit)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=NAMES)
+@given(losses=LOSSES, factor=st.floats(1e-3, 1e3))
+def test_other_rates_scale_the_suggestion(method, losses, factor):
+    lrs = rates(losses)
+    slopes = np.gradient(losses)
+    assume(np.sum(np.isclose(slopes, slopes.min())) == 1)  # equal slopes may swap by rounding
+    before, after = method.suggest(lrs, losses), method.suggest(lrs * factor, losses)
+    assert after == (None if before is None else pytest.approx(before * factor))
+
+
+@pytest.mark.parametrize("suggest", [valley, tenth, lowest])
+@given(losses=LOSSES)
+def test_those_that_compare_only_are_the_same_for_any_rising_function_of_the_loss(suggest, losses):
+    lrs = rates(losses)
+    assert suggest(lrs, losses) == suggest(lrs, np.log(losses)) == suggest(lrs, losses**3)
+
+
+@given(LOSSES, st.lists(st.sampled_from([math.nan, math.inf]), max_size=3), st.integers(0, 79))
+def test_what_is_no_number_is_never_looked_at(losses, bad, place):
+    place = min(place, len(losses))
+    losses = np.concatenate([losses[:place], bad, losses[place:]])
+    lrs, kept = usable(rates(losses), losses, len(losses))
+    assert np.isfinite(kept).all()
+    if bad and len(lrs):
+        assert lrs[-1] < rates(losses)[place]
+
+
+def falling(steps):
+    """A descent with its steepest point in the middle, and a take-off at the end."""
+    x = np.linspace(-6, 6, steps)
+    return 2.3 - 1.5 / (1 + np.exp(-x)) + np.where(x > 4.5, (x - 4.5) ** 2, 0)
+
+
+def test_a_network_that_fell_apart_and_falls_again_is_not_looked_at():
+    losses = falling(100)
+    apart = np.concatenate([losses, np.linspace(9, 2.4, 30)])  # a steep descent at rates past the take-off
+    lrs, kept = usable(rates(apart), apart, len(apart))
+    assert kept.max() <= losses[0]
+    assert steepest(lrs, kept) < lowest(lrs, kept)
+    assert steepest(rates(apart), apart) > rates(apart)[100]  # as it would be
+
+
+def curve(losses, seed=0):
+    ramp = RAMP._replace(smoothing=0.0, steps=len(losses))
+    return curve_of(losses, ramp, seed, "complete")
+
+
+def test_the_first_tenth_and_the_last_five_points_are_left_out():
+    losses = falling(100)
+    lrs, kept = usable(rates(losses), losses, 100)
+    np.testing.assert_array_equal(lrs, rates(losses)[10:-5])
+    np.testing.assert_array_equal(kept, losses[10:-5])
+
+
+@pytest.mark.parametrize("kept", [0, 3, FEWEST - 1])
+def test_too_few_points_suggest_nothing(kept):
+    losses = falling(100)[: 10 + kept + 5]
+    short = curve_of(losses, RAMP._replace(steps=100), 0, "diverged")
+    assert suggestions([short], 100) == []
+    assert choose([]) is None
+
+
+def test_a_loss_that_only_rises_suggests_nothing():
+    assert suggestions([curve(np.linspace(2, 3, 100))], 100) == []
+
+
+def test_the_runs_are_put_together():
+    found = over_runs("valley", [0.1, None, 0.4])
+    assert found.per_run == (0.1, None, 0.4)
+    assert found.mean == pytest.approx(0.25)
+    assert found.median == pytest.approx(0.25)
+    assert found.geometric_mean == pytest.approx(0.2)
+    assert found.spread == pytest.approx(math.exp(math.log(4) / math.sqrt(2)))  # sample deviation of two points
+    assert over_runs("valley", [None, None]) is None
+    assert over_runs("valley", [0.3]).spread == 1.0
+
+
+@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=6))
+def test_the_means_lie_within_the_runs_and_in_their_order(per_run):
+    found = over_runs("valley", per_run)
+    low, high = min(per_run) * (1 - 1e-9), max(per_run) * (1 + 1e-9)
+    assert low <= found.geometric_mean <= found.mean * (1 + 1e-9) <= high * (1 + 1e-9)
+    assert low <= found.median <= high
+
+
+@pytest.mark.parametrize("curvature", [0.7, 8.0, 150.0])
+def test_on_a_quadratic_the_published_suggestions_are_rates_that_converge(curvature):
+    ramp = RAMP._replace(start_lr=1e-4 / curvature, end_lr=100 / curvature)
+    found = suggestions([measured(quadratic([curvature, 0.3 * curvature, 0.1 * curvature]), ramp)], ramp.steps)
+    assert [suggestion.method for suggestion in found] == NAMES
+    assert all(1e-2 / curvature < suggestion.geometric_mean < 2 / curvature for suggestion in found[:4])
+
+
+def noisy_quadratic(curvature, seed):
+    """SGD on 60 quadratics of up to that curvature, whose minima lie elsewhere for each batch."""
+    rng = np.random.default_rng(seed)
+    curvatures = curvature * np.repeat([1.0, 0.3, 0.1], 20)
+    weights = np.ones(60)
+
+    def loss_of_step(lr):
+        nonlocal weights
+        away = weights - 0.3 * rng.standard_normal(60)
+        weights = weights - lr * curvatures * away
+        return float((curvatures * away**2).mean() / 2)
+
+    return loss_of_step
+
+
+@pytest.mark.parametrize("steps", [60, 100, 400])
+@pytest.mark.parametrize("curvature", [0.7, 150.0])
+def test_with_noisy_gradients_the_proposed_rate_is_near_the_border_of_divergence(curvature, steps):
+    """Above 2 / curvature nothing converges, and it is the same on a longer ramp."""
+    ramp = RAMP._replace(start_lr=1e-4 / curvature, end_lr=100 / curvature, steps=steps, smoothing=1 - 5 / steps)
+    proposed = choose(suggestions([measured(noisy_quadratic(curvature, seed), ramp) for seed in range(5)], steps))
+    assert 1.2 / curvature < proposed.geometric_mean < 2.2 / curvature
+    assert proposed.spread < 1.3
+
+
+def test_the_one_that_is_proposed_is_the_rate_of_the_lowest_loss():
+    found = suggestions([curve(falling(100)), curve(falling(100) * 2)], 100)
+    lrs, kept = usable(curve(falling(100)).lrs, falling(100), 100)
+    assert choose(found).geometric_mean == pytest.approx(lrs[kept.argmin()])
+    assert choose([suggestion for suggestion in found if suggestion.method != "minimum"]) is None
