@@ -44,6 +44,43 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
+def command_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """A parser for `python -m recipes.COMMAND`, whose complaints are one line and exit status 2.
+
+    Add the command's own arguments to it.
+
+    Args:
+        command: The command's name.
+        description: What it does, for `--help`.
+        epilog: Examples, shown as written.
+    """
+    return _Parser(
+        prog=f"python -m recipes.{command}",
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[Path, list[str]]:
+    """Tell `YAML [key=value ...]` apart.
+
+    Args:
+        parser: Says what is wrong.
+        words: The positional arguments, in any order.
+
+    Raises:
+        InputError: Not exactly one YAML file is given.
+    """
+    files = [word for word in words if not _is_override(word)]
+    if len(files) > 1:
+        parser.error(f"one YAML file at a time, got {' and '.join(files)}; an override is key.path=value")
+    if not files:
+        parser.error("which YAML file? such as yamls/demo.yaml")
+    return Path(files[0]), [word for word in words if _is_override(word)]
+
+
 def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
     """Read a command line: `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
 
