@@ -13,6 +13,7 @@ from recipes.ablate.results import Results, Row
 from recipes.page.chart import COLORS
 
 MARKERS = "osD^vP*Xh<>p"
+FRONT = "#b6c2cf"
 UNITS = ((2 * 3600, 3600, "h"), (10 * 60, 60, "min"), (0, 1, "s"))
 
 
@@ -43,7 +44,8 @@ def draw_accuracy(figure: Figure, results: Results) -> None:
         if row.on_front and row.wall_seconds
     )
     if front:
-        ends.step(*zip(*front, strict=True), where="post", color="#59636e", linewidth=1.0, zorder=1)
+        ends.step(*zip(*front, strict=True), where="post", color=FRONT, linewidth=4.0, zorder=1)
+    curves.set_xlim(left=0)
     for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
         axes.set(xlabel=f"time of training, loading, evaluation [{name}]", title=title)
         axes.set_ylabel(f"top-1 at {results.size} px [%]")
@@ -75,6 +77,8 @@ def _curve(axes: Axes, row: Row, style: dict, unit: float) -> None:
         color=style["color"],
         linestyle=style["dash"],
         linewidth=2.4 if main else 1.1,
+        marker=".",
+        markersize=7 if main else 4,
         alpha=1.0 if main else 0.75,
         zorder=3 if main else 2,
     )
@@ -115,7 +119,7 @@ def _legend(results: Results, styles: dict[str, dict]) -> list[Line2D]:
                 label=row.variant.name.replace("-", " ", 1),
             )
         )
-    handles.append(Line2D([], [], color="#59636e", linewidth=1.0, label="Pareto front (right)"))
+    handles.append(Line2D([], [], color=FRONT, linewidth=4.0, label="Pareto front"))
     if results.target is not None:
         handles.append(
             Line2D([], [], color="#59636e", linewidth=0.8, linestyle=":", label=f"target {100 * results.target:.2f} %")

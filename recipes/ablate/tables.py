@@ -44,11 +44,11 @@ def points(share: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """`209 s`, `35.2 min` or `10.5 h`."""
+    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`."""
     if value is None:
         return ABSENT
     if value < 600:
-        return f"{value:.3g} s" if value < 10 else f"{value:.0f} s"
+        return f"{value:.1f} s" if value < 99.95 else f"{value:.0f} s"
     return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
 
 
@@ -83,26 +83,28 @@ def name(row: Row) -> str:
     return row.variant.name.replace("-", " ", 1)
 
 
-def runs_cell(row: Row) -> str:
-    """`2`, `1 (1 failed)`, `failed`, `not run`."""
-    failed = f"{row.failed} failed" if row.failed else ""
-    missing = f"{row.missing} not run" if row.missing else ""
-    rest = ", ".join(text for text in (failed, missing) if text)
-    return f"{len(row.seeds)}" + (f" ({rest})" if rest else "")
+def note(row: Row) -> str:
+    """`*`: on the Pareto front; `1 failed`; `1 not run`."""
+    parts = [
+        "*" * row.on_front,
+        f"{row.failed} failed" * bool(row.failed),
+        f"{row.missing} not run" * bool(row.missing),
+    ]
+    return " ".join(part for part in parts if part)
 
 
 def accuracy_table(results: Results, sizes: Sequence[int]) -> Table:
     """Top-1 of each variant at some image sizes, and against the baseline at the main one."""
-    headers = ("variant", "n", *(f"top-1 %, {size} px" for size in sizes), "- baseline", "front")
+    headers = ("variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note")
     return Table(
         headers,
         tuple(
             (
                 name(row),
-                runs_cell(row),
+                str(len(row.seeds)),
                 *(percent(row.top1.get(size)) for size in sizes),
                 points(gain(row, results)),
-                "*" if row.on_front else "",
+                note(row),
             )
             for row in results.rows
         ),
@@ -112,8 +114,8 @@ def accuracy_table(results: Results, sizes: Sequence[int]) -> Table:
 def cost_table(results: Results) -> Table:
     """Time, throughput, and time and epochs to the target, each with its ratio to the baseline's."""
     base = results.baseline
-    goal = ABSENT if results.target is None else f"{100 * results.target:.2f} %"
-    headers = ("variant", "time", "ratio", "images/s", "ratio", f"to {goal}", "epochs", "ratio")
+    goal = "target" if results.target is None else f"{100 * results.target:.1f}%"
+    headers = ("variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio")
     rows = []
     for row in results.rows:
         wall, speed, reached = row.wall_seconds, row.images_per_second, row.reached
@@ -158,9 +160,9 @@ def notes(results: Results, groups: Sequence[Sequence[float]], eval_interval: in
         eval_interval: Epochs between two evaluations.
     """
     found = [
-        f"Top-1 and time are means over n seeds, ± is their sample standard deviation. Accuracies are compared at "
-        f"{results.size} px, in percentage points; ratios are over the baseline. A star: on the Pareto front of time "
-        "and top-1.",
+        f"Top-1 and time are means over n seeds, ± is their sample standard deviation. Gains and ratios are over the "
+        f"baseline, gains in percentage points of top-1 at {results.size} px. A star: on the Pareto front of time and "
+        "top-1.",
         "Alone: the technique added to the baseline. In the recipe: the recipe less the recipe without the technique. "
         "Both seed by seed.",
     ]
@@ -178,8 +180,20 @@ def notes(results: Results, groups: Sequence[Sequence[float]], eval_interval: in
             f"Time to {100 * results.target:.2f} %: where the mean curve over the seeds first reaches it, on a "
             f"straight line between two evaluations (one every {every}); the first evaluation counts as it is."
         )
-    found.append("Time is that of training, loading, evaluation and checkpoints, without the program's start.")
+    found.append(
+        "Time is that of training, loading, evaluation and checkpoints, without the program's start." + _jitter(results)
+    )
     return found
+
+
+def _jitter(results: Results) -> str:
+    """How far to trust the times: their relative standard deviation over the seeds, pooled as that of top-1 is."""
+    walls = [row.wall_seconds for row in results.rows if row.wall_seconds and row.wall_seconds.std is not None]
+    freedom = sum(wall.n - 1 for wall in walls)
+    if not freedom:
+        return ""
+    share = (sum((wall.n - 1) * ((wall.std or 0.0) / wall.mean) ** 2 for wall in walls) / freedom) ** 0.5
+    return f" Between seeds, that of one variant has a standard deviation of {100 * share:.0f} %."
 
 
 def markdown(table: Table) -> str:

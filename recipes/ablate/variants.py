@@ -40,20 +40,27 @@ def techniques(algorithms: AlgorithmsConfig) -> tuple[str, ...]:
 def all_variants(names: Sequence[str]) -> tuple[Variant, ...]:
     """The recipe, the recipe without each technique, the baseline with none, the baseline with each alone.
 
-    What is the same variant twice is there once: of one technique, `recipe` and `baseline` are all.
+    What is the same twice is there once: of two techniques, `without-a` is `with-b` as well; of a single one, `recipe`
+    and `baseline` are all.
 
     Args:
         names: The recipe's techniques.
     """
-    wanted = [
-        ("recipe", tuple(names)),
-        *((f"without-{name}", tuple(other for other in names if other != name)) for name in names),
-        ("baseline", ()),
-        *((f"with-{name}", (name,)) for name in names),
-    ]
-    if len(names) == 1:
-        wanted = [wanted[0], wanted[2]]
-    return tuple(Variant(label, on, tuple(name for name in names if name not in on)) for label, on in wanted)
+    first: dict[tuple[str, ...], str] = {}
+    for label, on in _labels(names).items():
+        if on or label == "baseline":
+            first.setdefault(on, label)
+    return tuple(Variant(label, on, tuple(name for name in names if name not in on)) for on, label in first.items())
+
+
+def _labels(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is on in each variant, by all its names."""
+    return {
+        "recipe": tuple(names),
+        **{f"without-{name}": tuple(other for other in names if other != name) for name in names},
+        "baseline": (),
+        **{f"with-{name}": (name,) for name in names},
+    }
 
 
 def choose(variants: Sequence[Variant], words: Sequence[str]) -> tuple[Variant, ...]:
@@ -63,7 +70,7 @@ def choose(variants: Sequence[Variant], words: Sequence[str]) -> tuple[Variant, 
     lacks a technique of it.
 
     Args:
-        variants: Of the recipe.
+        variants: All of the recipe's.
         words: Names of variants and techniques; none: all variants.
 
     Raises:
@@ -71,16 +78,17 @@ def choose(variants: Sequence[Variant], words: Sequence[str]) -> tuple[Variant, 
     """
     if not words:
         return tuple(variants)
-    known = {variant.name: {variant.name} for variant in variants}
-    for name in variants[0].on:
-        known[name] = {label for label in (f"without-{name}", f"with-{name}") if label in known} or {"recipe"}
+    names = variants[0].on
+    labels = _labels(names)
+    known = {label: {label} for label in labels} | {name: {f"without-{name}", f"with-{name}"} for name in names}
     wrong = [word for word in words if word not in known]
     if wrong:
         raise InputError(*(f"--only: {word} is no variant or technique; {_allowed(word, known)}" for word in wrong))
     chosen = set.union({"baseline"}, *(known[word] for word in words))
-    if any(name.startswith("without-") for name in chosen):
+    if any(label.startswith("without-") for label in chosen):
         chosen.add("recipe")
-    return tuple(variant for variant in variants if variant.name in chosen)
+    on = {labels[label] for label in chosen}
+    return tuple(variant for variant in variants if variant.on in on)
 
 
 def _allowed(word: str, known: dict[str, set[str]]) -> str:

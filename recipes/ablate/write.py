@@ -56,7 +56,7 @@ def show(story: Story, console: Console) -> None:
     console.print()
     for caption, content in (
         ("What each technique adds", effect_table(results)),
-        ("Accuracy", accuracy_table(results, sizes)),
+        ("Accuracy: top-1", accuracy_table(results, sizes)),
         ("Cost", cost_table(results)),
     ):
         if content.rows:
@@ -119,7 +119,7 @@ def _markdown(story: Story) -> str:
     parts = [f"# {story.title}", story.setting]
     if results.effects:
         parts += ["## What each technique adds", markdown(effect_table(results))]
-    parts += ["## Accuracy", markdown(accuracy_table(results, results.sizes))]
+    parts += ["## Accuracy: top-1", markdown(accuracy_table(results, results.sizes))]
     parts += ["## Cost", markdown(cost_table(results)), *story.texts]
     if story.remarks:
         parts += ["## Remarks", *(f"- {text}" for text in story.remarks)]
@@ -136,14 +136,13 @@ def _html(story: Story, pictures: dict[str, Markup]) -> str:
     sections = []
     if results.effects:
         body = [html(effect_table(results))]
-        body += [figure(pictures["effects"], "Bars: means over the seeds; whiskers: lowest to highest seed.")] * (
-            "effects" in pictures
-        )
+        if "effects" in pictures:
+            body.append(figure(pictures["effects"], "Bars: means over the seeds; whiskers: lowest to highest seed."))
         sections.append(Section("What each technique adds", _join(body)))
     body = [html(accuracy_table(results, results.sizes))]
     if "accuracy" in pictures:
         body.append(figure(pictures["accuracy"], "Curves and points: means; whiskers: lowest to highest seed."))
-    sections.append(Section("Accuracy", _join(body)))
+    sections.append(Section("Accuracy: top-1", _join(body)))
     sections.append(Section("Cost", html(cost_table(results))))
     if story.remarks:
         sections.append(Section("Remarks", _join([paragraph(text) for text in story.remarks])))
