@@ -49,7 +49,9 @@ def draw_accuracy(figure: Figure, results: Results) -> None:
     for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
         axes.set(xlabel=f"time of training, loading, evaluation [{name}]", title=title)
         axes.set_ylabel(f"top-1 at {results.size} px [%]")
-    figure.legend(handles=_legend(results, styles), loc="outside lower center", ncols=4, fontsize="small")
+    figure.legend(
+        handles=_legend(results, styles), loc="outside lower center", ncols=4, fontsize="small", handlelength=3.5
+    )
 
 
 def _styles(results: Results) -> dict[str, dict]:
@@ -77,8 +79,9 @@ def _curve(axes: Axes, row: Row, style: dict, unit: float) -> None:
         color=style["color"],
         linestyle=style["dash"],
         linewidth=2.4 if main else 1.1,
-        marker=".",
-        markersize=7 if main else 4,
+        marker=style["marker"],
+        markersize=6 if main else 4,
+        markerfacecolor=style["color"] if style["filled"] else "white",
         alpha=1.0 if main else 0.75,
         zorder=3 if main else 2,
     )
@@ -114,6 +117,7 @@ def _legend(results: Results, styles: dict[str, dict]) -> list[Line2D]:
                 [],
                 color=style["color"],
                 linestyle=style["dash"],
+                linewidth=1.2,
                 marker=style["marker"],
                 markerfacecolor=face,
                 label=row.variant.name.replace("-", " ", 1),
@@ -154,7 +158,7 @@ def draw_effects(figure: Figure, results: Results, noise: float | None) -> None:
                 [100 * (top1.mean - top1.low) for _, top1 in bars],
                 [100 * (top1.high - top1.mean) for _, top1 in bars],
             ],
-            error_kw={"elinewidth": 0.8, "capsize": 2},
+            error_kw={"elinewidth": 0.8},
             label=label,
         )
     axes.axvline(0, color=COLORS[6], linewidth=0.8)

@@ -160,7 +160,9 @@ def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
     Raises:
         InputError: All that is wrong, each line with the variants that it is about.
     """
-    first = {run.variant: run for run in reversed(runs)}
+    first: dict[Variant, PlannedRun] = {}
+    for run in runs:
+        first.setdefault(run.variant, run)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found = pool.submit(problems, [run.config for run in first.values()], processes).result()
     wrong: dict[str, list[str]] = {}

@@ -26,9 +26,9 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
     @property
-    def numbers(self) -> range:
-        """The columns that are set flush right: all but the first."""
-        return range(1, len(self.headers))
+    def numbers(self) -> list[int]:
+        """The columns that are set flush right: those of figures."""
+        return [index for index, header in enumerate(self.headers) if header not in ("variant", "technique", "note")]
 
 
 def percent(spread: Spread | None) -> str:
@@ -126,7 +126,7 @@ def cost_table(results: Results) -> Table:
                 times(over(wall, base and base.wall_seconds)),
                 ABSENT if speed is None else f"{speed.mean:.0f}",
                 times(over(speed, base and base.images_per_second)),
-                "never" if reached is None and row.seeds else seconds(reached and reached.wall_seconds),
+                "never" if reached is None and row.curve else seconds(reached and reached.wall_seconds),
                 ABSENT if reached is None else f"{reached.epoch:.1f}",
                 times(target_ratio(row, results)),
             )
@@ -202,7 +202,7 @@ def markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
-    rule = ["---", *("---:" for _ in table.numbers)]
+    rule = ["---:" if index in table.numbers else "---" for index in range(len(table.headers))]
     return "\n".join([line(table.headers), line(rule), *map(line, table.rows)]) + "\n"
 
 

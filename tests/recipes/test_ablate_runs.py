@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,21 +83,21 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     assert not (folder / second).exists()
     assert "2 of 2 runs are not finished" in (folder / "table.md").read_text()
 
-    # A folder where the run wants to write a file makes it fail.
-    (folder / second / "metrics.jsonl").mkdir(parents=True)
+    # Checkpoints of another recipe make a run refuse to start.
+    shutil.copytree(folder / first / "checkpoints", folder / second / "checkpoints")
     monkeypatch.setattr(sys, "argv", ["ablate", *words])
     assert run_command(main) == 1
     told = capfd.readouterr()
     assert "[1/2] recipe seed 3: top-1" in told.err
-    assert "[2/2] baseline seed 3: failed: exit status 1: " in told.err
+    assert "[2/2] baseline seed 3: failed: exit status 2: " in told.err
     assert str(folder / second / "console.txt") in told.out.replace("\n", "")
-    assert "Traceback" in (folder / second / "console.txt").read_text()
+    assert "label_smoothing" in (folder / second / "console.txt").read_text()
     done = summary(folder, first)
     assert done["finished"]
     assert len(done["resumed_from"]) == 1
     assert "1 failed" in (folder / "table.md").read_text()
 
-    (folder / second / "metrics.jsonl").rmdir()
+    shutil.rmtree(folder / second / "checkpoints")
     before = (folder / first / "console.txt").read_text()
     assert run_command(main) == 0
     told = capfd.readouterr()
