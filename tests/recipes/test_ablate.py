@@ -1,0 +1,369 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from recipes.ablate.plan import conflicts, make_plan, state
+from recipes.ablate.results import Spread, pareto, seed_noise, summarise
+from recipes.ablate.runs import Outcome
+from recipes.ablate.story import story_of
+from recipes.ablate.tables import accuracy_table, cost_table, csv_text, effect_table, markdown, notes
+from recipes.ablate.variants import all_variants, choose, techniques
+from recipes.ablate.write import show, write
+from recipes.errors import InputError
+from recipes.load import load_config
+from recipes.read_run import ReadRun
+from recipes.resolved import resolved
+from tests.recipes.test_read_run import leave
+from tests.support import ROOT
+
+DEMO, P3 = ROOT / "yamls" / "demo.yaml", ROOT / "yamls" / "p3.yaml"
+
+
+def planned(path, *overrides, seeds=(0,), only=(), processes=1):
+    return make_plan(path, overrides, seeds=seeds, only=only, processes=processes)
+
+
+@pytest.mark.parametrize("path", [DEMO, P3], ids=lambda path: path.stem)
+def test_each_technique_is_taken_away_once_and_stands_alone_once(path, tmp_path):
+    plan = planned(path, f"runs_folder={tmp_path}", seeds=(0, 1))
+    names = techniques(plan.recipe.algorithms)
+    assert {"blurpool", "mixup", "cutmix", "ema", "fixres"} <= set(names)
+    by_name = {run.variant.name: run.config.algorithms for run in plan.runs if run.seed == 0}
+    assert len(plan.runs) == 2 * len(by_name) == 2 * (2 * len(names) + 2)
+    assert by_name["recipe"] == plan.recipe.algorithms
+    assert techniques(by_name["baseline"]) == ()
+    for name in names:
+        assert techniques(by_name[f"without-{name}"]) == tuple(other for other in names if other != name)
+        assert techniques(by_name[f"with-{name}"]) == (name,)
+        assert getattr(by_name[f"with-{name}"], name) == getattr(plan.recipe.algorithms, name)
+    assert len({run.digest for run in plan.runs}) == len(plan.runs) == len({run.folder for run in plan.runs})
+    rest = {run.config.model_copy(update=same(plan.recipe)).model_dump_json() for run in plan.runs}
+    assert rest == {plan.recipe.model_copy(update=same(plan.recipe)).model_dump_json()}
+    assert not list(tmp_path.iterdir())
+
+
+def same(recipe):
+    """What a variant or a seed changes, as it is in the recipe."""
+    keys = ("algorithms", "seed", "run_name", "runs_folder", "loggers")
+    return {key: getattr(recipe, key) for key in keys}
+
+
+def test_a_technique_that_is_off_on_the_command_line_occurs_nowhere():
+    plan = planned(DEMO, "algorithms.mixup=off", "algorithms.composer.CutOut={length: 0.5}")
+    labels = [variant.name for variant in plan.variants]
+    assert not any("mixup" in label for label in labels)
+    assert {"without-composer.CutOut", "with-composer.CutOut"} <= set(labels)
+    alone = next(run for run in plan.runs if run.variant.name == "with-composer.CutOut")
+    assert techniques(alone.config.algorithms) == ("composer.CutOut",)
+    assert all(run.config.algorithms.mixup is None for run in plan.runs)
+
+
+def test_one_technique_makes_two_variants_and_its_effect_is_both_alone_and_in_the_recipe():
+    assert [variant.name for variant in all_variants(["ema"])] == ["recipe", "baseline"]
+    variants = all_variants(["ema"])
+    runs = {variants[0]: {0: ran(0.9, 12.0)}, variants[1]: {0: ran(0.8, 10.0)}}
+    (effect,) = summarise(variants, runs, {}, seeds=1, sizes=(32,), size=32, target=None).effects
+    assert effect.alone == effect.in_recipe
+    assert effect.alone.top1.mean == pytest.approx(0.1)
+    assert effect.alone.seconds_ratio == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["a"], ["recipe", "without-a", "baseline", "with-a"]),
+        (["with-a"], ["baseline", "with-a"]),
+        (["without-b", "with-a"], ["recipe", "without-b", "baseline", "with-a"]),
+        ([], ["recipe", "without-a", "without-b", "without-c", "baseline", "with-a", "with-b", "with-c"]),
+        (["recipe"], ["recipe", "baseline"]),
+        (["baseline"], ["baseline"]),
+    ],
+)
+def test_a_choice_brings_what_it_is_compared_with(words, names):
+    assert [variant.name for variant in choose(all_variants(["a", "b", "c"]), words)] == names
+
+
+def test_of_two_techniques_one_without_the_other_is_there_once():
+    variants = all_variants(["a", "b"])
+    assert [variant.name for variant in variants] == ["recipe", "without-a", "without-b", "baseline"]
+    assert [variant.on for variant in choose(variants, ["with-a"])] == [("a",), ()]
+    assert choose(variants, ["a"]) == variants
+    assert [variant.name for variant in choose(all_variants(["a"]), ["a"])] == ["recipe", "baseline"]
+
+
+def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
+    """A finished run."""
+    summary = {
+        "finished": True,
+        "config_digest": digest,
+        "wall_seconds": seconds,
+        "images_per_second": 1000 / seconds,
+        "eval_by_size": {str(size): {"top1": top1}, "16": {"top1": top1 / 2}},
+        "versions": {"device": device},
+    }
+    figures = [
+        {"batch": 1, "epoch": epoch, "wall_seconds": wall, f"eval/{size}/top1": value} for epoch, wall, value in curve
+    ]
+    return ReadRun(None, summary, tuple(figures))
+
+
+def brute_front(points):
+    def beaten(mine, other):
+        return other[0] <= mine[0] and other[1] >= mine[1] and other != mine
+
+    return [not any(beaten(point, other) for other in points) for point in points]
+
+
+COORDINATE = st.integers(0, 6).map(float) | st.floats(0, 10)
+
+
+@given(st.lists(st.tuples(COORDINATE, COORDINATE), max_size=12))
+def test_the_front_is_what_no_other_point_beats(points):
+    assert pareto(points) == brute_front(points)
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_seed_noise_pools_the_squares_about_each_mean(groups):
+    squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
+    freedom = sum(len(group) - 1 for group in groups)
+    expected = None if not freedom else pytest.approx((squares / freedom) ** 0.5, abs=1e-12)
+    assert seed_noise(groups) == expected
+
+
+def test_a_spread_of_one_value_has_no_deviation():
+    assert Spread.of([]) is None
+    assert Spread.of([0.5]) == (0.5, None, 0.5, 0.5, 1)
+    assert Spread.of([0.4, 0.6]) == (0.5, pytest.approx(0.02**0.5), 0.4, 0.6, 2)
+
+
+@pytest.fixture
+def results():
+    """Of a recipe with a, b and c over two seeds: one run without a failed, and some were not reached."""
+    variants = all_variants(["a", "b", "c"])
+    recipe, without_a, without_b, _, baseline, with_a, _, _ = variants
+    runs = {
+        recipe: {0: ran(0.90, 20.0, [(1, 10, 0.5), (2, 20, 0.90)]), 1: ran(0.92, 22.0, [(1, 11, 0.6), (2, 22, 0.92)])},
+        without_a: {1: ran(0.80, 18.0, [(1, 9, 0.70), (2, 18, 0.71)])},
+        without_b: {0: ran(0.70, 30.0), 1: ran(0.80, 30.0)},
+        baseline: {0: ran(0.70, 10.0, [(1, 5, 0.4), (2, 10, 0.7)]), 1: ran(0.74, 10.0, [(1, 5, 0.4), (2, 10, 0.74)])},
+        with_a: {0: ran(0.71, 12.0), 1: ran(0.79, 12.0)},
+    }
+    return summarise(variants, runs, {without_a: 1}, seeds=2, sizes=(16, 32), size=32, target=None)
+
+
+def test_every_figure_is_compared_with_the_baseline(results):
+    row = {row.variant.name: row for row in results.rows}
+    assert results.target == pytest.approx(0.72)
+    assert row["recipe"].top1[32].mean == pytest.approx(0.91)
+    assert row["recipe"].top1[16].mean == pytest.approx(0.455)
+    # The mean curve goes from 55 % after 10.5 s to 91 % after 21 s.
+    assert row["recipe"].reached == pytest.approx((1 + 17 / 36, 10.5 + 10.5 * 17 / 36), abs=1e-6)
+    # By default the target is where the baseline's mean curve ends.
+    assert row["baseline"].reached == pytest.approx((2, 10), abs=1e-6)
+    assert row["without-a"].reached is None
+    assert (row["without-a"].failed, row["without-a"].missing) == (1, 0)
+    assert (row["with-b"].failed, row["with-b"].missing) == (0, 2)
+    assert {name for name in row if row[name].on_front} == {"baseline", "with-a", "without-a", "recipe"}
+    cells = {cells[0]: cells for cells in cost_table(results).rows}
+    assert cells["recipe"] == ("recipe", "21.0 s", "2.10x", "48", "0.48x", "15.5 s", "1.5", "1.55x")
+    assert cells["with b"][1:] == ("-",) * 7
+    assert cells["without a"][5:] == ("never", "-", "-")
+    assert cells["without b"][5:] == ("-", "-", "-")
+    cells = {cells[0]: cells for cells in accuracy_table(results, [16, 32]).rows}
+    assert cells["recipe"] == ("recipe", "2", "45.50 ± 0.71", "91.00 ± 1.41", "+19.00", "*")
+    assert cells["without a"] == ("without a", "1", "40.00", "80.00", "+8.00", "* 1 failed")
+    assert cells["with b"] == ("with b", "0", "-", "-", "-", "2 not run")
+
+
+def test_effects_are_paired_by_seed(results):
+    a, b, c = results.effects
+    assert a.alone.top1.mean == pytest.approx(0.03)  # 1 and 5 points
+    assert a.alone.top1.std == pytest.approx(0.04 / 2**0.5)
+    assert a.in_recipe.top1 == (pytest.approx(0.12), None, pytest.approx(0.12), pytest.approx(0.12), 1)  # seed 1 only
+    assert a.in_recipe.seconds_ratio == pytest.approx(22 / 18)
+    assert b.alone is None
+    assert b.in_recipe.top1.mean == pytest.approx(0.16)
+    assert (c.alone, c.in_recipe) == (None, None)
+    assert effect_table(results).rows[0] == ("a", "+3.00 ± 2.83", "1.20x", "+12.00", "1.22x")
+
+
+def test_without_the_recipe_nothing_is_said_of_techniques_in_it():
+    variants = choose(all_variants(["a", "b", "c"]), ["with-a"])
+    runs = {variant: {0: ran(0.5 + 0.1 * len(variant.on), 10.0)} for variant in variants}
+    (effect,) = summarise(variants, runs, {}, seeds=1, sizes=(32,), size=32, target=0.9).effects
+    assert effect.alone.top1.mean == pytest.approx(0.1)
+    assert effect.in_recipe is None
+
+
+def test_markdown_reads_back_cell_by_cell(results):
+    for table in (accuracy_table(results, [16, 32]), cost_table(results), effect_table(results)):
+        header, rule, *rows = [
+            tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in markdown(table).splitlines()
+        ]
+        assert header == table.headers
+        assert set(rule) == {"---", "---:"}
+        assert rows == [tuple(cell or "" for cell in row) for row in table.rows]
+
+
+def test_csv_reads_back_to_every_digit(results):
+    lines = list(csv.DictReader(io.StringIO(csv_text(results))))
+    assert [line["variant"] for line in lines] == [row.variant.name for row in results.rows]
+    for line, row in zip(lines, results.rows, strict=True):
+        assert line["techniques_on"].split() == list(row.variant.on)
+        assert (int(line["n"]), int(line["failed"])) == (len(row.seeds), row.failed)
+        for key, value in (
+            ("top1", row.top1[32].mean if row.top1 else None),
+            ("top1_16px", row.top1[16].mean if row.top1 else None),
+            ("wall_seconds_std", row.wall_seconds and row.wall_seconds.std),
+            ("seconds_to_target", row.reached and row.reached.wall_seconds),
+            ("target_top1", results.target),
+        ):
+            assert line[key] == ("" if value is None else repr(value))
+        assert line["on_pareto_front"] == str(int(row.on_front))
+
+
+def test_notes_say_what_chance_alone_does():
+    variants = all_variants(["a"])
+    runs = {variant: {0: ran(0.4, 10.0), 1: ran(0.6, 10.0)} for variant in variants}
+    found = summarise(variants, runs, {}, seeds=2, sizes=(32,), size=32, target=None)
+    text = " ".join(notes(found, [[0.4, 0.6], [0.4, 0.6]], 3))
+    assert "standard deviation of 14.14 points" in text
+    assert "standard error of 14.14 points" in text  # times the root of 2 / n, and n is 2
+    assert "one every 3 epochs" in text
+
+
+def outcomes(plan, **options):
+    """Every run but the first, which failed, finished."""
+    rest = [
+        Outcome(run, ran(0.5 + 0.02 * len(run.variant.on) + 0.01 * run.seed, 60.0, size=36, **options))
+        for run in plan.runs[1:]
+    ]
+    for outcome in rest:
+        outcome.run.summary["eval_by_size"]["32"] = {"top1": 0.4}
+    return [Outcome(plan.runs[0], None, "exit status 1: boom | <b>; see console.txt"), *rest]
+
+
+def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
+    plan = planned(DEMO, f"runs_folder={tmp_path}", seeds=(0, 1))
+    story = story_of(plan, outcomes(plan), 36, None, ["ablate", "eval.sizes=[32, 36]"])
+    out = io.StringIO()
+    show(story, Console(file=out, width=80))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    # One line per variant and table: nothing is folded.
+    assert sum(line.startswith("without progressive_resizing ") for line in lines) == 2
+    assert "boom | <b>" in out.getvalue()
+    files = {path.name: path for path in write(story, tmp_path)}
+    assert set(files) == {"table.md", "table.csv", "accuracy.png", "ablation.html"}
+    assert files["accuracy.png"].read_bytes().startswith(b"\x89PNG")
+    html = files["ablation.html"].read_text()
+    assert "boom | &lt;b&gt;" in html
+    assert html.count("<svg") == 2
+    assert "src=" not in html
+    assert "| * 1 failed |" in files["table.md"].read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+
+
+def test_results_can_be_told_where_no_run_finished(tmp_path):
+    plan = planned(DEMO, f"runs_folder={tmp_path}", only=["ema"])
+    story = story_of(plan, [Outcome(run, None, "exit status 1: x") for run in plan.runs], 36, None, ["ablate"])
+    show(story, Console(file=io.StringIO(), width=80))
+    assert {path.name for path in write(story, tmp_path)} == {"table.md", "table.csv", "ablation.html"}
+    assert story.results.target is None
+
+
+def test_runs_on_different_machines_are_told_apart(tmp_path):
+    plan = planned(DEMO, f"runs_folder={tmp_path}")
+    mixed = outcomes(plan)
+    mixed[1].run.summary["versions"]["device"] = "1 x NVIDIA V100"
+    told = story_of(plan, mixed, 36, None, []).remarks
+    assert any("device: cpu (16 runs), 1 x NVIDIA V100 (1 runs)" in line for line in told)
+    assert not any("device" in line for line in story_of(plan, outcomes(plan), 36, None, []).remarks)
+
+
+def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
+    here = [DEMO, f"runs_folder={tmp_path}"]
+    run = planned(*here, only=["baseline"]).runs[0]
+    assert state(run) == "new"
+    run.folder.parent.mkdir()
+    summary = {"finished": False, "config_digest": run.digest, "eval_by_size": {}}
+    leave(run.folder, summary, [])
+    (run.folder / "config.yaml").write_text(resolved(run.config))
+    assert state(run) == "begun"
+    assert conflicts(run, 1) == []
+    summary |= {"finished": True, "eval_by_size": {"32": {}, "36": {}}}
+    (run.folder / "summary.json").write_text(json.dumps(summary))
+    assert state(planned(*here, only=["baseline"]).runs[0]) == "finished"
+    with pytest.raises(InputError, match=r"optimizer.lr: here 0.1, there 0.05"):
+        planned(*here, "optimizer.lr=0.1", only=["baseline"])
+    with pytest.raises(InputError, match=r"another number of processes"):
+        planned(*here, only=["baseline"], processes=2)
+    with pytest.raises(InputError, match=r"finished without evaluation at 40 px"):
+        planned(*here, "eval.sizes=[32, 40]", only=["baseline"])
+
+
+ABLATE = [sys.executable, "-m", "recipes.ablate"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "which YAML file?"),
+        ([str(DEMO), "--only", "mixupp"], "did you mean 'mixup'?"),
+        ([str(DEMO), "--target", "97"], "--target: got 97; allowed: a share"),
+        ([str(DEMO), "--size", "33"], "--size: got 33; allowed: one of eval.sizes, 32, 36"),
+        ([str(DEMO), "--processes", "0"], "--processes: got 0"),
+        ([str(DEMO), "--seeds", "x"], "--seeds: invalid int value: 'x'"),
+        ([str(DEMO), "--seeds", "-1"], "seed: got -1"),
+        ([str(DEMO), "seed=3"], "from --seeds"),
+        ([str(DEMO), "resume=x.pt"], "resume: the runs of an ablation start from zero"),
+        ([str(DEMO), "checkpoints.folder=s3://bucket/x"], "checkpoints.folder: each run needs a folder of its own"),
+        ([str(DEMO), "optimizer.lr=fast"], "optimizer.lr: got 'fast'"),
+        ([str(DEMO), "algorithms=off"], "algorithms"),
+    ],
+    ids=lambda value: "_".join(value[-2:])[-30:] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_2(words, said, monkeypatch, capsys):
+    from recipes.ablate.__main__ import main
+    from recipes.cli import run_command
+
+    monkeypatch.setattr(sys, "argv", ["ablate", *words])
+    assert run_command(main) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_a_recipe_without_techniques_is_refused(tmp_path):
+    path = tmp_path / "bare.yaml"
+    path.write_text("run_name: bare\ndevice_batch_size: 8\ndata: {path: x}\n")
+    with pytest.raises(InputError, match="no technique is on"):
+        planned(path)
+
+
+def test_the_list_needs_no_torch():
+    program = (
+        "import runpy, sys; sys.argv = ['ablate', 'yamls/p3.yaml', '--list', '--seeds', '0', '1', '2']\n"
+        "try: runpy.run_module('recipes.ablate', run_name='__main__', alter_sys=False)\n"
+        "finally: print('heavy:', sorted({'torch', 'composer', 'matplotlib', 'cv2'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert last == "heavy: []"
+    assert sum(line.startswith("new  ") for line in lines) == 3 * 18
+    assert lines[-1] == "54 of 54 runs to do, in runs/p3-ablate"
+
+
+def test_the_config_of_a_run_reads_back(tmp_path):
+    for run in planned(DEMO, f"runs_folder={tmp_path}", "algorithms.composer.CutOut={length: 0.5}").runs:
+        path = tmp_path / "config.yaml"
+        path.write_text(resolved(run.config))
+        assert load_config(path) == run.config

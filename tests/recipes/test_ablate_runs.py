@@ -1,0 +1,154 @@
+"""An ablation as it is started: real runs, one of which fails, an interruption, and the same command again."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from recipes.ablate.__main__ import main
+from recipes.ablate.plan import make_plan, preflight
+from recipes.ablate.runs import epochs_done, locked
+from recipes.cli import run_command
+from recipes.errors import InputError
+from tests.support import ROOT
+
+RECIPE = """
+run_name: tiny
+device: cpu
+max_duration: 3ep
+device_batch_size: 8
+model: {name: timm/resnet10t}
+optimizer: {lr: 0.05}
+data: {path: IMAGES, train_size: 32, workers: 0}
+eval: {sizes: [24, 32]}
+checkpoints: {interval: 1ba}
+loggers: {tensorboard: false, interval: 1}
+algorithms:
+  label_smoothing: {}
+"""
+LIMIT = 240.0
+
+
+@pytest.fixture
+def recipe(tmp_path, images):
+    """A YAML of one technique."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.replace("IMAGES", str(images)))
+    return path
+
+
+def wait_for(file, process):
+    """Poll until a file is there, as long as the process lives."""
+    deadline = time.monotonic() + LIMIT
+    while not file.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def summary(folder, name):
+    return json.loads((folder / name / "summary.json").read_text())
+
+
+def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_path, monkeypatch, capfd):
+    words = [str(recipe), f"runs_folder={tmp_path}", "--seeds", "3"]
+    folder = tmp_path / "tiny-ablate"
+    first, second = "tiny-recipe-seed3", "tiny-baseline-seed3"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "recipes.ablate", *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_for(folder / first / "checkpoints" / "ep000-ba000001.json", process)
+        with pytest.raises(InputError, match="another ablation"), locked(folder):
+            pass
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 75, output
+    assert "the same command goes on" in output.splitlines()[-1]
+    assert not summary(folder, first)["finished"]
+    assert not (folder / second).exists()
+    assert "2 of 2 runs are not finished" in (folder / "table.md").read_text()
+
+    # Checkpoints of another recipe make a run refuse to start.
+    shutil.copytree(folder / first / "checkpoints", folder / second / "checkpoints")
+    monkeypatch.setattr(sys, "argv", ["ablate", *words])
+    assert run_command(main) == 1
+    told = capfd.readouterr()
+    assert "[1/2] recipe seed 3: top-1" in told.err
+    assert "[2/2] baseline seed 3: failed: exit status 2: " in told.err
+    assert str(folder / second / "console.txt") in told.out.replace("\n", "")
+    assert "label_smoothing" in (folder / second / "console.txt").read_text()
+    done = summary(folder, first)
+    assert done["finished"]
+    assert len(done["resumed_from"]) == 1
+    assert "1 failed" in (folder / "table.md").read_text()
+
+    shutil.rmtree(folder / second / "checkpoints")
+    before = (folder / first / "console.txt").read_text()
+    assert run_command(main) == 0
+    told = capfd.readouterr()
+    assert "1 of 2 runs to do" in told.err
+    assert (folder / first / "console.txt").read_text() == before
+    assert summary(folder, second)["finished"]
+    assert summary(folder, second)["weights_sha256"] != done["weights_sha256"]
+    assert "failed" not in (folder / "table.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {
+        *(first, second, ".lock", "table.md", "table.csv", "accuracy.png", "ablation.html")
+    }
+
+    # Nothing is left to do: nothing is started, and the table is there again at another target.
+    assert run_command(lambda: main_with(monkeypatch, *words, "--target", "0.9", "--size", "24")) == 0
+    assert "at 24 px" in capfd.readouterr().out
+    assert summary(folder, second)["resumed_from"] == []
+
+
+def main_with(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["ablate", *words])
+    return main()
+
+
+def test_what_a_variant_cannot_do_is_found_before_any_run(recipe, tmp_path):
+    """At 32 px AlexNet's last pooling has nothing left: only FixRes from the first epoch on makes its images larger."""
+    overrides = [
+        f"runs_folder={tmp_path}",
+        "model.name=alexnet",
+        "algorithms.fixres={start: 0.0, size: 96}",
+        "algorithms.composer.CutOut={length: 0.5}",
+        "data.path=/nowhere",
+        "eval.sizes=96",
+    ]
+    plan = make_plan(recipe, overrides, seeds=(0, 1), only=(), processes=1)
+    with pytest.raises(InputError) as caught:
+        preflight(plan.runs, 1)
+    small, data = sorted(caught.value.lines, key=lambda line: "nowhere" in line)
+    assert small.startswith(
+        "without-fixres, baseline, with-label_smoothing, with-composer.CutOut: model.name: alexnet "
+    )
+    assert "takes no images of 32 px" in small
+    assert data.startswith("data.path: /nowhere") or data.startswith("/nowhere")
+    assert not (tmp_path / "tiny-ablate").exists()
+
+
+def test_how_far_a_run_is_shows_in_the_last_whole_line(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    assert epochs_done(metrics) == 0
+    metrics.write_text(
+        '{"batch": 1, "epoch": 0.5}\n' * 2000 + '{"batch": 2, "epoch": 1.25}\nnull\n{"batch": 3, "epoch": 2'
+    )
+    assert epochs_done(metrics) == 1.25
+    metrics.write_text("")
+    assert epochs_done(metrics) == 0
