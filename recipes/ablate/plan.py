@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -172,12 +173,13 @@ def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
 
 
 def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
-    """What would make each run fail at its start, as a run itself would say it.
+    """What would make each run fail at its start, as a run itself would say it; meant for a process of its own.
 
     Args:
         configs: Of runs on the same images.
         processes: Of each run, all on this machine.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which waits for the answer
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
     from data.errors import DataError
     from recipes.preflight import require_ready

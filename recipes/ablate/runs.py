@@ -136,7 +136,7 @@ def work(plan: Plan, stop: Stop, lock: int, tell: Callable[[str], None]) -> list
     """
     outcomes, total, epochs = [], len(plan.runs), plan.recipe.epochs
     ahead = sum(state(run) != "finished" for run in plan.runs) * epochs
-    with tqdm(total=ahead, unit="ep", file=sys.stderr, disable=None, smoothing=0) as bar:
+    with tqdm(total=ahead, unit="ep", unit_scale=True, file=sys.stderr, disable=None, smoothing=0) as bar:
         for number, run in enumerate(plan.runs, 1):
             if state(run) == "finished":
                 outcomes.append(Outcome(run, read_run(run.folder)))

@@ -58,9 +58,10 @@ def remarks(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     missing = sum(outcome.run is None and outcome.failure is None for outcome in outcomes)
     if missing:
         found.append(f"{missing} of {len(outcomes)} runs are not finished; the same command goes on.")
-    algorithms = plan.recipe.algorithms
-    if algorithms.mixup and algorithms.cutmix:
-        share = algorithms.cutmix.switch_prob
+    cutmix = plan.recipe.algorithms.cutmix
+    kinds = [{"mixup", "cutmix"} & set(variant.on) for variant in plan.variants]
+    if cutmix is not None and any(len(kind) == 1 for kind in kinds) and any(len(kind) == 2 for kind in kinds):
+        share = cutmix.switch_prob
         found.append(
             f"Where MixUp and CutMix are both on, a batch gets CutMix with probability {share:g} and MixUp otherwise; "
             "without one of them, the other acts on every batch."

@@ -49,8 +49,11 @@ class Story(NamedTuple):
 
 
 def show(story: Story, console: Console) -> None:
-    """Print the tables; each fits 80 columns."""
+    """Print the tables, each of which fits 80 columns; without a finished run only the remarks."""
     results = story.results
+    if not any(row.seeds for row in results.rows):
+        console.print(*story.remarks, sep="\n", markup=False, highlight=False)
+        return
     others = [size for size in results.sizes if size != results.size]
     sizes = [*others[-(TERMINAL_SIZES - 1) :], results.size]
     console.print()
@@ -61,7 +64,7 @@ def show(story: Story, console: Console) -> None:
     ):
         if content.rows:
             console.print(f"[bold]{caption}[/bold]")
-            console.print(_rich(content))
+            console.print(_rich(content), end="\n\n")
     for text in (*story.texts, *story.remarks):
         console.print(text, markup=False, highlight=False, soft_wrap=False)
 

@@ -91,7 +91,7 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     assert "[1/2] recipe seed 3: top-1" in told.err
     assert "[2/2] baseline seed 3: failed: exit status 2: " in told.err
     assert str(folder / second / "console.txt") in told.out.replace("\n", "")
-    assert "label_smoothing" in (folder / second / "console.txt").read_text()
+    assert "of run 'tiny-recipe-seed3'" in (folder / second / "console.txt").read_text()
     done = summary(folder, first)
     assert done["finished"]
     assert len(done["resumed_from"]) == 1
