@@ -198,7 +198,18 @@ def choose(found: Sequence[Suggestion]) -> Suggestion | None:
 
     On the demo's digits (4 epochs of One-Cycle, batch 32) neither a tenth of it nor ten times as much trains better:
     85.3, 93.6 and 89.2 % top-1 with timm/resnet10t (3 seeds), 94.6, 96.6 and 78.8 % with ResNet-50 (1 seed). The other
-    four are 3 to 70 times lower there, made for rates that a run keeps from its start; a schedule that warms up and comes
-    down again takes more. All figures: docs/find_lr.md.
+    four are 3 to 70 times lower there, made for rates that a run keeps from its start; a schedule that warms up and
+    comes down again takes more. All figures: docs/find_lr.md.
     """
     return next((suggestion for suggestion in found if suggestion.method == "minimum"), None)
+
+
+def still_falling(curve: Curve, steps: int) -> bool:
+    """The ramp ended before the loss turned, so that higher rates may be better than what is suggested.
+
+    Args:
+        curve: A run.
+        steps: Steps of the whole ramp.
+    """
+    _, losses = usable(curve.lrs, curve.smoothed, steps)
+    return curve.end == "complete" and len(losses) > 0 and int(losses.argmin()) == len(losses) - 1

@@ -44,7 +44,7 @@ algorithms:
 """
 
 
-LIMIT = 240.0
+LIMIT = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,15 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
         lines = out[out.index("optimizer:") :].split("\n\n")[0]
         assert yaml.safe_load(lines) == {"optimizer": left["optimizer"]}
         assert lines in page
+
+
+def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
+    said = "still falling at the last rate, 0.01: higher ones may be better"
+    status, out, _ = find_lr(
+        "--runs", "1", "--steps", "60", "--start-lr", "1e-3", "--end-lr", "1e-2", "--smoothing", "0.98"
+    )
+    assert (status, said in " ".join(out.split())) == (0, True)
+    assert said in (tmp_path / "tiny" / "find_lr" / "lr.html").read_text()
 
 
 def test_two_tests_give_the_same_bits_and_no_method_is_needed_for_the_curves(find_lr, tmp_path):
