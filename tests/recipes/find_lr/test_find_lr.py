@@ -133,12 +133,11 @@ def generators():
 def test_a_run_is_as_if_the_test_had_not_been(find_lr, train, recipe, tmp_path):
     plain = train(recipe, "run_name=plain", "max_duration=2ep")[1]
     find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
-    before = generators()
     status, tested = train(recipe, "max_duration=2ep")
     assert (status, tested["weights_sha256"]) == (0, plain["weights_sha256"])
     left = files(tmp_path / "tiny")
     assert any(path.parent.name == "checkpoints" for path in left)
-    torch.manual_seed(5)
+    torch.manual_seed(5)  # a state that no test begins or ends with by itself
     before = generators()
     find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
     assert generators() == before
