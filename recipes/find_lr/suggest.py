@@ -202,3 +202,14 @@ def choose(found: Sequence[Suggestion]) -> Suggestion | None:
     comes down again takes more. All figures: docs/find_lr.md.
     """
     return next((suggestion for suggestion in found if suggestion.method == "minimum"), None)
+
+
+def still_falling(curve: Curve, steps: int) -> bool:
+    """The ramp ended before the loss turned, so that higher rates may be better than what is suggested.
+
+    Args:
+        curve: A run.
+        steps: Steps of the whole ramp.
+    """
+    _, losses = usable(curve.lrs, curve.smoothed, steps)
+    return curve.end == "complete" and len(losses) > 0 and int(losses.argmin()) == len(losses) - 1

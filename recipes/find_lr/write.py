@@ -16,7 +16,7 @@ from rich.table import Table
 
 from recipes.find_lr.curve import Curve, Ramp
 from recipes.find_lr.plot import draw
-from recipes.find_lr.suggest import Suggestion
+from recipes.find_lr.suggest import Suggestion, still_falling
 from recipes.find_lr.trial import Pasted, Peak
 from recipes.page.chart import chart, svg
 from recipes.page.html import Section, figure, page, paragraph, table
@@ -145,6 +145,17 @@ def _page(result: Result, drawn: Figure) -> str:
     )
 
 
+def caution(result: Result) -> str:
+    """What a reader of the result must know, or nothing."""
+    falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
+    if not falling:
+        return ""
+    return (
+        f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
+        f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
+    )
+
+
 def _conclusion(result: Result) -> Markup:
     if result.line is None or result.chosen is None:
         return paragraph(NOTHING)
@@ -153,6 +164,7 @@ def _conclusion(result: Result) -> Markup:
         paragraph(f"For the YAML ({result.chosen.method}, geometric mean of the runs; it was {result.present:.3g}):")
         + Markup("<pre>{}</pre>").format(result.line.yaml)
         + paragraph(Markup("or on the command line <code>{}</code>").format(result.line.overrides))
+        + (paragraph(caution(result)) if caution(result) else "")
         + paragraph("The schedule's highest rate is then, by linear scaling:")
         + table(("devices", "images a step", "highest rate"), rows, numbers=(0, 1, 2))
     )
@@ -189,6 +201,8 @@ def show(result: Result, console: Console) -> None:
     )
     console.print(result.line.yaml, highlight=False, markup=False)
     console.print(f"\nor on the command line: {result.line.overrides}", highlight=False, soft_wrap=True)
+    if caution(result):
+        console.print(f"\n{caution(result)}", highlight=False)
     scaled = ", ".join(f"{peak.lr:.2g} on {peak.devices}" for peak in result.peaks)
     if len({peak.lr for peak in result.peaks}) > 1:
         console.print(f"\nThe highest rate is then, by number of devices: {scaled}.", highlight=False)

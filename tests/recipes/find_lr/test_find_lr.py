@@ -44,7 +44,7 @@ algorithms:
 """
 
 
-LIMIT = 240.0
+LIMIT = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +100,15 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
         assert lines in page
 
 
+def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
+    said = "still falling at the last rate, 0.01: higher ones may be better"
+    status, out, _ = find_lr(
+        "--runs", "1", "--steps", "60", "--start-lr", "1e-3", "--end-lr", "1e-2", "--smoothing", "0.98"
+    )
+    assert (status, said in " ".join(out.split())) == (0, True)
+    assert said in (tmp_path / "tiny" / "find_lr" / "lr.html").read_text()
+
+
 def test_two_tests_give_the_same_bits_and_no_method_is_needed_for_the_curves(find_lr, tmp_path):
     find_lr("--runs", "1", "--steps", "20")
     first = (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()
@@ -124,12 +133,11 @@ def generators():
 def test_a_run_is_as_if_the_test_had_not_been(find_lr, train, recipe, tmp_path):
     plain = train(recipe, "run_name=plain", "max_duration=2ep")[1]
     find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
-    before = generators()
     status, tested = train(recipe, "max_duration=2ep")
     assert (status, tested["weights_sha256"]) == (0, plain["weights_sha256"])
     left = files(tmp_path / "tiny")
     assert any(path.parent.name == "checkpoints" for path in left)
-    torch.manual_seed(5)
+    torch.manual_seed(5)  # a state that no test begins or ends with by itself
     before = generators()
     find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
     assert generators() == before

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.find_lr.curve import Ramp, curve_of, end_of, smooth
@@ -18,6 +18,7 @@ def test_the_ramp_has_equal_ratios_and_both_ends():
     np.testing.assert_allclose(lrs[1:] / lrs[:-1], 10 ** (5 / 100))
 
 
+@settings(deadline=None)
 @given(LOSSES, st.floats(0, 0.99))
 def test_the_average_is_the_weighted_mean_of_what_was_seen(losses, smoothing):
     for index, value in enumerate(smooth(losses, smoothing)):
@@ -26,6 +27,7 @@ def test_the_average_is_the_weighted_mean_of_what_was_seen(losses, smoothing):
         assert value == pytest.approx(mean, rel=1e-9)
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 100), st.integers(1, 50), st.floats(0, 0.99))
 def test_a_constant_loss_is_its_own_average_from_the_first_step_on(loss, count, smoothing):
     np.testing.assert_allclose(smooth([loss] * count, smoothing), loss, rtol=1e-9)
@@ -87,6 +89,7 @@ def test_a_calm_loss_reaches_the_end():
     assert (curve.end, len(curve.lrs)) == ("complete", RAMP.steps)
 
 
+@settings(deadline=None)
 @given(LOSSES, st.floats(1e-6, 1e6))
 def test_the_unit_of_the_loss_does_not_matter(losses, unit):
     assert end_of(losses, RAMP) == end_of([unit * loss for loss in losses], RAMP)

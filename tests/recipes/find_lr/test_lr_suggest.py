@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from recipes.find_lr.curve import curve_of
@@ -16,6 +16,7 @@ from recipes.find_lr.suggest import (
     lowest,
     over_runs,
     steepest,
+    still_falling,
     suggestions,
     tenth,
     usable,
@@ -57,6 +58,7 @@ def fastai_slide(lrs, losses, threshold):
     return answer, right - 15 >= 0
 
 
+@settings(deadline=None)
 @given(LOSSES)
 def test_valley_is_fastais(losses):
     lrs = rates(losses)
@@ -65,6 +67,7 @@ def test_valley_is_fastais(losses):
     assert valley(lrs, losses) == (lrs[max(expected, 0)] if falls else None)
 
 
+@settings(deadline=None)
 @given(LOSSES, st.floats(0.01, 100))
 def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height(losses, height):
     assume(losses.argmin() > 0)
@@ -76,6 +79,7 @@ def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height
     assert window(lrs, losses) == (lrs[index] if found else None)
 
 
+@settings(deadline=None)
 @given(LOSSES)
 def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     lrs = rates(losses)
@@ -83,6 +87,7 @@ def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     assert tenth(lrs, losses) == (lrs[lowest] / 10 if lowest else None)
 
 
+@settings(deadline=None)
 @given(LOSSES)
 def test_steepest_is_torch_lr_finders(losses):
     lrs = rates(losses)
@@ -93,6 +98,7 @@ def test_steepest_is_torch_lr_finders(losses):
     assert steepest(lrs, losses) == (lrs[slopes.argmin()] if slopes.min() < 0 else None)
 
 
+@settings(deadline=None)
 @given(st.floats(-4, 0), st.floats(0.2, 2), st.floats(0.1, 5))
 def test_steepest_is_within_a_step_of_fastais_on_a_smooth_descent(centre, width, height):
     lrs = np.geomspace(1e-5, 10, 100)
@@ -107,6 +113,7 @@ def test_steepest_is_within_a_step_of_fastais_on_a_smooth_descent(centre, width,
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
+@settings(deadline=None)
 @given(losses=LOSSES, unit=st.integers(-12, 12).map(lambda n: 2.0**n))
 def test_the_unit_of_the_loss_does_not_matter(method, losses, unit):
     lrs = rates(losses)
@@ -114,6 +121,7 @@ def test_the_unit_of_the_loss_does_not_matter(method, losses, unit):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
+@settings(deadline=None)
 @given(losses=LOSSES, factor=st.floats(1e-3, 1e3))
 def test_other_rates_scale_the_suggestion(method, losses, factor):
     lrs = rates(losses)
@@ -124,12 +132,14 @@ def test_other_rates_scale_the_suggestion(method, losses, factor):
 
 
 @pytest.mark.parametrize("suggest", [valley, tenth, lowest])
+@settings(deadline=None)
 @given(losses=LOSSES)
 def test_those_that_compare_only_are_the_same_for_any_rising_function_of_the_loss(suggest, losses):
     lrs = rates(losses)
     assert suggest(lrs, losses) == suggest(lrs, np.log(losses)) == suggest(lrs, losses**3)
 
 
+@settings(deadline=None)
 @given(LOSSES, st.lists(st.sampled_from([math.nan, math.inf]), max_size=3), st.integers(0, 79))
 def test_what_is_no_number_is_never_looked_at(losses, bad, place):
     place = min(place, len(losses))
@@ -190,6 +200,7 @@ def test_the_runs_are_put_together():
     assert over_runs("valley", [0.3]).spread == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=6))
 def test_the_means_lie_within_the_runs_and_in_their_order(per_run):
     found = over_runs("valley", per_run)
@@ -236,3 +247,9 @@ def test_the_one_that_is_proposed_is_the_rate_of_the_lowest_loss():
     lrs, kept = usable(curve(falling(100)).lrs, falling(100), 100)
     assert choose(found).geometric_mean == pytest.approx(lrs[kept.argmin()])
     assert choose([suggestion for suggestion in found if suggestion.method != "minimum"]) is None
+
+
+def test_a_ramp_that_ended_before_the_loss_turned_is_told():
+    assert still_falling(curve(np.linspace(3, 1, 100)), 100)
+    assert not still_falling(curve(falling(100)), 100)
+    assert not still_falling(curve(np.linspace(3, 1, 100))._replace(end="not finite"), 100)
