@@ -2,7 +2,7 @@
 
     python -m benchmarks.picture_quality IMAGES [--size 128 176 224]
 
-IMAGES: a folder of photos. Prints, for each size, the median PSNR in dB and the mean absolute difference in grey levels.
+IMAGES: a folder of photos. Prints for each size the median PSNR in dB and the mean absolute difference in grey levels.
 """
 
 from __future__ import annotations
