@@ -181,6 +181,21 @@ def decode(data: bytes) -> np.ndarray:
     return Picture(data).decode(1)
 
 
+def is_damaged(data: bytes) -> bool:
+    """Whether a plain JPEG, though it decodes, has codes that make no sense: part of the picture is then noise or grey.
+
+    Training and evaluation take such pictures, as Pillow and torchvision do. Bytes left over behind the picture's last
+    block, which some cameras write, are no damage.
+    """
+    if read_header(data) is None:
+        return False
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as warning:  # libjpeg's first
+        return "extraneous bytes" not in str(warning)
+    return False
+
+
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Undo an EXIF orientation (EXIF 2.3, tag 0x0112)."""
     if orientation == 1:

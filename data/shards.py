@@ -115,7 +115,8 @@ class Resolution:
             return {}
         self._mark_used()
         places = {index: self.where(index) for index in indices}
-        absent = [index for index in indices if not (self._folder / places[index][0]).exists()]
+        here = {file: os.path.exists(f"{self._folder}/{file}") for file in {place[0] for place in places.values()}}  # noqa: PTH110
+        absent = [index for index in indices if not here[places[index][0]]]
         if not absent:
             return {}
         store, root = self._store()
@@ -200,6 +201,10 @@ class ShardSource:
     def read(self, index: int) -> bytes:
         """The encoded image at the largest resolution."""
         return self._largest().read(index)
+
+    def in_all_resolutions(self, index: int) -> list[bytes]:
+        """The encoded image at every resolution."""
+        return [resolution.read(index) for resolution in self.resolutions.values()]
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """What reads images for pictures of `size` px; those at `indices` are fetched at once where they are remote."""

@@ -25,20 +25,28 @@ class Identity:
     config_digest: str
     config: Mapping[str, Any]
     world_size: int
+    train_images: int | None = None
+    """Of the training set, which may lie anywhere but must not change; None: not known, and not compared."""
+    classes: int | None = None
+    """Likewise."""
 
     @classmethod
-    def of(cls, config: RunConfig, world_size: int) -> Identity:
+    def of(
+        cls, config: RunConfig, world_size: int, train_images: int | None = None, classes: int | None = None
+    ) -> Identity:
         """The identity of a run.
 
         Args:
             config: The run.
             world_size: Its processes.
+            train_images: Images it trains on.
+            classes: Classes of these.
         """
         sections = {
             key for key in NO_EFFECT_ON_WEIGHTS if "." not in key
         }  # of these, `loggers` may hold keys to a service
         plain = config.model_dump(mode="json", exclude=sections)
-        return cls(config.run_name, config_digest(config, world_size), plain, world_size)
+        return cls(config.run_name, config_digest(config, world_size), plain, world_size, train_images, classes)
 
     def differences(self, manifest: Manifest) -> list[str]:
         """What in the config makes a checkpoint another recipe's, one line a key."""
@@ -235,6 +243,14 @@ def require_same(manifest: Manifest, identity: Identity, location: str) -> None:
             "were, to begin anew choose another run_name:",
             *(f"  {line}" for line in identity.differences(manifest)),
         )
+    for what in ("train_images", "classes"):
+        now, then = getattr(identity, what), getattr(manifest, what)
+        if now is not None and then is not None and now != then:
+            raise InputError(
+                f"data.path: holds {now} {what.replace('train_', 'training ')}, {manifest.stem} at {location} was "
+                f"trained on {then}; to go on from it the data must be as they were, to begin anew choose another "
+                "run_name"
+            )
 
 
 def _position(stem: str) -> tuple[int, int]:

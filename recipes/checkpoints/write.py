@@ -42,6 +42,8 @@ class Snapshot:
             config=dict(identity.config),
             **self.position._asdict(),
             world_size=self.world_size,
+            train_images=identity.train_images,
+            classes=identity.classes,
             top1=self.top1,
             finished=self.finished,
             created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
