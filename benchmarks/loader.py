@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from data.benchmark import compare, median, ours, split, table, torchvisions
-from data.imagefolder import EXTENSIONS
+from data.listing import EXTENSIONS
 from data.open import open_split_pair
 from data.prepare import Settings, prepare
 

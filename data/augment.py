@@ -90,8 +90,9 @@ def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Gener
     picture = Picture(data)
     draws = crop_draws(rng)
     where = partial(crop_on_grid, picture.height, picture.width, area=augment.area, aspect_ratio=augment.aspect_ratio)
-    reduction = reduction_for(where(1, draws=draws), size)
-    top, left, height, width = where(reduction, draws=draws)
+    box = where(1, draws=draws)
+    reduction = reduction_for(box, size)
+    top, left, height, width = box if reduction == 1 else where(reduction, draws=draws)
     pixels, first = picture.decode_rows(reduction, top, top + height)
     crop = pixels[top - first : top - first + height, left : left + width]
     image = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)

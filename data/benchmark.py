@@ -105,7 +105,12 @@ def measure(loader: DataLoader, epoch: int) -> Rate:
     before, start, images = _cpu(processes), time.perf_counter(), 0
     for batch in loader:
         images += len(batch[1])
-    return Rate(images, time.perf_counter() - start, _cpu(processes) - before)
+    wall = time.perf_counter() - start
+    return Rate(images, wall, max(_cpu(processes) - before, _TICK))
+
+
+_TICK = 0.01
+"""Seconds between two readings of the clock of CPU time, at least."""
 
 
 def _cpu(processes: Sequence[psutil.Process]) -> float:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import DataError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
-"""Files with these endings, in either case, are images: torchvision's list (`torchvision/datasets/folder.py`), .gif
-and .jfif. What a file really holds is found out when it is decoded."""
+from data.listing import EXTENSIONS, class_folders, list_images
 
 
 class ImageFolder:
@@ -39,7 +36,8 @@ class ImageFolder:
                 that `classes` lacks.
         """
         self.path = Path(path)
-        found = _class_folders(self.path)
+        listing = list_images(self.path)
+        found = listing.classes
         if not found:
             raise DataError(f"{path}: no class folders; expected {path}/CLASS/IMAGE")
         self.classes = list(found if classes is None else classes)
@@ -47,18 +45,10 @@ class ImageFolder:
         unknown = [name for name in found if name not in label_of]
         if unknown:
             raise DataError(f"{path}: class folder {_some(unknown)} is not among the {len(self.classes)} classes known")
-        files: list[bytes] = []
-        counts = np.zeros(len(self.classes), dtype=np.int64)
-        for name in found:
-            before = len(files)
-            files.extend(_images(self.path / name))
-            counts[label_of[name]] = len(files) - before
-        if not files:
+        if not len(listing.ends):
             raise DataError(f"{path}: the class folders hold no images ({', '.join(EXTENSIONS)})")
-        order = np.array([label_of[name] for name in found])
-        self.labels = np.repeat(order, counts[order])
-        self._ends = np.cumsum([len(file) for file in files])
-        self._names = np.frombuffer(b"".join(files), dtype=np.uint8)
+        self.labels = np.repeat(np.array([label_of[name] for name in found]), listing.counts)
+        self._ends, self._names = listing.ends, listing.names
         self._root = os.fsencode(self.path)
 
     def __len__(self) -> int:
@@ -111,28 +101,10 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
     empty = [name for name, size in zip(train.classes, sizes, strict=True) if not size]
     if empty:
         raise DataError(f"{train.path}: class folder {_some(empty)} holds no images")
-    only_val = [name for name in _class_folders(path / "val") if name not in set(train.classes)]
+    only_val = [name for name in class_folders(path / "val") if name not in set(train.classes)]
     if only_val:
         raise DataError(f"{path / 'val'}: class folder {_some(only_val)} is not in {train.path}")
     return train, ImageFolder(path / "val", train.classes)
-
-
-def _class_folders(path: Path) -> list[str]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-
-
-def _images(folder: Path) -> Iterator[bytes]:
-    """Paths of the images under a class folder, relative to it."""
-    root = os.fspath(folder)
-    for parent, _, names in sorted(os.walk(root, followlinks=True)):
-        inside = os.path.relpath(parent, root)
-        for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                yield os.fsencode(name if inside == os.curdir else f"{inside}/{name}")
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

@@ -10,9 +10,6 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-_CONTEXT = 2
-"""Pixel rows beyond a crop that its own rows depend on: one row of colours, at half the resolution."""
-
 
 class Header(NamedTuple):
     """Of a plain JPEG: 8 bits, baseline, extended or progressive, grey or three channels."""
@@ -74,7 +71,7 @@ def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int)
 def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes, int, int]:
     """A JPEG of the rows [top, bottom) and as few others as can be.
 
-    Where a border is near, the next row of blocks is kept as well: upsampling of the colours looks across it.
+    They are what the whole picture's are where colours at a lower resolution are repeated; smoothing would look across.
 
     Args:
         data: the JPEG.
@@ -86,8 +83,8 @@ def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes
         (the JPEG, its first row in the picture, its height).
     """
     rows = -(-header.height // header.block_rows)
-    first = max(0, (top - _CONTEXT) // header.block_rows)
-    last = min(rows, -(-(bottom + _CONTEXT) // header.block_rows))
+    first = top // header.block_rows
+    last = min(rows, -(-bottom // header.block_rows))
     if not header.has_row_restarts:
         first = 0
     if not header.scan or last - first >= rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import multiprocessing
 import os
 import random
@@ -20,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.augment import Augment, center_picture, eval_picture, finish, train_picture
 from data.bad import BadImages
+from data.buffers import Batch, Message, SharedBuffers
 from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
@@ -34,6 +37,9 @@ IGNORED_LABEL = -100
 _TRIES = 100
 """Replacements tried for a bad training image before the dataset counts as unusable."""
 
+_BEYOND_PREFETCH = 2
+"""Buffers that a worker has beyond its prefetched batches: the one it fills, and one that the model works on."""
+
 
 class BatchDataset(Dataset):
     """A source's images as batches: `__getitems__(request)` fills one tensor.
@@ -43,7 +49,12 @@ class BatchDataset(Dataset):
     """
 
     def __init__(
-        self, source: Source, *, picture: Callable[[bytes, Request, int], np.ndarray], seed: int | None
+        self,
+        source: Source,
+        *,
+        picture: Callable[[bytes, Request, int], np.ndarray],
+        seed: int | None,
+        buffers_per_worker: int,
     ) -> None:
         """Join a source and what is made of its images.
 
@@ -51,34 +62,38 @@ class BatchDataset(Dataset):
             source: encoded images and labels.
             picture: (encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage.
             seed: chooses the replacements of bad images; None: they get the label -100 and a black image.
+            buffers_per_worker: see `SharedBuffers`.
         """
         self.source = source
         self.bad = BadImages(source)
         self._picture = picture
         self._seed = seed
+        self._buffers = SharedBuffers(buffers_per_worker)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, request: Request) -> tuple[torch.Tensor, torch.Tensor]:
+    def __getitems__(self, request: Request) -> Batch | Message:
         """Load a batch.
 
         Returns:
             images, uint8 of shape (N, 3, size, size) in channels_last memory, or as small as a transform that leaves
-            out rows and columns makes them all; labels, int64 of shape (N,).
+            out rows and columns makes them all; labels, int64 of shape (N,). In a worker, what becomes that when it
+            arrives.
         """
-        count, size = len(request.indices), request.size
-        images = _empty_batch(count, size, size)
-        labels = torch.empty(count, dtype=torch.int64)
-        rows = images.numpy()
         indices = request.indices.tolist()
-        read = self.source.reader(size, [index for index in indices if not self.bad.faults[index]])
-        for row, index in enumerate(indices):
-            picture, labels[row] = self._load(index, request, read)
-            if row == 0 and picture.shape != rows.shape[1:]:
-                images = _empty_batch(count, *picture.shape[:2])
-                rows = images.numpy()
-            rows[row] = picture
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        read = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
+        first, labels[0] = self._load(indices[0], request, read)
+        shape = (len(indices), *first.shape)
+        buffer = self._buffers.take(math.prod(shape))
+        images = _empty_batch(shape) if buffer is None else buffer.memory[: math.prod(shape)].view(shape)
+        rows = images.numpy()
+        rows[0] = first
+        for row, index in enumerate(indices[1:], start=1):
+            rows[row], labels[row] = self._load(index, request, read)
+        if buffer is not None:
+            return self._buffers.message(buffer, shape, labels)
         return images.permute(0, 3, 1, 2), labels
 
     def _load(self, index: int, request: Request, read: Read) -> tuple[np.ndarray, int]:
@@ -147,7 +162,7 @@ def train_loader(
         A loader of (images, labels): uint8 (N, 3, size, size) in channels_last memory, int64 (N,).
     """
     picture = partial(_training_picture, seed, augment, tuple(image_transforms), eval_crop_ratio)
-    dataset = BatchDataset(source, picture=picture, seed=seed)
+    dataset = BatchDataset(source, picture=picture, seed=seed, buffers_per_worker=prefetch_factor + _BEYOND_PREFETCH)
     return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=True)
 
 
@@ -185,9 +200,12 @@ def eval_loader(
         DataError: there are fewer images than ranks.
     """
     sampler = EvalSampler(len(source), size, device_batch_size, rank, world_size)
-    dataset = BatchDataset(source, picture=partial(_evaluation_picture, crop_ratio), seed=None)
     # Starting workers by fork takes milliseconds; by spawn (macOS) seconds, so there they stay.
-    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=not _forks())
+    persistent = not _forks()
+    buffers = prefetch_factor + _BEYOND_PREFETCH if persistent else 0
+    picture = partial(_evaluation_picture, crop_ratio)
+    dataset = BatchDataset(source, picture=picture, seed=None, buffers_per_worker=buffers)
+    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=persistent)
 
 
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
@@ -237,12 +255,11 @@ def _global_generators_seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(before[2])
 
 
-def _empty_batch(count: int, height: int, width: int) -> torch.Tensor:
-    """Room for a batch, uint8 of shape (N, H, W, 3); a worker's is in shared memory, so that sending copies nothing."""
-    shape = (count, height, width, 3)
+def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
+    """Room for a batch, uint8; a worker's is in shared memory, so that sending copies nothing."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(count * height * width * 3)  # as torch's own default_collate does
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
@@ -285,6 +302,7 @@ def _start_worker(_: int) -> None:
     threading.Thread(target=_leave_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    gc.freeze()  # what the training process holds need not be searched for garbage, nor its pages be copied for that
 
 
 def _leave_when_the_parent_says(parent: int) -> None:

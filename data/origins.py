@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from data.errors import DataError
-from data.imagefolder import EXTENSIONS, ImageFolder, open_split_pair
+from data.imagefolder import ImageFolder, open_split_pair
+from data.listing import EXTENSIONS
 from data.remote import is_remote, named, open_store
 from data.source import Source
 

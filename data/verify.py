@@ -21,10 +21,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data.decode import BadImage, Fault, Picture
+from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
 from data.imagefolder import ImageFolder
 from data.open import open_split_pair
+from data.shards import ShardSource
 from data.source import Source
 
 _BLOCK = 256
@@ -40,9 +41,12 @@ class Broken(NamedTuple):
 
 
 def fault_of(source: Source, index: int) -> Fault:
-    """What is wrong with an image, decoded in full; Fault.NONE where nothing is."""
+    """What is wrong with an image, decoded in full at every resolution; Fault.NONE where nothing is."""
     try:
-        Picture(source.read(index)).decode(1)
+        for data in source.in_all_resolutions(index) if isinstance(source, ShardSource) else [source.read(index)]:
+            Picture(data).decode(1)
+            if is_damaged(data):
+                return Fault.CORRUPT
     except BadImage as error:
         return error.fault
     except FileNotFoundError:

@@ -131,7 +131,8 @@ def run(config: RunConfig) -> int:
         algorithms = config.algorithms.build(sum(batches), config.epochs)
     except ValueError as error:  # Composer's own checks of what stands under `composer:`
         raise InputError(*str(error).strip().splitlines()) from None
-    identity, saving = Identity.of(config, dist.get_world_size(), train.classes), config.checkpoints
+    identity = Identity.of(config, dist.get_world_size(), len(train), train.classes)
+    saving = config.checkpoints
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
     patience = Interval.of(saving.patience).value

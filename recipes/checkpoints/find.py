@@ -25,22 +25,28 @@ class Identity:
     config_digest: str
     config: Mapping[str, Any]
     world_size: int
+    train_images: int | None = None
+    """Of the training set, which may lie anywhere but must not change; None: not known, and not compared."""
     classes: tuple[str, ...] = ()
+    """Its class folders' names in label order; likewise."""
 
     @classmethod
-    def of(cls, config: RunConfig, world_size: int, classes: Sequence[str] = ()) -> Identity:
+    def of(
+        cls, config: RunConfig, world_size: int, train_images: int | None = None, classes: Sequence[str] = ()
+    ) -> Identity:
         """The identity of a run.
 
         Args:
             config: The run.
             world_size: Its processes.
+            train_images: Images it trains on.
             classes: Class folder names in label order, to be kept with each checkpoint.
         """
         sections = {
             key for key in NO_EFFECT_ON_WEIGHTS if "." not in key
         }  # of these, `loggers` may hold keys to a service
         plain = config.model_dump(mode="json", exclude=sections)
-        return cls(config.run_name, config_digest(config, world_size), plain, world_size, tuple(classes))
+        return cls(config.run_name, config_digest(config, world_size), plain, world_size, train_images, tuple(classes))
 
     def differences(self, manifest: Manifest) -> list[str]:
         """What in the config makes a checkpoint another recipe's, one line a key."""
@@ -236,6 +242,20 @@ def require_same(manifest: Manifest, identity: Identity, location: str) -> None:
             f"{location}: {manifest.stem} was made by another recipe; to go on from it these keys must be as they "
             "were, to begin anew choose another run_name:",
             *(f"  {line}" for line in identity.differences(manifest)),
+        )
+    now, then = identity.train_images, manifest.train_images
+    different = None
+    if None not in (now, then) and now != then:
+        different = f"holds {now} training images, {manifest.stem} at {location} was trained on {then}"
+    elif identity.classes and manifest.classes and identity.classes != manifest.classes:
+        different = (
+            f"holds {len(identity.classes)} classes, and not the {len(manifest.classes)} that {manifest.stem} at "
+            f"{location} was trained on"
+        )
+    if different:
+        raise InputError(
+            f"data.path: {different}; to go on from it the data must be as they were, to begin anew choose another "
+            "run_name"
         )
 
 

@@ -55,6 +55,8 @@ class Manifest(BaseModel):
     batch: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
     world_size: Annotated[int, Field(ge=1)]
+    train_images: int | None = None
+    """Images of the training set; checkpoints of older versions do not say."""
     top1: float | None = None
     """Top-1 accuracy in [0, 1] of an evaluation of just these weights, where there was one."""
     finished: bool = False

@@ -316,11 +316,6 @@ def test_workers_stay_between_epochs_and_end_with_the_loader(source):
     assert not any(os.path.exists(f"/proc/{pid}/status") for pid in pids)  # noqa: PTH110
 
 
-def test_batches_come_through_shared_memory_without_a_copy(source):
-    images, _ = next(iter(training(source, workers=1)))
-    assert images.is_shared()
-
-
 def test_spawned_workers_make_the_same_batches(damaged):
     loader = training(damaged, workers=1)  # as on macOS
     loader.multiprocessing_context = "spawn"

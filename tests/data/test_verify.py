@@ -2,7 +2,9 @@ import json
 
 import pytest
 
+from data.decode import decode
 from data.open import open_split_pair
+from data.prepare import Settings, prepare
 from data.verify import main
 
 
@@ -41,3 +43,29 @@ def test_broken_images_are_named_counted_and_moved_aside(dataset, tmp_path, caps
 def test_what_cannot_be_opened_is_status_2(tmp_path, capsys):
     assert main([str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(dataset, encode, photo, capsys):
+    data = bytearray(encode(photo(200, 200)))
+    middle = len(data) // 2
+    data[middle : middle + 1000] = bytes(1000)
+    (dataset / "train/ant/0003.jpg").write_bytes(data)
+    decode(bytes(data))  # as Pillow does
+    assert main([str(dataset), "--workers", "1"]) == 1
+    assert capsys.readouterr().out == f"{dataset}/train/ant/0003.jpg: corrupt\n18 images, 1 broken; 1 corrupt\n"
+
+
+def test_every_resolution_of_shards_is_looked_at(dataset, tmp_path, capsys):
+    target = tmp_path / "prepared"
+    assert prepare(str(dataset), str(target), Settings("mds", ("28", "36"), ("original",), 90, 10), 1, print)
+    assert main([str(target), "--workers", "1"]) == 0
+    train, _ = open_split_pair(str(target), "")
+    file, offset, length = train.resolutions["28"].where(7)
+    with (target / "train/28" / file).open("r+b") as shard:
+        shard.seek(offset)
+        shard.write(bytes(length // 2))
+    capsys.readouterr()
+    assert main([str(target), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert "bee/0002.jpg: not an image" in out
+    assert "18 images, 1 broken" in out

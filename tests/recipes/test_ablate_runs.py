@@ -83,7 +83,7 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     assert not (folder / second).exists()
     assert "2 of 2 runs are not finished" in (folder / "table.md").read_text()
 
-    # Checkpoints of another recipe make a run refuse to start.
+    # Checkpoints of another run make one refuse to start.
     shutil.copytree(folder / first / "checkpoints", folder / second / "checkpoints")
     monkeypatch.setattr(sys, "argv", ["ablate", *words])
     assert run_command(main) == 1

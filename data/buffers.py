@@ -1,0 +1,130 @@
+"""Shared memory in which workers hand batches to the training process, used again as soon as a batch is let go.
+
+Fresh shared memory for each batch costs a page fault every 4 kB and a descriptor sent over a socket: a fifth of all
+work at 128 px. So each worker keeps a few buffers. The last byte of a buffer says whether it is in use: its worker sets
+it before it writes, and the training process clears it when nothing refers to the batch any more, neither a tensor nor
+a view of one. A worker that finds all its buffers in use takes fresh memory: it never waits, and never writes over a
+batch that somebody holds.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+import weakref
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+_HEADROOM = 8
+"""A buffer is larger than needed by a part in this many: batches of a stage differ by an image, and memory that is
+never touched costs nothing."""
+
+
+class Buffer:
+    """A worker's piece of shared memory.
+
+    Attributes:
+        number: which of the worker's it is.
+        memory: uint8 of shape (capacity + 1,), shared.
+    """
+
+    def __init__(self, number: int, capacity: int) -> None:
+        self.number = number
+        # As torch's own default_collate does.
+        self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(capacity + 1))
+        self.bytes = self.memory.numpy()
+        self.is_known = False
+        """Whether the training process has been sent the memory."""
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether the training process still has a batch in it."""
+        return bool(self.bytes[-1])
+
+
+class Message(NamedTuple):
+    """A batch on its way from a worker: where it lies. Unpickled, it is the batch itself."""
+
+    key: str
+    place: tuple[int, int]
+    """Worker, and which of its buffers."""
+    memory: torch.Tensor | None
+    """The buffer, where it is sent for the first time."""
+    shape: tuple[int, ...]
+    """Of the images, uint8: (N, H, W, 3)."""
+    labels: np.ndarray
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _receive, tuple(self)
+
+
+class SharedBuffers:
+    """The buffers of one loader's workers, as its dataset holds them in each of its processes.
+
+    In a worker it hands out the worker's buffers; in the training process it keeps those that arrived mapped, and lets
+    them go with the loader.
+    """
+
+    def __init__(self, per_worker: int) -> None:
+        """Promise buffers.
+
+        Args:
+            per_worker: how many a worker may have: those that wait, that are filled and that the model works on; 0
+                where workers are too short-lived to use one twice.
+        """
+        self._per_worker = per_worker
+        self._key = uuid.uuid4().hex
+        self._own: list[Buffer] = []
+        self._received: dict[tuple[int, int], np.ndarray] = {}
+        _OPEN[self._key] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_own": [], "_received": {}}
+
+    def take(self, size: int) -> Buffer | None:
+        """A worker's buffer of at least `size` bytes, from now on in use; None where all are in use, and elsewhere."""
+        if get_worker_info() is None:
+            return None
+        free = next((buffer for buffer in self._own if not buffer.is_in_use), None)
+        if free is None and len(self._own) == self._per_worker:
+            return None
+        if free is None or len(free.bytes) <= size:
+            number = len(self._own) if free is None else free.number
+            free = Buffer(number, size + size // _HEADROOM)
+            self._own[number : number + 1] = [free]  # the place of the one that was too small, or the next
+        free.bytes[-1] = 1
+        return free
+
+    def message(self, buffer: Buffer, shape: tuple[int, ...], labels: torch.Tensor) -> Message:
+        """What a worker sends in place of a batch of that shape, whose pixels are in `buffer`."""
+        memory = None if buffer.is_known else buffer.memory
+        buffer.is_known = True
+        return Message(self._key, (get_worker_info().id, buffer.number), memory, shape, labels.numpy())
+
+    def receive(self, place: tuple[int, int], memory: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
+        """In the training process, the images at a place; the buffer is given back when they are let go."""
+        if memory is not None:
+            self._received[place] = memory.numpy()
+        whole = self._received[place]
+        lease = whole[: np.prod(shape)]
+        # A tensor's storage, which all its views share, holds this very array: it goes with the last of them.
+        weakref.finalize(lease, _give_back, whole, os.getpid()).atexit = False
+        return torch.from_numpy(lease).view(shape)
+
+
+_OPEN: weakref.WeakValueDictionary[str, SharedBuffers] = weakref.WeakValueDictionary()
+"""By their keys: unpickling has nothing else to find them by."""
+
+
+def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ...], labels: np.ndarray) -> Batch:
+    return _OPEN[key].receive(place, memory, shape).permute(0, 3, 1, 2), torch.from_numpy(labels)
+
+
+def _give_back(whole: np.ndarray, process: int) -> None:
+    if os.getpid() == process:  # a fork's copy of the batch says nothing about the original
+        whole[-1] = 0

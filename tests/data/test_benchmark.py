@@ -1,0 +1,46 @@
+"""The command that measures a dataset's loading."""
+
+import json
+
+import pytest
+
+from data.benchmark import main
+from data.prepare import Settings, prepare
+
+
+@pytest.fixture
+def dataset(tmp_path, write_folder):
+    for split in ("train", "val"):
+        write_folder(tmp_path / "set" / split, {"ant": 5, "bee": 4})
+    return tmp_path / "set"
+
+
+def test_rates_and_where_the_time_goes_as_json(dataset, capsys):
+    words = ["--size", "16", "24", "--workers", "1", "--images", "400", "--against", "torchvision", "--json"]
+    assert main([str(dataset), *words]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["size"], row["workers"]) for row in rows] == [(16, 1), (24, 1)]
+    mean = sum(file.stat().st_size for file in (dataset / "train").rglob("*.jpg")) / 9
+    for row in rows:
+        for loader in ("ours", "torchvision"):
+            for rate in ("images_per_second", "images_per_cpu_second"):
+                assert 10 < row[f"{loader}_{rate}"] < 1e6
+        steps = [row[f"ms_{step}"] for step in ("read", "decode", "resize", "batch", "floor")]
+        assert all(0 <= step < 100 for step in steps)
+        assert row["ms_decode"] > 0
+        assert row["bytes_per_image"] == pytest.approx(mean, rel=0.1)
+
+
+def test_a_table_of_a_prepared_dataset(dataset, tmp_path, capsys):
+    target = tmp_path / "prepared"
+    assert prepare(str(dataset), str(target), Settings("mds", ("28",), ("original",), 90, 10), 1, print)
+    capsys.readouterr()
+    assert main([str(target), "--size", "24", "--workers", "0", "--images", "50"]) == 0
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["size", "workers", "ours_images_per_second", "ours_images_per_cpu_second"]
+    assert row.split()[:2] == ["24", "0"]
+
+
+def test_what_is_not_there_is_status_2(tmp_path, capsys):
+    assert main([str(tmp_path / "absent"), "--json"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -1,0 +1,151 @@
+"""Buffers that are used again: never while somebody holds a batch, always afterwards."""
+
+import contextlib
+import gc
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.imagefolder import ImageFolder
+from data.sampler import EpochPlan
+from tests.data.test_loader import PLAN, evaluation, run, same, training
+
+LONG = [EpochPlan(24, "random", 4)]
+PER_WORKER = 2 + 2
+"""The tests' prefetch factor, and those beyond it."""
+
+
+@pytest.fixture
+def source(small_folder):
+    return ImageFolder(small_folder, None)
+
+
+def mapped():
+    """Shared memory of torch's that this process maps."""
+    gc.collect()
+    return [line for line in Path("/proc/self/maps").read_text().splitlines() if "/torch_" in line]
+
+
+def addresses(loader, epochs=range(3)):
+    """Where the batches lie that are let go at once."""
+    found = []
+    for epoch in epochs:
+        loader.batch_sampler.set_epoch(epoch)
+        found += [images.data_ptr() for images, _ in loader]
+    return found
+
+
+def test_batches_come_through_shared_memory_without_a_copy(source):
+    images, _ = next(iter(training(source, workers=1)))
+    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped()]
+    assert any(begin <= images.data_ptr() < end for begin, end in ranges)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_buffers_are_used_again(source, workers):
+    found = addresses(training(source, workers, plan=LONG))
+    assert len(found) == 45
+    assert len(set(found)) <= workers * PER_WORKER
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize(
+    "part", [lambda images: images, lambda images: images[1:2], lambda images: images.numpy()[0, 1:]]
+)
+def test_a_batch_that_is_held_in_whole_or_in_part_stays_as_it_was(source, workers, part):
+    held, copies = [], []
+    for images, _ in training(source, workers, plan=LONG):
+        held.append(part(images))
+        copies.append(torch.as_tensor(held[-1]).clone())
+        del images
+    assert len(held) == 15
+    assert all(torch.equal(torch.as_tensor(one), copy) for one, copy in zip(held, copies, strict=True))
+
+
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_a_consumer_that_keeps_some_batches_gets_the_right_ones(source, keep):
+    expected = run(training(source))
+    loader, window, got = training(source, workers=2), [], []
+    for epoch in range(3):
+        loader.batch_sampler.set_epoch(epoch)
+        for batch in loader:
+            window = [*window, batch][-keep:]
+            got.append(tuple(part.clone() for part in window[0]))
+    got = got[keep - 1 :] + window[1:]
+    assert same(got, expected)
+
+
+def test_buffers_grow_with_the_images_and_are_used_again(source):
+    loader = training(source, workers=2, plan=[entry._replace(crop="random") for entry in PLAN])
+    assert same(run(loader), run(training(source, plan=[entry._replace(crop="random") for entry in PLAN])))
+    assert len(set(addresses(loader, range(3, 9)))) <= 2 * PER_WORKER
+
+
+def test_abandoned_epochs_give_their_buffers_back(source):
+    loader = training(source, workers=2, plan=LONG)
+    before = len(mapped())
+    for epoch in range(12):
+        loader.batch_sampler.set_epoch(epoch)
+        list(itertools.islice(loader, 2))
+    found = addresses(loader)
+    assert len(set(found)) <= 2 * PER_WORKER
+    assert len(mapped()) - before <= 2 * PER_WORKER + 2
+
+
+def test_the_memory_goes_with_the_loader_and_a_held_batch_outlives_it(source):
+    before = len(mapped())
+    loader = training(source, workers=2, plan=LONG)
+    run(loader, [0])
+    assert len(mapped()) > before
+    images, _ = next(iter(loader))
+    copy = images.clone()
+    del loader
+    assert len(mapped()) <= before + 2  # its own, and nothing else's
+    assert torch.equal(images, copy)
+    del images
+    assert len(mapped()) <= before + 1
+
+
+def test_a_fork_that_lets_a_batch_go_does_not_free_it(source):
+    loader = training(source, workers=1, plan=LONG)
+    iterator = iter(loader)
+    images, _ = next(iterator)
+    copy = images.clone()
+    child = os.fork()
+    if not child:
+        del images
+        gc.collect()
+        os._exit(0)
+    os.waitpid(child, 0)
+    for _ in iterator:  # more batches than there are buffers
+        pass
+    assert torch.equal(images, copy)
+
+
+def test_a_killed_worker_is_an_error_and_leaves_held_batches_whole(source):
+    child = os.fork()  # torch raises the error from a signal handler, wherever the process is by then
+    if not child:
+        status = 1
+        with contextlib.suppress(BaseException):
+            iterator = iter(training(source, workers=2, plan=LONG))
+            images, _ = next(iterator)
+            copy = images.clone()
+            try:
+                os.kill(iterator._workers[0].pid, signal.SIGKILL)
+                list(iterator)
+            except (RuntimeError, OSError, EOFError):  # the last two where memory was on its way
+                status = 0 if torch.equal(images, copy) else 2
+        os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_evaluation_whose_workers_end_leaves_no_memory_behind(source):
+    before = len(mapped())
+    loader = evaluation(source, workers=2)
+    for _ in range(2):
+        assert sum(len(labels) for _, labels in loader) == 60
+        assert len(mapped()) <= before + 1

@@ -1,0 +1,64 @@
+"""A whole run on prepared shards in a bucket of a real S3 server: the weights of one on a folder, whole or resumed."""
+
+import pytest
+
+from data.prepare import Settings, prepare
+from recipes.errors import InputError
+from tests.s3 import ADMIN, running
+from tests.support import write_images
+from tests.test_techniques import TINY
+
+SAVING = ("checkpoints.interval=2ba", "checkpoints.keep=100")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, images):
+    target = tmp_path_factory.mktemp("prepared") / "set"
+    assert prepare(str(images), str(target), Settings("mds", ("32", "40"), ("original",), 90, 10), 1, print)
+    return target
+
+
+@pytest.fixture
+def bucket(tmp_path, prepared, monkeypatch):
+    with running(tmp_path / "s3") as server:
+        client = server.client()
+        client.create_bucket(Bucket="bucket")
+        for file in prepared.rglob("*"):
+            if file.is_file():
+                client.put_object(Bucket="bucket", Key=f"set/{file.relative_to(prepared)}", Body=file.read_bytes())
+        for name, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ADMIN, strict=True):
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("S3_ENDPOINT_URL", server.endpoint)
+        yield "s3://bucket/set"
+
+
+def test_a_run_on_a_bucket_ends_with_the_weights_of_one_on_a_folder_also_resumed(train, tmp_path, prepared, bucket):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.rstrip("\n") + "\n  progressive_resizing: {size_increment: 8}\n")
+    status, local = train(path, "run_name=local", f"data.path={prepared}", *SAVING)
+    assert (status, local["finished"]) == (0, True)
+    caches = [f"data.cache_folder={tmp_path / name}" for name in ("cold", "colder")]
+    status, remote = train(path, "run_name=remote", f"data.path={bucket}", "data.workers=2", caches[0], *SAVING)
+    assert (status, remote["weights_sha256"]) == (0, local["weights_sha256"])
+    (kept,) = (tmp_path / "remote" / "checkpoints").glob("ep001-ba000004.pt")
+    again = ("data.stage_first=true", caches[1], f"resume={kept}")
+    status, resumed = train(path, "run_name=resumed", f"data.path={bucket}", *SAVING, *again)
+    assert (status, resumed["weights_sha256"]) == (0, local["weights_sha256"])
+    assert kept.stem in resumed["resumed_from"][0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"), [({"train": 7}, "21 training images"), ({"classes": 4}, "32 training")]
+)
+def test_a_run_does_not_go_on_with_another_training_set(train, tmp_path, images, changed, message):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.rstrip("\n") + " {}\n")
+    status, _ = train(path, "run_name=run", "max_duration=1ep", *SAVING)
+    assert status == 0
+    other = write_images(tmp_path / "other", **changed)
+    kept = tmp_path / "run/checkpoints/ep000-ba000002.pt"
+    with pytest.raises(InputError, match=f"data.path: holds {message}.*trained on 24; to go on"):
+        train(path, "run_name=again", "max_duration=1ep", f"data.path={other}", f"resume={kept}", *SAVING)
+    status, again = train(path, "run_name=again", "max_duration=1ep", f"resume={kept}", *SAVING)
+    assert (status, again["finished"]) == (0, True)
