@@ -212,4 +212,4 @@ def still_falling(curve: Curve, steps: int) -> bool:
         steps: Steps of the whole ramp.
     """
     _, losses = usable(curve.lrs, curve.smoothed, steps)
-    return curve.end == "complete" and len(losses) > 0 and int(losses.argmin()) == len(losses) - 1
+    return curve.end == "complete" and len(losses) > 0 and bool(curve.smoothed[-1] <= losses.min())

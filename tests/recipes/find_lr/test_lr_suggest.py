@@ -252,4 +252,6 @@ def test_the_one_that_is_proposed_is_the_rate_of_the_lowest_loss():
 def test_a_ramp_that_ended_before_the_loss_turned_is_told():
     assert still_falling(curve(np.linspace(3, 1, 100)), 100)
     assert not still_falling(curve(falling(100)), 100)
+    turned = np.concatenate([np.linspace(3, 1, 97), [1.1, 1.5, 2.0]])  # in the points that suggestions leave out
+    assert not still_falling(curve(turned), 100)
     assert not still_falling(curve(np.linspace(3, 1, 100))._replace(end="not finite"), 100)
