@@ -1,0 +1,77 @@
+"""A run that is interrupted and goes on with another number of processes: the same samples, schedule and averages?
+
+`python -m benchmarks.world_size [--processes 8 4 1]`: the demo's recipe without mixing (whose draws belong to a
+process), FP32, BatchNorm over all processes, one global batch size. Each number of processes but the last is stopped
+after its first step; losses, learning rates and the evaluation of EMA's average are compared with those of one process
+throughout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.laboratory import Laboratory, digits, finish, laboratory, poll
+
+RECIPE = (
+    "max_duration=2ep",
+    "data.train_samples=320",
+    "data.workers=1",
+    "model.name=timm/resnet10t",
+    "model.sync_batchnorm=true",
+    "device_batch_size=null",
+    "global_batch_size=32",
+    "algorithms.mixup=off",
+    "algorithms.cutmix=off",
+    "algorithms.ema.half_life=5ba",
+    "algorithms.ema.update_interval=1ba",
+    "loggers.interval=1",
+)
+
+
+def steps(place: Laboratory, name: str) -> list[dict[str, float]]:
+    """The figures of each step."""
+    lines = [json.loads(line) for line in (place.disk / name / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "train/loss" in line]
+
+
+def changing(place: Laboratory, processes: list[int]) -> None:
+    """Train on with each number of processes in turn."""
+    for count in processes[:-1]:
+        process, output = place.start("changing", *RECIPE, processes=count)
+        poll(lambda output=output: " images in " in output.read_text(), process, output)
+        os.killpg(process.pid, signal.SIGTERM)
+        finish(process, output, 75)
+    finish(*place.start("changing", *RECIPE, processes=processes[-1]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", default=[8, 4, 1])
+    processes = parser.parse_args().processes
+    with tempfile.TemporaryDirectory() as scratch, laboratory(Path(scratch), digits(Path(scratch))) as place:
+        finish(*place.start("one", *RECIPE))
+        changing(place, processes)
+        one, other = steps(place, "one"), steps(place, "changing")
+        ends = [place.summary(name) for name in ("one", "changing")]
+    for left, right in zip(one, other, strict=True):
+        print(
+            f"step {left['batch']:3.0f}: loss {left['train/loss']:.6f} {right['train/loss']:.6f}, "
+            f"lr {left['train/lr']:.6f} {right['train/lr']:.6f}, samples {left['samples']} {right['samples']}"
+        )
+    for end in ends:
+        sizes = ", ".join(f"{size} px loss {at['loss']:.6f}" for size, at in end["eval_by_size"].items())
+        print(f"EMA's average: {sizes}; resumed from {[Path(name).name for name in end['resumed_from']]}")
+    worst = max(abs(a["train/loss"] / b["train/loss"] - 1) for a, b in zip(one, other, strict=True))
+    same = all((a["train/lr"], a["samples"]) == (b["train/lr"], b["samples"]) for a, b in zip(one, other, strict=True))
+    print(f"{' -> '.join(map(str, processes))}: losses differ by {worst:.1e} at most; rates and samples same: {same}")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
