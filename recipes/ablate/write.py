@@ -64,7 +64,8 @@ def show(story: Story, console: Console) -> None:
     ):
         if content.rows:
             console.print(f"[bold]{caption}[/bold]")
-            console.print(_rich(content), end="\n\n")
+            console.print(_rich(content))
+            console.print()
     for text in (*story.texts, *story.remarks):
         console.print(text, markup=False, highlight=False, soft_wrap=False)
 
