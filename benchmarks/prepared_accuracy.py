@@ -93,7 +93,7 @@ def main() -> None:
                     json.dumps({"seed": seed, "images": name, "top1": round(top1, 2), "loss": round(loss, 4)}),
                     flush=True,
                 )
-    for name, values in found.items():
+    for name, values in found.items() if len(options.seeds) > 1 else ():
         top1, loss = np.array(values).T
         spread = f"loss {loss.mean():.4f} +- {loss.std(ddof=1):.4f}"
         print(f"{name}: top-1 {top1.mean():.2f} +- {top1.std(ddof=1):.2f} %, {spread}")

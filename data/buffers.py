@@ -1,6 +1,6 @@
 """Shared memory in which workers hand batches to the training process, used again as soon as a batch is let go.
 
-Fresh shared memory for each batch costs a page fault every 4 kB and a descriptor sent over a socket: a fifth of all
+Fresh shared memory for each batch costs a page fault every 4 kB and a descriptor sent over a socket: a sixth of all
 work at 128 px. So each worker keeps a few buffers. The last byte of a buffer says whether it is in use: its worker sets
 it before it writes, and the training process clears it when nothing refers to the batch any more, neither a tensor nor
 a view of one. A worker that finds all its buffers in use takes fresh memory: it never waits, and never writes over a
