@@ -102,7 +102,8 @@ def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
     story = story_of(plan, outcomes, size, target, ["python", "-m", "recipes.ablate", *sys.argv[1:]])
     files = write(story, plan.folder)
     show(story, Console(highlight=False))
-    print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}")
+    # Piped together with stderr, this comes before what is said last.
+    print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
 
 
 if __name__ == "__main__":
