@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/composer entrypoint.py yamls/demo.yaml
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,12 +1,10 @@
 """What tests share: tiny images on disk, and a run of the whole program in this process."""
 
 import json
-import os
-import signal
 
 import pytest
 
-from tests.support import write_images
+from tests.support import process_as_before, write_images
 
 
 @pytest.fixture(scope="session")
@@ -15,11 +13,22 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("images") / "dataset")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _process_as_before_the_module():
+    """What a module's own fixtures run leaves the process as it was for the modules after it."""
+    with process_as_before():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before_the_test():
+    with process_as_before():
+        yield
+
+
 @pytest.fixture
 def train(tmp_path, images):
     """Run a YAML with overrides in this process: `train(path, "key=value", ...) -> (status, summary)`."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
     def train(path, *overrides):
         from recipes.load import load_config
@@ -29,8 +38,4 @@ def train(tmp_path, images):
         status = run(config)
         return status, json.loads((tmp_path / config.run_name / "summary.json").read_text())
 
-    yield train
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if forced is None:
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
+    return train

@@ -21,9 +21,9 @@ READER = ("testreader", "s3cr3t-of-the-reader-0123456789")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now, low enough that the +10000 of gRPC exists."""
+    """Ports nobody listens on now, low enough that the +10000 of gRPC exists; two processes seek apart."""
     sockets = []
-    for port in range(21000 + os.getpid() % 20000, 60000):
+    for port in range(21000 + os.getpid() * 101 % 20000, 60000):
         candidate = socket.socket()
         try:
             candidate.bind(("127.0.0.1", port))

@@ -1,7 +1,6 @@
 """A tiny run, and an S3 server with a proxy before it."""
 
 import os
-import signal
 import uuid
 
 import pytest
@@ -34,18 +33,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """Weights-only loading and signal handlers are this process's: put them back for the other tests."""
-    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    if forced is None:
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
 
 
 @pytest.fixture(scope="session")

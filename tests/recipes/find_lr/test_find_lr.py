@@ -253,5 +253,7 @@ def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(find_lr, 
     assert json.loads((tmp_path / "two" / "find_lr" / "lr.json").read_text())["devices"] == 2
     assert len(two) == len(one)
     assert [row["lr"] for row in two] == [row["lr"] for row in one]
-    assert [row["loss"] for row in two[:4]] == pytest.approx([row["loss"] for row in one[:4]], rel=1e-4)
-    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=0.02)
+    # Above 0.1 the run diverges, and with it the rounding of the two orders of summing.
+    stable = sum(row["lr"] < 0.1 for row in one)
+    assert stable >= 15
+    assert [row["loss"] for row in two[:stable]] == pytest.approx([row["loss"] for row in one[:stable]], rel=1e-5)

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import signal
 import sys
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tests.s3 import ADMIN, running
+from tests.support import process_as_before
 
 RECIPE = """
 run_name: tiny
@@ -39,8 +39,7 @@ def _surroundings(server):
     """The bucket's address and keys, one thread; and signal handlers and weights-only loading as they were, after."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with pytest.MonkeyPatch.context() as patch:
+    with process_as_before(), pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
         values = {"AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1], "AWS_DEFAULT_REGION": "us-east-1"}
@@ -50,10 +49,7 @@ def _surroundings(server):
             patch.setenv(name, value)
         patch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
         yield
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)
     torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="package")
