@@ -96,8 +96,7 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
         raise DataError(f"{path}: no such folder; expected a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     for split in ("train", "val"):
         if not (path / split).is_dir():
-            hint = _other_names(path, split)
-            raise DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE{hint}")
+            raise missing_split(path, split)
     train = ImageFolder(path / "train", None)
     if len(train.classes) < 2:
         raise DataError(f"{train.path}: one class folder ({train.classes[0]}); at least two classes are needed")
@@ -111,8 +110,13 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
     return train, ImageFolder(path / "val", train.classes)
 
 
-def _other_names(path: Path, split: str) -> str:
-    """What may be meant where a split's folder is missing: a folder further in, or the split under another name."""
+def missing_split(path: Path, split: str) -> DataError:
+    """What to say where `path` has no folder `split`, with what may be meant instead."""
+    return DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE{_hint(path, split)}")
+
+
+def _hint(path: Path, split: str) -> str:
+    """What may be meant: a folder further in, or the split under another name."""
     inside = class_folders(path)
     for name in inside:
         if (path / name / split).is_dir():
