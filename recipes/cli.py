@@ -52,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
 
         One that stands right after an option is the option's: `--output a=b`.
         """
-        before = ["", *args[:-1]]
+        before = ["", *args][: len(args)]
         free = [_is_override(word) and not last.startswith("--") for last, word in zip(before, args, strict=True)]
         first = [word for word, moved in zip(args, free, strict=True) if moved]
         rest = [word for word, moved in zip(args, free, strict=True) if not moved]
