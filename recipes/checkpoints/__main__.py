@@ -19,7 +19,7 @@ from recipes.load import load_config
 
 _COMMANDS = {
     "list": "show the run's checkpoints, on disk and in the bucket",
-    "verify": "compare size and SHA-256 with the manifests; status 1 if one is damaged",
+    "verify": "compare sizes and SHA-256 with manifests; status 1 if one is damaged",
     "pull": "bring the newest good one of the bucket to the disk",
     "prune": "remove all but the best and the newest (checkpoints.keep, keep_remote)",
 }
