@@ -113,7 +113,8 @@ def test_overrides_may_follow_an_option_of_several_values():
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--output")
     parser.add_argument("--list", action="store_true")
-    given = parser.parse_intermixed_args("a.yaml seed=1 --seeds 0 1 lr=2 --output b=c d=3 --list e=4".split())
+    words = "a.yaml seed=1 --seeds 0 1 lr=2 --output b=c d=3 --list e=4"
+    given = parser.parse_intermixed_args(words.split())
     assert yaml_and_overrides(parser, given.words) == (Path("a.yaml"), ["seed=1", "lr=2", "d=3", "e=4"])
     assert (given.seeds, given.output, given.list) == ([0, 1], "b=c", True)
     with pytest.raises(InputError, match="argument --seeds: invalid int value: 'lr=2'"):
