@@ -83,7 +83,9 @@ def test_the_laptop_s_notebook(play):
     assert trained["top1"] == pytest.approx(summary["top1"], abs=1e-6)
     assert (work / "demo" / "find_lr" / "lr.png").read_bytes()[:4] == PNG
     assert (work / "demo" / "report.html").is_file()
-    assert {"model.onnx", "model.pth", "model.safetensors", "README.md"} <= set(map(lambda p: p.name, (work / "exported").iterdir()))
+    assert {"model.onnx", "model.pth", "model.safetensors", "README.md"} <= {
+        path.name for path in (work / "exported").iterdir()
+    }
     predictions = [json.loads(line) for line in (work / "predictions.jsonl").read_text().splitlines()]
     right = [Path(one["image"]).parent.name == one["predictions"][0]["class"] for one in predictions]
     assert len(right) >= 24
