@@ -1,10 +1,11 @@
 """How long the recipe takes to the baseline's final accuracy: whole runs, several seeds, alternating on one machine.
 
     python -m benchmarks.time_to_accuracy yamls/cifar10.yaml data.path=IMAGES [key=value ...]
-        --baseline-epochs 10 --seeds 0 1 2 --output DIR [--baseline-lr X]
+        --baseline-epochs 10 --seeds 0 1 2 --output DIR [--baseline-lr X] [--baseline key=value ...]
 
 The baseline is the YAML with every technique off: the plain network at full resolution (the last of `eval.sizes`), with
-cross-entropy and the same optimizer, schedule, batch size, crops and flips. Its learning rate is found with
+cross-entropy and the same optimizer, schedule, batch size, crops and flips, but for what --baseline says: with
+`--baseline data.augment.area=[0.08,1.0]` it has torchvision's default crops. Its learning rate is found with
 `recipes.find_lr` unless --baseline-lr gives it. The accuracy to reach is the mean over the seeds of the baseline's last
 evaluation. Time is that of training, waiting for the loader and saving, without evaluation, since both sides are
 evaluated more often than anyone needs; the whole wall time stands beside it. Runs that are finished are not repeated:
@@ -155,12 +156,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both sides")
     parser.add_argument("--baseline-epochs", type=int, default=10)
     parser.add_argument("--baseline-lr", help="its highest rate; left out: found with recipes.find_lr")
+    parser.add_argument("--baseline", nargs="*", default=[], metavar="key=value", help="for the baseline alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     options = parser.parse_intermixed_args()
     folder = options.output.resolve()
     shared = [*options.overrides, f"runs_folder={folder}"]
-    plain = [*shared, *baseline_overrides(Path(options.yaml), shared, options.baseline_epochs)]
+    plain = [*shared, *baseline_overrides(Path(options.yaml), shared, options.baseline_epochs), *options.baseline]
     rate = options.baseline_lr or found_rate(options.yaml, plain, folder)
     words = {"baseline": [*plain, f"optimizer.lr={rate}"], "recipe": shared}
     size = load_config(Path(options.yaml), shared).eval.sizes[-1]
@@ -168,7 +170,7 @@ def main() -> None:
     for turn, seed in enumerate(options.seeds):
         for side in SIDES if turn % 2 == 0 else reversed(SIDES):
             name = f"{side}-seed{seed}"
-            run(["entrypoint.py", options.yaml, *words[side], f"run_name={name}", f"seed={seed}", "eval.interval=1"])
+            run(["entrypoint.py", options.yaml, *words[side], f"run_name={name}", f"seed={seed}"])
             curves[side].append(read_curve(folder / name, seed, size))
     found = compare(curves["baseline"], curves["recipe"])
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
