@@ -13,9 +13,11 @@ import json
 import os
 import platform
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from data.benchmark import compare, median, ours, split, table, torchvisions
+from data.benchmark import compare, median, ours, split, torchvisions
 from data.listing import EXTENSIONS
 from data.open import open_split_pair
 from data.prepare import Settings, prepare
@@ -28,6 +30,16 @@ def link(images: Path, folder: Path) -> None:
             place = folder / part / f"class{number % 2}"
             place.mkdir(parents=True, exist_ok=True)
             (place / f"{number:05}{file.suffix}").symlink_to(file.resolve())
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows with the same keys as columns of text."""
+    columns = [[name, *(str(row[name]) for row in rows)] for name in rows[0]]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+        for line in zip(*columns, strict=True)
+    )
 
 
 def main() -> None:

@@ -192,13 +192,33 @@ def benchmark(
     return rows
 
 
+LABELS = {
+    "ours_images_per_second": "images/s",
+    "ours_images_per_cpu_second": "images per CPU-second",
+    "torchvision_images_per_second": "images/s, torchvision",
+    "torchvision_images_per_cpu_second": "images per CPU-second, torchvision",
+    "ms_read": "ms an image, in one process, to read it",
+    "ms_decode": "... to decode the crop",
+    "ms_resize": "... to resize and flip it",
+    "ms_batch": "... to copy it into the batch",
+    "ms_floor": "the floor: ms to decode only the DC terms",
+    "bytes_per_image": "bytes an image",
+}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Rows with the same keys as columns of text."""
-    columns = [[name, *(str(row[name]) for row in rows)] for name in rows[0]]
-    widths = [max(map(len, column)) for column in columns]
+    """What `benchmark` found, a column per image size."""
+    lines = [(f"workers: {rows[0]['workers']}", *(f"{row['size']} px" for row in rows))]
+    for key, label in LABELS.items():
+        if key in rows[0]:
+            form = "{:.3f}" if key.startswith("ms_") else "{:,.0f}"
+            lines.append((label, *(form.format(row[key]) for row in rows)))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-        for line in zip(*columns, strict=True)
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
+        )
+        for line in lines
     )
 
 
@@ -208,9 +228,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "path", metavar="DIR", help="the dataset, as data.path; a folder of class folders for --against"
     )
-    parser.add_argument("--size", type=int, nargs="+", default=[128, 176, 224], help="of the images, in pixels")
+    parser.add_argument(
+        "--size", type=int, nargs="+", default=[128, 176, 224], help="of the images, in pixels (default: 128 176 224)"
+    )
     parser.add_argument("--workers", type=int, default=4, help="loader processes (default: %(default)s)")
-    parser.add_argument("--images", type=int, default=4000, help="per epoch; the dataset is repeated up to that")
+    parser.add_argument(
+        "--images", type=int, default=4000, help="per epoch; the dataset is repeated up to that (default: %(default)s)"
+    )
     parser.add_argument("--against", choices=["torchvision"], help="measure that too, in turns")
     parser.add_argument("--cache-folder", default="cache", help="for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")

@@ -11,6 +11,9 @@ import numpy as np
 from data.errors import DataError
 from data.listing import EXTENSIONS, class_folders, list_images
 
+_ALSO_CALLED = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "test", "testing", "eval"}}
+"""What other datasets call a split. Which one to choose weights by is the user's word, so none is taken unasked."""
+
 
 class ImageFolder:
     """One split: a folder with a folder of images per class.
@@ -93,7 +96,7 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
         raise DataError(f"{path}: no such folder; expected a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     for split in ("train", "val"):
         if not (path / split).is_dir():
-            raise DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE")
+            raise missing_split(path, split)
     train = ImageFolder(path / "train", None)
     if len(train.classes) < 2:
         raise DataError(f"{train.path}: one class folder ({train.classes[0]}); at least two classes are needed")
@@ -105,6 +108,23 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
     if only_val:
         raise DataError(f"{path / 'val'}: class folder {_some(only_val)} is not in {train.path}")
     return train, ImageFolder(path / "val", train.classes)
+
+
+def missing_split(path: Path, split: str) -> DataError:
+    """What to say where `path` has no folder `split`, with what may be meant instead."""
+    return DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE{_hint(path, split)}")
+
+
+def _hint(path: Path, split: str) -> str:
+    """What may be meant: a folder further in, or the split under another name."""
+    inside = class_folders(path)
+    for name in inside:
+        if (path / name / split).is_dir():
+            return f"; did you mean {path / name}?"
+    for name in inside:
+        if name.lower() in _ALSO_CALLED[split]:
+            return f"; if {path / name} is meant: ln -s {name} {path / split}"
+    return ""
 
 
 def _some(names: Sequence[str], shown: int = 3) -> str:

@@ -52,4 +52,6 @@ def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Sou
     if not classes and (folder / "train").is_dir():
         return imagefolder.open_split_pair(folder)[1]
     inside = folder / "val"
+    if not inside.is_dir() and (folder / "train").is_dir() and "train" not in classes:
+        raise imagefolder.missing_split(folder, "val")
     return imagefolder.ImageFolder(inside if inside.is_dir() else folder, classes or None)

@@ -60,7 +60,8 @@ def broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
     """Decode every image on all workers, with a progress bar."""
     blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data.verify"])
+    # What this module imports, and not the module itself: started with -m, it is __main__ here and another there.
+    context.set_forkserver_preload(["data.bad", "data.imagefolder", "data.open"])
     with (
         tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar,
         ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(source,)) as pool,

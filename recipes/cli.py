@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -17,11 +19,13 @@ from recipes.load import load_config
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
-  %(prog)s yamls/p3.yaml max_duration=16ep algorithms.mixup=off device_batch_size='{128: 256, 288: 128}'
+  %(prog)s yamls/p3.yaml max_duration=16ep algorithms.mixup=off
+  %(prog)s yamls/p3.yaml device_batch_size='{128: 256, 288: 128}'
   %(prog)s yamls/local.yaml --lr 0.5 --show
 
-A value is written as in the YAML. algorithms.NAME=off takes a technique away, algorithms.NAME=on adds it with its
-defaults. --show prints every key with its value."""
+A value is written as in the YAML. algorithms.NAME=off takes a technique away,
+algorithms.NAME=on adds it with its defaults. --show prints every key with its
+value."""
 
 
 class Arguments(NamedTuple):
@@ -42,6 +46,17 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+    def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
+        """Read `key=value` after an option that takes several values, too: `--seeds 0 1 seed=3`.
+
+        One that stands right after an option is the option's: `--output a=b`.
+        """
+        before = ["", *args][: len(args)]
+        free = [_is_override(word) and not last.startswith("--") for last, word in zip(before, args, strict=True)]
+        first = [word for word, moved in zip(args, free, strict=True) if moved]
+        rest = [word for word, moved in zip(args, free, strict=True) if not moved]
+        return super().parse_intermixed_args([*first, *rest])
 
 
 def command_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -138,12 +153,12 @@ def _is_yaml(word: str) -> bool:
 
 
 def list_configs(folder: Path = YAMLS) -> str:
-    """A table of every YAML below a folder: its path, model, epochs, hardware, and what it is.
+    """A table of every YAML below a folder: its path, model, epochs and hardware; what it is stands below each.
 
     What it is stands in the file's first comment line, the hardware in a comment line `# Hardware: ...`. A file with
     errors is listed with the first of them.
     """
-    rows = [("CONFIG", "MODEL", "EPOCHS", "HARDWARE", "WHAT IT IS")]
+    rows = [("CONFIG", "MODEL", "EPOCHS", "HARDWARE", "")]
     for path in sorted(folder.rglob("*.y*ml")):
         shown = os.path.relpath(path)
         shown = str(path) if shown.startswith("..") else shown
@@ -155,9 +170,11 @@ def list_configs(folder: Path = YAMLS) -> str:
         comments = _comments(path)
         rows.append((shown, config.model.name, str(config.epochs), hardware_of(path), comments[0] if comments else ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[4]]) for row in rows
-    )
+    lines = []
+    for row in rows:
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
+        lines += textwrap.wrap(row[4], shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(lines)
 
 
 def _comments(path: Path) -> list[str]:

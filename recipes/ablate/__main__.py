@@ -12,16 +12,21 @@ from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 
-DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline with none, and the baseline with each
-technique alone, and compare them: accuracy, time, images/s, time to an accuracy. Runs that are finished are not
-repeated, so an ablation that was interrupted (Ctrl-C, SIGTERM: status 75) goes on with the same command. A run that
-fails does not stop the others; status 1 at the end says so."""
+DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline with none,
+and the baseline with each technique alone, and compare them: accuracy, time,
+images/s, time to an accuracy. Runs that are finished are not repeated, so an
+ablation that was interrupted (Ctrl-C, SIGTERM: status 75) goes on with the
+same command. A run that fails does not stop the others; status 1 at the end
+says so."""
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml --list
-  %(prog)s yamls/demo.yaml model.name=timm/resnet10t max_duration=6ep data.train_samples=600 eval.interval=1
-  %(prog)s yamls/p3.yaml max_duration=16ep checkpoints.keep=1 --processes 8 --seeds 0 1 2 --only ema without-mixup
+  %(prog)s yamls/demo.yaml model.name=timm/resnet10t \\
+      max_duration=6ep data.train_samples=600 eval.interval=1
+  %(prog)s yamls/p3.yaml max_duration=16ep \\
+      checkpoints.keep=1 --processes 8 --seeds 0 1 2 --only ema without-mixup
 
-Of T techniques and S seeds there are S * (2 T + 2) runs. Results and runs lie in RUNS_FOLDER/RUN_NAME-ablate."""
+Of T techniques and S seeds there are S * (2 T + 2) runs. Results and runs lie
+in RUNS_FOLDER/RUN_NAME-ablate."""
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

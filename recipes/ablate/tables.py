@@ -119,6 +119,7 @@ def cost_table(results: Results) -> Table:
     rows = []
     for row in results.rows:
         wall, speed, reached = row.wall_seconds, row.images_per_second, row.reached
+        missed = results.target is not None and reached is None and row.curve
         rows.append(
             (
                 name(row),
@@ -126,7 +127,7 @@ def cost_table(results: Results) -> Table:
                 times(over(wall, base and base.wall_seconds)),
                 ABSENT if speed is None else f"{speed.mean:.0f}",
                 times(over(speed, base and base.images_per_second)),
-                "never" if reached is None and row.curve else seconds(reached and reached.wall_seconds),
+                "never" if missed else seconds(reached and reached.wall_seconds),
                 ABSENT if reached is None else f"{reached.epoch:.1f}",
                 times(target_ratio(row, results)),
             )

@@ -19,9 +19,9 @@ from recipes.load import load_config
 
 _COMMANDS = {
     "list": "show the run's checkpoints, on disk and in the bucket",
-    "verify": "compare each one's size and SHA-256 with its manifest; status 1 if one is damaged or torn",
+    "verify": "compare sizes and SHA-256 with manifests; status 1 if one is damaged",
     "pull": "bring the newest good one of the bucket to the disk",
-    "prune": "remove all but the newest checkpoints.keep (keep_remote in the bucket) and the best",
+    "prune": "remove all but the best and the newest (checkpoints.keep, keep_remote)",
 }
 _USAGE = "\n".join(
     ["usage: python -m recipes.checkpoints COMMAND YAML [key=value ...]", ""]
@@ -116,11 +116,15 @@ def pull(local: LocalStore, remote: Store | None) -> int:
 
 def prune_all(config: RunConfig, local: LocalStore, remote: Store | None) -> int:
     """Remove what is past `keep`, and say what."""
+    removed = 0
     for store, keep in ((local, config.checkpoints.keep), (remote, config.checkpoints.keep_remote)):
         if store is not None:
             damaged = [stem for stem, manifest, _ in rows(store) if manifest is None]
             for stem in prune(store, keep, protect=(), ignore=damaged):
                 print(f"removed {store.location}/{stem}")
+                removed += 1
+    if not removed:
+        print("nothing to remove")
     return 0
 
 

@@ -34,7 +34,7 @@ and of its mirror image, as FFCV's ImageNet figures do."""
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = command_parser(
-        "evaluate", "Top-1 and top-5 of a checkpoint on a folder of images, at any sizes and crop ratios.", EXAMPLES
+        "evaluate", "Top-1 and top-5 of a checkpoint on a folder of images, at any sizes and\ncrop ratios.", EXAMPLES
     )
     command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
     add_checkpoint_arguments(command)

@@ -51,11 +51,14 @@ def _classes(found: Evaluation) -> Table:
     present = [index for index in range(len(found.classes)) if last.images[index]]
     present.sort(key=lambda index: int(last.top1[index]) / int(last.images[index]))
     rest = len(present) - SHOWN_CLASSES
-    title = "top-1 of each class, %" + (f" (the worst {SHOWN_CLASSES} of {len(present)})" if rest > 0 else "")
+    title = "top-1 of each class, %" + (
+        f" (the worst {SHOWN_CLASSES} of {len(present)})" if rest > 0 else ", worst first"
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="")
     table.add_column("class", no_wrap=True, max_width=30)
     for result in shown:
-        table.add_column(f"{result.size} px, {result.crop_ratio:g}", justify="right")
+        crop = f", crop {result.crop_ratio:g}" if len({one.crop_ratio for one in shown}) > 1 else ""
+        table.add_column(f"{result.size} px{crop}", justify="right")
     table.add_column("images", justify="right")
     for index in present[:SHOWN_CLASSES]:
         shares = [f"{100 * int(one.counts.top1[index]) / int(one.counts.images[index]):.1f}" for one in shown]

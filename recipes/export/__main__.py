@@ -32,7 +32,7 @@ the architecture (BlurPool, squeeze-and-excite), the card says how to load it.""
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     command = command_parser(
-        "export", "Write a trained network as weights and programs, with its preprocessing and a model card.", EXAMPLES
+        "export", "Write a trained network as weights and programs, with its preprocessing and a\nmodel card.", EXAMPLES
     )
     command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
     add_checkpoint_arguments(command)

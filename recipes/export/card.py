@@ -72,7 +72,7 @@ def accuracies(content: Content, config: RunConfig, evaluation: Mapping[str, Any
             found.append(Accuracy("the run's validation images", int(size), config.eval.crop_ratio, False, *values))
     for one in () if evaluation is None else evaluation["results"]:
         values = (one["top1"], one["top5"], one["loss"])
-        where = f"{Path(evaluation['data']).name}, {one['images']} images"
+        where = f"{Path(evaluation['data']).name}, {one['images']:,} images"
         found.append(Accuracy(where, one["size"], one["crop_ratio"], evaluation["flip"] is not None, *values))
     return found
 

@@ -12,21 +12,21 @@ from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.load import load_config
 
-DESCRIPTION = """Raise the learning rate from step to step, watch the loss, and suggest a rate for the
-run.
+DESCRIPTION = """Raise the learning rate from step to step, watch the loss, and suggest a rate
+for the run.
 
-The test trains fresh models with the run's own loader, model, loss, optimizer and
-techniques (mixing, label smoothing, SAM, ...) at one image size, and throws them
-away. Progressive resizing, FixRes, EMA and SWA are left out. Results go to
+The test trains fresh models with the run's own loader, model, loss, optimizer
+and techniques (mixing, label smoothing, SAM, ...) at one image size, and throws
+them away. Progressive resizing, FixRes, EMA and SWA are left out. Results go to
 RUNS_FOLDER/RUN_NAME/find_lr/: lr.html, lr.png, lr.csv (the curves), lr.json."""
 EXAMPLES = """examples:
   python -m recipes.find_lr yamls/demo.yaml
   python -m recipes.find_lr yamls/p3.yaml --batch-size 256 --runs 5
   composer -n 8 -m recipes.find_lr yamls/p3.yaml data.path=/data/imagenet
 
-The test's rates are for --batch-size images a step over all devices. The lines to
-paste hold that number as optimizer.lr_batch_size, or the YAML's own and the rate
-for that; training scales it linearly to its own batch."""
+The test's rates are for --batch-size images a step over all devices. The lines
+to paste hold that number as optimizer.lr_batch_size, or the YAML's own and the
+rate for that; training scales it linearly to its own batch."""
 
 
 def within(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:

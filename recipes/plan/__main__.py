@@ -28,12 +28,15 @@ from recipes.watch.files import replace_file
 IMAGENET = Images(1_281_167, 50_000, "ImageNet-1K's, since {} is not here")
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
-  %(prog)s yamls/p3.yaml max_duration=16ep algorithms.progressive_resizing=off
-  %(prog)s yamls/mosaic-medium.yaml --machine p4d.24xlarge --memory
+  %(prog)s yamls/p3.yaml max_duration=16ep \\
+      algorithms.progressive_resizing=off
+  %(prog)s yamls/mosaic-medium.yaml --memory \\
+      --machine p4d.24xlarge
   %(prog)s yamls/g5.yaml --images-per-second 3000
   %(prog)s yamls/p3.yaml --measured runs/p3-trial
 
-Prices stand in recipes/plan/prices.yaml, published throughput in recipes/plan/throughput.yaml, each with its source."""
+Prices stand in recipes/plan/prices.yaml, published throughput in
+recipes/plan/throughput.yaml, each with its source."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -75,7 +75,9 @@ def check(command: argparse.ArgumentParser, given: argparse.Namespace) -> None:
 
 def open_classifier(command: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[Classifier, list[str]]:
     """The network that the words name, and the other words: images."""
-    model, rest = given.words[0], given.words[1:]
+    rest = list(given.words)
+    model = next((word for word in rest if "=" not in word or Path(word).exists()), rest[0])
+    rest.remove(model)
     if is_exported(model):
         unused = ("checkpoint", "weights", "size", "crop_ratio")
         for name in unused:

@@ -8,8 +8,10 @@ from pathlib import Path
 from recipes.cli import command_parser, run_command
 
 EXAMPLES = """examples:
-  %(prog)s runs/demo                          writes runs/demo/report.html anew
-  %(prog)s runs/p3 runs/p3-no-mixup           compares them in ./report.html
+  %(prog)s runs/demo
+      writes runs/demo/report.html anew
+  %(prog)s runs/p3 runs/p3-no-mixup
+      compares them in ./report.html
   %(prog)s runs/* --output /tmp/all.html"""
 
 

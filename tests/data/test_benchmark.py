@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from data.benchmark import main
+from data.benchmark import LABELS, main, table
 from data.prepare import Settings, prepare
 
 
@@ -36,9 +36,20 @@ def test_a_table_of_a_prepared_dataset(dataset, tmp_path, capsys):
     assert prepare(str(dataset), str(target), Settings("mds", ("28",), ("original",), 90, 10), 1, print)
     capsys.readouterr()
     assert main([str(target), "--size", "24", "--workers", "0", "--images", "50"]) == 0
-    head, row = capsys.readouterr().out.splitlines()
-    assert head.split()[:4] == ["size", "workers", "ours_images_per_second", "ours_images_per_cpu_second"]
-    assert row.split()[:2] == ["24", "0"]
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["workers:", "0", "24", "px"]
+    values = {label.strip(): float(value.replace(",", "")) for label, value in (line.rsplit("  ", 1) for line in lines)}
+    assert values["images/s"] > 10
+    assert values["images per CPU-second"] > 10
+    assert 0 < values["... to decode the crop"] < 100
+    assert len(values) == 8
+
+
+def test_the_table_of_four_sizes_fits_80_columns():
+    figures = {key: 99.999 if key.startswith("ms_") else 123456.7 for key in LABELS}
+    text = table([{"size": size, "workers": 16} | figures for size in (128, 176, 224, 288)])
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) == 1 + len(LABELS)
 
 
 def test_what_is_not_there_is_status_2(tmp_path, capsys):

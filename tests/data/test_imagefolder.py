@@ -1,4 +1,5 @@
 import pickle
+import subprocess
 import tracemalloc
 
 import numpy as np
@@ -87,6 +88,34 @@ def test_a_broken_layout_is_named(tmp_path, write_folder, train, val, message):
         open_split_pair(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "hint"),
+    [
+        (["train", "test"], "if {0}/test is meant: ln -s test {0}/val"),
+        (["Training", "val"], "if {0}/Training is meant: ln -s Training {0}/train"),
+        (["mini/train", "mini/val"], "did you mean {0}/mini?"),
+        (["train", "ship"], "expected {0}/val/CLASS/IMAGE"),
+    ],
+)
+def test_a_split_that_is_called_otherwise_is_pointed_out(tmp_path, write_folder, there, hint):
+    for split in there:
+        (tmp_path / split).mkdir(parents=True)
+        write_folder(tmp_path / split, {"ant": 1, "bee": 1})
+    with pytest.raises(DataError) as caught:
+        open_split_pair(tmp_path)
+    assert str(caught.value).endswith(hint.format(tmp_path))
+
+
+def test_the_command_that_is_pointed_out_works(tmp_path, write_folder):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        write_folder(tmp_path / split, {"ant": 1, "bee": 2})
+    with pytest.raises(DataError, match="ln -s") as caught:
+        open_split_pair(tmp_path)
+    subprocess.run(str(caught.value).partition("is meant: ")[2].split(), check=True)
+    assert len(open_split_pair(tmp_path)[1]) == 3
 
 
 def test_a_subset_is_even_fixed_and_nested(small_folder):

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -6,6 +8,7 @@ from data.decode import decode
 from data.open import open_split_pair
 from data.prepare import Settings, prepare
 from data.verify import main
+from tests.support import ROOT
 
 
 @pytest.fixture
@@ -13,6 +16,13 @@ def dataset(tmp_path, write_folder):
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 5, "bee": 4})
     return tmp_path / "set"
+
+
+def test_started_as_a_command_it_says_nothing_but_the_result(dataset):
+    words = [sys.executable, "-m", "data.verify", str(dataset), "--workers", "2"]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == "18 images, 0 broken\n"
+    assert "Warning" not in ended.stderr
 
 
 def test_a_good_dataset_is_status_0(dataset, capsys):

@@ -175,6 +175,8 @@ def test_every_figure_is_compared_with_the_baseline(results):
     assert cells["recipe"] == ("recipe", "21.0 s", "2.10x", "48", "0.48x", "15.5 s", "1.5", "1.55x")
     assert cells["with b"][1:] == ("-",) * 7
     assert cells["without a"][5:] == ("never", "-", "-")
+    unreached = results._replace(target=None, rows=tuple(row._replace(reached=None) for row in results.rows))
+    assert {cells[5] for cells in cost_table(unreached).rows} == {"-"}
     assert cells["without b"][5:] == ("-", "-", "-")
     cells = {cells[0]: cells for cells in accuracy_table(results, [16, 32]).rows}
     assert cells["recipe"] == ("recipe", "2", "45.50 ± 0.71", "91.00 ± 1.41", "+19.00", "*")

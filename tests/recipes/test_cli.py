@@ -1,3 +1,4 @@
+import runpy
 import subprocess
 import sys
 import time
@@ -6,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data.errors import DataError
-from recipes.cli import YAMLS, list_configs, parse, run_command
+from recipes.cli import YAMLS, command_parser, list_configs, parse, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.load import load_config
 
@@ -87,12 +88,45 @@ def test_help_explains_itself(capsys):
         assert word in text
 
 
+COMMANDS = ("ablate", "checkpoints", "evaluate", "export", "find_lr", "plan", "predict", "report")
+
+
+@pytest.mark.parametrize("module", [*(f"recipes.{command}" for command in COMMANDS), "entrypoint"])
+def test_help_is_read_on_80_columns(module, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module if module == "entrypoint" else f"{module}.__main__", run_name="__main__")
+    assert ended.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_every_command_is_tried():
+    assert sorted(COMMANDS) == sorted(path.parent.name for path in (ROOT / "recipes").glob("*/__main__.py"))
+
+
+def test_overrides_may_follow_an_option_of_several_values():
+    parser = command_parser("bake", "Bakes.")
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("--seeds", nargs="+", type=int)
+    parser.add_argument("--output")
+    parser.add_argument("--list", action="store_true")
+    words = "a.yaml seed=1 --seeds 0 1 lr=2 --output b=c d=3 --list e=4"
+    given = parser.parse_intermixed_args(words.split())
+    assert yaml_and_overrides(parser, given.words) == (Path("a.yaml"), ["seed=1", "lr=2", "d=3", "e=4"])
+    assert (given.seeds, given.output, given.list) == ([0, 1], "b=c", True)
+    with pytest.raises(InputError, match="argument --seeds: invalid int value: 'lr=2'"):
+        parser.parse_intermixed_args(["a.yaml", "--seeds", "lr=2"])
+
+
 def test_the_examples_of_the_help_load(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
         arguments("--help")
     examples = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  train yamls/")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for words in examples:
         given = arguments(
             *" ".join(words).replace("{128: 256, 288: 128}", "{128:256,288:128}").replace("'", "").split()
@@ -105,11 +139,14 @@ def test_every_yaml_is_listed_wherever_one_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = list_configs().splitlines()
     assert table[0].split()[:3] == ["CONFIG", "MODEL", "EPOCHS"]
-    assert [line.split()[0] for line in table[1:]] == [str(path) for path in sorted(YAMLS.rglob("*.yaml"))]
+    rows = [line.split()[0] for line in table[1:] if not line.startswith(" ")]
+    assert rows == [str(path) for path in sorted(YAMLS.rglob("*.yaml"))]
     monkeypatch.chdir(ROOT)
     (row,) = (line for line in list_configs().splitlines() if line.startswith("yamls/p3.yaml "))
     for word in ("resnet50", " 90 ", "8x V100 16 GB (p3.16xlarge)"):
         assert word in row
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, list_configs().splitlines())) <= 80
 
 
 def test_a_yaml_with_errors_is_listed_too(tmp_path, monkeypatch):
@@ -120,7 +157,7 @@ def test_a_yaml_with_errors_is_listed_too(tmp_path, monkeypatch):
     table = list_configs(tmp_path / "yamls").splitlines()
     assert table[1].split() == ["yamls/bare.yaml", "resnet50", "90", "any"]
     assert "yamls/deeper/bad.yaml" in table[2]
-    assert "does not load: " in table[2]
+    assert table[3].startswith("  does not load: ")
 
 
 def ended(error, capsys):

@@ -111,6 +111,7 @@ def test_prune_keeps_the_newest_and_the_best_in_both_places(tmp_path, url, type_
     assert newest in names
     assert len(names) <= 2
     assert type_in("verify", *keeps)[0] == 0
+    assert type_in("prune", *keeps)[:2] == (0, "nothing to remove\n")
 
 
 @pytest.mark.parametrize("words", [["lst"], ["list"], ["list", "absent.yaml"]])

@@ -128,6 +128,12 @@ def test_some_of_the_classes_will_do_and_strange_ones_are_named(command, figures
     whole, inside = figures("--data", tmp_path / "part"), figures("--data", tmp_path / "part" / "val", "--per-class")
     assert [one["images"] for one in whole["results"]] == [8, 8]
     assert {row["class"] for row in inside["results"][0]["classes"]} == {"class1", "class2"}
+    (tmp_path / "part" / "val").rename(tmp_path / "part" / "test")
+    (tmp_path / "part" / "train").mkdir()
+    status, _, err = command("evaluate", tiny.yaml, "--data", tmp_path / "part")
+    assert status == 2
+    assert err.endswith(f"if {tmp_path}/part/test is meant: ln -s test {tmp_path}/part/val\n")
+    (tmp_path / "part" / "test").rename(tmp_path / "part" / "val")
     (tmp_path / "part" / "val" / "class1").rename(tmp_path / "part" / "val" / "zebra")
     status, out, err = command("evaluate", tiny.yaml, "--data", tmp_path / "part")
     assert (status, out) == (2, "")
