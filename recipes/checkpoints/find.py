@@ -211,18 +211,38 @@ def bring(store: Store, manifest: Manifest, local: LocalStore) -> Path:
     fetched = local.path(f".{entry.name}.fetched")
     try:
         store.fetch(entry.name, fetched)
-        verify(fetched, entry)
-        local.put(f"{manifest.stem}.json.tmp", manifest.to_json())
-        local.delete([f"{manifest.stem}.json"])
-        fetched.replace(path)
-        local.put(f"{manifest.stem}.json", manifest.to_json())
-        local.delete([f"{manifest.stem}.json.tmp"])
+        return adopt(fetched, manifest, local)
     except FileNotFoundError:
         raise DamagedError("its data is missing") from None
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}") from None
     finally:
         fetched.unlink(missing_ok=True)
+
+
+def adopt(fetched: Path, manifest: Manifest, local: LocalStore) -> Path:
+    """Verify a checkpoint's file that was brought to the local disk, and make it one of the run's there.
+
+    Args:
+        fetched: In the folder of `local`, under another name.
+        manifest: The checkpoint's.
+        local: The run's folder.
+
+    Returns:
+        The file under its own name.
+
+    Raises:
+        DamagedError: The file is not what the manifest says.
+        StoreError: The disk cannot be written to.
+    """
+    path = local.path(manifest.files[0].name)
+    verify(fetched, manifest.files[0])
+    local.put(f"{manifest.stem}.json.tmp", manifest.to_json())
+    local.delete([f"{manifest.stem}.json"])
+    try:
+        fetched.replace(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror or error}") from None
+    local.put(f"{manifest.stem}.json", manifest.to_json())
+    local.delete([f"{manifest.stem}.json.tmp"])
     return path
 
 

@@ -19,7 +19,8 @@ from recipes.checkpoints.patience import patiently
 from recipes.checkpoints.places import Places, named
 from recipes.checkpoints.s3 import S3Store
 from recipes.checkpoints.safe import allow_only_data, check_file, signature
-from recipes.checkpoints.store import LocalStore, Store, StoreError
+from recipes.checkpoints.spread import on_every_node
+from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -91,7 +92,7 @@ def find_resume(
 
     answer = on_first(decide)
     if answer.manifest is not None and dist.get_world_size() > dist.get_local_world_size():
-        on_each_node(lambda: _have(answer.manifest, local, places.opener))
+        answer = replace(answer, load_path=str(on_every_node(Path(answer.load_path), answer.manifest, local)))
     return answer
 
 
@@ -180,19 +181,6 @@ def _take_named(path: str, local: LocalStore, identity: Identity, check: Callabl
     return _resume(Search(Found(manifest, file, f"{store.location.rstrip('/')}/{stem}.pt")))
 
 
-def _have(manifest: Manifest, local: LocalStore, remote: Callable[[], Store] | None) -> None:
-    """Make sure that this node has the checkpoint that process 0 chose."""
-    try:
-        bring(local, manifest, local)
-    except DamagedError as error:
-        if remote is None:
-            raise InputError(f"{local.location}: {manifest.stem}: {error}; share the folder, or use s3://") from None
-        try:
-            bring(remote(), manifest, local)
-        except (DamagedError, StoreError) as reason:
-            raise InputError(f"{manifest.stem}: {reason}") from None
-
-
 def on_first(decide: Callable[[], Any]) -> Any:
     """Process 0's answer on every process.
 
@@ -205,14 +193,6 @@ def on_first(decide: Callable[[], Any]) -> Any:
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
     return _unpack(outcome[0])
-
-
-def on_each_node(action: Callable[[], None]) -> None:
-    """Run something on the first process of each node; an InputError of one is raised on all."""
-    outcome = _attempt(action) if dist.get_local_rank() == 0 else None
-    for one in dist.all_gather_object(outcome):
-        if one is not None:
-            _unpack(one)
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[str, Any]:

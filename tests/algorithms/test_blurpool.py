@@ -1,9 +1,47 @@
+import copy
+from importlib.util import find_spec
+
 import pytest
+import timm
 import torch
 import torchvision
 from composer.algorithms.blurpool import BlurConv2d, BlurMaxPool2d
 from composer.algorithms.warnings import NoEffectWarning
 from torch import nn
+from torch.nn import functional as F
+
+ZERO, REFLECT = {"timm": "constant", "antialiased_cnns": "zero"}, {"timm": "reflect", "antialiased_cnns": "reflect"}
+"""What the original layers call the two paddings."""
+ORIGINALS = ["timm", *(["antialiased_cnns"] if find_spec("antialiased_cnns") else [])]
+"""timm's layer, and the paper's own package where it is installed: its licence keeps it out of our requirements."""
+
+
+def original(name, channels, stride, padding=ZERO):
+    """The 3x3 blur of another implementation."""
+    if name == "timm":
+        return timm.layers.BlurPool2d(channels, filt_size=3, stride=stride, pad_mode=padding[name])
+    import antialiased_cnns
+
+    return antialiased_cnns.BlurPool(channels, pad_type=padding[name], filt_size=3, stride=stride)
+
+
+def blurred_by_hand(network, name, *, blur_first):
+    """The network with another implementation's blur put in by hand; a pooling layer's channels are the last ones."""
+    channels = 3
+    for key, layer in network.named_children():
+        strided = isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 and layer.in_channels >= 16
+        if strided and blur_first:
+            setattr(network, key, nn.Sequential(original(name, layer.in_channels, 1), layer))
+        elif strided:
+            stride, layer.stride = layer.stride[0], (1, 1)
+            setattr(network, key, nn.Sequential(layer, original(name, layer.out_channels, stride)))
+        elif isinstance(layer, nn.MaxPool2d):
+            pool = nn.MaxPool2d(layer.kernel_size, 1, layer.padding)
+            setattr(network, key, nn.Sequential(pool, original(name, channels, layer.stride)))
+        else:
+            blurred_by_hand(layer, name, blur_first=blur_first)
+        channels = getattr(layer, "out_channels", channels)
+    return network
 
 
 def count(network, kind):
@@ -40,3 +78,26 @@ def test_it_changes_the_run_and_resumes(run, assert_resumes):
     with_it, plain = run({"blurpool": {}}).fit(), run({}).fit()
     assert not torch.equal(with_it["module.0.weight"], plain["module.0.weight"])
     assert_resumes({"blurpool": {}}, batch=7)
+
+
+@pytest.mark.parametrize("blur_first", [True, False])
+@pytest.mark.parametrize("network", ["convnet", "bottlenecks"])
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_a_network_computes_what_it_does_with_the_original_layers(run, networks, name, network, blur_first):
+    torch.manual_seed(3)
+    plain = networks[network]()
+    by_hand = blurred_by_hand(copy.deepcopy(plain), name, blur_first=blur_first).eval()
+    ours = run({"blurpool": {"blur_first": blur_first}}, network=lambda: plain).trainer.state.model.module.eval()
+    images = torch.randn(4, 3, 17, 22)
+    torch.testing.assert_close(ours(images), by_hand(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_only_the_border_differs_where_the_original_reflects_the_picture(name):
+    """The original's default; Composer's surrounds the picture with zeros."""
+    images = torch.randn(2, 16, 17, 22)
+    pool = BlurMaxPool2d.from_maxpool2d(nn.MaxPool2d(3, 2, 1), 0)
+    ours, theirs = pool(images), original(name, 16, 2, REFLECT)(F.max_pool2d(images, 3, 1, 1))
+    assert ours.shape == theirs.shape == (2, 16, 9, 11)
+    torch.testing.assert_close(ours[..., 1:-1, 1:], theirs[..., 1:-1, 1:], rtol=0, atol=1e-6)
+    assert not torch.isclose(ours[..., 0, :], theirs[..., 0, :], atol=1e-3).any()

@@ -4,6 +4,7 @@ from composer import Callback
 from composer.algorithms import EMA
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.utils import ModelEmaV2, ModelEmaV3
 
 from algorithms.ema import EMAConfig, in_batches
 from algorithms.ema.ema import PortableEMA, bare, renamed
@@ -77,6 +78,37 @@ def test_a_run_equals_composers(run, same_weights):
     run([ours], evaluate=True).fit()
     same_weights(dict(theirs.ema_model.named_parameters()), dict(ours.ema_model.named_parameters()))
     same_weights(dict(theirs.ema_model.named_buffers()), dict(ours.ema_model.named_buffers()))
+
+
+class Timms(Callback):
+    """timm's averages of the same run, as its training script takes them: the first update copies the weights."""
+
+    def __init__(self, decay, interval):
+        self.decay, self.interval = decay, interval
+        self.v2 = self.v3 = None
+
+    def batch_end(self, state, logger):
+        network, batch = state.model.module, int(state.timestamp.batch)
+        if self.v2 is None:
+            self.v2, self.v3 = ModelEmaV2(network, self.decay), ModelEmaV3(network, self.decay)
+        if batch % self.interval == 0:
+            self.v2.update(network)
+            self.v3.update(network, step=1 + batch)  # its decay is zero before step 2
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_the_average_is_timms(run, interval):
+    timms = Timms(2 ** (-interval / 4), interval)
+    ours = run({"ema": {"half_life": "4ba", "update_interval": f"{interval}ba"}}, callbacks=(timms,))
+    ours.fit()
+    (algorithm,) = ours.trainer.state.algorithms
+    average = algorithm.ema_model.named_parameters_dict | algorithm.ema_model.named_buffers_dict
+    average = {bare(name): tensor for name, tensor in average.items() if tensor.is_floating_point()}
+    for theirs in (timms.v2.module.state_dict(), timms.v3.module.state_dict()):
+        floats = {name: tensor for name, tensor in theirs.items() if tensor.is_floating_point()}
+        torch.testing.assert_close(average, floats, rtol=1e-6, atol=1e-6)
+    # It is an average: the last weights are something else.
+    assert not torch.allclose(average["0.weight"], ours.weights()["module.0.weight"], atol=1e-4)
 
 
 @pytest.mark.parametrize("batch", [2, 7, 10])

@@ -1,10 +1,13 @@
 import math
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.stats import chisquare
+from timm.data import create_transform
+from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
@@ -122,6 +125,26 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(encode, photo, shape,
     on_pillow = np.asarray(theirs(Image.fromarray(pixels))).astype(float)
     assert np.abs(ours - on_pillow).mean() < 0.1
     assert level_difference(ours, theirs(tensor(pixels))).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (1200, 900), (224, 300), (100, 130), (97, 380)])
+@pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (128, 0.875), (288, 1.0)])
+@pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
+def test_evaluation_of_a_jpeg_is_timms_and_torchvisions(encode, photo, shape, size, ratio, subsampling):
+    """The whole way from the file's bytes, which Pillow decodes for them, with what they evaluate ResNet-50 with."""
+    data = encode(photo(*shape, seed=shape[0]), quality=90, subsampling=subsampling)
+    ours = eval_picture(data, size, ratio).astype(float)
+    timms = create_transform(
+        size, is_training=False, interpolation="bilinear", crop_pct=ratio, mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    torchvisions = ResNet50_Weights.IMAGENET1K_V1.transforms(
+        crop_size=size, resize_size=int(size / ratio), mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    with Image.open(BytesIO(data)) as picture:
+        for theirs in (timms(picture), torchvisions(picture)):
+            difference = np.abs(ours - theirs.mul(255).permute(1, 2, 0).numpy())
+            assert difference.mean() < 0.1
+            assert difference.max() < 1.01
 
 
 def test_evaluation_decodes_in_full(encode, photo, monkeypatch):

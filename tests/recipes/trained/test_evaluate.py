@@ -7,11 +7,21 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import timm
 import torch
+import torchvision
+from PIL import Image
+from torchvision.models import ResNet50_Weights
 
+from recipes.checkpoints.places import Places
+from recipes.trained import load_trained
 from tests.support import ROOT, write_images
 from tests.test_processes import LAUNCHER, free_port
+
+MEAN, STD = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
+"""As in the run's recipe."""
 
 
 @pytest.fixture
@@ -54,6 +64,47 @@ def test_it_finds_what_the_run_logged_at_its_end(tiny, figures):
 
 def test_the_bucket_gives_the_same(figures):
     assert figures("--checkpoint", "s3://bucket/runs/tiny")["results"] == figures()["results"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Class folders of JPEGs of many shapes, whose colours tell the class now and then."""
+    place, rng = tmp_path_factory.mktemp("photos") / "dataset", np.random.default_rng(2)
+    write_images(place, train=1, val=1)
+    for label, folder in enumerate(sorted((place / "val").iterdir())):
+        for number in range(40):
+            height, width = rng.integers(30, 180, 2)
+            small = rng.integers(0, 200, (8, 8, 3)) + np.eye(3)[label] * rng.integers(0, 56)
+            picture = Image.fromarray(small.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+            picture.save(folder / f"photo{number}.jpg", quality=85)
+    return place
+
+
+def timms_transform(size):
+    return timm.data.create_transform(size, is_training=False, interpolation="bilinear", mean=MEAN, std=STD)
+
+
+def torchvisions_transform(size):
+    usual = ResNet50_Weights.IMAGENET1K_V1.transforms
+    return usual(crop_size=size, resize_size=int(size / 0.875), mean=MEAN, std=STD)
+
+
+@pytest.mark.parametrize("transform", [timms_transform, torchvisions_transform])
+@pytest.mark.parametrize("size", [32, 64])
+def test_top1_is_that_of_a_plain_loop_with_the_usual_transforms(tiny, figures, photos, transform, size):
+    """torchvision's ImageFolder, another's preprocessing at its default crop ratio, the same weights."""
+    network = load_trained(Places.of(str(tiny.folder / "checkpoints"), "", "tiny"), "tiny", None, None).network
+    hits = {name: [0, 0] for name in ("class0", "class1", "class2")}
+    with torch.no_grad():
+        for image, label in torchvision.datasets.ImageFolder(photos / "val", transform(size)):
+            counted = hits[f"class{label}"]
+            counted[0] += 1
+            counted[1] += int(network(image[None]).argmax()) == label
+    (found,) = figures("--data", photos, "--sizes", str(size), "--per-class")["results"]
+    assert {row["class"]: [row["images"], row["top1_correct"]] for row in found["classes"]} == hits
+    right = sum(correct for _, correct in hits.values())
+    assert found["top1"] == pytest.approx(right / 123)
+    assert 0.4 < found["top1"] < 0.95  # neither chance nor too easy to tell
 
 
 def test_batch_size_changes_no_count(figures, more):

@@ -1,0 +1,143 @@
+"""Two nodes that share a bucket only: one dies, then the other with its disk, and the run ends as if untouched."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.s3 import ADMIN, free_ports, running
+from tests.support import ROOT
+
+RECIPE = """
+run_name: calm
+device: cpu
+max_duration: 3ep
+global_batch_size: 8
+model: {name: timm/test_resnet}
+optimizer: {lr: 0.05}
+data: {path: IMAGES, train_size: 32, workers: 0}
+eval: {sizes: [32], interval: 3}
+checkpoints: {folder: 's3://bucket/{run_name}', interval: 2ba}
+loggers: {progress_bar: false, tensorboard: false, interval: 1}
+algorithms: {label_smoothing: {}, mixup: {}, cutmix: {}, ema: {half_life: 3ba}}
+"""
+LIMIT = 300.0
+
+
+class Cluster:
+    """Two nodes of two processes on this machine, each with a disk of its own, started as docs/multi-gpu.md says."""
+
+    def __init__(self, place, recipe, endpoint):
+        self.place, self.recipe = place, recipe
+        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "S3_ENDPOINT_URL")
+        values = (*ADMIN, "us-east-1", endpoint)
+        kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+        self.environment = kept | dict(zip(names, values, strict=True)) | {"OMP_NUM_THREADS": "1"}
+        self.nodes = []
+
+    def disk(self, node):
+        return self.place / f"node{node}"
+
+    def output(self, node):
+        return (self.place / f"node{node}.txt").read_text()
+
+    def start(self, name):
+        """The same two commands each time, but for the port."""
+        (port,) = free_ports(1)
+        self.nodes = []
+        for node in (0, 1):
+            command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "--world_size", "4"]
+            command += ["--node_rank", str(node), "--base_rank", str(2 * node)]
+            command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "entrypoint.py")]
+            command += [str(self.recipe), f"run_name={name}", f"runs_folder={self.disk(node)}"]
+            with (self.place / f"node{node}.txt").open("w") as output:
+                self.nodes.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=ROOT,
+                        env=self.environment,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                )
+
+    def wait_until(self, condition):
+        """Poll, as long as both nodes live."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert [node.poll() for node in self.nodes] == [None, None], (self.output(0), self.output(1))
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def kill(self, node):
+        """All processes of a node at once, as when its power goes; the status of the other, which nobody stops."""
+        os.killpg(self.nodes[node].pid, signal.SIGKILL)
+        assert self.nodes[node].wait(LIMIT) == -signal.SIGKILL
+        return self.nodes[1 - node].wait(LIMIT)
+
+    def finish(self):
+        assert [node.wait(LIMIT) for node in self.nodes] == [0, 0], (self.output(0), self.output(1))
+
+    def summary(self, name):
+        return json.loads((self.disk(0) / name / "summary.json").read_text())
+
+    def close(self):
+        for node in self.nodes:
+            if node.poll() is None:
+                os.killpg(node.pid, signal.SIGKILL)
+                node.wait()
+
+
+@pytest.fixture
+def server(tmp_path):
+    with running(tmp_path / "s3") as server:
+        server.client().create_bucket(Bucket="bucket")
+        yield server
+
+
+@pytest.fixture
+def cluster(tmp_path, images, server):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("IMAGES", str(images)))
+    cluster = Cluster(tmp_path, recipe, server.endpoint)
+    yield cluster
+    cluster.close()
+
+
+def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a_calm_run(cluster, server):
+    cluster.start("calm")
+    cluster.finish()
+    # Only the first process writes; so what the second node resumes from must come to it.
+    assert not cluster.disk(1).exists()
+
+    def in_bucket(stem):
+        listed = server.client().list_objects_v2(Bucket="bucket", Prefix=f"hit/{stem}.json").get("Contents", ())
+        return [item["Key"] for item in listed] == [f"hit/{stem}.json"]
+
+    cluster.start("hit")
+    first = cluster.disk(0) / "hit" / "checkpoints"
+    cluster.wait_until((first / "ep000-ba000002.json").exists)
+    survivor = cluster.kill(1)
+    # It ends by itself, and its status does not say that anything is finished (0), wrong (2) or saved (75).
+    assert survivor not in (0, 2, 74, 75)
+    assert "the run ends here" in cluster.output(0)
+    cluster.start("hit")
+    cluster.wait_until(lambda: in_bucket("ep001-ba000004"))
+    assert "goes on from" in cluster.output(0)
+    assert any((cluster.disk(1) / "hit" / "checkpoints").glob("ep*.pt"))
+    assert cluster.kill(0) not in (0, 2, 74, 75)
+    shutil.rmtree(cluster.disk(0) / "hit")  # a new machine takes its place
+    cluster.start("hit")
+    cluster.finish()
+
+    calm, hit = cluster.summary("calm"), cluster.summary("hit")
+    assert hit["weights_sha256"] == calm["weights_sha256"]
+    assert (hit["batches"], hit["samples"], hit["eval_by_size"]) == (9, 72, calm["eval_by_size"])
+    assert len(hit["resumed_from"]) == 2
+    assert hit["resumed_from"][1].startswith("s3://bucket/hit/")
