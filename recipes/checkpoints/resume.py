@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from composer import Algorithm
 from composer.utils import dist
@@ -25,6 +25,7 @@ from recipes.errors import InputError
 log = logging.getLogger(__name__)
 
 _PROBE = "write-test"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def find_resume(
         return _newest(search, places, restart=restart, patience=patience)
 
     answer = on_first(decide)
-    if answer.manifest is not None and dist.get_world_size() > dist.get_local_world_size():
-        on_each_node(lambda: _have(answer.manifest, local, places.opener))
+    manifest = answer.manifest
+    if manifest is not None and dist.get_world_size() > dist.get_local_world_size():
+        on_each_node(lambda: _have(manifest, local, places.opener))
     return answer
 
 
@@ -193,7 +195,7 @@ def _have(manifest: Manifest, local: LocalStore, remote: Callable[[], Store] | N
             raise InputError(f"{manifest.stem}: {reason}") from None
 
 
-def on_first(decide: Callable[[], Any]) -> Any:
+def on_first(decide: Callable[[], Answer]) -> Answer:
     """Process 0's answer on every process.
 
     Raises:
@@ -204,7 +206,8 @@ def on_first(decide: Callable[[], Any]) -> Any:
         outcome = [_attempt(decide)]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
-    return _unpack(outcome[0])
+    answer: Answer = _unpack(outcome[0])
+    return answer
 
 
 def on_each_node(action: Callable[[], None]) -> None:
