@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sysconfig
@@ -12,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from random import SystemRandom
 
 import boto3
 from botocore.config import Config
@@ -21,9 +21,12 @@ READER = ("testreader", "s3cr3t-of-the-reader-0123456789")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now, low enough that the +10000 of gRPC exists; two processes seek apart."""
+    """Ports nobody listens on now, low enough that the +10000 of gRPC exists.
+
+    They are not those of the last call: clients (fsspec) keep connections and secrets by address.
+    """
     sockets = []
-    for port in range(21000 + os.getpid() * 101 % 20000, 60000):
+    for port in range(SystemRandom().randrange(21000, 45000), 55000):
         candidate = socket.socket()
         try:
             candidate.bind(("127.0.0.1", port))

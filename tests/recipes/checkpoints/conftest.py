@@ -8,6 +8,7 @@ import torch
 
 from tests.recipes.checkpoints.tiny import Tiny
 from tests.s3 import ADMIN, Proxy, running
+from tests.support import process_as_before
 
 
 @pytest.fixture
@@ -20,10 +21,10 @@ def untouched(tmp_path_factory):
     """The weights of the tiny run that nobody touched; with one thread, as all runs here, since sums depend on that."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try:
-        return Tiny(tmp_path_factory.mktemp("untouched")).go()
-    finally:
-        torch.set_num_threads(threads)
+    with process_as_before():
+        finished = Tiny(tmp_path_factory.mktemp("untouched")).go()
+    torch.set_num_threads(threads)
+    return finished
 
 
 @pytest.fixture(scope="module", autouse=True)

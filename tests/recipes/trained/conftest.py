@@ -4,6 +4,7 @@ import io
 import json
 import os
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -34,9 +35,9 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _surroundings(server):
-    """The bucket's address and keys, one thread; and signal handlers and weights-only loading as they were, after."""
+@contextmanager
+def surroundings(endpoint):
+    """The bucket's address and keys, and one thread; what a run sets for its whole process is put back after."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with process_as_before(), pytest.MonkeyPatch.context() as patch:
@@ -44,16 +45,21 @@ def _surroundings(server):
             patch.delenv(name)
         values = {"AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1], "AWS_DEFAULT_REGION": "us-east-1"}
         values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
-        values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "S3_ENDPOINT_URL": server.endpoint}
+        values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "S3_ENDPOINT_URL": endpoint}
         for name, value in values.items():
             patch.setenv(name, value)
-        patch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
         yield
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="package")
-def make_run(tmp_path_factory, images, _surroundings):
+@pytest.fixture(scope="module", autouse=True)
+def _surroundings(server):
+    with surroundings(server.endpoint):
+        yield
+
+
+@pytest.fixture(scope="session")
+def make_run(tmp_path_factory, images, server):
     """Train the recipe: `make_run("key=value", ...)` gives its YAML, folder, summary and config."""
 
     def make(*overrides, folder="{runs_folder}/{run_name}/checkpoints"):
@@ -64,7 +70,8 @@ def make_run(tmp_path_factory, images, _surroundings):
         path = runs / "recipe.yaml"
         path.write_text(RECIPE.replace("IMAGES", str(images)).replace("FOLDER", folder) + f"runs_folder: {runs}\n")
         config = load_config(path, overrides)
-        assert run(config) == 0
+        with surroundings(server.endpoint):
+            assert run(config) == 0
         place = runs / config.run_name
         summary = json.loads((place / "summary.json").read_text())
         return SimpleNamespace(yaml=str(path), folder=place, summary=summary, config=config, images=images)
@@ -72,7 +79,7 @@ def make_run(tmp_path_factory, images, _surroundings):
     return make
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def tiny(make_run):
     """The run, in `tiny.folder` and at s3://bucket/runs/tiny."""
     return make_run(folder="s3://bucket/runs/{run_name}")

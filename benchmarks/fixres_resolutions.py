@@ -1,0 +1,112 @@
+"""What the FixRes stage gains: accuracy against the test's resolution, before and after it, as the paper plots it.
+
+    python -m benchmarks.fixres_resolutions yamls/cifar10.yaml data.path=IMAGES [key=value ...]
+        --seeds 0 1 2 --output DIR [--sizes 32 40 48 56 64 72 80 96]
+
+Three curves: the weights before the stage, after it, and at the end of the same run without it (whose last epochs train
+like those before), because the last epochs also anneal the learning rate. Touvron et al. 2019, figure 2 and table 2,
+compare the first two. Runs are `recipe-seedN`, as benchmarks.time_to_accuracy leaves them in the same DIR, and
+`without-fixres-seedN`; those that are finished are not repeated. DIR gets fixres.json, fixres.md and fixres.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+from algorithms.fixres import start_epoch
+from benchmarks.time_to_accuracy import run
+from recipes.load import load_config
+from recipes.page.chart import chart, save
+
+Curve = dict[int, float]
+"""Top-1 in percent by test size in pixels."""
+KINDS = ("before", "without", "after")
+LABELS = {"before": "before the stage", "without": "at the end, without a stage", "after": "after the stage"}
+
+
+def evaluate(words: Sequence[str], name: str, sizes: Sequence[int], checkpoint: Path | None, place: Path) -> Curve:
+    """A run's accuracy at each size, of its newest checkpoint or another."""
+    if not place.exists():
+        chosen = ["--checkpoint", str(checkpoint)] if checkpoint else []
+        flags = ["--sizes", *map(str, sizes), *chosen, "--save", str(place)]
+        run(["-m", "recipes.evaluate", *words, f"run_name={name}", *flags])
+    entries = json.loads(place.read_text())["results"]
+    return {entry["size"]: 100 * entry["top1"] for entry in entries}
+
+
+def gains(curves: dict[str, list[Curve]], size: int) -> dict[str, list[float]]:
+    """Points of top-1 that the stage gives at a size, seed by seed, over each of the other two curves."""
+    return {
+        kind: [after[size] - other[size] for after, other in zip(curves["after"], curves[kind], strict=True)]
+        for kind in ("before", "without")
+    }
+
+
+def table(curves: dict[str, list[Curve]], sizes: Sequence[int]) -> str:
+    """Markdown: mean over the seeds, a row a curve, a column a size; then the gains."""
+    rows = ["| top-1 (%), mean of the seeds | " + " | ".join(f"{size} px" for size in sizes) + " |"]
+    rows.append("| --- |" + " --- |" * len(sizes))
+    for kind in KINDS:
+        means = [fmean(curve[size] for curve in curves[kind]) for size in sizes]
+        rows.append(f"| {LABELS[kind]} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    for kind in ("before", "without"):
+        cells = []
+        for size in sizes:
+            values = gains(curves, size)[kind]
+            cells.append(f"{fmean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""))
+        rows.append(f"| gain over “{LABELS[kind]}” | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def draw(curves: dict[str, list[Curve]], sizes: Sequence[int], marks: dict[str, int], path: Path) -> None:
+    """Mean accuracy against test size, with the range over the seeds."""
+    with chart() as figure:
+        axes = figure.subplots()
+        for kind, color in zip(KINDS, ("#d95f02", "#7570b3", "#1b6ca8"), strict=True):
+            columns = [[curve[size] for curve in curves[kind]] for size in sizes]
+            axes.plot(sizes, [fmean(column) for column in columns], "o-", color=color, label=LABELS[kind])
+            axes.fill_between(sizes, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.2)
+        for text, size in marks.items():
+            axes.axvline(size, color="grey", linewidth=1, linestyle=":")
+            axes.annotate(text, (size, axes.get_ylim()[0]), xytext=(3, 4), textcoords="offset points", color="grey")
+        axes.set(xlabel="test resolution (px)", ylabel="top-1 (%), mean and range of the seeds")
+        axes.legend(loc="lower right")
+        save(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32, 40, 48, 56, 64, 72, 80, 96], metavar="PX")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    options = parser.parse_intermixed_args()
+    folder = options.output.resolve()
+    words = [options.yaml, *options.overrides, f"runs_folder={folder}"]
+    config = load_config(Path(options.yaml), words[1:])
+    fixres = config.algorithms.fixres
+    if fixres is None:
+        raise SystemExit(f"{options.yaml}: has no algorithms.fixres")
+    border = start_epoch(fixres.start, config.epochs)
+    curves: dict[str, list[Curve]] = {kind: [] for kind in KINDS}
+    for seed in options.seeds:
+        recipe, without = f"recipe-seed{seed}", f"without-fixres-seed{seed}"
+        run(["entrypoint.py", *words, f"run_name={recipe}", f"seed={seed}", "eval.interval=1"])
+        run(["entrypoint.py", *words, "algorithms.fixres=off", f"run_name={without}", f"seed={seed}"])
+        (before,) = (folder / recipe / "checkpoints").glob(f"ep{border:03}-*.pt")
+        for kind, name, checkpoint in (("before", recipe, before), ("without", without, None), ("after", recipe, None)):
+            place = folder / name / f"resolutions-{kind}.json"
+            curves[kind].append(evaluate(words, name, options.sizes, checkpoint, place))
+    (folder / "fixres.json").write_text(json.dumps({"seeds": options.seeds, "top1": curves}, indent=1) + "\n")
+    (folder / "fixres.md").write_text(table(curves, options.sizes) + "\n")
+    draw(curves, options.sizes, {"trained": config.data.train_size, "FixRes": fixres.size}, folder / "fixres.png")
+    print(table(curves, options.sizes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""How long the recipe takes to the baseline's final accuracy: whole runs, several seeds, alternating on one machine.
+
+    python -m benchmarks.time_to_accuracy yamls/cifar10.yaml data.path=IMAGES [key=value ...]
+        --baseline-epochs 10 --seeds 0 1 2 --output DIR [--baseline-lr X] [--baseline key=value ...]
+
+The baseline is the YAML with every technique off: the plain network at full resolution (the last of `eval.sizes`), with
+cross-entropy and the same optimizer, schedule, batch size, crops and flips, but for what --baseline says: with
+`--baseline data.augment.area=[0.08,1.0]` it has torchvision's default crops. Its learning rate is found with
+`recipes.find_lr` unless --baseline-lr gives it. The accuracy to reach is the mean over the seeds of the baseline's last
+evaluation. Time is that of training, waiting for the loader and saving, without evaluation, since both sides are
+evaluated more often than anyone needs; the whole wall time stands beside it. Runs that are finished are not repeated:
+the same command goes on. DIR gets results.json, table.md and accuracy.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from algorithms.config import AlgorithmsConfig
+from benchmarks.laboratory import ROOT
+from recipes.load import load_config
+from recipes.page.chart import chart, save
+from recipes.read_run import Evaluation, ReadRun, evaluation_curve, mean_curve, reach, read_run
+
+SIDES = ("baseline", "recipe")
+
+
+class Curve(NamedTuple):
+    """One run's accuracy over its training time."""
+
+    seed: int
+    trained: tuple[Evaluation, ...]
+    """Seconds without evaluation."""
+    whole: tuple[Evaluation, ...]
+    """Seconds with it."""
+
+
+def training_seconds(run: ReadRun) -> dict[float, float]:
+    """Seconds of training, waiting and saving until each epoch at which figures were written."""
+    phases = ("train", "loader_wait", "checkpointing")
+    return {
+        line["epoch"]: sum(line[f"time/{phase}_seconds"] for phase in phases)
+        for line in run.figures
+        if "time/train_seconds" in line
+    }
+
+
+def read_curve(folder: Path, seed: int, size: int) -> Curve:
+    """A finished run's accuracy at an image size in pixels."""
+    run = read_run(folder)
+    seconds, whole = training_seconds(run), evaluation_curve(run, size)
+    return Curve(seed, tuple(entry._replace(wall_seconds=seconds[entry.epoch]) for entry in whole), whole)
+
+
+def compare(baseline: Sequence[Curve], recipe: Sequence[Curve]) -> dict[str, Any]:
+    """Target, times to it and their ratios; None where a run never reaches it."""
+    target = fmean(curve.whole[-1].top1 for curve in baseline)
+    found: dict[str, Any] = {"target_top1": target}
+    for kind in ("trained", "whole"):
+        reference = reach(mean_curve([getattr(curve, kind) for curve in baseline]), target - 1e-9)
+        assert reference is not None, "a mean curve ends at the mean of the ends"
+        times = [reach(getattr(curve, kind), target) for curve in recipe]
+        found[kind] = {
+            "baseline_seconds": reference.wall_seconds,
+            "baseline_epochs": reference.epoch,
+            "recipe_seconds": [None if time is None else time.wall_seconds for time in times],
+            "recipe_epochs": [None if time is None else time.epoch for time in times],
+            "ratios": [None if time is None else time.wall_seconds / reference.wall_seconds for time in times],
+        }
+    return found
+
+
+def spread(values: Sequence[float | None], form: str) -> str:
+    """`mean +- standard deviation`, and how many there are not."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return "never"
+    text = format(fmean(there), form) + (f" ± {format(stdev(there), form)}" if len(there) > 1 else "")
+    return text if len(there) == len(values) else f"{text} ({len(values) - len(there)} of {len(values)} never)"
+
+
+def table(found: dict[str, Any], curves: dict[str, list[Curve]]) -> str:
+    """Markdown, a row a side."""
+    trained, whole = found["trained"], found["whole"]
+    rows = ["| side | final top-1 (%) | epochs to it | training seconds to it | of the baseline's | with evaluation |"]
+    rows += ["| --- | --- | --- | --- | --- | --- |"]
+    final = {side: [100 * curve.whole[-1].top1 for curve in curves[side]] for side in SIDES}
+    cells = [spread(final["baseline"], ".2f"), f"{trained['baseline_epochs']:.1f}"]
+    cells += [f"{trained['baseline_seconds']:.0f}", "1", "1"]
+    rows.append("| baseline | " + " | ".join(cells) + " |")
+    cells = [spread(final["recipe"], ".2f"), spread(trained["recipe_epochs"], ".1f")]
+    cells += [
+        spread(trained["recipe_seconds"], ".0f"),
+        spread(trained["ratios"], ".3f"),
+        spread(whole["ratios"], ".3f"),
+    ]
+    rows.append("| recipe | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def draw(found: dict[str, Any], curves: dict[str, list[Curve]], path: Path, size: int) -> None:
+    """Accuracy against training time, a line a run."""
+    with chart() as figure:
+        axes = figure.subplots()
+        for side, color, dashes in (("baseline", "#d95f02", "--"), ("recipe", "#1b6ca8", "-")):
+            for number, curve in enumerate(curves[side]):
+                minutes = [entry.wall_seconds / 60 for entry in curve.trained]
+                top1 = [100 * entry.top1 for entry in curve.trained]
+                label = f"{side}, {len(curves[side])} seeds" if number == 0 else None
+                axes.plot(minutes, top1, dashes, color=color, label=label, marker="o", markersize=3)
+        axes.axhline(100 * found["target_top1"], color="grey", linewidth=1, label="the baseline's end, mean")
+        axes.set(xlabel="training time (min, without evaluation)", ylabel=f"top-1 at {size} px (%)")
+        axes.legend(loc="lower right")
+        save(figure, path)
+
+
+def run(command: Sequence[str]) -> None:
+    """Run a command of this project, showing what it prints.
+
+    Raises:
+        SystemExit: It failed.
+    """
+    print("$ python " + " ".join(command), flush=True)
+    if status := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        raise SystemExit(f"exit status {status}")
+
+
+def baseline_overrides(yaml: Path, overrides: Sequence[str], epochs: int) -> list[str]:
+    """What makes the recipe the baseline, as on a command line."""
+    config = load_config(yaml, overrides)
+    on = [name for name in AlgorithmsConfig.model_fields if name != "composer" and getattr(config.algorithms, name)]
+    off = [f"algorithms.{name}=off" for name in on]
+    return [*off, f"max_duration={epochs}ep", f"data.train_size={config.eval.sizes[-1]}"]
+
+
+def found_rate(yaml: str, overrides: Sequence[str], folder: Path) -> str:
+    """The rate that the range test proposes for the baseline, found once."""
+    place = folder / "baseline-lr" / "find_lr" / "lr.json"
+    if not place.exists():
+        run(["-m", "recipes.find_lr", yaml, *overrides, "run_name=baseline-lr", "--start-lr", "1e-4"])
+    return str(json.loads(place.read_text())["optimizer"]["lr"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both sides")
+    parser.add_argument("--baseline-epochs", type=int, default=10)
+    parser.add_argument("--baseline-lr", help="its highest rate; left out: found with recipes.find_lr")
+    parser.add_argument("--baseline", nargs="*", default=[], metavar="key=value", help="for the baseline alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    options = parser.parse_intermixed_args()
+    folder = options.output.resolve()
+    shared = [*options.overrides, f"runs_folder={folder}"]
+    plain = [*shared, *baseline_overrides(Path(options.yaml), shared, options.baseline_epochs), *options.baseline]
+    rate = options.baseline_lr or found_rate(options.yaml, plain, folder)
+    words = {"baseline": [*plain, f"optimizer.lr={rate}"], "recipe": shared}
+    size = load_config(Path(options.yaml), shared).eval.sizes[-1]
+    curves: dict[str, list[Curve]] = {side: [] for side in SIDES}
+    for turn, seed in enumerate(options.seeds):
+        for side in SIDES if turn % 2 == 0 else reversed(SIDES):
+            name = f"{side}-seed{seed}"
+            run(["entrypoint.py", options.yaml, *words[side], f"run_name={name}", f"seed={seed}"])
+            curves[side].append(read_curve(folder / name, seed, size))
+    found = compare(curves["baseline"], curves["recipe"])
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
+    about = {"cores": os.cpu_count(), "machine": platform.machine(), "commit": commit.strip(), "baseline_lr": rate}
+    (folder / "results.json").write_text(json.dumps(found | about | {"seeds": options.seeds}, indent=1) + "\n")
+    (folder / "table.md").write_text(table(found, curves) + "\n")
+    draw(found, curves, folder / "accuracy.png", size)
+    print(table(found, curves))
+
+
+if __name__ == "__main__":
+    main()
