@@ -25,9 +25,10 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .ruff_cache .hypothesis
+	rm -rf .venv .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # After a change of the dependencies in pyproject.toml. The lock holds hashes and no address of an index.

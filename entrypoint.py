@@ -12,7 +12,7 @@ from recipes.resolved import resolved
 def main() -> int:
     """Read the command line, and train as it says; the exit status."""
     arguments = parse(sys.argv[1:], "Train an image classifier as a YAML says, or go on where it was interrupted.")
-    if arguments.list_configs:
+    if arguments.list_configs or arguments.path is None:
         print(list_configs())
         return 0
     config = load_config(arguments.path, arguments.overrides)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from algorithms.augmix import AugMixConfig
 from algorithms.blurpool import BlurPoolConfig
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-class AlgorithmsConfig(Technique):
+class AlgorithmsConfig(BaseModel):
     """The techniques of a run; null is off."""
+
+    model_config = Technique.model_config
 
     blurpool: BlurPoolConfig | None = None
     squeeze_excite: SqueezeExciteConfig | None = None
@@ -80,36 +82,36 @@ class AlgorithmsConfig(Technique):
             epochs: Length of the run in epochs.
         """
         built = [
-            self.blurpool and self.blurpool.build(),
-            self.squeeze_excite and self.squeeze_excite.build(),
-            self.stochastic_depth and self.stochastic_depth.build(),
+            self.blurpool.build() if self.blurpool else None,
+            self.squeeze_excite.build() if self.squeeze_excite else None,
+            self.stochastic_depth.build() if self.stochastic_depth else None,
             *build_library(self.composer),
-            self.channels_last and self.channels_last.build(),
-            self.colout and self.colout.build(),
-            self.progressive_resizing and self.progressive_resizing.build(),
-            self.fixres and self.fixres.build(epochs),
+            self.channels_last.build() if self.channels_last else None,
+            self.colout.build() if self.colout else None,
+            self.progressive_resizing.build() if self.progressive_resizing else None,
+            self.fixres.build(epochs) if self.fixres else None,
             build_mix(self.mixup, self.cutmix),
-            self.label_smoothing and self.label_smoothing.build(),
-            self.gradient_clipping and self.gradient_clipping.build(),
-            self.ema and self.ema.build(total_batches),
-            self.swa and self.swa.build(epochs),
-            self.sam and self.sam.build(),
+            self.label_smoothing.build() if self.label_smoothing else None,
+            self.gradient_clipping.build() if self.gradient_clipping else None,
+            self.ema.build(total_batches) if self.ema else None,
+            self.swa.build(epochs) if self.swa else None,
+            self.sam.build() if self.sam else None,
         ]
         return [algorithm for algorithm in built if algorithm is not None]
 
     def image_transforms(self) -> list[Callable[[Image], Image]]:
         """What the loader applies to each cropped training image, in this order; draws from the global RNGs."""
         transforms = [
-            self.randaugment and self.randaugment.image_transform(),
-            self.augmix and self.augmix.image_transform(),
-            self.colout and self.colout.image_transform(),
+            self.randaugment.image_transform() if self.randaugment else None,
+            self.augmix.image_transform() if self.augmix else None,
+            self.colout.image_transform() if self.colout else None,
         ]
         return [transform for transform in transforms if transform is not None]
 
 
 def mixing_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
     """Rules about mixed images and their targets."""
-    found = []
+    found: list[tuple[str, str]] = []
     for name in ("mixup", "cutmix"):
         mix = getattr(config, name)
         if mix is not None and mix.interpolate_loss and config.label_smoothing is not None:
@@ -127,7 +129,7 @@ def mixing_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
 
 def averaging_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
     """Rules about averages of weights."""
-    found = []
+    found: list[tuple[str, str]] = []
     if config.ema and config.swa:
         found.append(("swa", "does not go with ema: both replace the weights by an average; allowed: one of them"))
     if config.swa and config.fixres and config.fixres.train == "classifier":
@@ -143,7 +145,8 @@ def averaging_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
 
 def stage_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
     """Rules about what the FixRes stage trains on."""
-    found, fixres, resizing = [], config.fixres, config.progressive_resizing
+    found: list[tuple[str, str]] = []
+    fixres, resizing = config.fixres, config.progressive_resizing
     if fixres is None:
         return found
     if config.colout and config.colout.batch:

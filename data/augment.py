@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from data.color import ColorJitter, color_jitter
 from data.crop import Range, crop_draws, crop_on_grid, reduction_for
@@ -56,7 +57,7 @@ class Augment:
     std: tuple[float, float, float]
 
     @classmethod
-    def of(cls, mean: tuple[float, ...], std: tuple[float, ...], **fields: Any) -> Augment:
+    def of(cls, mean: tuple[float, float, float], std: tuple[float, float, float], **fields: Any) -> Augment:
         """Build from plain values, such as a config's fields: `Augment.of(mean, std, **config.model_dump())`.
 
         Raises:
@@ -66,10 +67,10 @@ class Augment:
         for name, part in parts.items():
             if isinstance(fields.get(name), Mapping):
                 fields[name] = part(**fields[name])
-        return cls(mean=tuple(mean), std=tuple(std), **fields)
+        return cls(mean=mean, std=std, **fields)
 
 
-def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Decode, cut and resize a training image, and flip half of them; see `finish` for the rest.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
@@ -95,11 +96,13 @@ def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Gener
     top, left, height, width = box if reduction == 1 else where(reduction, draws=draws)
     pixels, first = picture.decode_rows(reduction, top, top + height)
     crop = pixels[top - first : top - first + height, left : left + width]
-    image = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+    image = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
     return flip(image) if rng.random() < augment.flip else image
 
 
-def center_picture(data: bytes, size: int, crop_ratio: float, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def center_picture(
+    data: bytes, size: int, crop_ratio: float, augment: Augment, rng: np.random.Generator
+) -> NDArray[np.uint8]:
     """A training image with the evaluation's crop, as FixRes trains on in the end: `eval_picture` and the flip.
 
     Args:
@@ -119,7 +122,7 @@ def center_picture(data: bytes, size: int, crop_ratio: float, augment: Augment, 
     return flip(image) if rng.random() < augment.flip else image
 
 
-def eval_picture(data: bytes, size: int, crop_ratio: float) -> np.ndarray:
+def eval_picture(data: bytes, size: int, crop_ratio: float) -> NDArray[np.uint8]:
     """An evaluation image: decoded in full, short side resized to floor(size / crop_ratio), centre cropped.
 
     Resizing is torchvision's antialiased bilinear (`transforms.v2.Resize`), cropping its CenterCrop. Of a picture more
@@ -149,7 +152,7 @@ def eval_picture(data: bytes, size: int, crop_ratio: float) -> np.ndarray:
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
-def _middle(pixels: np.ndarray, longest: int = 4) -> np.ndarray:
+def _middle(pixels: NDArray[np.uint8], longest: int = 4) -> NDArray[np.uint8]:
     """Cut a very long picture down to `longest` times its short side, lest resizing it fill the memory."""
     for axis in (0, 1):
         extra = pixels.shape[axis] - longest * pixels.shape[1 - axis]
@@ -158,12 +161,12 @@ def _middle(pixels: np.ndarray, longest: int = 4) -> np.ndarray:
     return pixels
 
 
-def flip(image: np.ndarray) -> np.ndarray:
+def flip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Left for right."""
-    return cv2.flip(image, 1)
+    return np.asarray(cv2.flip(image, 1), np.uint8)
 
 
-def finish(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:
+def finish(image: NDArray[np.uint8], augment: Augment, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Colour jitter, blur and erasing, in this order, each where `augment` has it.
 
     Args:
@@ -184,9 +187,10 @@ def finish(image: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.
     return image
 
 
-def gaussian_blur(image: np.ndarray, sigma: float) -> np.ndarray:
+def gaussian_blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
     """Blur by a Gaussian of `sigma` pixels, over three of them each way; the border is mirrored."""
-    return cv2.GaussianBlur(image, (kernel_size(sigma),) * 2, sigma)
+    side = kernel_size(sigma)
+    return np.asarray(cv2.GaussianBlur(image, (side, side), sigma), np.uint8)
 
 
 def kernel_size(sigma: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -10,7 +10,8 @@ from data.decode import Fault
 from data.source import Source
 
 
-class BadSample(NamedTuple):
+@dataclass(frozen=True)
+class BadSample:
     """An image that cannot be used."""
 
     index: int

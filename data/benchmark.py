@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Subset
 
 from data import source as sources
@@ -63,7 +64,7 @@ class Rate(NamedTuple):
         return self.images / self.cpu_seconds
 
 
-def ours(source: Source, size: int, images: int, workers: int, batch_size: int) -> DataLoader:
+def ours(source: Source, size: int, images: int, workers: int, batch_size: int) -> DataLoader[Any]:
     """Our training loader over a source, repeated up to `images`, with RandomResizedCrop and the flip."""
     repeated = sources.Subset(source, np.arange(images) % len(source))
     sampler = PositionSampler(images, [EpochPlan(size, "random", batch_size)], 0, 0, 1)
@@ -80,7 +81,7 @@ def ours(source: Source, size: int, images: int, workers: int, batch_size: int) 
     )
 
 
-def torchvisions(folder: str, size: int, images: int, workers: int, batch_size: int) -> DataLoader:
+def torchvisions(folder: str, size: int, images: int, workers: int, batch_size: int) -> DataLoader[Any]:
     """ImageFolder of torchvision with RandomResizedCrop, flip and ToTensor, repeated up to `images`."""
     from torchvision import datasets, transforms
 
@@ -96,7 +97,7 @@ def torchvisions(folder: str, size: int, images: int, workers: int, batch_size: 
     )
 
 
-def measure(loader: DataLoader, epoch: int) -> Rate:
+def measure(loader: DataLoader[Any], epoch: int) -> Rate:
     """Load an epoch; the workers must have been started by an earlier one."""
     if isinstance(loader.batch_sampler, PositionSampler):
         loader.batch_sampler.set_epoch(epoch)
@@ -117,7 +118,7 @@ def _cpu(processes: Sequence[psutil.Process]) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
-def compare(loaders: dict[str, DataLoader], rounds: int) -> dict[str, list[Rate]]:
+def compare(loaders: dict[str, DataLoader[Any]], rounds: int) -> dict[str, list[Rate]]:
     """Measure several loaders in turns, after one epoch each that is not counted."""
     found: dict[str, list[Rate]] = {name: [] for name in loaders}
     for epoch in range(rounds + 1):
@@ -144,35 +145,33 @@ def split(source: Source, size: int, images: int) -> dict[str, float]:
     took = dict.fromkeys(("read", "decode", "resize", "batch", "floor"), 0.0)
     out, read, total = np.empty((size, size, 3), np.uint8), source.reader(size, indices), 0
 
-    def timed(step: str, work: Callable[[], Any]) -> Any:
+    def timed(step: str, work: Callable[..., Any], *arguments: Any) -> Any:
         start = time.process_time_ns()
-        result = work()
+        result = work(*arguments)
         took[step] += (time.process_time_ns() - start) / 1e6
         return result
 
+    def decode(data: bytes, rng: np.random.Generator) -> NDArray[np.uint8]:
+        picture, draws = Picture(data), crop_draws(rng)
+        shape = picture.height, picture.width
+        reduction = reduction_for(crop_on_grid(*shape, 1, AREA, ASPECT_RATIO, draws), size)
+        top, left, height, width = crop_on_grid(*shape, reduction, AREA, ASPECT_RATIO, draws)
+        pixels, first = picture.decode_rows(reduction, top, top + height)
+        return pixels[top - first : top - first + height, left : left + width]
+
     for index in indices:
-        data = timed("read", lambda index=index: read(index))
+        data = timed("read", read, index)
         total += len(data)
-        rng = sample_rng(0, 0, index, stream=0)
-
-        def decode(data: bytes = data, rng: np.random.Generator = rng) -> np.ndarray:
-            picture, draws = Picture(data), crop_draws(rng)
-            shape = picture.height, picture.width
-            reduction = reduction_for(crop_on_grid(*shape, 1, AREA, ASPECT_RATIO, draws), size)
-            top, left, height, width = crop_on_grid(*shape, reduction, AREA, ASPECT_RATIO, draws)
-            pixels, first = picture.decode_rows(reduction, top, top + height)
-            return pixels[top - first : top - first + height, left : left + width]
-
-        crop = timed("decode", decode)
-        image = timed("resize", lambda crop=crop: cv2.flip(cv2.resize(crop, (size, size)), 1))
-        timed("batch", lambda image=image: np.copyto(out, image))
-        timed("floor", lambda data=data: Picture(data).decode(8))
+        crop = timed("decode", decode, data, sample_rng(0, 0, index, stream=0))
+        image = timed("resize", lambda crop: cv2.flip(cv2.resize(crop, (size, size)), 1), crop)
+        timed("batch", np.copyto, out, image)
+        timed("floor", lambda data: Picture(data).decode(8), data)
     return {step: milliseconds / images for step, milliseconds in took.items()} | {"bytes": total / images}
 
 
 def benchmark(
     path: str, sizes: Sequence[int], workers: int, images: int, against: str | None, cache: str
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """One row per size: rates, the split of the time, and torchvision's rates where asked for."""
     train, _ = open_split_pair(path, cache)
     rows = []

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -57,7 +58,7 @@ class Message(NamedTuple):
     """The buffer, where it is sent for the first time."""
     shape: tuple[int, ...]
     """Of the images, uint8: (N, H, W, 3)."""
-    labels: np.ndarray
+    labels: NDArray[np.int64]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return _receive, tuple(self)
@@ -80,7 +81,7 @@ class SharedBuffers:
         self._per_worker = per_worker
         self._key = uuid.uuid4().hex
         self._own: list[Buffer] = []
-        self._received: dict[tuple[int, int], np.ndarray] = {}
+        self._received: dict[tuple[int, int], NDArray[np.uint8]] = {}
         _OPEN[self._key] = self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,7 +105,9 @@ class SharedBuffers:
         """What a worker sends in place of a batch of that shape, whose pixels are in `buffer`."""
         memory = None if buffer.is_known else buffer.memory
         buffer.is_known = True
-        return Message(self._key, (get_worker_info().id, buffer.number), memory, shape, labels.numpy())
+        worker = get_worker_info()
+        assert worker is not None  # only `take` in a worker gives a buffer
+        return Message(self._key, (worker.id, buffer.number), memory, shape, labels.numpy())
 
     def receive(self, place: tuple[int, int], memory: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
         """In the training process, the images at a place; the buffer is given back when they are let go."""
@@ -121,10 +124,10 @@ _OPEN: weakref.WeakValueDictionary[str, SharedBuffers] = weakref.WeakValueDictio
 """By their keys: unpickling has nothing else to find them by."""
 
 
-def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ...], labels: np.ndarray) -> Batch:
+def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ...], labels: NDArray[np.int64]) -> Batch:
     return _OPEN[key].receive(place, memory, shape).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
-def _give_back(whole: np.ndarray, process: int) -> None:
+def _give_back(whole: NDArray[np.uint8], process: int) -> None:
     if os.getpid() == process:  # a fork's copy of the batch says nothing about the original
         whole[-1] = 0

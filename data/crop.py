@@ -39,7 +39,8 @@ def crop_box(height: int, width: int, area: Range, aspect_ratio: Range, rng: np.
 
 def crop_draws(rng: np.random.Generator) -> list[float]:
     """All that a crop may need, in [0, 1): ten areas and ratios, then top and left; one call, as calls are dear."""
-    return rng.random(22).tolist()
+    draws: list[float] = rng.random(22).tolist()
+    return draws
 
 
 def crop_on_grid(height: int, width: int, reduction: int, area: Range, aspect_ratio: Range, draws: list[float]) -> Box:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.crop import Range
 
@@ -30,8 +31,12 @@ class RandomErasing:
 
 
 def random_erasing(
-    image: np.ndarray, erasing: RandomErasing, mean: tuple[float, ...], std: tuple[float, ...], rng: np.random.Generator
-) -> np.ndarray:
+    image: NDArray[np.uint8],
+    erasing: RandomErasing,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
     """Paint over rectangles, in place; see `RandomErasing`.
 
     Args:

@@ -55,7 +55,9 @@ def download(folder: Path, size: str) -> Path:
             fetch(f"{_MIRROR}/{name}.tgz", archive, sha256)
             with tarfile.open(archive) as tar:
                 # Python before 3.10.12 and 3.11.4 knows no filter; the bytes of the archive are known in any case.
-                tar.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+                if hasattr(tarfile, "data_filter"):
+                    tar.extraction_filter = tarfile.data_filter
+                tar.extractall(scratch)
             os.replace(Path(scratch) / name, folder)  # noqa: PTH105 (also onto an empty folder)
     except (OSError, tarfile.TarError) as error:
         raise DataError(f"{folder}: cannot download Imagenette: {error}") from error

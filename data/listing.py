@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import DataError
 
@@ -43,11 +44,11 @@ class Listing(NamedTuple):
 
     classes: list[str]
     """Names of the class folders."""
-    counts: np.ndarray
+    counts: NDArray[np.int64]
     """Images of each class, int64."""
-    ends: np.ndarray
+    ends: NDArray[np.int64]
     """Where each image's name ends in `names`, int64."""
-    names: np.ndarray
+    names: NDArray[np.uint8]
     """Paths relative to the class folder, one after the other, uint8."""
 
 
@@ -106,8 +107,8 @@ def _scan(path: Path) -> tuple[Listing, dict[str, _Change]]:
             files.extend(os.fsencode(one if below == os.curdir else f"{below}/{one}") for one in sorted(names))
         counts.append(len(files) - before)
     ends = np.cumsum([len(file) for file in files], dtype=np.int64)
-    names = np.frombuffer(b"".join(files), dtype=np.uint8)
-    return Listing(classes, np.array(counts, dtype=np.int64), ends, names), folders
+    listed = np.frombuffer(b"".join(files), dtype=np.uint8)
+    return Listing(classes, np.array(counts, dtype=np.int64), ends, listed), folders
 
 
 def _walk(root: str) -> dict[str, tuple[_Change, list[str]]]:
@@ -183,7 +184,8 @@ def _read(file: Path, path: Path) -> Listing:
     head: dict[str, Any] = json.loads(line)
     ends = whole[len(line) : len(line) + 8 * head["images"]]
     names = whole[len(line) + 8 * head["images"] :]
-    if head["format"] != _FORMAT or len(names) != head["names"] or zlib.crc32(names, zlib.crc32(ends)) != head["crc32"]:
+    crc32 = zlib.crc32(names.data, zlib.crc32(ends.data))
+    if head["format"] != _FORMAT or len(names) != head["names"] or crc32 != head["crc32"]:
         raise ValueError(f"{file}: damaged")
     root = os.fspath(path)
     for folder, change in head["folders"].items():

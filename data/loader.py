@@ -17,6 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -41,7 +42,7 @@ _BEYOND_PREFETCH = 2
 """Buffers that a worker has beyond its prefetched batches: the one it fills, and one that the model works on."""
 
 
-class BatchDataset(Dataset):
+class BatchDataset(Dataset[Batch]):
     """A source's images as batches: `__getitems__(request)` fills one tensor.
 
     Attributes:
@@ -52,7 +53,7 @@ class BatchDataset(Dataset):
         self,
         source: Source,
         *,
-        picture: Callable[[bytes, Request, int], np.ndarray],
+        picture: Callable[[bytes, Request, int], NDArray[np.uint8]],
         seed: int | None,
         buffers_per_worker: int,
     ) -> None:
@@ -96,7 +97,7 @@ class BatchDataset(Dataset):
             return self._buffers.message(buffer, shape, labels)
         return images.permute(0, 3, 1, 2), labels
 
-    def _load(self, index: int, request: Request, read: Read) -> tuple[np.ndarray, int]:
+    def _load(self, index: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
         """One image and its label."""
         picture = self._try(index, index, request, read)
         used = index
@@ -112,7 +113,7 @@ class BatchDataset(Dataset):
                 raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
         return picture, int(self.source.labels[used])
 
-    def _try(self, index: int, key: int, request: Request, read: Read) -> np.ndarray | None:
+    def _try(self, index: int, key: int, request: Request, read: Read) -> NDArray[np.uint8] | None:
         """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
         if self.bad.faults[index]:
             return None
@@ -139,7 +140,7 @@ def train_loader(
     workers: int,
     prefetch_factor: int,
     pin_memory: bool,
-) -> DataLoader:
+) -> DataLoader[Batch]:
     """Training batches in the sampler's order.
 
     A batch is a function of (seed, epoch, the images in it): neither the number of workers, nor where an epoch was
@@ -177,7 +178,7 @@ def eval_loader(
     workers: int,
     prefetch_factor: int,
     pin_memory: bool,
-) -> DataLoader:
+) -> DataLoader[Batch]:
     """Evaluation batches: each image once over all ranks, in order, no padding.
 
     A bad image is noted in `loader.dataset.bad` and comes as a black image with the label -100.
@@ -222,7 +223,7 @@ def _training_picture(
     data: bytes,
     request: Request,
     index: int,
-) -> np.ndarray:
+) -> NDArray[np.uint8]:
     rng = sample_rng(seed, request.epoch, index, stream=0)
     if request.crop == "center":
         return center_picture(data, request.size, crop_ratio, augment, rng)
@@ -236,7 +237,7 @@ def _training_picture(
     return finish(image, augment, rng)
 
 
-def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index: int) -> np.ndarray:
+def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index: int) -> NDArray[np.uint8]:
     return eval_picture(data, request.size, crop_ratio)
 
 
@@ -265,7 +266,7 @@ def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
 
 def _loader(
     dataset: BatchDataset, sampler: Any, workers: int, prefetch_factor: int, pin_memory: bool, *, persistent: bool
-) -> DataLoader:
+) -> DataLoader[Batch]:
     if not workers:
         cv2.setNumThreads(0)
     return DataLoader(

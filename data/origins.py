@@ -55,7 +55,8 @@ class Files:
         if self._store is None:
             self._store = open_store(self.path)
         store, root = self._store
-        return store.cat_file(f"{root}/{self._files[index]}")
+        data: bytes = store.cat_file(f"{root}/{self._files[index]}")
+        return data
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """`read`."""
@@ -204,7 +205,9 @@ def _members(path: Path, start: int) -> list[tuple[str, int, int]]:
 
 def _train_members(path: Path) -> tuple[list[tuple[str, int, int]], list[int], list[str]]:
     """The images of the tar of one tar per class."""
-    classes, members, labels = [], [], []
+    classes: list[str] = []
+    members: list[tuple[str, int, int]] = []
+    labels: list[int] = []
     for name, offset, _ in sorted(_members(path, 0)):
         label, wnid = len(classes), Path(name).stem
         classes.append(wnid)
@@ -218,9 +221,13 @@ def _val_classes(devkit: Path) -> list[str]:
     """The WordNet id of each validation image, in the order of their names."""
     from scipy.io import loadmat
 
+    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
+    files: dict[str, bytes] = {}
     with tarfile.open(devkit) as tar:
-        files = {Path(member.name).name: member for member in tar if member.isfile()}
-        meta = loadmat(BytesIO(tar.extractfile(files["meta.mat"]).read()), squeeze_me=True)["synsets"]
-        truth = tar.extractfile(files["ILSVRC2012_validation_ground_truth.txt"]).read().split()
+        for member in tar:
+            if Path(member.name).name in names and (file := tar.extractfile(member)) is not None:
+                files[Path(member.name).name] = file.read()
+    meta = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
+    truth = files[names[1]].split()
     wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
     return [wnid[int(number)] for number in truth]

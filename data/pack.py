@@ -113,7 +113,7 @@ def make_part(task: Task, part: int) -> list[str]:
         done = [f"{root}/{task.place(part, resolution)}/{DONE}" for resolution in task.resolutions]
         if all(store.exists(path) for path in done):
             with store.open(done[0], "rb") as file:
-                return np.load(file)["left_out"].tolist()
+                return [str(line) for line in np.load(file)["left_out"]]
     encoded: dict[str, list[dict[str, Any]]] = {resolution: [] for resolution in task.resolutions}
     left_out = []
     for index in task.indices(part):
@@ -136,7 +136,7 @@ def make_part(task: Task, part: int) -> list[str]:
     return left_out
 
 
-def _write_shard(task: Task, part: int, resolution: str, samples: list[dict], left_out: list[str]) -> None:
+def _write_shard(task: Task, part: int, resolution: str, samples: list[dict[str, Any]], left_out: list[str]) -> None:
     """One part as one MDS shard, with Streaming's own writer."""
     from streaming.base.format.mds.writer import MDSWriter  # imports torch: a second
 
@@ -166,7 +166,7 @@ def _write_shard(task: Task, part: int, resolution: str, samples: list[dict], le
         _put(store, stream.getvalue(), f"{target}/{DONE}")
 
 
-def _write_folder(task: Task, part: int, resolution: str, samples: list[dict], left_out: list[str]) -> None:
+def _write_folder(task: Task, part: int, resolution: str, samples: list[dict[str, Any]], left_out: list[str]) -> None:
     """One part as files RESOLUTION/SPLIT/CLASS/NAME."""
     store, root = open_store(task.target)
     digests = []
@@ -204,7 +204,7 @@ def check_part(task: Task, part: int) -> list[str]:
         try:
             problems = list(_problems(task, part, store, root, place))
         except Exception as error:  # whatever a damaged file may raise
-            problems = [f"{place}: {error or type(error).__name__}"]
+            problems = [f"{place}: {str(error) or type(error).__name__}"]
         if problems:
             wrong += problems
             with named(place):

@@ -22,6 +22,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from data.errors import DataError
@@ -198,7 +199,7 @@ def _placed(shard: dict[str, Any], folder: str) -> dict[str, Any]:
     return shard | {"raw_data": raw | {"basename": f"{folder}/{SHARD}"}}
 
 
-def _npy(array: np.ndarray) -> bytes:
+def _npy(array: NDArray[Any]) -> bytes:
     stream = BytesIO()
     np.save(stream, array)
     return stream.getvalue()

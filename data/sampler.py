@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, DistributedSampler
 
 from data.epoch_plan import Crop, EpochPlan
 from data.errors import DataError
@@ -18,11 +19,11 @@ class Request(NamedTuple):
     epoch: int
     size: int
     crop: Crop
-    indices: np.ndarray
+    indices: NDArray[np.int64]
     """Images to load, int64."""
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch visits the dataset.
 
     It sorts raw words of the counter-based generator Philox (Salmon et al. 2011), which NumPy keeps the same from
@@ -37,10 +38,10 @@ def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
         A permutation of range(samples), int64.
     """
     words = np.random.Philox(key=[seed, 0], counter=[0, 0, epoch, 0]).random_raw(samples)
-    return np.argsort(words, kind="stable")
+    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-def batch_bounds(samples: int, global_batch_size: int) -> np.ndarray:
+def batch_bounds(samples: int, global_batch_size: int) -> NDArray[np.int64]:
     """Cut an epoch into the fewest batches of at most `global_batch_size`, with sizes that differ by at most one.
 
     A short last batch would get the same learning rate as a whole one, and could leave a rank without an image.
@@ -57,7 +58,17 @@ def rank_share(lo: int, hi: int, rank: int, world_size: int) -> tuple[int, int]:
     return lo + (hi - lo) * rank // world_size, lo + (hi - lo) * (rank + 1) // world_size
 
 
-class PositionSampler(DistributedSampler):
+class _Length(Dataset[Request]):
+    """All that a DistributedSampler asks of its dataset."""
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return self._samples
+
+
+class PositionSampler(DistributedSampler[Request]):
     """Batch sampler of a training set.
 
     Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images whatever the number of
@@ -78,7 +89,7 @@ class PositionSampler(DistributedSampler):
         Raises:
             DataError: the dataset or a batch is too small for every rank to get an image.
         """
-        super().__init__(range(samples), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
+        super().__init__(_Length(samples), num_replicas=world_size, rank=rank, shuffle=True, seed=seed)
         self.total_size = samples  # nothing is padded
         self.plan = list(plan)
         self._start = (0, 0)
@@ -124,7 +135,7 @@ class PositionSampler(DistributedSampler):
             yield Request(epoch, size, crop, order[begin:end].copy())  # a view would be sent whole
 
 
-class EvalSampler(DistributedSampler):
+class EvalSampler(DistributedSampler[Request]):
     """Batch sampler of an evaluation set: each image exactly once over all ranks, in order, without padding.
 
     All ranks get the same number of batches, so none waits for another. Composer drops the last samples of a
@@ -147,7 +158,7 @@ class EvalSampler(DistributedSampler):
         """
         if samples < world_size:
             raise DataError(f"{samples} validation images for {world_size} devices: each device needs at least one")
-        super().__init__(range(samples), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(_Length(samples), num_replicas=world_size, rank=rank, shuffle=False)
         self.total_size = samples
         self.size = size
         batches = min(-(-samples // (device_batch_size * world_size)), samples // world_size)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.remote import is_remote, named, open_store, read_ranges
@@ -72,19 +73,21 @@ class Resolution:
     @cached_property
     def shards(self) -> list[dict[str, Any]]:
         """The shards of `index.json`."""
-        return json.loads((self._folder / "index.json").read_text(encoding="utf-8"))["shards"]
+        shards: list[dict[str, Any]] = json.loads((self._folder / "index.json").read_text(encoding="utf-8"))["shards"]
+        return shards
 
     @cached_property
-    def images(self) -> np.ndarray:
+    def images(self) -> NDArray[np.uint32]:
         """Offset and length of each image: mapped, so that processes share it."""
-        return np.load(self._folder / "images.npy", mmap_mode="r").view(np.ndarray)  # quicker to index than a memmap
+        mapped: NDArray[np.uint32] = np.load(self._folder / "images.npy", mmap_mode="r")
+        return mapped.view(np.ndarray)  # quicker to index than a memmap
 
     @cached_property
     def _files(self) -> list[str]:
         return [shard["raw_data"]["basename"] for shard in self.shards]
 
     @cached_property
-    def _ends(self) -> np.ndarray:
+    def _ends(self) -> NDArray[np.int64]:
         return np.cumsum([shard["samples"] for shard in self.shards])
 
     def where(self, index: int) -> tuple[str, int, int]:
@@ -185,9 +188,10 @@ class ShardSource:
         }
 
     @cached_property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[np.int64]:
         """Label of each image, int64."""
-        return np.load(self._folder / "labels.npy", mmap_mode="r")
+        labels: NDArray[np.int64] = np.load(self._folder / "labels.npy", mmap_mode="r")
+        return labels
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "labels"}  # a memmap pickles whole

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.errors import DataError
 
@@ -21,7 +22,7 @@ class Source(Protocol):
     """Class folder names in label order."""
 
     @property
-    def labels(self) -> np.ndarray:
+    def labels(self) -> NDArray[np.int64]:
         """Label of each image, int64 of shape (len(self),)."""
         ...
 
@@ -46,7 +47,7 @@ class Source(Protocol):
 class Subset:
     """A view of some images of a source."""
 
-    def __init__(self, source: Source, indices: np.ndarray) -> None:
+    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
         self.classes = source.classes
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)

@@ -56,7 +56,8 @@ def wanted(folder: Path, limit: float) -> list[Shard]:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     places = [folder / split / one for split, what in manifest["splits"].items() for one in what["resolutions"]]
     places.sort(key=lambda place: (-_last_used(place), place.parent.name, short_side(place.name)))
-    found, total = [], 0
+    found: list[Shard] = []
+    total = 0
     for place in places:
         for entry in json.loads((place / "index.json").read_text(encoding="utf-8"))["shards"]:
             raw = entry["raw_data"]
@@ -128,7 +129,7 @@ def bring(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, 
         start_following(path, cache_folder, limit)
 
 
-def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen:
+def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
     """Start `follow` beside this process, for as long as it lives."""
     command = [sys.executable, "-m", "data.stage", url, "--cache-folder", cache_folder, "--follow"]
     if limit != float("inf"):
@@ -155,9 +156,8 @@ def _bring(
         tqdm(total=sum(s.size for s in absent), unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
         ThreadPoolExecutor(_CONNECTIONS) as pool,
     ):
-        for shard, _ in zip(
-            absent, pool.map(lambda shard: until() or _fetch(store, root, folder, shard), absent), strict=True
-        ):
+        work = pool.map(lambda shard: None if until() else _fetch(store, root, folder, shard), absent)
+        for shard, _ in zip(absent, work, strict=True):
             bar.update(shard.size)
 
 

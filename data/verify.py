@@ -16,8 +16,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -31,7 +31,8 @@ from data.source import Source
 _BLOCK = 256
 
 
-class Broken(NamedTuple):
+@dataclass(frozen=True)
+class Broken:
     """An image that cannot be used."""
 
     split: str
@@ -112,18 +113,19 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         splits = dict(zip(("train", "val"), open_split_pair(options.path, options.cache_folder), strict=True))
-        if options.quarantine and not all(isinstance(source, ImageFolder) for source in splits.values()):
+        folders = {split: source for split, source in splits.items() if isinstance(source, ImageFolder)}
+        if options.quarantine and len(folders) < len(splits):
             raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
         found = [one for split, source in splits.items() for one in broken_images(split, source, options.workers)]
         for one in found if options.quarantine else []:
             if one.reason != Fault.MISSING.reason:
-                quarantine(splits[one.split], one, options.quarantine)
+                quarantine(folders[one.split], one, options.quarantine)
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     images = sum(len(source) for source in splits.values())
     if options.json:
-        print(json.dumps({"images": images, "broken": [one._asdict() for one in found]}, indent=1))
+        print(json.dumps({"images": images, "broken": [asdict(one) for one in found]}, indent=1))
         return 1 if found else 0
     for one in found:
         print(f"{one.name}: {one.reason}")

@@ -31,13 +31,14 @@ def class_names(folders: Sequence[str]) -> list[str]:
 def _lemma(wordnet_id: str) -> str:
     """The first lemma of a synset, or the id where timm does not know it."""
     try:
-        return _info().label_name_to_description(wordnet_id).split(", ")[0]
+        description: str = _info().label_name_to_description(wordnet_id)
     except KeyError:
         return wordnet_id
+    return description.split(", ")[0]
 
 
 @lru_cache(maxsize=1)
 def _info() -> Any:
-    from timm.data import ImageNetInfo  # timm imports torch: only where a folder needs it
+    from timm.data.imagenet_info import ImageNetInfo  # timm imports torch: only where a folder needs it
 
     return ImageNetInfo("imagenet-22k")

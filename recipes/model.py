@@ -22,6 +22,8 @@ from recipes.errors import InputError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
+Forward = Callable[..., Any]
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 def build_network(name: str, num_classes: int) -> nn.Module:
@@ -60,7 +62,10 @@ def residual_blocks(network: nn.Module) -> list[nn.Module]:
 
 def last_norms(network: nn.Module) -> list[nn.Module]:
     """The last BatchNorm of each residual block: `bn3` of a bottleneck, `bn2` of a basic block."""
-    return [getattr(block, "bn3", None) or block.bn2 for block in residual_blocks(network)]
+    return [
+        block.get_submodule("bn2" if getattr(block, "bn3", None) is None else "bn3")
+        for block in residual_blocks(network)
+    ]
 
 
 def set_last_norms(network: nn.Module, scale: float) -> None:
@@ -69,7 +74,7 @@ def set_last_norms(network: nn.Module, scale: float) -> None:
     Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1.
     """
     for norm in last_norms(network):
-        nn.init.constant_(norm.weight, scale)
+        nn.init.constant_(norm.get_parameter("weight"), scale)
 
 
 @contextmanager
@@ -101,10 +106,10 @@ def checkpoint_activations(network: nn.Module) -> int:
     for block in blocks:
         plain = block.forward
 
-        def contexts(block: nn.Module = block) -> tuple[AbstractContextManager, AbstractContextManager]:
+        def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), _frozen_statistics(block)
 
-        def forward(*args: Any, plain: Callable = plain, contexts: Callable = contexts) -> Any:
+        def forward(*args: Any, plain: Forward = plain, contexts: Contexts = contexts) -> Any:
             if not torch.is_grad_enabled():
                 return plain(*args)
             return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts)
@@ -142,7 +147,8 @@ class Classifier(ComposerModel):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, num_classes) of a batch of images (N, 3, H, W) and labels."""
-        return self.module(batch[0])
+        logits: Tensor = self.module(batch[0])
+        return logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The training loss, a scalar."""
@@ -162,7 +168,7 @@ class Classifier(ComposerModel):
             "loss": MeanMetric(nan_strategy="disable"),
         }
 
-    def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> dict:
+    def update_metric(self, batch: Batch, outputs: Tensor, metric: Metric) -> dict[str, Any]:
         """Count a batch in one metric, without the images whose label is IGNORED_LABEL."""
         kept = batch[1] != IGNORED_LABEL
         logits, labels = outputs[kept].float(), batch[1][kept]

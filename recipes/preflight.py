@@ -95,9 +95,10 @@ def device_problems(config: RunConfig) -> Iterator[str]:
 def _batches(config: RunConfig, world_size: int) -> Iterator[str]:
     """At the size of every stage, the batch divides by the processes and by its portions."""
     for size in dict.fromkeys(image_size(config, epoch) for epoch in range(config.epochs)):
-        if config.global_batch_size is None:
+        if config.device_batch_size is not None:
             batch = at_size(config.device_batch_size, size)
         else:
+            assert config.global_batch_size is not None  # a config has one of the two
             batch, rest = divmod(at_size(config.global_batch_size, size), world_size)
             if rest:
                 yield (
@@ -192,7 +193,7 @@ def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
     """The layers that single keys name without naming them."""
     last = config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
-    needs = {
+    needs: dict[str, list[Callable[[nn.Module], object]]] = {
         "loss.name: binary_cross_entropy": [classifier] if config.loss.name == "binary_cross_entropy" else [],
         "algorithms.fixres.train: classifier": [classifier, last_batchnorm] if last else [],
     }

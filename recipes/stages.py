@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from algorithms.fixres import start_epoch
-from data.epoch_plan import EpochPlan
+from data.epoch_plan import Crop, EpochPlan
 from recipes.config import RunConfig, SchedulerConfig, at_size
 from recipes.errors import InputError
 from recipes.schedule import Rate, constant, cosine, one_cycle
@@ -39,8 +39,9 @@ def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
     Raises:
         InputError: `global_batch_size` does not divide by the number of devices.
     """
-    if config.global_batch_size is None:
+    if config.device_batch_size is not None:
         return at_size(config.device_batch_size, size) * world_size
+    assert config.global_batch_size is not None  # a config has one of the two
     images = at_size(config.global_batch_size, size)
     if images % world_size:
         raise InputError(
@@ -56,7 +57,7 @@ def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
     for epoch in range(config.epochs):
         size = image_size(config, epoch)
         fixres = config.algorithms.fixres
-        crop = "center" if fixres is not None and epoch >= start_epoch(fixres.start, config.epochs) else "random"
+        crop: Crop = "center" if fixres is not None and epoch >= start_epoch(fixres.start, config.epochs) else "random"
         plan.append(EpochPlan(size, crop, global_batch_size(config, size, world_size)))
     return tuple(plan)
 
@@ -93,5 +94,5 @@ def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, flo
         scheduler: The schedule's name and numbers.
         lr: Its highest learning rate.
     """
-    function = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}[scheduler.name]
-    return partial(function, lr=lr, **scheduler.model_dump(exclude={"name"}))
+    functions: dict[str, Callable[..., Rate]] = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
+    return partial(functions[scheduler.name], lr=lr, **scheduler.model_dump(exclude={"name"}))

@@ -43,7 +43,7 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
             for event in _WHEN:
                 if algorithm.match(event, state):
                     algorithm.apply(event, state, logger)
-    return state.model.module.eval()
+    return state.model.get_submodule("module").eval()
 
 
 def for_inference(network: nn.Module) -> None:

@@ -24,12 +24,12 @@ class CPUSyncBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         channels, shape = input.shape[1], (1, -1, 1, 1)
-        count = all_reduce(input.new_tensor(input.numel() / channels))
-        mean = all_reduce(input.sum((0, 2, 3))) / count
+        count: Tensor = all_reduce(input.new_tensor(input.numel() / channels))
+        mean: Tensor = all_reduce(input.sum((0, 2, 3))) / count
         centred = input - mean.view(shape)
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / count
-        if self.track_running_stats:
-            with torch.no_grad():
+        variance: Tensor = all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():  # without `track_running_stats` there are none of the three
                 self.num_batches_tracked += 1
                 momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
                 self.running_mean.lerp_(mean, momentum)
@@ -60,9 +60,10 @@ def convert(network: nn.Module, device_type: str) -> nn.Module:
     if device_type == "cpu":
         return _on_cpu(network)
     # timm's handles its own BatchNormAct2d, and everything else as torch's does.
-    from timm.layers import convert_sync_batchnorm
+    from timm.layers.norm_act import convert_sync_batchnorm
 
-    return convert_sync_batchnorm(network)
+    converted: nn.Module = convert_sync_batchnorm(network)
+    return converted
 
 
 class SameStatistics(Callback):

@@ -187,7 +187,8 @@ def to_device(network: nn.Module, device: str) -> tuple[nn.Module, torch.device]
         The network, and torch's name of the device.
     """
     place = get_device(device_name(device)).tensor_to_device(torch.zeros(())).device
-    return network.to(place, memory_format=torch.channels_last), place
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
+    return network.to(place), place
 
 
 def usable(config: RunConfig) -> RunConfig:

@@ -87,9 +87,9 @@ def evaluate_every(interval: int) -> Callable[[State, Event], bool]:
     return due
 
 
-def split(batch: tuple[torch.Tensor, torch.Tensor], images: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """A batch in portions of at most so many images; Composer's own warns where one portion is the whole."""
-    return list(zip(batch[0].split(images), batch[1].split(images), strict=True))
+    return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
 
 
 def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Evaluator]:

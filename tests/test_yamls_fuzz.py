@@ -1,22 +1,30 @@
-"""Whatever is written into a YAML: a config, or lines that name a key or the file. Never another exception."""
+"""Whatever is written into a YAML: a config, or status 2 and lines that name their place. Never another exception."""
 
+import contextlib
+import io
 import os
 import random
 import re
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
+import yaml as pyyaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import entrypoint
+from recipes.cli import run_command
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.resolved import config_digest, resolved
 from recipes.schema import paths
+from tests.support import ROOT
 
-YAMLS = sorted((Path(__file__).resolve().parents[1] / "yamls").rglob("*.yaml"))
-MUTANTS = int(os.environ.get("FUZZ_MUTANTS", "300"))
+YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+MUTANTS = int(os.environ.get("FUZZ_MUTANTS", "2000"))
+"""Half of them spoil the text, half one value of a key."""
 KEYS = [".".join(path) for path in paths(RunConfig)]
 PLAIN = "null ~ on off yes no true 0 -1 1 3 1e-3 1e999 .nan -.inf 017 0x10 1_0 1:30 2024-01-01 90ep 5ba 0.1dur fp32 gpu"
 ODD = "{} [] [1] [32,40] {a:1} {128:3} {x:{y:z}} '' '3' \"\\0\" ! & * *x &x !!int !!binary % @ ` | > - ? : , # [ ] { }"
@@ -71,10 +79,7 @@ def check(path, overrides=()):
     else:
         lines = None
     if lines is not None:
-        assert lines
-        for line in lines:
-            assert LINE.fullmatch(line), line
-            assert not any(word in line for word in ("\n", "Input should", "Value error", "pydantic")), line
+        check_lines(lines)
         return False
     again = path.with_name("again.yaml")
     again.write_text(resolved(config), encoding="utf-8")
@@ -83,19 +88,91 @@ def check(path, overrides=()):
     return True
 
 
+def check_lines(lines):
+    """One line per error, each with its place, in words of this project."""
+    assert lines
+    for line in lines:
+        assert LINE.fullmatch(line), line
+        assert not any(word in line for word in ("\n", "Input should", "Value error", "pydantic", "Traceback")), line
+
+
+def show(path, monkeypatch):
+    """`python entrypoint.py PATH --show` in this process: (exit status, what it printed, lines on stderr)."""
+    monkeypatch.setattr(sys, "argv", ["entrypoint.py", str(path), "--show"])
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        status = run_command(entrypoint.main)
+    return status, out.getvalue(), err.getvalue().splitlines()
+
+
 @pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
-def test_mutated_yamls(yaml, tmp_path):
+def test_mutated_yamls(yaml, tmp_path, monkeypatch):
+    """Spoilt text, mostly no YAML any more."""
     original = resolved(load_config(yaml)) + "\n" + "".join(f"# {line}\n" for line in yaml.read_text().split("\n"))
     short = yaml.read_text(encoding="utf-8")
     (tmp_path / "medium.yaml").write_text((yaml.parent / "medium.yaml").read_text())
     rng = random.Random(yaml.stem)
-    valid = 0
-    for number in range(MUTANTS // len(YAMLS)):
-        path = tmp_path / "mutant.yaml"
+    count, valid, path = -(-MUTANTS // 2 // len(YAMLS)), 0, tmp_path / "mutant.yaml"
+    for number in range(count):
         text = mutate(short if number % 2 else original, rng)
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        valid += check(path)
-    assert 0 < valid < MUTANTS // len(YAMLS)  # it reaches both
+        valid += shown_or_refused(path, monkeypatch)
+    assert 0 < valid < count  # it reaches both
+    run = [sys.executable, "entrypoint.py", path, "--show"]
+    finished = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)  # the last one, for real
+    status, printed, lines = show(path, monkeypatch)
+    assert (finished.returncode, finished.stdout, finished.stderr.splitlines()) == (status, printed, lines)
+
+
+def shown_or_refused(path, monkeypatch):
+    """Whether the command showed a config, which must read back; else it must have refused the file in lines."""
+    status, printed, lines = show(path, monkeypatch)
+    if status == 2:
+        assert not printed
+        check_lines(lines)
+        return False
+    assert (status, lines) == (0, [])
+    again = path.with_name("again.yaml")
+    again.write_text(printed, encoding="utf-8")
+    assert show(again, monkeypatch) == (0, printed, [])
+    return True
+
+
+@pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
+def test_wrong_values_are_told_by_their_key(yaml, tmp_path, monkeypatch):
+    """One key of the whole config gets another value; the text stays YAML, so that each complaint can name a key."""
+    whole = pyyaml.safe_load(resolved(load_config(yaml)))
+    rng, count, refused, path = random.Random(yaml.stem), -(-MUTANTS // 2 // len(YAMLS)), 0, tmp_path / "mutant.yaml"
+    odd = [value for word in VALUES for value in parsed(word)]
+    for number in range(count):
+        key = KEYS[number % len(KEYS)] if number < len(KEYS) else rng.choice(KEYS)
+        path.write_text(pyyaml.safe_dump(changed(whole, key.split("."), rng.choice(odd)), allow_unicode=True))
+        if shown_or_refused(path, monkeypatch):
+            continue
+        refused += 1
+        for line in show(path, monkeypatch)[2]:
+            named = LINE.fullmatch(line)["rest"].split(": ")[0]
+            assert names_a_key(named), (key, line)
+    assert 0 < refused < count
+
+
+def parsed(word):
+    """What a word of YAML means, in a list; an empty one for what means nothing."""
+    try:
+        return [pyyaml.safe_load(word)]
+    except (pyyaml.YAMLError, ValueError, IndexError):  # `!!int` alone
+        return []
+
+
+def changed(whole, key, value):
+    """A nested dict with another value at a path of keys, whose parents are made where they are null."""
+    first, *rest = key
+    inner = whole.get(first)
+    return whole | {first: changed(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
+
+
+def names_a_key(text):
+    """Whether a text is a key of the config, one above or one below it."""
+    return any(f"{key}.".startswith(f"{text}.") or f"{text}.".startswith(f"{key}.") for key in KEYS)
 
 
 @settings(max_examples=150, deadline=None)

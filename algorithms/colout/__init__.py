@@ -42,4 +42,7 @@ class ColOutConfig(Technique):
         """Composer's transform of one image; None where it is done on batches."""
         from composer.algorithms import ColOutTransform
 
-        return None if self.batch else ColOutTransform(p_row=self.p_row, p_col=self.p_col, resize_target=False)
+        if self.batch:
+            return None
+        # It takes tensors too, and gives back the kind that it got, which its type does not say.
+        return ColOutTransform(p_row=self.p_row, p_col=self.p_col, resize_target=False)  # type: ignore[return-value]

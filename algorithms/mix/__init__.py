@@ -42,14 +42,12 @@ def build_mix(mixup: MixUpConfig | None, cutmix: CutMixConfig | None) -> Algorit
         return None
     from composer.algorithms import CutMix, MixUp
 
-    algorithms: list[Algorithm] = []
-    if mixup is not None:
-        algorithms.append(MixUp(**mixup.model_dump()))
-    if cutmix is not None:
-        algorithms.append(CutMix(**cutmix.model_dump(exclude={"switch_prob"})))
-    if len(algorithms) == 1:
-        return algorithms[0]
-    assert cutmix is not None
+    mixing = None if mixup is None else MixUp(**mixup.model_dump())
+    if cutmix is None:
+        return mixing
+    cutting = CutMix(**cutmix.model_dump(exclude={"switch_prob"}))
+    if mixing is None:
+        return cutting
     from algorithms.mix.mix import MixUpOrCutMix
 
-    return MixUpOrCutMix(*algorithms, switch_prob=cutmix.switch_prob)
+    return MixUpOrCutMix(mixing, cutting, cutmix.switch_prob)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -41,18 +42,19 @@ class ResumableSAMOptimizer(SAMOptimizer):
         self.base_optimizer.param_groups = groups
 
     @property
-    def state(self) -> dict[Tensor, Any]:
+    def state(self) -> defaultdict[Tensor, Any]:
         """The base optimizer's state."""
         return self.base_optimizer.state
 
     @state.setter
-    def state(self, state: dict[Tensor, Any]) -> None:
+    def state(self, state: defaultdict[Tensor, Any]) -> None:
         self.base_optimizer.state = state
 
     @property
     def global_step(self) -> int:
         """Steps made so far, which decides what is an `interval`-th."""
-        return self.param_groups[0]["sam_steps"]
+        steps: int = self.param_groups[0]["sam_steps"]
+        return steps
 
     @global_step.setter
     def global_step(self, steps: int) -> None:
@@ -70,7 +72,7 @@ class ResumableSAMOptimizer(SAMOptimizer):
     @torch.no_grad()
     def first_step(self) -> None:
         """Climb from w to w + rho * grad / |grad|, and keep w."""
-        norm = self._grad_norm()
+        norm = self._grad_norm()  # type: ignore[no-untyped-call]  # Composer's
         for group in self.param_groups:
             scale = group["rho"] / (norm + group["epsilon"])
             for param in group["params"]:
@@ -99,7 +101,9 @@ class ResumableSAMOptimizer(SAMOptimizer):
             closure: Composer's forward and backward pass; without one, the base optimizer's step, which is how torch
                 fills in a fresh optimizer's state before it loads a checkpoint.
         """
-        return self.base_optimizer.step() if closure is None else super().step(closure)
+        if closure is None:
+            return self.base_optimizer.step()
+        return super().step(closure)  # type: ignore[no-untyped-call]  # Composer's
 
 
 class SAM(Algorithm):

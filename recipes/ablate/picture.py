@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -54,7 +54,7 @@ def draw_accuracy(figure: Figure, results: Results) -> None:
     )
 
 
-def _styles(results: Results) -> dict[str, dict]:
+def _styles(results: Results) -> dict[str, dict[str, Any]]:
     """How each variant is drawn."""
     names = dict.fromkeys(name for row in results.rows for name in (*row.variant.on, *row.variant.off))
     looks = dict(zip(names, zip(cycle(COLORS[:6]), cycle(MARKERS[1:])), strict=False))
@@ -71,7 +71,7 @@ def _styles(results: Results) -> dict[str, dict]:
     return found
 
 
-def _curve(axes: Axes, row: Row, style: dict, unit: float) -> None:
+def _curve(axes: Axes, row: Row, style: dict[str, Any], unit: float) -> None:
     main = style["color"] == COLORS[6]
     axes.plot(
         [entry.wall_seconds / unit for entry in row.curve],
@@ -87,7 +87,7 @@ def _curve(axes: Axes, row: Row, style: dict, unit: float) -> None:
     )
 
 
-def _end(axes: Axes, row: Row, style: dict, unit: float, size: int) -> None:
+def _end(axes: Axes, row: Row, style: dict[str, Any], unit: float, size: int) -> None:
     time, top1 = row.wall_seconds, row.top1[size]
     assert time is not None
     axes.errorbar(
@@ -104,7 +104,7 @@ def _end(axes: Axes, row: Row, style: dict, unit: float, size: int) -> None:
     )
 
 
-def _legend(results: Results, styles: dict[str, dict]) -> list[Line2D]:
+def _legend(results: Results, styles: dict[str, dict[str, Any]]) -> list[Line2D]:
     handles = []
     for row in results.rows:
         if row.wall_seconds is None:
@@ -140,7 +140,7 @@ def draw_effects(figure: Figure, results: Results, noise: float | None) -> None:
         noise: Standard error of a difference, a share; drawn as a band about zero twice as wide to each side.
     """
     axes = figure.subplots()
-    shown: Sequence = [effect for effect in results.effects if effect.alone or effect.in_recipe]
+    shown = [effect for effect in results.effects if effect.alone or effect.in_recipe]
     if noise is not None:
         axes.axvspan(-200 * noise, 200 * noise, color="#e3e7eb", zorder=0, label="two standard errors of seed noise")
     for shift, attribute, color, label in (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from recipes.ablate.variants import Variant, all_variants, choose, techniques
 from recipes.config import RunConfig
@@ -16,6 +16,9 @@ from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.read_run import read_run
 from recipes.resolved import config_digest, differing_keys
+
+if TYPE_CHECKING:
+    from data.source import Source
 
 State = Literal["finished", "begun", "new"]
 
@@ -186,10 +189,10 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     from recipes.run import open_data
     from recipes.stages import epoch_plan
 
-    opened: list = []
+    opened: list[tuple[Source, Source]] = []
 
-    def once(config: RunConfig) -> Callable:
-        def data() -> tuple:
+    def once(config: RunConfig) -> Callable[[], tuple[Source, Source]]:
+        def data() -> tuple[Source, Source]:
             if not opened:  # a million files are listed once
                 opened.append(open_data(config))
             return opened[0]

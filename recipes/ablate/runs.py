@@ -50,7 +50,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = False
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     @contextmanager
     def installed(self) -> Iterator[Stop]:
@@ -83,7 +83,7 @@ class Stop:
         else:
             self._process.send_signal(number)  # the launcher hands it on to its ranks
 
-    def watch(self, process: subprocess.Popen) -> None:
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
         """From now on this is the run at work."""
         self._process = process
         if self.requested:  # between the last run and this one
@@ -145,7 +145,11 @@ def work(plan: Plan, stop: Stop, lock: int, tell: Callable[[str], None]) -> list
                 break
             bar.set_description(run.label)
             before = bar.n
-            status = execute(run, plan.processes, stop, lock, lambda epoch, n=before: bar.update(n + epoch - bar.n))
+
+            def advance(epoch: float, before: float = before) -> None:
+                bar.update(before + epoch - bar.n)
+
+            status = execute(run, plan.processes, stop, lock, advance)
             outcome = judge(run, status)
             if outcome.run is None and (stop.requested or status == EXIT_INTERRUPTED):
                 stop.requested = True  # the run was told by others, such as a spot notice, that the machine goes

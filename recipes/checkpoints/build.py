@@ -54,7 +54,7 @@ def build_checkpoints(
         if places.remote is not None:
             mirror = Mirror(places.run_folder, places.local, open_s3(f"{places.remote}/{FOLDER}"))
             mirror.start()
-            uploader = _uploader(places, local, keep_remote, resume, mirror.sync)
+            uploader = _uploader(places.remote, local, keep_remote, resume, mirror.sync)
         writer = Writer(local, identity, keep, verified=resume.manifest, damaged=resume.damaged, uploader=uploader)
     return Checkpoints(
         interval=interval,
@@ -81,8 +81,9 @@ def settle(*, places: Places, keep_remote: int, patience: float, resume: Resume)
     """
     done = [True]
     if dist.get_global_rank() == 0 and places.remote is not None and resume.manifest is not None:
+        assert resume.load_path is not None  # it comes with the manifest
         local = LocalStore(Path(resume.load_path).parent)
-        uploader = _uploader(places, local, keep_remote, resume, before=lambda: None)
+        uploader = _uploader(places.remote, local, keep_remote, resume, before=lambda: None)
         uploader.start()
         uploader.offer(resume.manifest)
         done = [uploader.wait(resume.manifest.stem, patience)]
@@ -90,5 +91,5 @@ def settle(*, places: Places, keep_remote: int, patience: float, resume: Resume)
     return done[0]
 
 
-def _uploader(places: Places, local: LocalStore, keep: int, resume: Resume, before: Callable[[], None]) -> Uploader:
-    return Uploader(local, open_s3(places.remote), places.remote, keep, damaged=resume.damaged, before=before)
+def _uploader(remote: str, local: LocalStore, keep: int, resume: Resume, before: Callable[[], None]) -> Uploader:
+    return Uploader(local, open_s3(remote), remote, keep, damaged=resume.damaged, before=before)

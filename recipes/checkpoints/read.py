@@ -58,7 +58,7 @@ def take(places: Places, run_name: str, checkpoint: str | None) -> Taken:
 def _newest(stores: Sequence[Store], run_name: str) -> Taken:
     """The newest good one of several stores, the first store's copy before the others'."""
     found = [(position_of(stem), -order, stem) for order, store in enumerate(stores) for stem in survey(store).complete]
-    where, skipped = " and ".join(store.location for store in stores), []
+    where, skipped = " and ".join(store.location for store in stores), list[str]()
     for _, order, stem in sorted(found, reverse=True):
         store = stores[-order]
         try:

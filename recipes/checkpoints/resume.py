@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from composer import Algorithm
 from composer.utils import dist
@@ -26,6 +26,7 @@ from recipes.errors import InputError
 log = logging.getLogger(__name__)
 
 _PROBE = "write-test"
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ def on_first(decide: Callable[[], Any]) -> Any:
         outcome = [_attempt(decide)]
     if dist.get_world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
-    return _unpack(outcome[0])
+    answer: Answer = _unpack(outcome[0])
+    return answer
 
 
 def _attempt(action: Callable[[], Any]) -> tuple[str, Any]:

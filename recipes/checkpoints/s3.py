@@ -90,7 +90,8 @@ class S3Store:
         """A small object's bytes."""
         with self._named(name):
             answer = self._objects.client.get_object(Bucket=self._objects.bucket, Key=self._objects.get_key(name))
-            return answer["Body"].read()
+            data: bytes = answer["Body"].read()
+        return data
 
     def fetch(self, name: str, path: Path) -> None:
         """Download an object to `path`, through a temporary name."""

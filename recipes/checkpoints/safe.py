@@ -27,7 +27,7 @@ def allow_only_data() -> None:
     Composer asks for `weights_only=False` (composer/utils/checkpoint.py), which runs whatever a pickle says.
     """
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
-    rebuild = np.zeros(1).__reduce__()[0]
+    rebuild: Any = np.zeros(1).__reduce__()[0]
     torch.serialization.add_safe_globals(
         [
             datetime.timedelta,
@@ -41,7 +41,7 @@ def allow_only_data() -> None:
     )
 
 
-def disallowed(payload: bytes) -> list[str]:
+def disallowed(payload: bytes | memoryview) -> list[str]:
     """The types in a serialised state that `allow_only_data` would refuse to load."""
     allow_only_data()
     return list(torch.serialization.get_unsafe_globals_in_checkpoint(io.BytesIO(payload)))

@@ -96,8 +96,10 @@ class Checkpoints(Callback):
         # An evaluation may follow and take minutes: keep the state from before it, to save if interrupted in it.
         hold = bool(state.evaluators) and _is_last_of_epoch(state)
         self._held = self._snapshot(state) if stop or due or hold else None
+        if self._held is None:
+            return
         if stop:
-            self._stop(state)
+            self._stop(self._held)
         if due:
             self._save(self._held)
 
@@ -106,7 +108,7 @@ class Checkpoints(Callback):
         del logger
         # The flag of a moment is the same on all processes: `_held` is set and cleared in step.
         if self._held is not None and agree(state, [self._interrupt.requested])[0]:
-            self._stop(state)
+            self._stop(self._held)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """The metrics are those of these weights until the next batch."""
@@ -157,7 +159,7 @@ class Checkpoints(Callback):
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
         """The run's state; every process takes part, and only the first one's holds bytes."""
         content = {"state": without_wrapper(state.state_dict()), "rng": reproducibility.get_rng_state()}
-        payload = b""
+        payload: bytes | memoryview = b""
         if self._writer is not None:
             payload = serialise(content)
             if not self._checked:
@@ -179,14 +181,13 @@ class Checkpoints(Callback):
         if self._writer is not None:
             self._writer.put(snapshot, self._disk_patience)
 
-    def _stop(self, state: State) -> None:
+    def _stop(self, held: Snapshot) -> None:
         """Save the held snapshot on process 0, tell the others how that went, and raise on all."""
         outcome: list[Any] = [None]
         if self._writer is not None:
-            stem = self._held.stem
-            self._save(self._held)
+            self._save(held)
             self._writer.wait(self._interrupt.seconds_left())
-            saved, words = self._writer.leave(stem, self._interrupt.seconds_left())
+            saved, words = self._writer.leave(held.stem, self._interrupt.seconds_left())
             outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}")]
         dist.broadcast_object_list(outcome, src=0)
         raise Interrupted(*outcome[0])

@@ -83,4 +83,5 @@ class SpotNotices:
     def _get(self, method: str, path: str, header: str, value: str) -> str:
         request = urllib.request.Request(f"{self._address}/latest/{path}", method=method, headers={header: value})
         with _open(request, timeout=_TIMEOUT) as answer:
-            return answer.read(65536).decode()
+            text: bytes = answer.read(65536)
+        return text.decode()

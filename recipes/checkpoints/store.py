@@ -48,7 +48,7 @@ class Store(Protocol):
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to `path`, through a temporary name."""
 
-    def put(self, name: str, source: bytes | Path) -> None:
+    def put(self, name: str, source: bytes | memoryview | Path) -> None:
         """Write a file from memory or from a local file."""
 
     def delete(self, names: Iterable[str]) -> None:
@@ -101,7 +101,7 @@ class LocalStore:
         except OSError as error:
             raise _failed(self.path(name), error) from None
 
-    def put(self, name: str, source: bytes | Path) -> None:
+    def put(self, name: str, source: bytes | memoryview | Path) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or not there."""
         partial = self.path(f".{name}.part")
         try:

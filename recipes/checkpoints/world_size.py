@@ -54,6 +54,7 @@ def fit_averages(state: State) -> None:
     for algorithm in state.algorithms:
         if not isinstance(algorithm, EMA) or not algorithm.ema_started:
             continue
+        assert algorithm.ema_model is not None  # it has started
         for store in _STORES:
             averages = getattr(algorithm.ema_model, store)
             if wrapped and not names >= averages.keys():

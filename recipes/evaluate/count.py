@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.buffers import Batch
 from data.errors import DataError
-from data.loader import IGNORED_LABEL, eval_loader
+from data.loader import IGNORED_LABEL, BatchDataset, eval_loader
 from data.normalise import Normalise
 from data.source import Source
 from data.wordnet import class_names
@@ -95,18 +96,19 @@ def both_ways(network: nn.Module, images: Tensor) -> Tensor:
     Returns:
         Logits (N, num_classes).
     """
-    return (network(images) + network(images.flip(3))) / 2
+    logits: Tensor = (network(images) + network(images.flip(3))) / 2
+    return logits
 
 
 @torch.no_grad()
 def count(
     logits_of: Callable[[Tensor], Tensor],
-    loader: DataLoader,
+    loader: DataLoader[Batch],
     normalise: Normalise,
     num_classes: int,
     device: torch.device,
-    precision: AbstractContextManager,
-    bar: tqdm,
+    precision: AbstractContextManager[Any],
+    bar: tqdm[Any],
 ) -> Counts:
     """Count one pass over a loader, summed over all processes.
 
@@ -242,10 +244,10 @@ def evaluation(
     )
 
 
-def _bad_images(loader: DataLoader) -> list[str]:
+def _bad_images(loader: DataLoader[Batch]) -> list[str]:
     """The images that cannot be decoded, of all processes."""
-    found = loader.dataset.bad
-    lines = [f"{one.name}: {one.reason}" for one in found.new()]
+    assert isinstance(loader.dataset, BatchDataset)  # as data/loader.py builds it
+    lines = [f"{one.name}: {one.reason}" for one in loader.dataset.bad.new()]
     if dist.get_world_size() == 1:
         return lines
     return sorted(line for part in dist.all_gather_object(lines) for line in part)

@@ -70,7 +70,9 @@ def accuracies(content: Content, config: RunConfig, evaluation: Mapping[str, Any
         for size, figures in content.summary.get("eval_by_size", {}).items():
             values = (figures["top1"], figures["top5"], figures["loss"])
             found.append(Accuracy("the run's validation images", int(size), config.eval.crop_ratio, False, *values))
-    for one in () if evaluation is None else evaluation["results"]:
+    if evaluation is None:
+        return found
+    for one in evaluation["results"]:
         values = (one["top1"], one["top5"], one["loss"])
         where = f"{Path(evaluation['data']).name}, {one['images']:,} images"
         found.append(Accuracy(where, one["size"], one["crop_ratio"], evaluation["flip"] is not None, *values))

@@ -31,6 +31,8 @@ class FixedBlurMaxPool(nn.Module):
         channels: Of the images that it gets.
     """
 
+    kernel: Tensor
+
     def __init__(self, original: BlurMaxPool2d, channels: int) -> None:
         super().__init__()
         fields = {"padding": original.padding, "dilation": original.dilation, "ceil_mode": original.ceil_mode}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
 
 def open_onnx(path: Path) -> onnxruntime.InferenceSession:
@@ -18,6 +19,7 @@ def open_onnx(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def run_onnx(session: onnxruntime.InferenceSession, images: np.ndarray) -> np.ndarray:
+def run_onnx(session: onnxruntime.InferenceSession, images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits (N, num_classes) of float32 images (N, 3, H, W)."""
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
+    return logits

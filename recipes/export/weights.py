@@ -51,7 +51,8 @@ def examples(size: int, count: int, mean: Sequence[float], std: Sequence[float])
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     images = nn.functional.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
     images = (images + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1).mul(255).round().div(255)
-    return (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    normalised: Tensor = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    return normalised
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 End = Literal["complete", "diverged", "not finite"]
 
@@ -25,25 +26,25 @@ class Ramp(NamedTuple):
     divergence: float
     """The test ends where the smoothed loss exceeds its smallest value so far by this factor, above 1."""
 
-    def lrs(self) -> np.ndarray:
+    def lrs(self) -> NDArray[np.float64]:
         """The rate of each step, float64 (steps,): equal ratios, both ends included (as in torch-lr-finder)."""
-        return np.geomspace(self.start_lr, self.end_lr, self.steps)
+        return np.geomspace(self.start_lr, self.end_lr, self.steps).astype(np.float64, copy=False)
 
 
 class Curve(NamedTuple):
     """One run of the test."""
 
     seed: int
-    lrs: np.ndarray
+    lrs: NDArray[np.float64]
     """Rates of the steps that were made, float64 (n,)."""
-    losses: np.ndarray
+    losses: NDArray[np.float64]
     """Training loss of each step's batch before the weights moved, float64 (n,); the last may be inf or NaN."""
-    smoothed: np.ndarray
+    smoothed: NDArray[np.float64]
     """`smooth(losses)`, float64 (n,)."""
     end: End
 
 
-def smooth(losses: Sequence[float] | np.ndarray, smoothing: float) -> np.ndarray:
+def smooth(losses: Sequence[float] | NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
     """Exponential moving average with bias correction.
 
     At step i (from 0) it is the mean of losses 0 to i with weights smoothing**(i - k), so the first value is the first
@@ -59,7 +60,8 @@ def smooth(losses: Sequence[float] | np.ndarray, smoothing: float) -> np.ndarray
     """
     values = [float(loss) for loss in losses]
     averages = accumulate(values, lambda average, loss: smoothing * average + (1.0 - smoothing) * loss, initial=0.0)
-    return np.array(list(averages)[1:]) / (1.0 - smoothing ** np.arange(1, len(values) + 1))
+    weights = 1.0 - smoothing ** np.arange(1, len(values) + 1, dtype=np.float64)
+    return np.array(list(averages)[1:], np.float64) / weights
 
 
 def end_of(losses: Sequence[float], ramp: Ramp) -> End | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recipes.find_lr.curve import Curve
 
@@ -26,7 +27,9 @@ STEADY = 0.005
 """Difference of slopes per step, over the curve's height, below which the window's ends agree."""
 
 
-def usable(lrs: np.ndarray, losses: np.ndarray, steps: int) -> tuple[np.ndarray, np.ndarray]:
+def usable(
+    lrs: NDArray[np.float64], losses: NDArray[np.float64], steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The part of a curve that is looked at.
 
     That is without its first and last points, up to the first inf or NaN, and up to where, past its lowest point, it is
@@ -52,7 +55,7 @@ def usable(lrs: np.ndarray, losses: np.ndarray, steps: int) -> tuple[np.ndarray,
     return lrs[kept], losses[kept]
 
 
-def steepest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+def steepest(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> float | None:
     """The rate at which the loss falls fastest, by the slope against the logarithm of the rate.
 
     Central differences, as torch-lr-finder's suggestion and Lightning's; fastai's `steep` takes forward differences.
@@ -65,7 +68,7 @@ def steepest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
     return float(lrs[slopes.argmin()]) if slopes.min() < 0 else None
 
 
-def valley(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+def valley(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> float | None:
     """Half-way down the longest descent: fastai's `valley`, its default.
 
     The descent is the longest subsequence of falling losses, whose points need not be neighbours (the first to end
@@ -87,7 +90,7 @@ def valley(lrs: np.ndarray, losses: np.ndarray) -> float | None:
     return float(lrs[max(end - int(lengths[end]) + int(third) + int(third / 2), 0)])
 
 
-def lowest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+def lowest(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> float | None:
     """The rate at which the smoothed loss is lowest, from which on a batch's loss exceeds the recent average.
 
     Smith 2017, section 3.3: the highest rate of a cyclical schedule is that at which learning "slows, becomes ragged,
@@ -100,7 +103,7 @@ def lowest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
     return float(lrs[index]) if index else None
 
 
-def tenth(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+def tenth(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> float | None:
     """A tenth of the rate at which the loss is lowest: fastai's `minimum`.
 
     Returns:
@@ -110,7 +113,7 @@ def tenth(lrs: np.ndarray, losses: np.ndarray) -> float | None:
     return None if rate is None else rate / 10
 
 
-def window(lrs: np.ndarray, losses: np.ndarray) -> float | None:
+def window(lrs: NDArray[np.float64], losses: NDArray[np.float64]) -> float | None:
     """The left end of the rightmost window whose two ends have the same slope: fastai's `slide`.
 
     The window is `WINDOW` points wide and moves down from the highest rate as long as its ends' slopes differ: past
@@ -135,7 +138,7 @@ class Method(NamedTuple):
     """A way to read a curve."""
 
     name: str
-    suggest: Callable[[np.ndarray, np.ndarray], float | None]
+    suggest: Callable[[NDArray[np.float64], NDArray[np.float64]], float | None]
 
 
 METHODS = (

@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup, escape
 from matplotlib import rc_context
@@ -15,7 +16,7 @@ from matplotlib.rcsetup import cycler
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; the pale yellow is left out.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +18,7 @@ from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overr
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.plan.compute import by_area, plan_stages
+from recipes.plan.compute import Stage, by_area, plan_stages
 from recipes.plan.plan import Images, Plan, as_json, make_plan
 from recipes.plan.tables import PRICES, THROUGHPUT, MachineConfig, PricesConfig, ThroughputConfig, read_table
 from recipes.plan.text import render
@@ -108,7 +108,7 @@ def count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images
     """
     path, most = config.data.path, config.data.train_samples
     if given is not None:
-        images, classes = Images(*given, "given: --images"), 1000
+        images, classes = Images(given[0], given[1], "given: --images"), 1000
     elif is_remote(path) or not Path(path).exists():
         images, classes = IMAGENET._replace(source=IMAGENET.source.format(path)), 1000
     else:
@@ -155,7 +155,8 @@ def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
         hardware = f"{devices}x {device} ({name})"
     devices = given.devices or devices
     images, classes = count_images(config, given.images)
-    work, work_name, memory = by_area, "area", {}
+    work: Callable[[int], float] = by_area
+    work_name, memory = "area", dict[Stage, float]()
     if given.memory:
         if sys.stderr.isatty():
             print("loading torch and Composer, building the network ...", file=sys.stderr)

@@ -43,13 +43,13 @@ class Row(NamedTuple):
         hours = self.hours
         if not hours:
             return None
-        return sum(part.images_per_second * part.hours for part in self.parts) / hours
+        return sum((part.images_per_second or 0.0) * (part.hours or 0.0) for part in self.parts) / hours
 
     @property
     def hours(self) -> float | None:
         """Training time."""
-        known = [part.hours for part in self.parts]
-        return None if None in known else sum(known)
+        known = [part.hours for part in self.parts if part.hours is not None]
+        return sum(known) if len(known) == len(self.parts) else None
 
 
 def _range(values: Sequence[int]) -> str:
@@ -213,11 +213,11 @@ def price_lines(plan: Plan) -> list[str]:
             f"{bill.kind}: {bill.dollars:,.2f} dollars at {price.usd_per_hour:g} $/h "
             f"({price.region}, {price.date}{varies}; {price.source})"
         )
-    for kind, price in (("on demand", plan.machine.on_demand), ("spot", plan.machine.spot)):
-        if price is None:
+    for kind, listed in (("on demand", plan.machine.on_demand), ("spot", plan.machine.spot)):
+        if listed is None:
             lines.append(f"{kind}: no price")
         elif plan.hours is None:
-            lines.append(f"{kind}: {price.usd_per_hour:g} $/h ({price.region}, {price.date}; {price.source})")
+            lines.append(f"{kind}: {listed.usd_per_hour:g} $/h ({listed.region}, {listed.date}; {listed.source})")
     return lines
 
 

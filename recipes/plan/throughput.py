@@ -115,7 +115,7 @@ def measured(run: Path) -> Throughput:
     at = rates_by_size(entries)
     if not at:
         raise InputError(f"{path}: too few figures of train/images_per_second; allowed: a run of 20 batches or more")
-    last = next((entry for entry in reversed(entries) if "time/checkpointing_seconds" in entry), {})
+    last: dict[str, Any] = next((entry for entry in reversed(entries) if "time/checkpointing_seconds" in entry), {})
     evaluations = sum(any(name.startswith("eval/") for name in entry) for entry in entries)
     epochs = float(last.get("epoch", 0))
     # The last evaluation comes after the last training figures, which hold the time of those before.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.decode import BadImage
 from recipes.cli import command_parser, run_command, yaml_and_overrides
@@ -100,11 +101,13 @@ def require_images(command: argparse.ArgumentParser, given: argparse.Namespace, 
         command.error("which images? files, folders, - for a list of paths on stdin, or --stdin-image")
 
 
-def pictures(classifier: Classifier, images: Sequence[Image], pool: ThreadPoolExecutor) -> list[np.ndarray | str]:
+def pictures(
+    classifier: Classifier, images: Sequence[Image], pool: ThreadPoolExecutor
+) -> list[NDArray[np.uint8] | str]:
     """Each image as the network takes it, uint8 (size, size, 3), or what is wrong with it."""
     from data.augment import eval_picture
 
-    def one(image: Image) -> np.ndarray | str:
+    def one(image: Image) -> NDArray[np.uint8] | str:
         if image.fault is not None:
             return image.fault
         try:
@@ -115,7 +118,7 @@ def pictures(classifier: Classifier, images: Sequence[Image], pool: ThreadPoolEx
     return list(pool.map(one, images))
 
 
-def best(classifier: Classifier, probabilities: np.ndarray, top: int) -> list[dict[str, Any]]:
+def best(classifier: Classifier, probabilities: NDArray[np.float64], top: int) -> list[dict[str, Any]]:
     """The most probable classes, the first one first.
 
     Args:

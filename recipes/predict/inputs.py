@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.decode import Fault
-from data.imagefolder import EXTENSIONS
+from data.listing import EXTENSIONS
 
 STDIN = "-"
 

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.wordnet import class_names
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export.folder import CLASSES, FILES, PREPROCESSING
 
+if TYPE_CHECKING:
+    from recipes.trained import Weights
+
 
 class Classifier(NamedTuple):
     """A network, and what belongs to it."""
 
-    probabilities: Callable[[np.ndarray], np.ndarray]
+    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
     """Of images, uint8 (N, size, size, 3), in [0, 1]: (N, num_classes)."""
     classes: list[str]
     """Class folder names, in the order of the outputs."""
@@ -59,7 +63,7 @@ def from_export(path: str) -> Classifier:
     except Exception as error:  # onnxruntime's own kinds
         raise InputError(f"{path}/{FILES['onnx']}: {str(error).splitlines()[0][:200]}") from None
 
-    def probabilities(images: np.ndarray) -> np.ndarray:
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
         floats = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
         return normalised(run_onnx(session, np.ascontiguousarray((floats - mean) / std)), independent)
 
@@ -67,7 +71,7 @@ def from_export(path: str) -> Classifier:
 
 
 def from_run(
-    config: RunConfig, checkpoint: str | None, weights: str | None, size: int | None, crop_ratio: float | None
+    config: RunConfig, checkpoint: str | None, weights: Weights | None, size: int | None, crop_ratio: float | None
 ) -> Classifier:
     """A run's checkpoint, on the config's device.
 
@@ -99,7 +103,7 @@ def from_run(
     normalise, independent = Normalise(run.data.mean, run.data.std), run.loss.name == "binary_cross_entropy"
 
     @torch.no_grad()
-    def probabilities(images: np.ndarray) -> np.ndarray:
+    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
         batch, _ = normalise((torch.from_numpy(images).permute(0, 3, 1, 2).to(device), None))
         with get_precision_context(Precision(config.precision)):
             logits = network(batch)
@@ -109,7 +113,7 @@ def from_run(
     return Classifier(probabilities, classes, class_names(classes), size, crop_ratio or config.eval.crop_ratio)
 
 
-def normalised(logits: np.ndarray, independent: bool) -> np.ndarray:
+def normalised(logits: NDArray[np.floating[Any]], independent: bool) -> NDArray[np.float64]:
     """Probabilities in [0, 1] of logits (N, num_classes), in float64.
 
     Args:
@@ -117,8 +121,9 @@ def normalised(logits: np.ndarray, independent: bool) -> np.ndarray:
         independent: It was trained with binary cross-entropy, whose classes have each a probability of its own
             (sigmoid); else they sum to one (softmax).
     """
-    logits = logits.astype(np.float64)
+    wide: NDArray[np.float64] = logits.astype(np.float64)
     if independent:
-        return 0.5 * (1 + np.tanh(logits / 2))
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+        return 0.5 * (1 + np.tanh(wide / 2))
+    powers: NDArray[np.float64] = np.exp(wide - wide.max(1, keepdims=True))
+    shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
+    return shares

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.integer[Any]]
 
 
-class Pair(NamedTuple):
+@dataclass(frozen=True)
+class Pair:
     """Images of one class that were taken for another."""
 
     label: int
@@ -18,12 +23,12 @@ class Pair(NamedTuple):
     """Evaluated images of the class `label`."""
 
 
-def judged(label: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def judged(label: Labels, predicted: Labels) -> NDArray[np.intp]:
     """Indices of the images that count: decoded and evaluated."""
     return np.flatnonzero((label >= 0) & (predicted >= 0))
 
 
-def confused_pairs(label: np.ndarray, predicted: np.ndarray) -> list[Pair]:
+def confused_pairs(label: Labels, predicted: Labels) -> list[Pair]:
     """All pairs of classes that were confused, most images first; ties in the order of the labels."""
     kept = judged(label, predicted)
     label, predicted = label[kept].astype(np.int64), predicted[kept].astype(np.int64)
@@ -49,7 +54,7 @@ def most_confused(pairs: Sequence[Pair], limit: int) -> list[int]:
     return sorted(chosen)
 
 
-def confusion_matrix(label: np.ndarray, predicted: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+def confusion_matrix(label: Labels, predicted: Labels, classes: Sequence[int]) -> NDArray[np.intp]:
     """How often each of some classes was taken for each of them, and for any other.
 
     Returns:
@@ -63,7 +68,7 @@ def confusion_matrix(label: np.ndarray, predicted: np.ndarray, classes: Sequence
     return counts.reshape(len(classes) + 1, len(classes) + 1)[:-1]
 
 
-def hardest(label: np.ndarray, predicted: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
+def hardest(label: Labels, predicted: Labels, limit: int) -> list[tuple[int, int, int]]:
     """The classes with the lowest accuracy: (label, right, evaluated images), lowest first."""
     kept = judged(label, predicted)
     totals = np.bincount(label[kept])
@@ -73,8 +78,11 @@ def hardest(label: np.ndarray, predicted: np.ndarray, limit: int) -> list[tuple[
     return [(int(one), int(right[one]), int(totals[one])) for one in order if right[one] < totals[one]]
 
 
-def surest_errors(label: np.ndarray, predicted: np.ndarray, probability: np.ndarray, limit: int) -> np.ndarray:
+def surest_errors(
+    label: Labels, predicted: Labels, probability: NDArray[np.floating[Any]], limit: int
+) -> NDArray[np.intp]:
     """Indices of the wrong predictions with the highest probability, highest first."""
     kept = judged(label, predicted)
     wrong = kept[label[kept] != predicted[kept]]
-    return wrong[np.argsort(-np.nan_to_num(probability[wrong]), kind="stable")][:limit]
+    order = np.argsort(-np.nan_to_num(probability[wrong]), kind="stable")
+    return np.take(wrong, order[:limit])

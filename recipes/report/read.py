@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recipes.errors import InputError
 from recipes.read_yaml import read_file
@@ -36,13 +37,13 @@ EVALUATED = ("epoch", "wall_seconds", "top1", "top5", "loss")
 class Predictions(NamedTuple):
     """The last evaluation, image by image; N images, C classes (recipes/watch/predictions.py has the details)."""
 
-    label: np.ndarray
+    label: NDArray[np.integer[Any]]
     """int (N,); negative where the image could not be decoded."""
-    predicted: np.ndarray
+    predicted: NDArray[np.integer[Any]]
     """int (N,)."""
-    probability: np.ndarray
+    probability: NDArray[np.floating[Any]]
     """float (N,), of `predicted`."""
-    label_probability: np.ndarray
+    label_probability: NDArray[np.floating[Any]]
     """float (N,), of `label`."""
     classes: list[str]
     """Folder names in label order."""
@@ -66,9 +67,9 @@ class Run:
     """Nested, as in config.yaml; empty where it cannot be read."""
     summary: dict[str, Any]
     """summary.json; empty where it cannot be read."""
-    training: dict[str, np.ndarray]
+    training: dict[str, NDArray[np.float64]]
     """Figures of the training by name (COLUMNS), float64 (n,) each, in the order of the batches; nan where absent."""
-    evaluations: dict[int, dict[str, np.ndarray]]
+    evaluations: dict[int, dict[str, NDArray[np.float64]]]
     """By image size in pixels: EVALUATED by name, float64 (n,) each."""
     pictures: tuple[Path, ...]
     """Grids of training images, in the order of the run."""
@@ -124,10 +125,11 @@ def read_run(folder: Path) -> Run:
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        return read_file(path).plain()
+        config: dict[str, Any] = read_file(path).plain()
     except InputError as error:
         problems.append(str(error))
         return {}
+    return config
 
 
 def _summary(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -153,9 +155,12 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, float) or (type(value) is int and abs(value) < 2**63) else math.nan
 
 
-def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, np.ndarray], dict[int, dict[str, np.ndarray]]]:
+def _metrics(
+    path: Path, problems: list[str]
+) -> tuple[dict[str, NDArray[np.float64]], dict[int, dict[str, NDArray[np.float64]]]]:
     """The figures of training and of the evaluations, one after the other, without holding the file in memory."""
-    rows, evaluated, torn = array("d"), dict[int, array](), 0
+    evaluated: dict[int, array[float]] = {}
+    rows, torn = array("d"), 0
     try:
         with path.open("rb") as lines:
             for line in lines:
@@ -183,8 +188,10 @@ def _metrics(path: Path, problems: list[str]) -> tuple[dict[str, np.ndarray], di
     return _columns(rows, COLUMNS), evaluations
 
 
-def _columns(rows: array, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    table = np.frombuffer(rows, np.float64).reshape(-1, len(names)) if rows else np.empty((0, len(names)))
+def _columns(rows: array[float], names: tuple[str, ...]) -> dict[str, NDArray[np.float64]]:
+    table: NDArray[np.float64] = np.empty((0, len(names)))
+    if rows:
+        table = np.frombuffer(rows, np.float64).reshape(-1, len(names))
     table = table[np.argsort(table[:, 0], kind="stable")]
     table[np.isinf(table)] = np.nan
     return {name: table[:, column] for column, name in enumerate(names)}

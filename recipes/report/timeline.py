@@ -8,12 +8,13 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 POINTS = 600
 """Points of a curve at most: about one per pixel of its chart's width."""
 _CHECKPOINT = re.compile(r"ep\d{3,9}-ba(\d{6,12})")
 
-Figures = Mapping[str, np.ndarray]
+Figures = Mapping[str, NDArray[np.float64]]
 """`Run.training`."""
 
 
@@ -87,7 +88,9 @@ def speed(training: Figures, before: int | None, last: int) -> tuple[float, floa
     return spent("samples") / seconds, waited / seconds
 
 
-def speeds(training: Figures, points: int = POINTS // 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def speeds(
+    training: Figures, points: int = POINTS // 4
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Throughput over the run, in stretches of about equal length that end where stages do.
 
     Returns:
@@ -105,7 +108,9 @@ def speeds(training: Figures, points: int = POINTS // 4) -> tuple[np.ndarray, np
     return np.array(middles), rates[:, 0], rates[:, 1]
 
 
-def thinned(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+def thinned(
+    x: NDArray[np.float64], y: NDArray[np.float64], points: int = POINTS
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """A curve with at most so many points: each the mean of as many neighbours; nan where none of them is finite.
 
     Args:
@@ -124,7 +129,7 @@ def thinned(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndar
     return np.add.reduceat(x, starts) / np.diff([*starts, len(x)]), means
 
 
-def moving_mean(y: np.ndarray) -> np.ndarray:
+def moving_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
     """A curve as the mean over a twenty-fifth of its points around each; nan where none of them is finite."""
     if not len(y):
         return y
@@ -132,7 +137,9 @@ def moving_mean(y: np.ndarray) -> np.ndarray:
     finite = np.isfinite(y)
     counts = np.convolve(finite, window, "same")
     sums = np.convolve(np.where(finite, y, 0.0), window, "same")
-    return np.divide(sums, counts, out=np.full(len(y), np.nan), where=counts > 0.5)
+    means = np.full(len(y), np.nan)
+    np.divide(sums, counts, out=means, where=counts > 0.5)
+    return means
 
 
 def resumes(sources: Sequence[str], training: Figures) -> list[Resume]:

@@ -108,7 +108,7 @@ class Figures(Callback):
             return
         size = label.removeprefix(EVAL_LABEL)
         metrics = state.eval_metrics[label]
-        figures = {
+        figures: dict[str, float] = {
             name: round(float(metrics[name].compute()), 6) for name in ("top1", "top5", "loss") if name in metrics
         }
         self.evaluations[size] = figures
@@ -154,6 +154,7 @@ class Figures(Callback):
 
     def _training(self, state: State) -> dict[str, float]:
         stamp, seconds = state.timestamp, self.clock.read()
+        before = 0 if state.previous_timestamp is None else int(state.previous_timestamp.sample)
         samples, working, waiting = self._window
         elapsed = max(self.clock.working - working, 1e-9)
         figures = {
@@ -161,7 +162,7 @@ class Figures(Callback):
             "train/lr": self._step.get("train/lr", float("nan")),
             "train/momentum": self._step.get("train/momentum", float("nan")),
             "train/image_size": self._step.get("train/image_size", float("nan")),
-            "train/batch_size": int(stamp.sample) - int(state.previous_timestamp.sample),
+            "train/batch_size": int(stamp.sample) - before,
             "train/images_per_second": round((int(stamp.sample) - samples) / elapsed, 2),
             "train/loader_wait_fraction": round((seconds["loader_wait"] - waiting) / elapsed, 4),
             "train/epoch": int(stamp.epoch) + int(stamp.sample_in_epoch) / self.samples,

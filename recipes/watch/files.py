@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write beside the file, sync, and rename over it.
 
     Args:

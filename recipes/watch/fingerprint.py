@@ -48,5 +48,5 @@ def weights_sha256(state_dict: Mapping[str, object]) -> str:
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = ",".join(str(length) for length in tensor.shape)
         digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

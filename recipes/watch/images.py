@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
+from numpy.typing import NDArray
 from PIL import Image
 
 IMAGES_NAME = "train/images"
@@ -21,7 +22,7 @@ COLUMNS = 8
 log = logging.getLogger(__name__)
 
 
-def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
     """Put images side by side, eight in a row, two black pixels between.
 
     Args:

@@ -65,6 +65,7 @@ class MetricsFile(FigureSink):
 
     def write(self, batch: int, figures: dict[str, float]) -> None:
         """Append one line."""
+        assert self.state is not None  # Sink sets it before it writes
         stamp = self.state.timestamp
         entry = {
             "batch": batch,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
+from numpy.typing import NDArray
 
 from recipes.watch.figures import EVAL_LABEL
 from recipes.watch.files import replace_file
@@ -60,6 +61,7 @@ class Predictions(Callback):
         """Reduce the logits of a microbatch to four numbers per image."""
         del logger
         if self._listening:
+            assert isinstance(state.outputs, torch.Tensor)  # our model's logits
             self._answers.append(answers(state.outputs, state.batch[1]))
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -76,10 +78,14 @@ class Predictions(Callback):
         if dist.get_global_rank() == 0:
             self._write(in_order(parts, len(state.dataloader.dataset)), int(state.timestamp.batch))
 
-    def _write(self, columns: dict[str, np.ndarray], batch: int) -> None:
+    def _write(self, columns: dict[str, NDArray[Any]], batch: int) -> None:
         buffer = io.BytesIO()
-        about: dict[str, Any] = {"classes": np.array(self.classes, np.str_), "names": np.array(self.names, np.str_)}
-        np.savez(buffer, **columns, **about, size=np.int64(self.size), batch=np.int64(batch))
+        about: dict[str, Any] = {
+            **columns,
+            "classes": np.array(self.classes, np.str_),
+            "names": np.array(self.names, np.str_),
+        }
+        np.savez(buffer, **about, size=np.int64(self.size), batch=np.int64(batch))
         try:
             replace_file(self.path, [buffer.getbuffer()])
         except OSError as error:
@@ -103,7 +109,7 @@ def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return torch.stack([labels.float(), predicted.float(), top, own], dim=1)
 
 
-def in_order(parts: Sequence[tuple[np.ndarray, np.ndarray]], samples: int) -> dict[str, np.ndarray]:
+def in_order(parts: Sequence[tuple[NDArray[Any], NDArray[Any]]], samples: int) -> dict[str, NDArray[Any]]:
     """The answers of all processes in the order of the evaluation set.
 
     Args:

@@ -21,7 +21,7 @@ from composer import Event, Logger, State
 from composer.core import Timestamp
 from composer.profiler import Profiler, ProfilerAction, TraceHandler
 from composer.utils import dist
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch gives it on from torch._C
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from recipes.watch.files import replace_file

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from composer import Logger, State
 from composer.loggers import LoggerDestination
@@ -21,7 +21,13 @@ RATE_BATCHES = 20
 """images/s is that of the last so many batches."""
 
 
-class Bar(tqdm):
+if TYPE_CHECKING:
+    _Tqdm = tqdm[Any]
+else:
+    _Tqdm = tqdm  # its stubs make it generic, which it is not
+
+
+class Bar(_Tqdm):
     """A tqdm whose line is two texts of ours around the bar."""
 
     def __init__(self, texts: tuple[str, str], **options: Any) -> None:
@@ -31,7 +37,7 @@ class Bar(tqdm):
     @property
     def format_dict(self) -> dict[str, Any]:
         """What the format may use."""
-        return super().format_dict | {"before": self.texts[0], "after": self.texts[1]}
+        return {**super().format_dict, "before": self.texts[0], "after": self.texts[1]}
 
 
 class Progress(LoggerDestination):
@@ -146,6 +152,7 @@ class Progress(LoggerDestination):
         return self._past[epoch] + int(state.timestamp.sample_in_epoch) * size * size
 
     def _remaining(self, state: State) -> float:
+        assert self._start is not None  # since fit_start
         work, (start, since) = self._work(state), self._start
         if work >= self.total:
             return 0.0

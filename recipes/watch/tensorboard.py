@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from composer.utils import dist
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from recipes.watch.images import IMAGES_NAME
@@ -72,7 +73,7 @@ class TensorBoard(FigureSink):
                 self._writer = None
                 writer.close()
 
-    def _add_picture(self, picture: np.ndarray, batch: int, form: str) -> None:
+    def _add_picture(self, picture: NDArray[np.uint8], batch: int, form: str) -> None:
         with self._open(batch) as writer:
             writer.add_image(IMAGES_NAME, picture, global_step=batch, dataformats=form)
 
