@@ -182,7 +182,7 @@ def _take_named(path: str, local: LocalStore, identity: Identity, check: Callabl
     return _resume(Search(Found(manifest, file, f"{store.location.rstrip('/')}/{stem}.pt")))
 
 
-def on_first(decide: Callable[[], Any]) -> Any:
+def on_first(decide: Callable[[], Answer]) -> Answer:
     """Process 0's answer on every process.
 
     Raises:
