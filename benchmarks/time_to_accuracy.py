@@ -5,7 +5,8 @@
 
 The baseline is the YAML with every technique off: the plain network at full resolution (the last of `eval.sizes`), with
 cross-entropy and the same optimizer, schedule, batch size, crops and flips, but for what --baseline says: with
-`--baseline data.augment.area=[0.08,1.0]` it has torchvision's default crops. Its learning rate is found with
+`--baseline data.augment.area=[0.08,1.0]` it has torchvision's default crops, and with `data.train_size=64
+eval.sizes=[64]` it trains and is tested at 64 px, whatever the recipe's test size is. Its learning rate is found with
 `recipes.find_lr` unless --baseline-lr gives it. The accuracy to reach is the mean over the seeds of the baseline's last
 evaluation. Time is that of training, waiting for the loader and saving, without evaluation, since both sides are
 evaluated more often than anyone needs; the whole wall time stands beside it. Runs that are finished are not repeated:
@@ -107,18 +108,18 @@ def table(found: dict[str, Any], curves: dict[str, list[Curve]]) -> str:
     return "\n".join(rows)
 
 
-def draw(found: dict[str, Any], curves: dict[str, list[Curve]], path: Path, size: int) -> None:
-    """Accuracy against training time, a line a run."""
+def draw(found: dict[str, Any], curves: dict[str, list[Curve]], path: Path, sizes: dict[str, int]) -> None:
+    """Accuracy against training time, a line a run; each side at its own test size in pixels."""
     with chart() as figure:
         axes = figure.subplots()
         for side, color, dashes in (("baseline", "#d95f02", "--"), ("recipe", "#1b6ca8", "-")):
             for number, curve in enumerate(curves[side]):
                 minutes = [entry.wall_seconds / 60 for entry in curve.trained]
                 top1 = [100 * entry.top1 for entry in curve.trained]
-                label = f"{side}, {len(curves[side])} seeds" if number == 0 else None
+                label = f"{side} at {sizes[side]} px, {len(curves[side])} seeds" if number == 0 else None
                 axes.plot(minutes, top1, dashes, color=color, label=label, marker="o", markersize=3)
         axes.axhline(100 * found["target_top1"], color="grey", linewidth=1, label="the baseline's end, mean")
-        axes.set(xlabel="training time (min, without evaluation)", ylabel=f"top-1 at {size} px (%)")
+        axes.set(xlabel="training time (min, without evaluation)", ylabel="top-1 (%)")
         axes.legend(loc="lower right")
         save(figure, path)
 
@@ -165,19 +166,19 @@ def main() -> None:
     plain = [*shared, *baseline_overrides(Path(options.yaml), shared, options.baseline_epochs), *options.baseline]
     rate = options.baseline_lr or found_rate(options.yaml, plain, folder)
     words = {"baseline": [*plain, f"optimizer.lr={rate}"], "recipe": shared}
-    size = load_config(Path(options.yaml), shared).eval.sizes[-1]
+    sizes = {side: load_config(Path(options.yaml), words[side]).eval.sizes[-1] for side in SIDES}
     curves: dict[str, list[Curve]] = {side: [] for side in SIDES}
     for turn, seed in enumerate(options.seeds):
         for side in SIDES if turn % 2 == 0 else reversed(SIDES):
             name = f"{side}-seed{seed}"
             run(["entrypoint.py", options.yaml, *words[side], f"run_name={name}", f"seed={seed}"])
-            curves[side].append(read_curve(folder / name, seed, size))
+            curves[side].append(read_curve(folder / name, seed, sizes[side]))
     found = compare(curves["baseline"], curves["recipe"])
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
     about = {"cores": os.cpu_count(), "machine": platform.machine(), "commit": commit.strip(), "baseline_lr": rate}
     (folder / "results.json").write_text(json.dumps(found | about | {"seeds": options.seeds}, indent=1) + "\n")
     (folder / "table.md").write_text(table(found, curves) + "\n")
-    draw(found, curves, folder / "accuracy.png", size)
+    draw(found, curves, folder / "accuracy.png", sizes)
     print(table(found, curves))
 
 

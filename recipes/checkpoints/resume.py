@@ -92,7 +92,7 @@ def find_resume(
         return _newest(search, places, restart=restart, patience=patience)
 
     answer = on_first(decide)
-    if answer.manifest is not None and dist.get_world_size() > dist.get_local_world_size():
+    if answer.manifest and answer.load_path and dist.get_world_size() > dist.get_local_world_size():
         answer = replace(answer, load_path=str(on_every_node(Path(answer.load_path), answer.manifest, local)))
     return answer
 

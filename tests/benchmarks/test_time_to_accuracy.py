@@ -42,7 +42,7 @@ def test_a_seed_that_never_arrives_is_told(tmp_path):
         + " | ".join(f"{ratio:.3f} (1 of 2 never)" for ratio in (30 / 102, 40 / 122))
         + " |"
     )
-    draw(found, curves, tmp_path / "accuracy.png", 64)
+    draw(found, curves, tmp_path / "accuracy.png", {"baseline": 64, "recipe": 48})
     assert (tmp_path / "accuracy.png").stat().st_size > 5000
 
 
