@@ -18,11 +18,11 @@ from recipes.errors import InputError
 from recipes.load import load_config
 from tests.support import ROOT
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")] + sorted(
     (ROOT / "docs").glob("*.md")
 )
 LAUNCHER = {"-n", "--world_size", "--base_rank", "--node_rank", "--master_addr", "--master_port"}
-OTHERS = {".", "aws", "export", "nvidia-smi", "tensorboard"}
+OTHERS = {".", "coverage", "mutmut", "pip", "aws", "export", "nvidia-smi", "tensorboard"}
 """Commands that are not ours, and are left alone."""
 MESSAGE_SOURCES = sorted(path for room in ("recipes", "algorithms", "data") for path in (ROOT / room).rglob("*.py"))
 
