@@ -34,7 +34,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = """
 run_name: run
 model: {name: resnet50}
-optimizer: {lr: 0.00005, weight_decay: 5.0}
+optimizer: {lr: 0.000005, weight_decay: 50.0}
 data: {path: IMAGES, train_size: 64, augment: {area: [1.0, 1.0], aspect_ratio: [1.0, 1.0], flip: 0.0}}
 eval: {sizes: [64], crop_ratio: 1.0}
 algorithms: {label_smoothing: {smoothing: 0.1}}
@@ -132,7 +132,7 @@ def test_twenty_steps_of_resnet50_have_the_losses_of_a_plain_loop(program, tmp_p
     def loss_of(step, images, labels):
         return F.cross_entropy(network(images), labels, label_smoothing=0.1)
 
-    losses, rates, momenta = by_hand(network, batches(), loss_of, lr=5e-5, weight_decay=5.0)
+    losses, rates, momenta = by_hand(network, batches(), loss_of, lr=5e-6, weight_decay=50.0)
     assert ours.loss == pytest.approx(losses, rel=1e-5)
     assert ours.lr == pytest.approx(rates, rel=1e-9)
     assert ours.momentum == pytest.approx(momenta, rel=1e-9)

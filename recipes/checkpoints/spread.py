@@ -23,7 +23,7 @@ def on_every_node(first: Path, manifest: Manifest, local: LocalStore) -> Path:
     often an upload, and the newest checkpoint is then on the disk of process 0 alone.
 
     Args:
-        first: The verified file of process 0. Where other nodes see the same file, on a shared disk, they take it.
+        first: The verified file of process 0.
         manifest: The checkpoint's.
         local: The run's folder on this node.
 
@@ -47,10 +47,10 @@ def _at_hand(first: Path, manifest: Manifest, local: LocalStore) -> Path | None:
     """Where this node has the file already."""
     if dist.get_global_rank() == 0:
         return first
-    for path in (local.path(manifest.files[0].name), first):
-        with suppress(DamagedError, StoreError, OSError):
-            verify(path, manifest.files[0])
-            return path
+    path = local.path(manifest.files[0].name)
+    with suppress(DamagedError, StoreError, OSError):
+        verify(path, manifest.files[0])
+        return path
     return None
 
 

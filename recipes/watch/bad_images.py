@@ -66,7 +66,7 @@ class BadImages(Callback):
 
     def _look(self, split: str, loader: Any) -> None:
         bad = getattr(getattr(loader, "dataset", None), "bad", None)
-        met = {} if bad is None else {name: reason for _, name, reason in bad.new()}
+        met = {} if bad is None else {found.name: found.reason for found in bad.new()}
         if dist.get_world_size() > 1:
             for other in dist.all_gather_object(met):
                 met = met | other
