@@ -6,8 +6,10 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -16,6 +18,7 @@ from data.errors import DataError
 from recipes.errors import InputError
 from recipes.load import load_config
 
+FIRST_ENDS_WITHIN_SECONDS = 20.0
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
@@ -212,5 +215,13 @@ def run_command(main: Callable[[], int]) -> int:
 
 
 def _say(lines: Sequence[str]) -> None:
+    """Print as the machine's first process; another waits for the launcher to stop it.
+
+    Composer's launcher sends SIGTERM to all others as soon as it sees one end with an error: were that not the first,
+    it would be stopped before it has said what is wrong, and its -15 would be the launcher's status.
+    """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(*lines, sep="\n", file=sys.stderr)
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(FIRST_ENDS_WITHIN_SECONDS)

@@ -183,6 +183,28 @@ def test_stopped_with_two_processes_it_goes_on_with_one(one, two, runs, recipe):
     assert loss == pytest.approx(one["eval_by_size"]["32"]["loss"], rel=5e-3)
 
 
+LATE_FIRST = """
+import os, sys, time
+sys.path.insert(0, os.getcwd())
+from recipes.cli import run_command
+from recipes.errors import InputError
+
+def main():
+    if os.environ["LOCAL_RANK"] == "0":
+        time.sleep(3)
+    raise InputError("wrong")
+
+sys.exit(run_command(main))
+"""
+
+
+def test_the_first_process_says_what_is_wrong_even_when_it_is_last_to_find_it(tmp_path):
+    program = tmp_path / "late.py"
+    program.write_text(LATE_FIRST)
+    status, output = end(start([*LAUNCHER, "-n", "2", "--master_port", str(free_port()), str(program)]))
+    assert (status, output.splitlines().count("wrong")) == (2, 1)
+
+
 def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):
     port = ["--master_port", str(free_port())]
     status, output = end(start([*LAUNCHER, "-n", "2", *port, *ENTRY, str(recipe), "modle.name=x", "max_duration=3"]))

@@ -181,6 +181,7 @@ def test_a_command_ends_with_lines_and_a_status(capsys, monkeypatch):
 def test_only_the_first_process_of_a_machine_prints(capsys, monkeypatch):
     for rank, text in (("0", "a\n"), ("3", "")):
         monkeypatch.setenv("LOCAL_RANK", rank)
+        monkeypatch.setattr("recipes.cli.FIRST_ENDS_WITHIN_SECONDS", 0.0)
         assert ended(InputError("a"), capsys) == (2, text)
 
 

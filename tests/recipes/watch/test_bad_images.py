@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from data.bad import BadSample
 from recipes.errors import InputError
 from tests.recipes.watch.tiny import SAMPLES
 
@@ -77,7 +78,7 @@ def test_a_resume_remembers(run):
 def test_the_console_is_not_flooded(run):
     def many(result):
         for index in range(30):
-            result.train.bad.all.append((index, f"n02/{index:02d}.jpeg", REASON))
+            result.train.bad.all.append(BadSample(index, f"n02/{index:02d}.jpeg", REASON))
 
     result = run(prepare=many, max_bad_fraction=2.0)
     assert result.error is None

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
+from data.bad import BadSample
 from recipes.watch.build import Watchers, build_watchers
 
 SAMPLES, BATCH, CLASSES = 20, 8, 10
@@ -26,10 +27,10 @@ class Bad:
     """The part of a dataset that tells which images were replaced."""
 
     def __init__(self) -> None:
-        self.all: list[tuple[int, str, str]] = []
+        self.all: list[BadSample] = []
         self.told = 0
 
-    def new(self) -> list[tuple[int, str, str]]:
+    def new(self) -> list[BadSample]:
         fresh, self.told = self.all[self.told :], len(self.all)
         return fresh
 
@@ -45,8 +46,8 @@ class Images(torch.utils.data.Dataset):
         return self.samples
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if index in self.broken and not any(index == known for known, _, _ in self.bad.all):
-            self.bad.all.append((index, f"n01/{index}.jpeg", self.broken[index]))
+        if index in self.broken and not any(index == known.index for known in self.bad.all):
+            self.bad.all.append(BadSample(index, f"n01/{index}.jpeg", self.broken[index]))
         generator = torch.Generator().manual_seed(index)
         return torch.randn(3, self.size, self.size, generator=generator), index % CLASSES
 
