@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from recipes.cli import list_configs, parse, run_command
@@ -19,6 +20,8 @@ def main() -> int:
     if arguments.show:
         print(resolved(config), end="")
         return 0
+    # Not torch's advice against what recipes/gradient_sync.py asks for on purpose. Read when torch is imported.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Only now: importing torch and Composer takes seconds, and the answers above need neither.
     from recipes.run import run
 

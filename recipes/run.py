@@ -29,6 +29,7 @@ from recipes.checkpoints.save import Checkpoints, Interval
 from recipes.checkpoints.spot import SpotNotices
 from recipes.config import RunConfig
 from recipes.errors import InputError
+from recipes.gradient_sync import FixedBuckets
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
 from recipes.stages import epoch_plan
@@ -128,7 +129,7 @@ def run(config: RunConfig) -> int:
     sampler = PositionSampler(len(train), plan, config.seed, dist.get_global_rank(), dist.get_world_size())
     try:
         batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
-        algorithms = config.algorithms.build(sum(batches), config.epochs)
+        algorithms = [*config.algorithms.build(sum(batches), config.epochs), FixedBuckets()]
     except ValueError as error:  # Composer's own checks of what stands under `composer:`
         raise InputError(*str(error).strip().splitlines()) from None
     identity = Identity.of(config, dist.get_world_size(), len(train), train.classes)

@@ -17,6 +17,7 @@ from data.normalise import Normalise
 from data.sampler import PositionSampler
 from data.source import Source
 from recipes.config import RunConfig, at_size
+from recipes.gradient_sync import sync_strategy
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
 from recipes.position import PositionSeed
@@ -206,6 +207,7 @@ def build_trainer(
         seed=config.seed,
         run_name=config.run_name,
         deterministic_mode=config.deterministic,
+        ddp_sync_strategy=sync_strategy(algorithms),
         compile_config={} if config.compile else None,
         load_path=load_path,
         spin_dataloaders=False,
