@@ -97,6 +97,18 @@ def test_skypilots_file_has_only_fields_of_its_schema():
     assert all(value is None or isinstance(value, str | int | float) for value in given["envs"].values())
 
 
+def test_skypilots_own_reader_takes_the_file(monkeypatch):
+    """Where it is installed (`pip install skypilot`, 90 packages): last shown with 0.14.1."""
+    monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    sky = pytest.importorskip("sky")
+    read = sky.Task.from_yaml_config(
+        task(), env_overrides=[("BUCKET", "my-bucket"), ("DATA", "s3://my-bucket/imagenet")]
+    )
+    (machine,) = read.resources
+    assert (machine.accelerators, machine.use_spot, machine.disk_size) == ({"A10G": 4}, True, 300)
+    assert machine.job_recovery["recover_on_exit_codes"] == [74, 75]
+
+
 def test_skypilot_goes_on_after_the_statuses_that_ask_for_it():
     source = (ROOT / "recipes" / "checkpoints" / "interrupt.py").read_text()
     asked = {int(number) for number in re.findall(r"^EXIT_\w+ = (\d+)$", source, re.MULTILINE)}
