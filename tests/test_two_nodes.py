@@ -27,7 +27,7 @@ checkpoints: {folder: 's3://bucket/{run_name}', interval: 2ba}
 loggers: {progress_bar: false, tensorboard: false, interval: 1}
 algorithms: {label_smoothing: {}, mixup: {}, cutmix: {}, ema: {half_life: 3ba}}
 """
-LIMIT = 300.0
+LIMIT = 600.0
 
 
 class Cluster:
