@@ -2,9 +2,14 @@
 
 import json
 
+import hypothesis
 import pytest
 
 from tests.support import process_as_before, write_images
+
+# Hypothesis's limit of 200 ms an example says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")
