@@ -2,9 +2,18 @@
 
 import json
 
+import hypothesis
 import pytest
 
 from tests.support import process_as_before, write_images
+
+# Hypothesis's limit of 200 ms an example says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+# A mutant is killed by the first example that fails; to look for a smaller one takes a hundred times as long.
+hypothesis.settings.register_profile(
+    "mutants", deadline=None, phases=set(hypothesis.Phase) - {hypothesis.Phase.shrink, hypothesis.Phase.explain}
+)
+hypothesis.settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -111,8 +111,10 @@ def parse(text: bytes, stem: str) -> Manifest:
         raise DamagedError(f"its manifest is unreadable: {where}: {first['msg']}") from None
     except (ValueError, TypeError, KeyError, RecursionError):
         raise DamagedError("its manifest is unreadable") from None
-    if manifest.stem != stem or manifest.files[0].name != f"{stem}.pt":
+    if manifest.stem != stem:
         raise DamagedError(f"its manifest is that of {manifest.stem}")
+    if manifest.files[0].name != f"{stem}.pt":
+        raise DamagedError(f"its manifest names the file {manifest.files[0].name}")
     return manifest
 
 

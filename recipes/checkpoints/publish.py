@@ -6,7 +6,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from recipes.checkpoints.find import load_manifest, survey
+from recipes.checkpoints.find import load_manifest, position_of, survey
 from recipes.checkpoints.manifest import DamagedError, Manifest
 from recipes.checkpoints.store import Store, StoreError
 
@@ -62,8 +62,9 @@ def prune(store: Store, keep: int, *, protect: Collection[str], ignore: Collecti
     stay = {manifest.stem for manifest in manifests[-keep:]} | {best.stem, *protect, *ignore}
     dead = [manifest.stem for manifest in manifests if manifest.stem not in stay]
     known = [manifest.stem for manifest in manifests]
-    newest = manifests[-1].stem
-    dead += [stem for stem in (*listing.begun, *listing.torn) if stem not in {*stay, *known} and stem < newest]
+    newest = position_of(manifests[-1].stem)
+    left = (stem for stem in (*listing.begun, *listing.torn) if position_of(stem) < newest)
+    dead += [stem for stem in left if stem not in {*stay, *known}]
     for stem in dead:
         # The note first and the manifest before the data: a death in between leaves one plainly unfinished.
         with suppress(StoreError):  # There may be no room even for the note; then the order alone must do.

@@ -86,6 +86,7 @@ def test_every_world_size_and_every_resume_sees_the_same_batches(samples, batch,
     epochs, epoch = plan(batch, batch + 5, batch), data.draw(st.integers(0, 2))
     whole = over_ranks(samples, epochs, seed, 1, epoch)
     assert sorted(chain(*whole)) == list(range(samples))
+    assert list(chain(*whole)) == epoch_order(samples, seed, epoch).tolist()
     assert over_ranks(samples, epochs, seed, data.draw(st.integers(1, 8)), epoch) == whole
     start = data.draw(st.integers(0, len(whole)))
     assert over_ranks(samples, epochs, seed, data.draw(st.integers(1, 8)), epoch, start) == whole[start:]
@@ -138,6 +139,12 @@ def test_evaluation_sees_each_image_once_in_equally_many_batches(samples, batch,
     sizes = [len(part) for batches in ranks for part in batches]
     assert min(sizes) >= 1
     assert max(sizes) <= batch + (batch == 1 or samples < batch * world * 2)
+
+
+def test_evaluation_takes_no_more_batches_than_it_needs_and_crops_the_centre():
+    assert len(EvalSampler(50_000, 224, 256, 3, 8)) == 25
+    requests = list(EvalSampler(100, 48, 10, 1, 4))
+    assert [(request.epoch, request.size, request.crop) for request in requests] == [(0, 48, "center")] * 3
 
 
 def test_composer_finds_the_samplers_and_no_padding():

@@ -14,7 +14,9 @@ ONE_CYCLE = OneCycleConfig().model_dump(exclude={"name"})
 
 
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
-@pytest.mark.parametrize(("warmup", "total"), [(0.3, 10), (0.3, 1000), (0.25, 37), (0.5, 90), (0.05, 200), (0.9, 11)])
+@pytest.mark.parametrize(
+    ("warmup", "total"), [(0.3, 10), (0.3, 1000), (0.25, 37), (0.5, 90), (0.05, 200), (0.9, 11), (0.3, 1)]
+)
 def test_one_cycle_is_torchs(anneal, warmup, total):
     options = ONE_CYCLE | {"warmup": warmup, "anneal": anneal}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
@@ -43,6 +45,25 @@ def test_one_cycle_stays_within_its_bounds(fraction, total, warmup):
     rate = one_cycle(fraction * (total - 1), total, lr=1.0, **(ONE_CYCLE | {"warmup": warmup}))
     assert 1.0 / 25 / 1e4 * (1 - 1e-9) <= rate.lr <= 1.0 + 1e-12
     assert 0.85 - 1e-12 <= rate.momentum <= 0.95 + 1e-12
+
+
+@pytest.mark.parametrize("warmup", [0.1, 0.25])
+def test_one_cycle_without_a_step_to_rise_in_falls_evenly_from_the_top(warmup):
+    # torch divides by zero where the rise ends at step 0 (warmup * total = 1)
+    options = ONE_CYCLE | {"warmup": warmup, "anneal": "linear", "final_div_factor": 1e12}
+    rates = [one_cycle(step, 4, lr=3.0, **options) for step in range(4)]
+    assert [rate.lr for rate in rates] == pytest.approx([3.0, 2.0, 1.0, 0.0], abs=1e-9)
+    assert [rate.momentum for rate in rates] == pytest.approx([0.85, 0.85 + 0.1 / 3, 0.85 + 0.2 / 3, 0.95])
+
+
+@pytest.mark.parametrize("total", [1, 2, 10])
+def test_past_the_last_step_a_rate_stays_where_it_ended(total):
+    for anneal in ("cos", "linear"):
+        options = ONE_CYCLE | {"anneal": anneal}
+        assert one_cycle(total, total, lr=1.0, **options) == one_cycle(total - 1, total, lr=1.0, **options)
+    end = cosine(total, total, lr=1.0, warmup=0.1, final_lr_ratio=0.01)
+    assert end.lr == pytest.approx(0.01)
+    assert cosine(total + 0.5, total, lr=1.0, warmup=0.1, final_lr_ratio=0.01) == end
 
 
 def test_one_cycle_of_one_step_is_finite():

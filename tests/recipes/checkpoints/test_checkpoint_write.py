@@ -1,6 +1,5 @@
 """Saving: a death at any moment, a full disk, pruning."""
 
-import hashlib
 from pathlib import Path
 
 import pytest
@@ -8,48 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipes.checkpoints.find import newest, survey
-from recipes.checkpoints.manifest import Position
-from recipes.checkpoints.publish import prune, publish
+from recipes.checkpoints.publish import prune
 from recipes.checkpoints.store import LocalStore, StoreError
-from recipes.checkpoints.write import Snapshot, Writer
-from tests.recipes.checkpoints.tiny import At, at_most, identity, same
-
-
-def snapshot(batch, epoch=0, top1=None, payload=None):
-    payload = hashlib.sha256(str(batch).encode()).digest() * 100 if payload is None else payload
-    return Snapshot(payload, Position(epoch, batch, batch, 8 * batch), 1, top1, False)
-
-
-def save(store, batch, **settings):
-    taken = snapshot(batch, **settings)
-    publish(store, taken.manifest(identity()), taken.payload)
-    return taken.stem
+from recipes.checkpoints.write import Writer
+from tests.recipes.checkpoints.tiny import At, Dying, at_most, identity, same, save, snapshot
 
 
 def look(store):
     return newest(store, None, identity(), restart=False, check=lambda path: None).found
-
-
-class Dying(LocalStore):
-    """Is killed at its `steps`-th change of the folder."""
-
-    def __init__(self, folder, steps):
-        super().__init__(folder)
-        self.steps = steps
-
-    def _step(self):
-        self.steps -= 1
-        if self.steps < 0:
-            raise KeyboardInterrupt
-
-    def put(self, name, source):
-        self._step()
-        super().put(name, source)
-
-    def delete(self, names):
-        for name in names:
-            self._step()
-            super().delete([name])
 
 
 def test_a_death_at_any_step_of_publishing_and_pruning_loses_nothing_that_was_complete(tmp_path):
@@ -110,6 +75,15 @@ def test_pruning_leaves_other_files_alone(tmp_path):
         save(store, batch)
     prune(store, 1, protect=(), ignore=())
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_pruning_removes_what_was_begun_before_the_newest_and_nothing_after_it(tmp_path):
+    store = LocalStore(tmp_path)
+    for batch in (999_998, 1_000_000):
+        store.put(f"ep000-ba{batch:06d}.json.tmp", b"{}")
+    save(store, 999_999)
+    assert prune(store, 1, protect=(), ignore=()) == ["ep000-ba999998"]
+    assert survey(store).begun == ("ep000-ba1000000",)
 
 
 def writer_of(store, keep=3, verified=None, damaged=()):
