@@ -172,6 +172,7 @@ def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
         hardware=hardware,
         machine_name=name,
         machine=machine,
+        machines=tuple(prices.machines),
         devices=devices,
         throughput=find_throughput(given, config, device, devices, table),
         work=work,

@@ -68,6 +68,18 @@ def test_the_recipe_on_p3(capsys):
     assert "P3" in told["machine_note"]
 
 
+def test_where_the_rate_is_highest(capsys, tmp_path):
+    """Within a stage, whose first and last rates do not show it."""
+    told = plan(capsys, P3, "data.path=/nowhere")
+    assert (told["peak_lr"], told["peak_epoch"], told["peak_momentum"]) == (2.0, 27, pytest.approx(0.85))
+    assert plan(capsys, MOSAIC, "data.path=/nowhere")["peak_epoch"] == 8
+    assert main([MOSAIC, "data.path=/nowhere", f"--out={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "highest learning rate: 2.05, in epoch 9, at momentum 0.875" in shown
+    assert "0 to 1.48     0.875" in shown, "the optimizer's own momentum, since the schedule leaves it alone"
+    assert "p3.16xlarge, g5.12xlarge" in shown
+
+
 def test_ten_hours_of_eight_v100s_are_245_dollars():
     assert round(dollars(10, 24.48)) == 245
 
