@@ -184,6 +184,7 @@ def run(config: RunConfig) -> int:
     try:
         return fit(trainer, checkpoints, watchers)
     except Interrupted as stop:
+        trainer.close()  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
     except Exception:
