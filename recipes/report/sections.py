@@ -11,7 +11,16 @@ from recipes.page.html import Section, figure, paragraph, table
 from recipes.report import about
 from recipes.report.answers import confusions, errors, grids
 from recipes.report.confusion import judged
-from recipes.report.curves import PHASES, color, curves, line_style, same_stages, throughput, time_spent
+from recipes.report.curves import (
+    PHASES,
+    accuracy_over_time,
+    color,
+    curves,
+    line_style,
+    same_stages,
+    throughput,
+    time_spent,
+)
 from recipes.report.read import Run
 from recipes.report.timeline import averaged, resumes, stages
 from recipes.watch.clock import duration
@@ -114,6 +123,9 @@ def _accuracy(runs: Sequence[Run]) -> Markup:
     if not rows:
         return paragraph("No evaluation yet.")
     body = table(["run", "size (px)", "top-1 (%)", "top-5 (%)", "loss"], rows, numbers=(1, 2, 3, 4))
+    if any(run.evaluations for run in runs):
+        words = "Time of training, loading, evaluation and checkpoints, without the program's start."
+        body += _legend(runs) + figure(accuracy_over_time(runs), words)
     for run in runs:
         if run.predictions is not None:
             answers = run.predictions
