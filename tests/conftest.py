@@ -3,8 +3,13 @@
 import json
 
 import pytest
+from hypothesis import settings
 
 from tests.support import process_as_before, write_images
+
+# A limit of 200 ms for each example tells how busy the machine is, not whether the code is right.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
