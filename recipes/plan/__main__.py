@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.flush()  # the picture takes a second more
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
     write(plan, config, folder)
-    print(f"picture: {folder / 'schedule.png'}; page: {folder / 'plan.html'}")
+    print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 
 

@@ -36,12 +36,12 @@ def test_every_yaml_plans_in_80_columns(path, tmp_path, capsys, monkeypatch):
     assert run_command(lambda: main([str(path), f"runs_folder={tmp_path}", "data.path=/nowhere"])) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    body, last = shown.out.rstrip().rsplit("\n", 1)
+    body, *last = shown.out.rstrip().rsplit("\n", 2)
     assert max(map(len, body.splitlines())) <= 80
     assert "…" not in body
     assert "\x1b" not in body
     folder = tmp_path / path.stem / "plan"
-    assert last == f"picture: {folder / 'schedule.png'}; page: {folder / 'plan.html'}"
+    assert last == [f"picture: {folder / 'schedule.png'}", f"page: {folder / 'plan.html'}"]
     assert Image.open(folder / "schedule.png").size == (1350, 1200)
     page = (folder / "plan.html").read_text()
     assert "<svg" in page
