@@ -86,8 +86,10 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     log.info("finished: weights_sha256 %s", digest)
     folder = watchers.summary.path.parent
     page = report(folder)
-    results = f"results: {watchers.summary.path}; curves: tensorboard --logdir {folder}; pictures: {folder / 'images'}"
-    say(results + (f"; report: {page}" if page else ""))
+    say(f"results: {watchers.summary.path}; pictures: {folder / 'images'}")
+    say(f"curves: tensorboard --logdir {folder}")
+    if page is not None:
+        say(f"report: {page}")
     return 0 if saved else EXIT_NOT_UPLOADED
 
 
@@ -185,6 +187,7 @@ def run(config: RunConfig) -> int:
     try:
         return fit(trainer, checkpoints, watchers)
     except Interrupted as stop:
+        trainer.close()  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
     except Exception:

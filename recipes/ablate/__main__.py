@@ -98,15 +98,17 @@ def tell(line: str) -> None:
 
 
 def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
-    """Write the results and print them."""
+    """Write the results and print them; where no run is finished, the files of earlier runs are left alone."""
     from rich.console import Console
 
     from recipes.ablate.story import story_of
     from recipes.ablate.write import show, write
 
     story = story_of(plan, outcomes, size, target, ["python", "-m", "recipes.ablate", *sys.argv[1:]])
-    files = write(story, plan.folder)
+    files = write(story, plan.folder) if any(row.seeds for row in story.results.rows) else []
     show(story, Console(highlight=False))
+    if not files:
+        return
     # Piped together with stderr, this comes before what is said last.
     print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
 

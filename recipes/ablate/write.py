@@ -64,14 +64,21 @@ def show(story: Story, console: Console) -> None:
     ):
         if content.rows:
             console.print(f"[bold]{caption}[/bold]")
-            console.print(_rich(content))
+            console.print(_rich(content, console.width))
             console.print()
     for text in (*story.texts, *story.remarks):
         console.print(text, markup=False, highlight=False, soft_wrap=False)
 
 
-def _rich(content: Table) -> RichTable:
-    out = RichTable(box=None, padding=(0, 1, 0, 0), header_style="dim")
+def _rich(content: Table, width: int) -> RichTable:
+    """The table with three spaces between its columns, or as many of them as the width has room for.
+
+    One alone lets headers of several words run together.
+    """
+    lines = (content.headers, *content.rows)
+    text = sum(max(map(len, column)) for column in zip(*lines, strict=True))
+    gap = max(1, min(3, (width - text) // len(content.headers)))
+    out = RichTable(box=None, padding=(0, gap, 0, 0), header_style="bold")
     for index, header in enumerate(content.headers):
         out.add_column(header, justify="right" if index in content.numbers else "left", overflow="fold")
     for row in content.rows:

@@ -81,7 +81,14 @@ class Manifest(BaseModel):
 
     def describe(self) -> str:
         """Where in the run it was taken, for people."""
-        return f"{self.stem} (epoch {self.epoch}, batch {self.batch_in_epoch} of it, {self.samples} samples)"
+        return f"{self.stem} (after {position_in_words(self.epoch, self.batch_in_epoch)}, {self.samples:,} images)"
+
+
+def position_in_words(epochs: int, batches: int) -> str:
+    """`6 epochs`, `1 epoch and 30 batches` or `30 batches`: what is done, and the batches of the epoch begun."""
+    parts = [f"{epochs} epoch{'s' * (epochs != 1)}"] if epochs or not batches else []
+    parts += [f"{batches} batch{'es' * (batches != 1)}"] if batches else []
+    return " and ".join(parts)
 
 
 def stem_of(epoch: int, batch: int) -> str:

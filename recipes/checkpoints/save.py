@@ -188,7 +188,8 @@ class Checkpoints(Callback):
             self._save(held)
             self._writer.wait(self._interrupt.seconds_left())
             saved, words = self._writer.leave(held.stem, self._interrupt.seconds_left())
-            outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}")]
+            then = "; the same command goes on" if saved else ""
+            outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}{then}")]
         dist.broadcast_object_list(outcome, src=0)
         raise Interrupted(*outcome[0])
 

@@ -54,10 +54,12 @@ def _classes(found: Evaluation) -> Table:
     title = "top-1 of each class, %" + (
         f" (the worst {SHOWN_CLASSES} of {len(present)})" if rest > 0 else ", worst first"
     )
+    if len(shown) < len(found.results):
+        title += f"; the last {len(shown)} of {len(found.results)} settings, --csv has all"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="")
     table.add_column("class", no_wrap=True, max_width=30)
     for result in shown:
-        crop = f", crop {result.crop_ratio:g}" if len({one.crop_ratio for one in shown}) > 1 else ""
+        crop = f"\ncrop {result.crop_ratio:g}" if len({one.crop_ratio for one in shown}) > 1 else ""
         table.add_column(f"{result.size} px{crop}", justify="right")
     table.add_column("images", justify="right")
     for index in present[:SHOWN_CLASSES]:

@@ -63,8 +63,10 @@ def read_evaluation(path: Path | None) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--evaluation: {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise InputError(f"--evaluation: {path}: {error.strerror or error}") from None
+    except ValueError:  # no JSON, or no text: told below
+        found = None
     if not isinstance(found, dict) or not {"weights_sha256", "results", "data", "flip"} <= found.keys():
         raise InputError(f"--evaluation: {path} is not what recipes.evaluate --save writes")
     return found

@@ -99,7 +99,7 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
         found.append(("wall time", f"{minutes / 60:.2f} h" if minutes >= 60 else f"{minutes:.1f} min"))
     if summary.get("images_per_second"):
         found.append(("images/s in training", f"{summary['images_per_second']:,.0f}"))
-    names = {"device": "hardware", "commit": "commit of the recipe"}
+    names = {"device": "hardware", "cpu": "processor", "memory": "memory", "commit": "commit of the recipe"}
     versions = summary.get("versions", {})
     found += [(label, str(versions[key])) for key, label in names.items() if versions.get(key)]
     packages = [f"{name} {version}" for name, version in versions.items() if version and name not in names]

@@ -71,7 +71,7 @@ def run(config: RunConfig, trial: RunConfig, ramp: Ramp, *, runs: int, command: 
     folder = Path(config.runs_folder) / config.run_name / "find_lr"
     write(result, folder)
     show(result, Console())
-    print(f"\nplot: {folder / 'lr.png'}; page: {folder / 'lr.html'}; curves: {folder / 'lr.csv'}")
+    print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
     return 0 if result.chosen else 1
 
 

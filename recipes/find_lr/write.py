@@ -16,7 +16,7 @@ from rich.table import Table
 
 from recipes.find_lr.curve import Curve, Ramp
 from recipes.find_lr.plot import draw
-from recipes.find_lr.suggest import Suggestion, still_falling
+from recipes.find_lr.suggest import METHODS, Suggestion, still_falling
 from recipes.find_lr.trial import Pasted, Peak
 from recipes.page.chart import chart, svg
 from recipes.page.html import Section, figure, page, paragraph, table
@@ -107,10 +107,11 @@ def _json(result: Result) -> dict[str, Any]:
 
 
 def cells(suggestion: Suggestion) -> tuple[str, ...]:
-    """A suggestion as the columns of `HEADERS`."""
+    """A suggestion as the columns of `HEADERS`; in brackets the runs that it is of, where not all have one."""
     rates = [rate for rate in suggestion.per_run if rate is not None]
+    runs = len(suggestion.per_run)
     return (
-        suggestion.method,
+        suggestion.method + (f" ({len(rates)} of {runs})" if len(rates) < runs else ""),
         f"{suggestion.geometric_mean:.2g}",
         f"{suggestion.median:.2g}",
         f"{suggestion.mean:.2g}",
@@ -118,6 +119,12 @@ def cells(suggestion: Suggestion) -> tuple[str, ...]:
         f"{min(rates):.2g}",
         f"{max(rates):.2g}",
     )
+
+
+def rows(suggestions: Sequence[Suggestion]) -> list[tuple[str, ...]]:
+    """A row for each method, in the order of `METHODS`; dashes where no run had what it looks for."""
+    found = {suggestion.method: cells(suggestion) for suggestion in suggestions}
+    return [found.get(method.name, (method.name, *["-"] * (len(HEADERS) - 1))) for method in METHODS]
 
 
 def _page(result: Result, drawn: Figure) -> str:
@@ -173,9 +180,10 @@ def _conclusion(result: Result) -> Markup:
 def _suggestions(result: Result) -> Markup:
     if not result.suggestions:
         return paragraph(NOTHING)
-    rows = [cells(suggestion) for suggestion in result.suggestions]
     note = f"Rates at {result.images} images a step. Spread: geometric standard deviation over the runs, a factor."
-    return table(HEADERS, rows, numbers=range(1, len(HEADERS))) + paragraph(note, note=True)
+    note += " A dash: no run had what the method looks for."
+    body = table(HEADERS, rows(result.suggestions), numbers=range(1, len(HEADERS)))
+    return body + paragraph(note, note=True)
 
 
 NOTHING = (
@@ -192,8 +200,8 @@ def show(result: Result, console: Console) -> None:
     grid = Table(title=f"Learning rates at {result.images} images of {result.size} px a step", title_justify="left")
     for index, header in enumerate(HEADERS):
         grid.add_column(header, justify="right" if index else "left")
-    for suggestion in result.suggestions:
-        grid.add_row(*cells(suggestion), style="bold" if suggestion is result.chosen else None)
+    for method, row in zip(METHODS, rows(result.suggestions), strict=True):
+        grid.add_row(*row, style="bold" if method.name == result.chosen.method else None)
     console.print(grid)
     console.print(
         f"\nFor the YAML ({result.chosen.method}, geometric mean; the config has {result.present:.3g} now):\n",

@@ -172,6 +172,7 @@ def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
         hardware=hardware,
         machine_name=name,
         machine=machine,
+        machines=tuple(prices.machines),
         devices=devices,
         throughput=find_throughput(given, config, device, devices, table),
         work=work,
@@ -213,7 +214,7 @@ def main(argv: Sequence[str]) -> int:
     sys.stdout.flush()  # the picture takes a second more
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
     write(plan, config, folder)
-    print(f"picture: {folder / 'schedule.png'}; page: {folder / 'plan.html'}")
+    print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 
 

@@ -125,6 +125,22 @@ def plan_stages(config: RunConfig, samples: int, devices: int) -> list[Stage]:
     return found
 
 
+def highest_rate(config: RunConfig, samples: int, devices: int) -> tuple[int, Rate]:
+    """Where the learning rate is highest: the epoch (counted from 0), and the rate and momentum there.
+
+    Looked for at 20 steps of each epoch, which are enough for a schedule whose warm-up takes epochs.
+
+    Args:
+        config: The run.
+        samples: Training images.
+        devices: Processes that share each batch.
+    """
+    plan = epoch_plan(config, devices)
+    batches, rate_at = batches_per_epoch(plan, samples), schedule_of(config, plan, samples)
+    found = [(epoch, rate_at(epoch, steps * part // 20)) for epoch, steps in enumerate(batches) for part in range(20)]
+    return max(found, key=lambda entry: entry[1].lr)
+
+
 def _kind(stage: Stage) -> tuple[object, ...]:
     return stage.loader_size, stage.size, stage.crop, stage.global_batch_size, stage.cost
 

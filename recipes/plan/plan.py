@@ -13,6 +13,7 @@ from recipes.plan.compute import (
     equivalents,
     evaluation_equivalents,
     evaluation_of,
+    highest_rate,
     plan_stages,
     saving,
 )
@@ -61,12 +62,20 @@ class Plan(NamedTuple):
     hardware: str
     machine_name: str | None
     machine: MachineConfig | None
+    machines: tuple[str, ...]
+    """The names that prices.yaml has."""
     devices: int
     work: str
     """How compute is scaled: by area or by the network's FLOPs."""
     stages: tuple[StageCost, ...]
     peak_lr: float
-    """The schedule's highest learning rate."""
+    """The schedule's highest learning rate ..."""
+    peak_epoch: int
+    """... the epoch in which it comes, counted from 0 ..."""
+    peak_momentum: float
+    """... and the momentum there."""
+    momentum: float
+    """The optimizer's own, of a schedule that leaves it alone."""
     equivalents: float
     saving: float
     """Against as many plain epochs at 224 px."""
@@ -106,6 +115,7 @@ def make_plan(
     hardware: str,
     machine_name: str | None,
     machine: MachineConfig | None,
+    machines: Sequence[str],
     devices: int,
     throughput: Throughput | None,
     work: Work,
@@ -120,6 +130,7 @@ def make_plan(
         hardware: In words.
         machine_name: Its name in prices.yaml, if it has one ...
         machine: ... and what stands there.
+        machines: All names that stand there.
         devices: Processes of the run.
         throughput: What is known of it.
         work: Compute by image size.
@@ -132,6 +143,7 @@ def make_plan(
     samples = images.train
     stages = plan_stages(config, samples, devices)
     evaluation = evaluation_of(config, images.val)
+    peak_epoch, peak = highest_rate(config, samples, devices)
     costs = tuple(_stage_cost(stage, samples, throughput, work, memory_gb.get(stage)) for stage in stages)
     evaluating = None if throughput is None else evaluation_seconds(throughput, evaluation, work) / HOUR
     saving_time = None if throughput is None else throughput.checkpoint_seconds
@@ -144,10 +156,14 @@ def make_plan(
         hardware=hardware,
         machine_name=machine_name,
         machine=machine,
+        machines=tuple(machines),
         devices=devices,
         work=work_name,
         stages=costs,
         peak_lr=peak_lr(config, epoch_plan(config, devices)),
+        peak_epoch=peak_epoch,
+        peak_momentum=config.optimizer.momentum if peak.momentum is None else peak.momentum,
+        momentum=config.optimizer.momentum,
         equivalents=sum(cost.equivalents for cost in costs),
         saving=saving(stages, work),
         saving_by_size=saving([stage._replace(cost=1.0) for stage in stages], work),
@@ -195,6 +211,8 @@ def as_json(plan: Plan) -> dict[str, object]:
         "devices": plan.devices,
         "compute_scaled_by": plan.work,
         "peak_lr": plan.peak_lr,
+        "peak_epoch": plan.peak_epoch,
+        "peak_momentum": plan.peak_momentum,
         "stages": [_stage_json(cost) for cost in plan.stages],
         "epochs_at_224px": plan.equivalents,
         "saving_against_224px": plan.saving,

@@ -56,6 +56,10 @@ def _range(values: Sequence[int]) -> str:
     return f"{values[0]}" if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
+def _from_to(first: str, last: str) -> str:
+    return first if first == last else f"{first} to {last}"
+
+
 def rows(stages: Sequence[StageCost]) -> list[Row]:
     """The stages as rows; where there are many, neighbours that differ in size alone and last briefly are one."""
     found: list[Row] = []
@@ -95,9 +99,10 @@ def duration(hours: float) -> str:
 
 def heading(plan: Plan) -> list[str]:
     """What is planned, on what."""
+    hardware = "any hardware" if plan.hardware == "any" else plan.hardware
     lines = [
         f"{plan.run_name}: {plan.epochs} epochs of {plan.images.train:,} images ({plan.images.source})",
-        f"on {plan.hardware}, {plan.devices} process{'es' if plan.devices > 1 else ''}",
+        f"on {hardware}, {plan.devices} process{'es' if plan.devices > 1 else ''}",
     ]
     if plan.machine is not None and plan.machine.note:
         lines.append(f"note: {plan.machine.note}")
@@ -107,7 +112,8 @@ def heading(plan: Plan) -> list[str]:
 def compute(plan: Plan) -> list[str]:
     """The compute and what it saves, in words."""
     lines = [
-        f"highest learning rate: {number(plan.peak_lr)}",
+        f"highest learning rate: {number(plan.peak_lr)}, in epoch {plan.peak_epoch + 1}, "
+        f"at momentum {plan.peak_momentum:.3g}",
         f"compute: {plan.equivalents:.4g} epochs at 224 px (scaled by {plan.work}), {percent(plan.saving)} than "
         f"{plan.epochs} plain epochs at 224 px",
     ]
@@ -152,14 +158,15 @@ def stage_table(plan: Plan) -> Table:
     table = _table("epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
     for row in rows(plan.stages):
         first, last = row.parts[0].stage.first, row.parts[-1].stage.last
-        momentum = "-" if first.momentum is None else f"{first.momentum:.3g} > {last.momentum:.3g}"
+        own = plan.momentum if first.momentum is None else first.momentum
+        end = plan.momentum if last.momentum is None else last.momentum
         table.add_row(
             row.epochs,
             row.sizes,
             f"{row.parts[0].stage.global_batch_size:,}",
             f"{sum(part.stage.steps for part in row.parts):,}",
-            f"{number(first.lr)} > {number(last.lr)}",
-            momentum,
+            _from_to(number(first.lr), number(last.lr)),
+            _from_to(f"{own:.3g}", f"{end:.3g}"),
             f"{sum(part.equivalents for part in row.parts):.4g}",
         )
     return table
@@ -204,7 +211,8 @@ def memory_table(plan: Plan) -> Table:
 def price_lines(plan: Plan) -> list[str]:
     """The dollars, each price with its date and source."""
     if plan.machine is None:
-        return ["no price: no machine of the price list is named; --machine NAME takes one"]
+        known = ", ".join(plan.machines)
+        return [f"no price: no machine of the price list is named; --machine NAME takes one: {known}"]
     lines = []
     for bill in plan.bills:
         price = bill.price

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -134,6 +135,9 @@ def versions(runs: Sequence[Run]) -> Markup:
     columns = [one if isinstance(one, dict) else {} for one in found]
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = [[key, *(str(column.get(key) or ABSENT) for column in columns)] for key in keys]
+    for row in rows:
+        if row[0] == "commit":  # twelve digits are enough to find it, and leave room for other runs
+            row[1:] = [re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text) for text in row[1:]]
     for name in ("device", "precision", "data.workers", "deterministic", "compile"):
         if any(run.setting(name) is not None for run in runs):
             rows.append([f"{name} (config)", *(_inline(run.setting(name)) for run in runs)])

@@ -103,14 +103,16 @@ def _matrix(answers: Predictions, classes: Sequence[int]) -> Markup:
         )
 
     letters = ascii_uppercase[: len(classes)]
+    others = bool(counts[:, -1].any())  # where the table has all classes, there are none
     rows = [
         [
             Markup("<b>{}</b> {}").format(letter, answers.name(one)),
-            *(cell(row, column) for column in range(len(classes) + 1)),
+            *(cell(row, column) for column in range(len(classes) + others)),
         ]
         for row, (letter, one) in enumerate(zip(letters, classes, strict=True))
     ]
-    return table(["images of \\ taken for", *letters, "others"], rows, numbers=range(1, len(classes) + 2))
+    headers = ["images of \\ taken for", *letters, *["others"] * others]
+    return table(headers, rows, numbers=range(1, len(headers)))
 
 
 def errors(run: Run, limit: int) -> Markup:

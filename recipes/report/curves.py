@@ -1,4 +1,4 @@
-"""The report's charts: curves of one run or several over epochs, and where the time went."""
+"""The report's charts: curves of one run or several over epochs, top-1 over time, and where the time went."""
 
 from __future__ import annotations
 
@@ -77,6 +77,23 @@ def throughput(runs: Sequence[Run]) -> Markup:
         return svg(figure, "Images per second and waiting for the loader over epochs")
 
 
+def accuracy_over_time(runs: Sequence[Run]) -> Markup:
+    """Top-1 by size over the time that the run had taken, evaluations and checkpoints included."""
+    times = [figures["wall_seconds"] for run in runs for figures in run.evaluations.values()]
+    unit, divisor = _unit(max((float(np.nanmax(one, initial=0.0)) for one in times), default=0.0))
+    with chart(9.6, 3.4) as figure:
+        axes = figure.subplots()
+        _accuracy(axes, runs, "wall_seconds", divisor)
+        axes.set_xlabel(f"time ({unit})")
+        axes.set_xlim(left=0)
+        return svg(figure, "Top-1 accuracy over time")
+
+
+def _unit(seconds: float) -> tuple[str, int]:
+    """The unit that suits a length of time, and its seconds."""
+    return ("h", 3600) if seconds >= 2 * 3600 else ("min", 60) if seconds >= 120 else ("s", 1)
+
+
 def time_spent(rows: Sequence[tuple[str, dict[str, float]]]) -> Markup:
     """Where the time went, a bar per run.
 
@@ -84,7 +101,7 @@ def time_spent(rows: Sequence[tuple[str, dict[str, float]]]) -> Markup:
         rows: (run's name, seconds by phase).
     """
     longest = max(sum(seconds.values()) for _, seconds in rows)
-    unit, divisor = ("h", 3600) if longest >= 2 * 3600 else ("min", 60) if longest >= 120 else ("s", 1)
+    unit, divisor = _unit(longest)
     with chart(9.6, 1.4 + 0.4 * len(rows)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(rows))
@@ -140,8 +157,15 @@ def _placed(run: Run) -> list[Resume]:
     return [resume for resume in resumes(run.resumed_from, run.training) if np.isfinite(resume.epoch)]
 
 
-def _accuracy(axes: Any, runs: Sequence[Run]) -> None:
-    """Top-1 by size: of one run a colour per size, of several a colour per run and a marker per size."""
+def _accuracy(axes: Any, runs: Sequence[Run], over: str = "epoch", divisor: int = 1) -> None:
+    """Top-1 by size: of one run a colour per size, of several a colour per run and a marker per size.
+
+    Args:
+        axes: To draw in.
+        runs: The runs.
+        over: Which of the evaluations' figures (`read.EVALUATED`) goes to the right ...
+        divisor: ... in how many of its units.
+    """
     sizes = sorted({size for run in runs for size in run.evaluations})
     markers = "osD^vP*X"
     for index, run in enumerate(runs):
@@ -149,7 +173,7 @@ def _accuracy(axes: Any, runs: Sequence[Run]) -> None:
             place = sizes.index(size)
             shade = color(place) if len(runs) == 1 else color(index)
             style = {"marker": markers[place % len(markers)], "markersize": 4.5, "color": shade, "clip_on": False}
-            axes.plot(figures["epoch"], 100 * figures["top1"], line_style(index), linewidth=1.2, **style)
+            axes.plot(figures[over] / divisor, 100 * figures["top1"], line_style(index), linewidth=1.2, **style)
     for place, size in enumerate(sizes):
         shade = color(place) if len(runs) == 1 else DIM
         axes.plot([], [], marker=markers[place % len(markers)], color=shade, label=f"{size} px", markersize=4.5)

@@ -11,9 +11,18 @@ from recipes.page.html import Section, figure, paragraph, table
 from recipes.report import about
 from recipes.report.answers import confusions, errors, grids
 from recipes.report.confusion import judged
-from recipes.report.curves import PHASES, color, curves, line_style, same_stages, throughput, time_spent
+from recipes.report.curves import (
+    PHASES,
+    accuracy_over_time,
+    color,
+    curves,
+    line_style,
+    same_stages,
+    throughput,
+    time_spent,
+)
 from recipes.report.read import Run
-from recipes.report.timeline import resumes, stages
+from recipes.report.timeline import averaged, resumes, stages
 from recipes.watch.clock import duration
 
 GRIDS, ERRORS = 8, 24
@@ -72,7 +81,8 @@ def _curves(runs: Sequence[Run]) -> Markup:
     if not drawn:
         return paragraph("No figures of the training yet: metrics.jsonl has none.")
     words = "The band on top shows the stages: image size, and images of a step over all devices."
-    words += " The bold line of the loss is its moving mean."
+    if any(averaged(run.training["train/loss"]) for run in drawn):
+        words += " The bold line of the loss is its moving mean."
     if same_stages(runs) and len(stages(drawn[0].training)) > 1:
         words += " Dashed lines: a stage begins."
     if any(run.resumed_from for run in runs):
@@ -113,6 +123,9 @@ def _accuracy(runs: Sequence[Run]) -> Markup:
     if not rows:
         return paragraph("No evaluation yet.")
     body = table(["run", "size (px)", "top-1 (%)", "top-5 (%)", "loss"], rows, numbers=(1, 2, 3, 4))
+    if any(run.evaluations for run in runs):
+        words = "Time of training, loading, evaluation and checkpoints, without the program's start."
+        body += _legend(runs) + figure(accuracy_over_time(runs), words)
     for run in runs:
         if run.predictions is not None:
             answers = run.predictions

@@ -129,6 +129,11 @@ def thinned(
     return np.add.reduceat(x, starts) / np.diff([*starts, len(x)]), means
 
 
+def averaged(y: NDArray[np.float64]) -> bool:
+    """Whether a curve has points enough for its moving mean to be another curve."""
+    return len(y) >= 50
+
+
 def moving_mean(y: NDArray[np.float64]) -> NDArray[np.float64]:
     """A curve as the mean over a twenty-fifth of its points around each; nan where none of them is finite."""
     if not len(y):

@@ -126,10 +126,14 @@ class Progress(LoggerDestination):
         """Show the new top-1."""
         self.epoch_end(state, logger)
 
-    def close(self, state: State, logger: Logger) -> None:
-        """Leave the bar's last state on the screen."""
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Leave the bar's last state on the screen; what is said after the training begins its own line."""
         del state, logger
         self._shut()
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Likewise, where the training ended early."""
+        self.fit_end(state, logger)
 
     def texts(self, state: State) -> tuple[str, str]:
         """What stands before and after the bar."""

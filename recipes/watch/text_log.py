@@ -14,6 +14,7 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from recipes.checkpoints.manifest import position_in_words
 from recipes.watch.clock import duration
 
 OURS = ("recipes", "data", "algorithms")
@@ -120,7 +121,8 @@ class TextLog(LoggerDestination):
         batch = int(state.timestamp.batch)
         if batch:
             name = self.resumed_from[-1] if self.resumed_from else "its checkpoint"
-            log.info("%s goes on from %s: epoch %d, batch %d", self.run_name, name, int(state.timestamp.epoch), batch)
+            done = position_in_words(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
+            log.info("%s goes on from %s: %s are done", self.run_name, name, done)
         else:
             log.info("%s starts", self.run_name)
 

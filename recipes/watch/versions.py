@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -44,8 +46,29 @@ def device_name(device: str) -> str:
     return f"{dist.get_world_size()} x {name}"
 
 
+def cpu() -> str:
+    """`64 x Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz`: the cores that the system sees, for the loader runs on them."""
+    try:
+        if platform.system() == "Darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            name = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        else:
+            [name] = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        name = platform.machine()  # a Linux on ARM does not tell
+    return f"{os.cpu_count()} x {name}"
+
+
+def memory() -> str | None:
+    """Of the whole machine, such as `25 GB`; None where the system does not tell."""
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
+    except (OSError, ValueError):
+        return None
+
+
 def versions(device: str) -> dict[str, str | None]:
-    """Python, packages, our commit and the device, for summary.json.
+    """Python, packages, our commit, the device and the machine, for summary.json.
 
     Args:
         device: Composer's name of it: `gpu`, `mps` or `cpu`.
@@ -56,4 +79,5 @@ def versions(device: str) -> dict[str, str | None]:
             found[name] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[name] = None
-    return found | {"commit": commit(Path(__file__).resolve().parents[2]), "device": device_name(device)}
+    found["commit"] = commit(Path(__file__).resolve().parents[2])
+    return found | {"device": device_name(device), "cpu": cpu(), "memory": memory()}

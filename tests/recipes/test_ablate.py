@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from recipes.ablate.__main__ import present
 from recipes.ablate.plan import conflicts, make_plan, state
 from recipes.ablate.results import Spread, pareto, seed_noise, summarise
 from recipes.ablate.runs import Outcome
@@ -55,8 +57,8 @@ def same(recipe):
     return {key: getattr(recipe, key) for key in keys}
 
 
-def test_a_technique_that_is_off_on_the_command_line_occurs_nowhere():
-    plan = planned(DEMO, "algorithms.mixup=off", "algorithms.composer.CutOut={length: 0.5}")
+def test_a_technique_that_is_off_on_the_command_line_occurs_nowhere(tmp_path):
+    plan = planned(DEMO, f"runs_folder={tmp_path}", "algorithms.mixup=off", "algorithms.composer.CutOut={length: 0.5}")
     labels = [variant.name for variant in plan.variants]
     assert not any("mixup" in label for label in labels)
     assert {"without-composer.CutOut", "with-composer.CutOut"} <= set(labels)
@@ -259,6 +261,8 @@ def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
     show(story, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
+    [headers] = [line for line in lines if line.startswith("technique ")]
+    assert re.split(" {3,}", headers.strip()) == ["technique", "alone: top-1", "time", "in the recipe: top-1", "time"]
     # One line per variant and table: nothing is folded.
     assert sum(line.startswith("without progressive_resizing ") for line in lines) == 2
     assert "boom | <b>" in out.getvalue()
@@ -279,6 +283,15 @@ def test_results_can_be_told_where_no_run_finished(tmp_path):
     show(story, Console(file=io.StringIO(), width=80))
     assert {path.name for path in write(story, tmp_path)} == {"table.md", "table.csv", "ablation.html"}
     assert story.results.target is None
+
+
+def test_an_ablation_without_a_finished_run_leaves_earlier_files_alone(tmp_path, capsys):
+    plan = planned(DEMO, f"runs_folder={tmp_path}", only=["ema"])
+    plan.folder.mkdir(parents=True)
+    (plan.folder / "table.md").write_text("of yesterday")
+    present(plan, [Outcome(run, None) for run in plan.runs], 36, None)
+    assert "4 of 4 runs are not finished" in capsys.readouterr().out
+    assert [path.read_text() for path in plan.folder.iterdir()] == ["of yesterday"]
 
 
 def test_runs_on_different_machines_are_told_apart(tmp_path):
@@ -332,11 +345,12 @@ ABLATE = [sys.executable, "-m", "recipes.ablate"]
     ],
     ids=lambda value: "_".join(value[-2:])[-30:] if isinstance(value, list) else "",
 )
-def test_a_mistake_is_one_line_and_status_2(words, said, monkeypatch, capsys):
+def test_a_mistake_is_one_line_and_status_2(words, said, monkeypatch, capsys, tmp_path):
     from recipes.ablate.__main__ import main
     from recipes.cli import run_command
 
-    monkeypatch.setattr(sys, "argv", ["ablate", *words])
+    elsewhere = [f"runs_folder={tmp_path}"] if words else []  # what the reader has run does not matter
+    monkeypatch.setattr(sys, "argv", ["ablate", *words[:1], *elsewhere, *words[1:]])
     assert run_command(main) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

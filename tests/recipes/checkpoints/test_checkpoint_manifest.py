@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from recipes.checkpoints.manifest import DamagedError, FileEntry, is_stem, parse, stem_of, verify
+from recipes.checkpoints.manifest import DamagedError, FileEntry, is_stem, parse, position_in_words, stem_of, verify
 
 STEM = "ep001-ba000006"
 STORED = {
@@ -99,3 +99,18 @@ def test_a_stem_is_told_from_other_names():
     assert is_stem(stem_of(0, 0))
     assert is_stem(stem_of(12_345, 12_345_678))
     assert not any(is_stem(text) for text in ("", "ep1-ba000001", "ep001-ba1", f"{STEM}.pt", f"x{STEM}", f"{STEM}\n"))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batches", "words"),
+    [
+        (0, 0, "0 epochs"),
+        (0, 1, "1 batch"),
+        (0, 30, "30 batches"),
+        (1, 0, "1 epoch"),
+        (6, 0, "6 epochs"),
+        (1, 30, "1 epoch and 30 batches"),
+    ],
+)
+def test_a_position_in_words(epochs, batches, words):
+    assert position_in_words(epochs, batches) == words

@@ -36,12 +36,12 @@ def test_every_yaml_plans_in_80_columns(path, tmp_path, capsys, monkeypatch):
     assert run_command(lambda: main([str(path), f"runs_folder={tmp_path}", "data.path=/nowhere"])) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
-    body, last = shown.out.rstrip().rsplit("\n", 1)
+    body, *last = shown.out.rstrip().rsplit("\n", 2)
     assert max(map(len, body.splitlines())) <= 80
     assert "…" not in body
     assert "\x1b" not in body
     folder = tmp_path / path.stem / "plan"
-    assert last == f"picture: {folder / 'schedule.png'}; page: {folder / 'plan.html'}"
+    assert last == [f"picture: {folder / 'schedule.png'}", f"page: {folder / 'plan.html'}"]
     assert Image.open(folder / "schedule.png").size == (1350, 1200)
     page = (folder / "plan.html").read_text()
     assert "<svg" in page
@@ -66,6 +66,18 @@ def test_the_recipe_on_p3(capsys):
     assert on_demand["dollars"] == pytest.approx(told["hours"] * 24.48)
     assert spot["dollars"] == pytest.approx(told["hours"] * 7.344)
     assert "P3" in told["machine_note"]
+
+
+def test_where_the_rate_is_highest(capsys, tmp_path):
+    """Within a stage, whose first and last rates do not show it."""
+    told = plan(capsys, P3, "data.path=/nowhere")
+    assert (told["peak_lr"], told["peak_epoch"], told["peak_momentum"]) == (2.0, 27, pytest.approx(0.85))
+    assert plan(capsys, MOSAIC, "data.path=/nowhere")["peak_epoch"] == 8
+    assert main([MOSAIC, "data.path=/nowhere", f"--out={tmp_path}"]) == 0
+    shown = capsys.readouterr().out
+    assert "highest learning rate: 2.05, in epoch 9, at momentum 0.875" in shown
+    assert "0 to 1.48     0.875" in shown, "the optimizer's own momentum, since the schedule leaves it alone"
+    assert "p3.16xlarge, g5.12xlarge" in shown
 
 
 def test_ten_hours_of_eight_v100s_are_245_dollars():

@@ -60,6 +60,7 @@ def test_one_run(run_folder):
     assert "label_smoothing smoothing: 0.1" in text
     assert "eval.interval 3" in text, "a key that is not at its default"
     assert "scheduler.warmup" not in text, "a key that is"
+    assert "commit 012345678901-dirty" in text
     assert "device 1 x CPU x86_64" in text
     assert "1.50 15 s3://bucket/one/ep001-ba000015.pt" in text
     assert "one 32 50.00 100.00 1.2500" in text
@@ -71,7 +72,8 @@ def test_one_run(run_folder):
     assert f"class2 {EVIL} 2 3 66.7" in text
     assert text.count(f"class2, taken for {EVIL} 60 % against 30 %") == 2
     assert len(pictures(html)) == 4, "two grids, two errors"
-    assert html.count("<svg role") == 3
+    assert html.count("<svg role") == 4
+    assert "Top-1 accuracy over time" in html
 
 
 def test_several_runs_side_by_side(run_folder, photos):

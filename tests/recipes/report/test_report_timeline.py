@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.report.read import read_run
-from recipes.report.timeline import POINTS, moving_mean, resumes, speeds, stages, thinned
+from recipes.report.timeline import POINTS, averaged, moving_mean, resumes, speeds, stages, thinned
 
 
 @pytest.fixture
@@ -72,3 +72,9 @@ def test_half_a_million_figures_become_as_many_points_as_a_screen_shows():
     thin_x, thin_y = thinned(x, 3 * x)
     assert len(thin_x) <= POINTS
     np.testing.assert_allclose(thin_y, 3 * thin_x)
+
+
+@pytest.mark.parametrize("points", [0, 1, 49, 50, 300])
+def test_a_bold_line_is_told_of_only_where_it_is_another_one(points):
+    y = np.random.default_rng(points).normal(size=points)
+    assert averaged(y) == (not np.array_equal(moving_mean(y), y))

@@ -285,7 +285,7 @@ def test_a_full_disk_leaves_nothing_half_written(command, tiny, tmp_path):
         (["--output", "OUT", "--formats", "tflite"], "argument --formats: invalid choice: 'tflite'"),
         (["--output", "OUT", "--size", "4"], "--size: got 4"),
         (["--output", "FILE"], "is a file"),
-        (["--output", "OUT", "--evaluation", "FILE"], "--evaluation: "),
+        (["--output", "OUT", "--evaluation", "FILE"], "file is not what recipes.evaluate --save writes"),
         (["--output", "OUT", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
         (["--output", "OUT", "modle.name=x"], "did you mean"),
     ],

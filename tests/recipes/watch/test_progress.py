@@ -11,6 +11,7 @@ import pytest
 from recipes.watch.clock import Clock, duration
 from recipes.watch.figures import Figures
 from recipes.watch.progress import Progress
+from tests.support import ROOT
 
 LINE = re.compile(
     r"^epoch (\d+)/4 (\d+)px (?:\|(.+)\| *)?(\d+)% "
@@ -147,6 +148,20 @@ def test_remaining_time_counts_pixels(run):
     state.timestamp = state.timestamp.copy(sample=50, sample_in_epoch=50)
     progress.batch_end(state, None)
     assert progress.texts(state) == ("epoch 1/2 128px", "5 img/s ETA 0:02:15" + progress.texts(state)[1][19:])
+
+
+@pytest.mark.parametrize(("told", "begins"), [(True, ["interrupted"]), (False, ["results", "curves", "report"])])
+def test_what_is_said_at_the_end_begins_a_line(train, monkeypatch, told, begins):
+    if told:
+        monkeypatch.setattr("recipes.run.Interrupt.install", lambda self: self.request("test", 22.0))
+    screen = Screen(80)
+    monkeypatch.setattr("sys.stdout", screen.stream)
+    keys = ("run_name=end", "model.name=timm/test_resnet", "max_duration=2ep", "data.workers=0", "eval.sizes=[16]")
+    status, _ = train(ROOT / "yamls" / "demo.yaml", *keys, "algorithms.fixres=off", "data.train_size=16")
+    lines = screen.close().splitlines()
+    assert status == (75 if told else 0)
+    assert [line.split("(")[0].split(":")[0].strip() for line in lines[-len(begins) :]] == begins
+    assert [line.split("\r")[-1][:6] for line in lines[:-1] if "img/s ETA" in line][-1:] == ["epoch "], lines
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -99,10 +100,13 @@ def test_state_is_plain_data(run, tmp_path):
 
 def test_versions():
     found = versions("cpu")
-    assert list(found) == ["python", "torch", "torchvision", "composer", "timm", "numpy", "commit", "device"]
+    packages = ["torch", "torchvision", "composer", "timm", "numpy"]
+    assert list(found) == ["python", *packages, "commit", "device", "cpu", "memory"]
     assert found["python"] == platform.python_version()
     assert found["composer"] == "0.32.1"
     assert found["device"].startswith("1 x CPU")
+    assert found["cpu"].startswith(f"{os.cpu_count()} x ")
+    assert int(found["memory"].removesuffix(" GB")) > 0
 
 
 def test_commit(tmp_path: Path):
