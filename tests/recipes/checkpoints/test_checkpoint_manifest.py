@@ -51,7 +51,7 @@ def test_a_stored_manifest_is_read_and_written_as_it_was():
     manifest = parse(json.dumps(STORED).encode(), STEM)
     assert (manifest.stem, manifest.order, manifest.classes) == (STEM, (6, 1), ("cat", "dög"))
     assert json.loads(manifest.to_json()) == STORED
-    assert manifest.describe() == "ep001-ba000006 (epoch 1, batch 1 of it, 48 samples)"
+    assert manifest.describe() == "ep001-ba000006 (after 1 epoch and 1 batch, 48 images)"
 
 
 FILE = STORED["manifest"]["files"][0]
