@@ -105,7 +105,7 @@ def test_a_whole_run_leaves_its_answers_and_names_its_report(train, tmp_path, im
     loss = -np.log(found["label_probability"][kept]).mean()
     assert loss == pytest.approx(summary["eval_by_size"]["36"]["loss"], rel=1e-4)
     page = folder / "report.html"
-    assert capsys.readouterr().out.splitlines()[-1].endswith(f"; report: {page}")
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {page}"
     assert "of 8 images at 36 px were taken for another class" in page.read_text()
 
 
