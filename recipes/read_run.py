@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,3 +120,8 @@ def reach(curve: Sequence[Evaluation], target: float) -> Reached | None:
             )
         before = entry
     return None
+
+
+def short_commit(text: str) -> str:
+    """A commit's hash in twelve digits, which are enough to find it; other text as it is."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from recipes.ablate.plan import Plan
 from recipes.ablate.results import Runs, summarise
 from recipes.ablate.runs import Outcome
 from recipes.ablate.write import Story
-from recipes.read_run import ReadRun
+from recipes.read_run import ReadRun, short_commit
 
 
 def story_of(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None, command: Sequence[str]) -> Story:
@@ -70,17 +69,12 @@ def remarks(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
     return found
 
 
-def _short(text: str) -> str:
-    """A commit's hash in twelve digits, which are enough to find it; other text as it is."""
-    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text)
-
-
 def unlike(runs: Sequence[ReadRun]) -> list[str]:
     """What makes times or results hard to compare: versions and devices that are not the same in all runs."""
     found = []
     versions = [run.summary.get("versions") or {} for run in runs]
     for key in dict.fromkeys(key for entry in versions for key in entry):
-        counts = Counter(_short(str(entry.get(key))) for entry in versions)
+        counts = Counter(short_commit(str(entry.get(key))) for entry in versions)
         if len(counts) > 1:
             shares = ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
             found.append(f"Not the same in all runs: {key}: {shares}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -12,6 +11,7 @@ from markupsafe import Markup
 
 from recipes.config import RunConfig
 from recipes.page.html import paragraph, table
+from recipes.read_run import short_commit
 from recipes.read_yaml import parse
 from recipes.report.read import Run
 from recipes.resolved import resolved
@@ -136,8 +136,8 @@ def versions(runs: Sequence[Run]) -> Markup:
     keys = list(dict.fromkeys(key for column in columns for key in column))
     rows = [[key, *(str(column.get(key) or ABSENT) for column in columns)] for key in keys]
     for row in rows:
-        if row[0] == "commit":  # twelve digits are enough to find it, and leave room for other runs
-            row[1:] = [re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text) for text in row[1:]]
+        if row[0] == "commit":  # short, it leaves room for other runs
+            row[1:] = [short_commit(text) for text in row[1:]]
     for name in ("device", "precision", "data.workers", "deterministic", "compile"):
         if any(run.setting(name) is not None for run in runs):
             rows.append([f"{name} (config)", *(_inline(run.setting(name)) for run in runs)])
