@@ -98,7 +98,7 @@ def main() -> None:
         recipe, without = f"recipe-seed{seed}", f"without-fixres-seed{seed}"
         run(["entrypoint.py", *words, f"run_name={recipe}", f"seed={seed}", "eval.interval=1"])
         run(["entrypoint.py", *words, "algorithms.fixres=off", f"run_name={without}", f"seed={seed}"])
-        (before,) = (folder / recipe / "checkpoints").glob(f"ep{border:03}-*.pt")
+        (before,) = (folder / recipe / "checkpoints").glob(f"ep{border:03}-*.safetensors")
         for kind, name, checkpoint in (("before", recipe, before), ("without", without, None), ("after", recipe, None)):
             place = folder / name / f"resolutions-{kind}.json"
             curves[kind].append(evaluate(words, name, options.sizes, checkpoint, place))

@@ -38,7 +38,7 @@ RECIPE = (
 INTERVAL = ("checkpoints.interval=2ba", "checkpoints.keep=2", "checkpoints.keep_remote=2")
 SAVES = 7
 """A kill follows one of the first so many saves of a process, or its start."""
-RESUMED = re.compile(r"goes on from (\S+)/(ep\d+-ba\d+)\.pt")
+RESUMED = re.compile(r"goes on from (\S+)/(ep\d+-ba\d+)\.safetensors")
 
 
 class Outcome(NamedTuple):

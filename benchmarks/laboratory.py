@@ -70,7 +70,9 @@ class Laboratory:
         """The newest complete checkpoint of a run in the bucket."""
         answer = self.server.client().list_objects_v2(Bucket="bucket", Prefix=f"runs/{name}/ep")
         keys = {Path(item["Key"]).name for item in answer.get("Contents", ())}
-        return max((key[:-5] for key in keys if key.endswith(".json") and f"{key[:-5]}.pt" in keys), default=None)
+        return max(
+            (key[:-5] for key in keys if key.endswith(".json") and f"{key[:-5]}.safetensors" in keys), default=None
+        )
 
 
 @contextmanager

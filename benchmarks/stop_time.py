@@ -44,7 +44,7 @@ def main() -> None:
         for _ in range(rounds):
             seconds, newest = stop(place, newest)
             times.append(seconds)
-            size = (place.disk / "stopped" / "checkpoints" / f"{newest}.pt").stat().st_size / 1e6
+            size = (place.disk / "stopped" / "checkpoints" / f"{newest}.safetensors").stat().st_size / 1e6
             print(f"{newest}: {seconds:.1f} s, {size:.0f} MB", flush=True)
     print(f"longest {max(times):.1f} s (at most 25), n = {rounds}, {os.cpu_count()} cores, CPU")
 

@@ -179,7 +179,6 @@ def run(config: RunConfig) -> int:
         algorithms=algorithms,
         callbacks=[*watchers.callbacks, checkpoints],
         loggers=watchers.loggers,
-        load_path=resume.load_path,
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )
     if saving.metadata is not None:
@@ -190,6 +189,8 @@ def run(config: RunConfig) -> int:
         trainer.close()  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
+    except InputError:
+        raise
     except Exception:
         log.exception("the run ends here")  # for log.txt, which outlives the terminal
         raise

@@ -161,7 +161,6 @@ def build_trainer(
     algorithms: Sequence[Algorithm],
     callbacks: Sequence[Callback],
     loggers: Sequence[LoggerDestination],
-    load_path: str | None,
     profiler: Profiler | None = None,
 ) -> Trainer:
     """A Trainer at the position from which `fit()` goes on.
@@ -174,7 +173,6 @@ def build_trainer(
         algorithms: The techniques, in order.
         callbacks: What watches the run and saves it; the recipe's own come before them.
         loggers: Where the figures go.
-        load_path: A verified local checkpoint of this run; None starts from zero.
         profiler: Composer's, where the run is profiled.
 
     Raises:
@@ -209,7 +207,6 @@ def build_trainer(
         deterministic_mode=config.deterministic,
         ddp_sync_strategy=sync_strategy(algorithms),
         compile_config={} if config.compile else None,
-        load_path=load_path,
         spin_dataloaders=False,
         progress_bar=False,
         auto_log_hparams=False,

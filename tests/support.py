@@ -1,6 +1,5 @@
 """Plain helpers that tests share; the fixtures stand in conftest.py."""
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +27,8 @@ def write_images(folder, classes=3, train=8, val=3, size=40, seed=0):
 
 @contextmanager
 def process_as_before() -> Iterator[None]:
-    """Signal handlers and weights-only loading, which a run sets for its whole process, are put back after."""
+    """Signal handlers, which a run sets for its whole process, are put back after."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    forced = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    if forced is None:
-        os.environ.pop("TORCH_FORCE_WEIGHTS_ONLY_LOAD", None)

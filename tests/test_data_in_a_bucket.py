@@ -41,7 +41,7 @@ def test_a_run_on_a_bucket_ends_with_the_weights_of_one_on_a_folder_also_resumed
     caches = [f"data.cache_folder={tmp_path / name}" for name in ("cold", "colder")]
     status, remote = train(path, "run_name=remote", f"data.path={bucket}", "data.workers=2", caches[0], *SAVING)
     assert (status, remote["weights_sha256"]) == (0, local["weights_sha256"])
-    (kept,) = (tmp_path / "remote" / "checkpoints").glob("ep001-ba000004.pt")
+    (kept,) = (tmp_path / "remote" / "checkpoints").glob("ep001-ba000004.safetensors")
     again = ("data.stage_first=true", caches[1], f"resume={kept}")
     status, resumed = train(path, "run_name=resumed", f"data.path={bucket}", *SAVING, *again)
     assert (status, resumed["weights_sha256"]) == (0, local["weights_sha256"])
@@ -57,7 +57,7 @@ def test_a_run_does_not_go_on_with_another_training_set(train, tmp_path, images,
     status, _ = train(path, "run_name=run", "max_duration=1ep", *SAVING)
     assert status == 0
     other = write_images(tmp_path / "other", **changed)
-    kept = tmp_path / "run/checkpoints/ep000-ba000002.pt"
+    kept = tmp_path / "run/checkpoints/ep000-ba000002.safetensors"
     with pytest.raises(InputError, match=f"data.path: holds {message}.*trained on 24; to go on"):
         train(path, "run_name=again", "max_duration=1ep", f"data.path={other}", f"resume={kept}", *SAVING)
     status, again = train(path, "run_name=again", "max_duration=1ep", f"resume={kept}", *SAVING)

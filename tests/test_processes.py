@@ -173,7 +173,7 @@ def test_stopped_with_two_processes_it_goes_on_with_one(one, two, runs, recipe):
     status, output = end(start([sys.executable, *job]))
     assert status == 0, output
     shrinks = summary(runs, "shrinks")
-    assert shrinks["resumed_from"][-1].endswith("ep000-ba000001.pt")
+    assert shrinks["resumed_from"][-1].endswith("ep000-ba000001.safetensors")
     assert (shrinks["batches"], shrinks["samples"]) == (one["batches"], one["samples"])
     # The same samples and rates; sums in another order. The evaluation is of EMA's average, which carried over.
     assert losses(runs, "shrinks")[:1] == losses(runs, "two")[:1]

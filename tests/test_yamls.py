@@ -41,7 +41,7 @@ def test_a_yaml_trains_saves_resumes_and_ends_with_the_same_weights(path, train,
     assert (status, whole["finished"], whole["batches"], whole["samples"]) == (0, True, 9, 72)
     part = tmp_path / "part"
     shutil.copytree(tmp_path / "whole", part)
-    kept = part / "checkpoints" / "ep001-ba000005.pt"
+    kept = part / "checkpoints" / "ep001-ba000005.safetensors"
     assert kept.exists()
     for file in (part / "checkpoints").iterdir():
         if file.stem != kept.stem:

@@ -8,10 +8,11 @@ A run uses it so, on every process:
     if resume.finished: ...                       # nothing is left to train; see `settle`
     interrupt = Interrupt()
     checkpoints = build_checkpoints(places=places, identity=identity, resume=resume, interrupt=interrupt, ...)
-    trainer = Trainer(load_path=resume.load_path, callbacks=[..., checkpoints], spin_dataloaders=False)
+    trainer = Trainer(callbacks=[..., checkpoints], spin_dataloaders=False)   # and no load_path: `before_load` restores
     interrupt.install()                           # after the Trainer, whose import installs handlers too
     trainer.fit()                                 # raises Interrupted, whose `status` is the exit status
     if not checkpoints.finish(): ...              # exit status EXIT_NOT_UPLOADED
 
-A checkpoint is `ep003-ba000123.pt` with `ep003-ba000123.json` beside it, the manifest, without which it does not count.
+A checkpoint is `ep003-ba000123.safetensors` (format.py) with `ep003-ba000123.json` beside it, the manifest, without
+which it does not count.
 """

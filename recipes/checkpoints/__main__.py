@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from recipes.checkpoints.find import bring, load_manifest, survey
-from recipes.checkpoints.manifest import DamagedError, Manifest, verify
+from recipes.checkpoints.format import read_state
+from recipes.checkpoints.manifest import DamagedError, Manifest
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.publish import prune
 from recipes.checkpoints.store import LocalStore, Store, StoreError
@@ -89,11 +90,11 @@ def _verified(store: Store, manifest: Manifest) -> str:
     entry = manifest.files[0]
     try:
         if isinstance(store, LocalStore):
-            verify(store.path(entry.name), entry)
+            read_state(store.path(entry.name), manifest)
         else:
             with tempfile.TemporaryDirectory() as folder:
                 store.fetch(entry.name, Path(folder) / entry.name)
-                verify(Path(folder) / entry.name, entry)
+                read_state(Path(folder) / entry.name, manifest)
     except (DamagedError, FileNotFoundError) as error:
         return f"damaged: {error}"
     return "good"
@@ -105,7 +106,9 @@ def pull(local: LocalStore, remote: Store | None) -> int:
         raise InputError("checkpoints.folder: names no bucket (s3://BUCKET/PREFIX), there is nothing to pull")
     for stem in survey(remote).complete[::-1]:
         try:
-            path = bring(remote, load_manifest(remote, stem), local)
+            manifest = load_manifest(remote, stem)
+            path = bring(remote, manifest, local)
+            read_state(path, manifest)
         except DamagedError as error:
             print(f"{stem}  damaged: {error}", file=sys.stderr)
             continue

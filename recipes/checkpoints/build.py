@@ -64,6 +64,7 @@ def build_checkpoints(
         top1=top1,
         disk_patience=DISK_PATIENCE,
         upload_patience=patience,
+        resume=resume,
     )
 
 

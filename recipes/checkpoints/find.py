@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes.checkpoints.manifest import DamagedError, Manifest, is_stem, parse, verify
+from composer import Algorithm
+
+from recipes.checkpoints.format import read_state
+from recipes.checkpoints.manifest import SUFFIX, DamagedError, Manifest, is_stem, parse, verify
 from recipes.checkpoints.store import LocalStore, Store, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
@@ -64,6 +67,8 @@ class Listing:
     """Left by a process that died while it wrote them: never complete, nothing is lost with them."""
     torn: tuple[str, ...]
     """Data without manifest or manifest without data, though the writing had ended."""
+    old: tuple[str, ...]
+    """In the pickled format of before October 2026, which is not read."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,8 @@ class Found:
 
     manifest: Manifest
     path: Path
+    content: dict[str, Any] = field(repr=False)
+    """As `read_state` gives it."""
     location: str
     """Where it was taken from, for people."""
 
@@ -93,13 +100,15 @@ def survey(store: Store) -> Listing:
     """
     names = {entry.name for entry in store.entries()}
     stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=position_of)
-    data = {stem for stem in stems if f"{stem}.pt" in names}
-    manifests = {stem for stem in stems if f"{stem}.json" in names}
+    data = {stem for stem in stems if f"{stem}{SUFFIX}" in names}
+    old = {stem for stem in stems if f"{stem}.pt" in names} - data
+    manifests = {stem for stem in stems if f"{stem}.json" in names} - old
     begun = {stem for stem in stems if f"{stem}.json.tmp" in names} - manifests
     return Listing(
         complete=tuple(stem for stem in stems if stem in data & manifests),
         begun=tuple(stem for stem in stems if stem in begun),
         torn=tuple(stem for stem in stems if stem in (data ^ manifests) - begun),
+        old=tuple(stem for stem in stems if stem in old),
     )
 
 
@@ -109,7 +118,7 @@ def newest(
     identity: Identity,
     *,
     restart: bool,
-    check: Callable[[Path], None],
+    algorithms: Sequence[Algorithm],
 ) -> Search:
     """The newest complete and verified checkpoint of this run, fetched if only the remote store has a good copy.
 
@@ -121,7 +130,7 @@ def newest(
         remote: The bucket, if there is one.
         identity: Whose checkpoint it must be.
         restart: Start from zero where checkpoints seem to exist but none can be used, instead of refusing.
-        check: Last look at a verified file; raises `DamagedError` where it must not be loaded.
+        algorithms: The run's own, which the checkpoint must have too.
 
     Raises:
         InputError: A checkpoint is another run's or another recipe's; or there are some, and none can be used.
@@ -135,7 +144,7 @@ def newest(
             search.skipped[stem] = "its data or its manifest is missing"
     for stem in sorted({stem for listing in listings.values() for stem in listing.complete}, key=position_of)[::-1]:
         holders = [store for store in stores if stem in listings[store.location].complete]
-        search.found = _take(stem, holders, local, identity, check, search.skipped)
+        search.found = _take(stem, holders, local, identity, algorithms, search.skipped)
         if search.found:
             break
     older = "" if search.found is None else f"; going on from {search.found.manifest.describe()}"
@@ -144,6 +153,12 @@ def newest(
     for listing in listings.values():
         for stem in listing.begun:
             log.warning("checkpoint %s was begun and never completed", stem)
+    old = [f"{place}/{stem}.pt" for place, listing in listings.items() for stem in listing.old]
+    if search.found is None and old and not restart:
+        raise InputError(
+            f"{old[-1]}: is a checkpoint in an older format, which this version does not read; choose another "
+            "run_name, or start from zero with checkpoints.restart=true"
+        )
     if search.found is None and search.skipped and not restart:
         raise InputError(
             *(f"checkpoint {stem}: {reason}" for stem, reason in search.skipped.items()),
@@ -158,7 +173,7 @@ def _take(
     holders: Sequence[Store],
     local: LocalStore,
     identity: Identity,
-    check: Callable[[Path], None],
+    algorithms: Sequence[Algorithm],
     skipped: dict[str, str],
 ) -> Found | None:
     """The checkpoint `stem` from the first of `holders` whose copy is good."""
@@ -167,8 +182,8 @@ def _take(
         try:
             manifest = load_manifest(store, stem)
             require_same(manifest, identity, store.location)
-            path = bring(store, manifest, local)
-            check(path)
+            path = local.path(manifest.files[0].name) if store is local else bring(store, manifest, local)
+            content = read_state(path, manifest, algorithms)
         except DamagedError as error:
             reasons.append(f"{store.location}: {error}")
             continue
@@ -178,7 +193,7 @@ def _take(
             reasons.append(str(error))
             continue
         skipped.pop(stem, None)
-        return Found(manifest, path, f"{store.location.rstrip('/')}/{stem}.pt")
+        return Found(manifest, path, content, f"{store.location.rstrip('/')}/{path.name}")
     skipped[stem] = "; ".join(reasons)
     return None
 

@@ -10,7 +10,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+SUFFIX = ".safetensors"
+"""Of a checkpoint's data; its manifest has the same name with `.json`."""
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
+_MAX_BYTES = 4 * 2**20
+"""Of a manifest: far beyond what 20,000 class names need."""
 _CHUNK = 4 * 2**20
 
 
@@ -43,7 +47,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     run_name: str
     config_digest: str
     config: dict[str, Any]
@@ -107,6 +111,8 @@ def parse(text: bytes, stem: str) -> Manifest:
     Raises:
         DamagedError: It is not JSON, not a manifest of this format, or another checkpoint's.
     """
+    if len(text) > _MAX_BYTES:
+        raise DamagedError(f"its manifest has {len(text)} bytes")
     try:
         stored = json.loads(text)
         if _checksum(stored["manifest"]) != stored["sha256"]:
@@ -120,7 +126,7 @@ def parse(text: bytes, stem: str) -> Manifest:
         raise DamagedError("its manifest is unreadable") from None
     if manifest.stem != stem:
         raise DamagedError(f"its manifest is that of {manifest.stem}")
-    if manifest.files[0].name != f"{stem}.pt":
+    if manifest.files[0].name != f"{stem}{SUFFIX}":
         raise DamagedError(f"its manifest names the file {manifest.files[0].name}")
     return manifest
 

@@ -66,7 +66,7 @@ def named(path: str, key: str = "resume") -> tuple[Store, str | None]:
         inside = folder / "checkpoints"
         return LocalStore(inside if inside.is_dir() else folder), None
     if not folder.exists():
-        raise InputError(f"{key}: {path} does not exist; name a checkpoint (ep003-ba000123.pt) or its folder")
+        raise InputError(f"{key}: {path} does not exist; name a checkpoint (ep003-ba000123.safetensors) or its folder")
     if not is_stem(stem):
-        raise InputError(f"{key}: {path} is not a checkpoint of this program (such as ep003-ba000123.pt)")
+        raise InputError(f"{key}: {path} is not a checkpoint of this program (such as ep003-ba000123.safetensors)")
     return LocalStore(folder.parent), stem

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from recipes.checkpoints.find import load_manifest, position_of, survey
-from recipes.checkpoints.manifest import DamagedError, Manifest
+from recipes.checkpoints.manifest import SUFFIX, DamagedError, Manifest
 from recipes.checkpoints.store import Store, StoreError
 
 
-def publish(store: Store, manifest: Manifest, source: bytes | memoryview | Path) -> None:
+def publish(store: Store, manifest: Manifest, source: Sequence[memoryview] | Path) -> None:
     """Put a checkpoint into a store: a note that it is begun, its data, its manifest, the note away.
 
     Without the note, data without a manifest could not be told from a checkpoint whose manifest was lost.
@@ -19,7 +19,7 @@ def publish(store: Store, manifest: Manifest, source: bytes | memoryview | Path)
     Args:
         store: Where to.
         manifest: What describes it.
-        source: Its bytes, or the file that holds them.
+        source: Its bytes in pieces, or the file that holds them.
 
     Raises:
         StoreError: The store failed; what is left behind does not count as a checkpoint.
@@ -27,7 +27,7 @@ def publish(store: Store, manifest: Manifest, source: bytes | memoryview | Path)
     stem, text = manifest.stem, manifest.to_json()
     store.put(f"{stem}.json.tmp", text)
     store.delete([f"{stem}.json"])
-    store.put(f"{stem}.pt", source)
+    store.put(manifest.files[0].name, source)
     store.put(f"{stem}.json", text)
     store.delete([f"{stem}.json.tmp"])
 
@@ -69,5 +69,5 @@ def prune(store: Store, keep: int, *, protect: Collection[str], ignore: Collecti
         # The note first and the manifest before the data: a death in between leaves one plainly unfinished.
         with suppress(StoreError):  # There may be no room even for the note; then the order alone must do.
             store.put(f"{stem}.json.tmp", b"{}")
-        store.delete([f"{stem}.json", f"{stem}.pt", f"{stem}.json.tmp"])
+        store.delete([f"{stem}.json", f"{stem}{SUFFIX}", f"{stem}.json.tmp"])
     return dead

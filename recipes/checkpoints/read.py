@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.checkpoints.find import bring, load_manifest, position_of, survey
+from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import DamagedError, Manifest
 from recipes.checkpoints.places import Places, named
-from recipes.checkpoints.safe import load_state
 from recipes.checkpoints.store import LocalStore, Store, StoreError
 from recipes.errors import InputError
 
@@ -95,7 +95,11 @@ def _load(store: Store, manifest: Manifest) -> dict[str, Any]:
     Into the run's own folder it must not go: another run's would stop that run from going on.
     """
     if isinstance(store, LocalStore):
-        return load_state(bring(store, manifest, store))
+        return _state(store.path(manifest.files[0].name), manifest)
     with tempfile.TemporaryDirectory() as folder:
-        # The tensors stay mapped when the folder is gone: the system keeps a file's bytes until nobody maps them.
-        return load_state(bring(store, manifest, LocalStore(Path(folder))))
+        return _state(bring(store, manifest, LocalStore(Path(folder))), manifest)
+
+
+def _state(path: Path, manifest: Manifest) -> dict[str, Any]:
+    state: dict[str, Any] = read_state(path, manifest)["state"]
+    return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -98,7 +98,7 @@ class S3Store:
         with self._named(name):
             self._objects.download_object(name, path, overwrite=True)
 
-    def put(self, name: str, source: bytes | memoryview | Path) -> None:
+    def put(self, name: str, source: bytes | Sequence[memoryview] | Path) -> None:
         """Upload an object, a large file in parts; it shows when it is whole.
 
         Raises:
@@ -108,8 +108,9 @@ class S3Store:
             if isinstance(source, Path):
                 self._objects.upload_object(name, source, callback=self._progress)
             else:
+                body = source if isinstance(source, bytes) else b"".join(source)
                 key = self._objects.get_key(name)
-                self._objects.client.put_object(Bucket=self._objects.bucket, Key=key, Body=bytes(source))
+                self._objects.client.put_object(Bucket=self._objects.bucket, Key=key, Body=body)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -12,13 +11,15 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
+from recipes.checkpoints.format import pack, restore, to_save
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
 from recipes.checkpoints.patience import seconds
-from recipes.checkpoints.safe import disallowed
+from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.world_size import fit_averages, without_wrapper
 from recipes.checkpoints.write import Snapshot, Writer
+from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,9 @@ class Interval(NamedTuple):
 
 
 class Checkpoints(Callback):
-    """Saves the run when it is due, at its end, and when it is interrupted; list it after all other callbacks.
+    """Restores the run, and saves it when it is due, at its end, and when it is interrupted; list it after all others.
 
-    The state is serialised to memory while training stands still; process 0 writes it in the background. Composer's own
+    The state is copied to memory while training stands still; process 0 writes it in the background. Composer's own
     CheckpointSaver is not its base, because EMA swaps the averaged weights in for that one: here `model` holds the
     training weights, and EMA's state the average.
 
@@ -56,6 +57,7 @@ class Checkpoints(Callback):
         top1: Reads the top-1 accuracy in [0, 1] of the evaluation that has just ended, if there is one.
         disk_patience: Seconds that training waits for the disk before it drops a checkpoint.
         upload_patience: Seconds that the end of a run waits for its last upload.
+        resume: The checkpoint that the run goes on from.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Checkpoints(Callback):
         top1: Callable[[State], float | None],
         disk_patience: float,
         upload_patience: float,
+        resume: Resume,
     ) -> None:
         self._interval = Interval.of(interval)
         self._writer = writer
@@ -79,13 +82,30 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
-        self._checked = False
+        self._resume: Resume | None = resume
         self._final: str | None = None
 
+    def before_load(self, state: State, logger: Logger) -> None:
+        """Fill in the saved state where Composer would load it: after surgery, before the model is wrapped."""
+        if self._resume is not None and self._resume.content is not None:
+            restore(state, self._resume.content["state"], logger, self._resume.resumed_from or "")
+
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Give EMA's averages, saved without DDP's prefix, the names that they have in this run."""
+        """Give EMA's averages, saved without DDP's prefix, the names that they have in this run, and restore the RNG.
+
+        Raises:
+            InputError: A part's state cannot be saved: told now, and not when the first checkpoint is due.
+        """
         del logger
+        if self._resume is not None and self._resume.content is not None:
+            reproducibility.load_rng_state(self._resume.content["rng"])
+        self._resume = None  # with its tensors
         fit_averages(state)
+        for part in (*state.algorithms, *state.callbacks):
+            try:
+                pack(part.state_dict())
+            except TypeError as error:
+                raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if it is time."""
@@ -158,23 +178,16 @@ class Checkpoints(Callback):
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
         """The run's state; every process takes part, and only the first one's holds bytes."""
-        content = {"state": without_wrapper(state.state_dict()), "rng": reproducibility.get_rng_state()}
-        payload: bytes | memoryview = b""
-        if self._writer is not None:
-            payload = serialise(content)
-            if not self._checked:
-                self._check(payload)
+        content = self._content(state)
+        payload = [] if self._writer is None else pack(content)
         time_ = state.timestamp
         position = Position(int(time_.epoch), int(time_.batch_in_epoch), int(time_.batch), int(time_.sample))
         evaluated = self._evaluated_batch == position.batch
         return Snapshot(payload, position, dist.get_world_size(), self._top1(state) if evaluated else None, finished)
 
-    def _check(self, payload: bytes | memoryview) -> None:
-        self._checked = True
-        if strange := disallowed(payload):
-            log.error(
-                "checkpoints hold %s and could not be loaded safely again; please report this", ", ".join(strange)
-            )
+    def _content(self, state: State) -> dict[str, Any]:
+        """What a checkpoint holds; every process takes part."""
+        return {"state": to_save(without_wrapper(state.state_dict())), "rng": reproducibility.get_rng_state()}
 
     def _save(self, snapshot: Snapshot) -> None:
         self._saved_at = time.monotonic()
@@ -192,13 +205,6 @@ class Checkpoints(Callback):
             outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}{then}")]
         dist.broadcast_object_list(outcome, src=0)
         raise Interrupted(*outcome[0])
-
-
-def serialise(content: dict[str, Any]) -> memoryview:
-    """The bytes that `torch.save` writes, in memory: a full disk then shows as an OSError of a plain write."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getbuffer()
 
 
 def agree(state: State, flags: Sequence[bool]) -> list[bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -48,8 +48,8 @@ class Store(Protocol):
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to `path`, through a temporary name."""
 
-    def put(self, name: str, source: bytes | memoryview | Path) -> None:
-        """Write a file from memory or from a local file."""
+    def put(self, name: str, source: bytes | Sequence[memoryview] | Path) -> None:
+        """Write a file from memory, in one piece or several, or from a local file."""
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files."""
@@ -101,7 +101,7 @@ class LocalStore:
         except OSError as error:
             raise _failed(self.path(name), error) from None
 
-    def put(self, name: str, source: bytes | memoryview | Path) -> None:
+    def put(self, name: str, source: bytes | Sequence[memoryview] | Path) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or not there."""
         partial = self.path(f".{name}.part")
         try:
@@ -112,7 +112,7 @@ class LocalStore:
                         with source.open("rb") as original:
                             shutil.copyfileobj(original, file, 4 * 2**20)
                     else:
-                        file.write(source)
+                        file.writelines([source] if isinstance(source, bytes) else source)
                     file.flush()
                     os.fsync(file.fileno())
                 partial.replace(self.path(name))

@@ -6,11 +6,11 @@ import datetime
 import hashlib
 import logging
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from recipes.checkpoints.find import Identity
-from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest, Position, stem_of, verify
+from recipes.checkpoints.manifest import SUFFIX, DamagedError, FileEntry, Manifest, Position, stem_of, verify
 from recipes.checkpoints.publish import prune, publish
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.checkpoints.upload import Uploader
@@ -22,7 +22,8 @@ log = logging.getLogger(__name__)
 class Snapshot:
     """A run's state at one position, serialised."""
 
-    payload: bytes | memoryview
+    payload: Sequence[memoryview]
+    """The file's bytes, in pieces; empty on every process but the first."""
     position: Position
     world_size: int
     top1: float | None
@@ -35,7 +36,10 @@ class Snapshot:
 
     def manifest(self, identity: Identity) -> Manifest:
         """What is stored beside it."""
-        digest = hashlib.sha256(self.payload).hexdigest()
+        digest = hashlib.sha256()
+        for piece in self.payload:
+            digest.update(piece)
+        size = sum(len(piece) for piece in self.payload)
         return Manifest(
             run_name=identity.run_name,
             config_digest=identity.config_digest,
@@ -47,7 +51,7 @@ class Snapshot:
             top1=self.top1,
             finished=self.finished,
             created_at=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            files=(FileEntry(name=f"{self.stem}.pt", size=len(self.payload), sha256=digest),),
+            files=(FileEntry(name=f"{self.stem}{SUFFIX}", size=size, sha256=digest.hexdigest()),),
         )
 
 
@@ -128,7 +132,7 @@ class Writer:
         self._took(manifest)
         self.prune(self._keep)
 
-    def _publish(self, manifest: Manifest, payload: bytes | memoryview) -> None:
+    def _publish(self, manifest: Manifest, payload: Sequence[memoryview]) -> None:
         """Write and read back; if that fails, once more after making room, for the newest state is worth the most."""
         try:
             publish(self._store, manifest, payload)

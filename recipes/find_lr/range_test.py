@@ -99,7 +99,6 @@ def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, on_
             algorithms=algorithms,
             callbacks=[rising],
             loggers=[],
-            load_path=None,
         )
         trainer.state.evaluators = []  # the end of a training would be followed by an evaluation
         try:

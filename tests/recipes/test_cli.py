@@ -37,7 +37,7 @@ def arguments(*argv):
         (["a.yaml", "--resume"], "a.yaml", ["autoresume=true"]),
         (["--resume", "a.yaml"], "a.yaml", ["autoresume=true"]),
         (["a.yaml", "--resume", "seed=1"], "a.yaml", ["seed=1", "autoresume=true"]),
-        (["a.yaml", "--resume", "x/ep1.pt"], "a.yaml", ["resume=x/ep1.pt"]),
+        (["a.yaml", "--resume", "x/ep1.safetensors"], "a.yaml", ["resume=x/ep1.safetensors"]),
         (["a.yaml", "--resume", "s3://bucket/a=b"], "a.yaml", ["resume=s3://bucket/a=b"]),
         (["a.yaml", "--resume=x", "seed=1"], "a.yaml", ["seed=1", "resume=x"]),
     ],

@@ -30,7 +30,7 @@ def test_stages_with_smaller_batches_see_all_images_and_resume_anywhere(train, t
         later = tmp_path / f"from{position}"
         shutil.copytree(tmp_path / "stages", later / "stages")
         for path in [path for path in every if path.stem > last.stem]:
-            for suffix in (".json", ".pt"):
+            for suffix in (".json", ".safetensors"):
                 (later / "stages" / "checkpoints" / path.with_suffix(suffix).name).unlink()
         status, _ = train(ROOT / "yamls" / "demo.yaml", *OVERRIDES, f"runs_folder={later}")
         resumed = json.loads((later / "stages" / "summary.json").read_text())

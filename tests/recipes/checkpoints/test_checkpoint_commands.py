@@ -61,7 +61,7 @@ def test_verify_finds_what_is_damaged_and_what_is_torn(tmp_path, type_in):
     run = trained(tmp_path)
     assert type_in("verify")[0] == 0
     first, second = run.stems()[:2]
-    damage(run.places.local / f"{first}.pt", "bit")
+    damage(run.places.local / f"{first}.safetensors", "bit")
     (run.places.local / f"{second}.json").unlink()
     status, out, _ = type_in("verify")
     assert status == 1
@@ -78,10 +78,10 @@ def test_pull_brings_the_newest_good_one_to_an_emptied_disk(tmp_path, url, type_
     folder = f"checkpoints.folder={url}"
     status, out, _ = type_in("pull", folder)
     assert status == 0
-    assert out.strip() == str(run.places.local / f"{newest}.pt")
+    assert out.strip() == str(run.places.local / f"{newest}.safetensors")
     assert run.stems() == [newest]
     (tmp_path / "spoilt").write_bytes(b"x")
-    S3Store(url).put(f"{newest}.pt", tmp_path / "spoilt")
+    S3Store(url).put(f"{newest}.safetensors", tmp_path / "spoilt")
     status, out, err = type_in("pull", folder)
     assert status == 0
     assert newest in err

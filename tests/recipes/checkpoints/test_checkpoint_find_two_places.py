@@ -5,7 +5,7 @@ import pytest
 from recipes.checkpoints.find import newest, survey
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.errors import InputError
-from tests.recipes.checkpoints.tiny import Dying, damage, identity, save, snapshot
+from tests.recipes.checkpoints.tiny import Dying, algorithms, damage, identity, save, snapshot
 
 OLDER, NEWER = "ep000-ba000001", "ep000-ba000002"
 
@@ -44,7 +44,7 @@ def disk(tmp_path):
 
 
 def look(disk, bucket, restart=False):
-    return newest(disk, bucket, identity(), restart=restart, check=lambda path: None)
+    return newest(disk, bucket, identity(), restart=restart, algorithms=algorithms())
 
 
 def names(store):
@@ -54,24 +54,24 @@ def names(store):
 def is_whole(disk, stem):
     """The disk has this checkpoint, and nothing else."""
     batch = int(stem[-6:])
-    assert (disk.folder / f"{stem}.pt").read_bytes() == snapshot(batch).payload
-    return names(disk) == [f"{stem}.json", f"{stem}.pt"]
+    assert (disk.folder / f"{stem}.safetensors").read_bytes() == b"".join(snapshot(batch).payload)
+    return names(disk) == [f"{stem}.json", f"{stem}.safetensors"]
 
 
 def test_the_newest_of_the_bucket_is_brought_to_the_disk_and_is_then_the_disks(disk, bucket):
     found = look(disk, bucket).found
-    assert found.location == f"s3://bucket/X/{NEWER}.pt"
-    assert found.path == disk.folder / f"{NEWER}.pt"
+    assert found.location == f"s3://bucket/X/{NEWER}.safetensors"
+    assert found.path == disk.folder / f"{NEWER}.safetensors"
     assert is_whole(disk, NEWER)
-    assert look(disk, bucket).found.location == f"{disk.folder}/{NEWER}.pt"
+    assert look(disk, bucket).found.location == f"{disk.folder}/{NEWER}.safetensors"
     assert look(disk, None).found.manifest == found.manifest
 
 
 def test_a_damaged_one_on_the_disk_is_mended_from_the_bucket(disk, bucket):
     save(disk, 2)
-    damage(disk.folder / f"{NEWER}.pt", "bit")
+    damage(disk.folder / f"{NEWER}.safetensors", "bit")
     search = look(disk, bucket)
-    assert search.found.location == f"s3://bucket/X/{NEWER}.pt"
+    assert search.found.location == f"s3://bucket/X/{NEWER}.safetensors"
     assert search.skipped == {}
     assert is_whole(disk, NEWER)
 
@@ -90,7 +90,7 @@ def test_a_death_at_any_step_of_mending_is_mended_by_the_next_try(tmp_path, buck
     for steps in range(10):
         disk, dying = Place(tmp_path / str(steps)), Dying(tmp_path / str(steps), steps)
         save(disk, 2)
-        damage(disk.folder / f"{NEWER}.pt", "bit")
+        damage(disk.folder / f"{NEWER}.safetensors", "bit")
         survived = True
         try:
             look(dying, bucket)
@@ -116,12 +116,12 @@ def test_what_was_deleted_since_the_bucket_was_listed_is_passed_over(disk, bucke
 
 
 def test_a_damaged_one_of_the_bucket_leaves_nothing_on_the_disk(disk, bucket):
-    damage(bucket.folder / f"{NEWER}.pt", "bit")
+    damage(bucket.folder / f"{NEWER}.safetensors", "bit")
     assert look(disk, bucket).found.manifest.stem == OLDER
     assert is_whole(disk, OLDER)
 
 
-@pytest.mark.parametrize("name", [f"{NEWER}.json", f"{NEWER}.pt"])
+@pytest.mark.parametrize("name", [f"{NEWER}.json", f"{NEWER}.safetensors"])
 def test_a_bucket_that_fails_is_no_reason_to_take_an_older_one(disk, bucket, name):
     save(disk, 1)
     bucket.faults[name] = StoreError("s3://bucket/X: out of reach")
@@ -132,7 +132,7 @@ def test_a_bucket_that_fails_is_no_reason_to_take_an_older_one(disk, bucket, nam
 def test_a_disk_that_fails_is_passed_over_where_the_bucket_has_it(disk, bucket):
     save(disk, 2)
     disk.faults[f"{NEWER}.json"] = StoreError("disk: Input/output error")
-    assert look(disk, bucket).found.location == f"s3://bucket/X/{NEWER}.pt"
+    assert look(disk, bucket).found.location == f"s3://bucket/X/{NEWER}.safetensors"
     search = look(disk, None, restart=True)
     assert search.found is None
     assert search.skipped == {NEWER: "disk: Input/output error"}
@@ -142,11 +142,11 @@ def test_each_place_says_why_its_copy_was_not_taken(disk, bucket):
     save(disk, 2)
     for place in (disk, bucket):
         for entry in place.entries():
-            if entry.name.endswith(".pt"):
+            if entry.name.endswith(".safetensors"):
                 damage(place.folder / entry.name, "longer")
     with pytest.raises(InputError) as refused:
         look(disk, bucket)
-    size = len(snapshot(1).payload)
+    size = sum(map(len, snapshot(1).payload))
     sizes = f"{size + 1} bytes instead of {size}"
     assert refused.value.lines == (
         f"checkpoint {NEWER}: {disk.folder}: {sizes}; s3://bucket/X/: {sizes}",
@@ -158,11 +158,11 @@ def test_each_place_says_why_its_copy_was_not_taken(disk, bucket):
 
 def test_another_run_in_the_bucket_is_refused(disk, bucket):
     with pytest.raises(InputError, match=r"^s3://bucket/X/: holds checkpoints of run 'tiny', not of 'other'"):
-        newest(disk, bucket, identity("other"), restart=False, check=lambda path: None)
+        newest(disk, bucket, identity("other"), restart=False, algorithms=algorithms())
 
 
 def test_a_disk_on_which_the_bucket_s_cannot_be_kept_is_named(disk, bucket):
-    (disk.folder / f"{NEWER}.pt").mkdir(parents=True)
+    (disk.folder / f"{NEWER}.safetensors").mkdir(parents=True)
     with pytest.raises(StoreError) as failed:
         look(disk, bucket)
-    assert str(failed.value) == f"{disk.folder / NEWER}.pt: Is a directory"
+    assert str(failed.value) == f"{disk.folder / NEWER}.safetensors: Is a directory"

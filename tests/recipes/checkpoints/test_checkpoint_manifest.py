@@ -25,7 +25,7 @@ STORED = {
         "top1": 0.75,
         "finished": False,
         "created_at": "2026-01-01T00:00:00+00:00",
-        "files": [{"name": f"{STEM}.pt", "size": 5, "sha256": hashlib.sha256(b"hello").hexdigest()}],
+        "files": [{"name": f"{STEM}.safetensors", "size": 5, "sha256": hashlib.sha256(b"hello").hexdigest()}],
     },
     "sha256": "e0a79bd7da4d4910cf6efd52d11c6ff44fa9807324528f08c01fa17575cc7b77",
 }
@@ -55,7 +55,7 @@ def test_a_stored_manifest_is_read_and_written_as_it_was():
 
 
 FILE = STORED["manifest"]["files"][0]
-OTHERS = FILE | {"name": "ep001-ba000004.pt"}
+OTHERS = FILE | {"name": "ep001-ba000004.safetensors"}
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ OTHERS = FILE | {"name": "ep001-ba000004.pt"}
         ),
         (changed(batch=4), "its manifest is that of ep001-ba000004"),
         (changed(batch=4, files=[OTHERS]), "its manifest is that of ep001-ba000004"),
-        (changed(files=[OTHERS]), "its manifest names the file ep001-ba000004.pt"),
+        (changed(files=[OTHERS]), "its manifest names the file ep001-ba000004.safetensors"),
     ],
 )
 def test_what_is_no_manifest_of_this_checkpoint_is_said(text, message):
@@ -80,7 +80,7 @@ def test_what_is_no_manifest_of_this_checkpoint_is_said(text, message):
 
 
 def test_a_file_is_compared_with_its_manifest(tmp_path):
-    path, entry = tmp_path / f"{STEM}.pt", FileEntry(**FILE)
+    path, entry = tmp_path / f"{STEM}.safetensors", FileEntry(**FILE)
     path.write_bytes(b"hello")
     verify(path, entry)
     for content, message in (
@@ -98,7 +98,7 @@ def test_a_file_is_compared_with_its_manifest(tmp_path):
 def test_a_stem_is_told_from_other_names():
     assert is_stem(stem_of(0, 0))
     assert is_stem(stem_of(12_345, 12_345_678))
-    assert not any(is_stem(text) for text in ("", "ep1-ba000001", "ep001-ba1", f"{STEM}.pt", f"x{STEM}", f"{STEM}\n"))
+    assert not any(is_stem(text) for text in ("", "ep1-ba000001", "ep001-ba1", f"{STEM}.json", f"x{STEM}", f"{STEM}\n"))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ def test_autoresume_off_does_not_mix_two_recipes_in_a_folder(saved):
         other.find(autoresume=False)
 
 
-@pytest.mark.parametrize("form", ["{0}", "{0}/checkpoints", "{0}/checkpoints/{1}.pt", "{0}/checkpoints/{1}.json"])
+@pytest.mark.parametrize(
+    "form", ["{0}", "{0}/checkpoints", "{0}/checkpoints/{1}.safetensors", "{0}/checkpoints/{1}.json"]
+)
 def test_a_named_checkpoint_of_another_run_is_taken(saved, tmp_path, untouched, form):
     tiny = Tiny(tmp_path)
     tiny.identity = identity("branch")
@@ -47,18 +49,18 @@ def test_a_named_checkpoint_of_another_run_is_taken(saved, tmp_path, untouched, 
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("{0}/checkpoints/ep009-ba000099.pt", "does not exist"),
+        ("{0}/checkpoints/ep009-ba000099.safetensors", "does not exist"),
         ("{0}/none", "does not exist"),
         ("{0}/checkpoints/notes.txt", "is not a checkpoint"),
         ("{0}/empty", "holds no complete checkpoint"),
-        ("{0}/checkpoints/ep001-ba000006.pt", "instead of"),
+        ("{0}/checkpoints/ep001-ba000006.safetensors", "instead of"),
     ],
 )
 def test_a_named_checkpoint_that_cannot_be_used_is_refused(saved, tmp_path, path, message):
     shutil.copytree(saved.places.local, tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
-    damage(tmp_path / "checkpoints" / "ep001-ba000006.pt", "0.5")
+    damage(tmp_path / "checkpoints" / "ep001-ba000006.safetensors", "0.5")
     with pytest.raises(InputError, match=message):
         Tiny(tmp_path / "run").find(resume=path.format(tmp_path))
 

@@ -11,7 +11,7 @@ from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.checkpoints.save import Interval
 from recipes.checkpoints.store import LocalStore
 from recipes.errors import InputError
-from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, same
+from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, same
 
 TOTAL = 3 * BATCHES
 
@@ -98,7 +98,7 @@ def test_a_finished_run_says_so(tiny):
 
 def test_training_weights_and_averages_are_both_there(tiny):
     tiny.go()
-    state = torch.load(tiny.places.local / "ep003-ba000015.pt", weights_only=True)["state"]
+    state = content_of(tiny.places.local, "ep003-ba000015")["state"]
     averages = dict(state["algorithms"])["EMA"]["ema_model"]["named_parameters_dict"]
     assert same(state["model"], tiny.state.model.state_dict())
     assert averages.keys() <= dict(tiny.state.model.named_parameters()).keys()

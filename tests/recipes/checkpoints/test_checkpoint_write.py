@@ -34,7 +34,7 @@ def test_a_death_at_any_step_of_publishing_and_pruning_loses_nothing_that_was_co
         assert found.manifest.batch == 3 or not survived
         save(store, 4)
         prune(store, 1, protect=(), ignore=())
-        assert [entry.name for entry in store.entries()] == ["ep000-ba000004.json", "ep000-ba000004.pt"]
+        assert [entry.name for entry in store.entries()] == ["ep000-ba000004.json", "ep000-ba000004.safetensors"]
         if survived:
             break
     assert survived
@@ -101,7 +101,7 @@ def test_the_writer_writes_beside_the_training_and_keeps_the_newest(tmp_path):
 
 
 def test_what_a_dead_writer_left_is_swept_away(tmp_path):
-    (tmp_path / ".ep000-ba000001.pt.part").write_bytes(b"half")
+    (tmp_path / ".ep000-ba000001.safetensors.part").write_bytes(b"half")
     writer_of(LocalStore(tmp_path))
     assert list(tmp_path.iterdir()) == []
 
@@ -176,7 +176,7 @@ def test_a_checkpoint_in_use_is_not_pruned(tmp_path):
     store = LocalStore(tmp_path)
     stems = [save(store, batch) for batch in range(3)]
     for name in ("ep000-ba000001", "ep000-ba000002"):
-        Path(tmp_path / f"{name}.pt").write_bytes(b"spoilt")
+        Path(tmp_path / f"{name}.safetensors").write_bytes(b"spoilt")
     found = look(store)
     assert found.manifest.stem == stems[0]
     writer = writer_of(store, keep=1, verified=found.manifest, damaged=stems[1:])

@@ -87,8 +87,8 @@ def in_bucket(url):
 def good_in_bucket(url, folder, stem):
     store = S3Store(url)
     manifest = load_manifest(store, stem)
-    store.fetch(manifest.files[0].name, folder / "fetched.pt")
-    verify(folder / "fetched.pt", manifest.files[0])
+    store.fetch(manifest.files[0].name, folder / "fetched.safetensors")
+    verify(folder / "fetched.safetensors", manifest.files[0])
     return True
 
 
@@ -103,7 +103,7 @@ def test_a_run_goes_on_from_the_bucket_alone(run, url, tmp_path, untouched):
     assert "saved in s3://" in str(run.go(run.interrupt_at(7)))
     emptied(run)
     assert same(run.go(), untouched)
-    assert run.resume.resumed_from == f"{url}/ep001-ba000007.pt"
+    assert run.resume.resumed_from == f"{url}/ep001-ba000007.safetensors"
     assert run.kept
     assert good_in_bucket(url, tmp_path, FINAL)
     emptied(run)
@@ -195,9 +195,9 @@ def test_a_wrong_clock_is_refused_before_training(run, monkeypatch, hours):
 def test_the_newest_object_damaged_the_older_is_taken(run, url, tmp_path, untouched, kind):
     in_two_parts(run)
     store = S3Store(url)
-    store.fetch("ep001-ba000007.pt", tmp_path / "spoilt.pt")
-    damage(tmp_path / "spoilt.pt", kind)
-    store.put("ep001-ba000007.pt", tmp_path / "spoilt.pt")
+    store.fetch("ep001-ba000007.safetensors", tmp_path / "spoilt.safetensors")
+    damage(tmp_path / "spoilt.safetensors", kind)
+    store.put("ep001-ba000007.safetensors", tmp_path / "spoilt.safetensors")
     weights = run.go()
     assert run.resume.manifest.batch in (5, 6)
     assert "ep001-ba000007" in run.resume.damaged
@@ -224,7 +224,7 @@ def test_all_manifests_missing_is_no_reason_to_start_from_zero(run, url):
 
 def test_a_damaged_local_checkpoint_is_mended_from_the_bucket(run, untouched):
     run.go(run.interrupt_at(7))
-    damage(run.places.local / "ep001-ba000007.pt", "bit")
+    damage(run.places.local / "ep001-ba000007.safetensors", "bit")
     assert same(run.go(), untouched)
     assert run.resume.manifest.batch == 7
 
@@ -264,7 +264,7 @@ def test_a_slow_bucket_gets_the_newest_and_the_disk_does_not_fill(run, proxy, ur
     most = []
 
     def count(state):
-        most.append(len(list(run.places.local.glob("*.pt"))))
+        most.append(len(list(run.places.local.glob("*.safetensors"))))
         time.sleep(0.1)
 
     proxy.set("slow", rate=10_000)

@@ -156,7 +156,7 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
     (run / "tensorboard").mkdir(parents=True)
     (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "ep000-ba000001.pt").write_bytes(b"not a log")
+    (run / "checkpoints" / "ep000-ba000001.safetensors").write_bytes(b"not a log")
     (run / "metrics.jsonl").write_text("1\n")
     (run / "tensorboard" / "events.1").write_bytes(b"e")
     (run / ".hidden.new").write_text("of a moment")

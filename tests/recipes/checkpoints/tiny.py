@@ -12,9 +12,10 @@ from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
 from recipes.checkpoints.build import build_checkpoints
-from recipes.checkpoints.find import Identity
+from recipes.checkpoints.find import Identity, load_manifest
+from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
-from recipes.checkpoints.manifest import Position
+from recipes.checkpoints.manifest import FileEntry, Position
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.publish import publish
 from recipes.checkpoints.resume import find_resume
@@ -43,6 +44,10 @@ def identity(run_name="tiny", lr=0.1):
     return Identity(run_name, f"digest of {lr}", config, 1)
 
 
+def algorithms():
+    return [BlurPool(min_channels=1), EMA(half_life="4ba"), LabelSmoothing()]
+
+
 class At(Callback):
     """Runs `action(state)` once, at an event and a global batch."""
 
@@ -67,15 +72,12 @@ class Tiny:
         self.kept = None
         self.state = None
 
-    def algorithms(self):
-        return [BlurPool(min_channels=1), EMA(half_life="4ba"), LabelSmoothing()]
-
     def find(self, **more):
         settings = {"autoresume": True, "resume": None, "restart": False} | more
         return find_resume(
             places=self.places,
             identity=self.identity,
-            algorithms=self.algorithms(),
+            algorithms=algorithms(),
             patience=self.settings["patience"],
             **settings,
         )
@@ -98,10 +100,9 @@ class Tiny:
             train_dataloader=loader(),
             eval_dataloader=loader(),
             max_duration=f"{self.settings['epochs']}ep",
-            algorithms=self.algorithms(),
+            algorithms=algorithms(),
             optimizers=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
             callbacks=[*callbacks, checkpoints],
-            load_path=self.resume.load_path,
             progress_bar=False,
             auto_log_hparams=False,
             python_log_level=None,
@@ -157,8 +158,29 @@ def at_most(size):
 
 
 def snapshot(batch, epoch=0, top1=None, payload=None, world_size=1):
-    payload = hashlib.sha256(str(batch).encode()).digest() * 100 if payload is None else payload
-    return Snapshot(payload, Position(epoch, batch, batch, 8 * batch), world_size, top1, False)
+    """A checkpoint without a run: one tensor of 3,200 bytes that no other batch has."""
+    position = Position(epoch, batch, batch, 8 * batch)
+    if payload is None:
+        weights = torch.frombuffer(bytearray(hashlib.sha256(str(batch).encode()).digest() * 100), dtype=torch.uint8)
+        time = {"epoch": epoch, "batch": batch, "batch_in_epoch": batch, "sample": 8 * batch}
+        state = {"model": {"weights": weights}, "optimizers": {}, "timestamp": {"Timestamp": time}}
+        state["algorithms"] = [(type(algorithm).__qualname__, {}) for algorithm in algorithms()]
+        payload = pack({"state": state, "rng": []})
+    return Snapshot(payload, position, world_size, top1, False)
+
+
+def plant(folder, stem, payload):
+    """Put other bytes in a checkpoint's place, with a manifest that is true to them, as a thief of keys could."""
+    store, data = LocalStore(folder), b"".join(payload)
+    manifest = load_manifest(store, stem)
+    (folder / manifest.files[0].name).write_bytes(data)
+    entry = FileEntry(name=manifest.files[0].name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+    store.put(f"{stem}.json", manifest.model_copy(update={"files": (entry,)}).to_json())
+
+
+def content_of(folder, stem):
+    """A checkpoint's content, to be changed and planted."""
+    return unpack((folder / f"{stem}.safetensors").read_bytes())
 
 
 def save(store, batch, who=None, **settings):

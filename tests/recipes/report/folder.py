@@ -59,7 +59,7 @@ def write_run(folder, photos, epochs=4, seconds=0.5):
         "top1": 7 / 9,
         "top5": 1.0,
         "eval_by_size": {"32": {"top1": 0.5, "top5": 1.0, "loss": 1.25}, "36": {"top1": 7 / 9, "top5": 1.0, "loss": 1}},
-        "resumed_from": ["s3://bucket/one/ep001-ba000015.pt"],
+        "resumed_from": ["s3://bucket/one/ep001-ba000015.safetensors"],
         "versions": {"python": "3.11.7", "commit": "0123456789" * 4 + "-dirty", "device": "1 x CPU x86_64"},
         "seconds": {"train": 3000.0, "loader_wait": 500.0, "evaluation": 200.0, "checkpointing": 25.0},
         "bad_images": 0,

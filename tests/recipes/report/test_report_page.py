@@ -62,7 +62,7 @@ def test_one_run(run_folder):
     assert "scheduler.warmup" not in text, "a key that is"
     assert "commit 012345678901-dirty" in text
     assert "device 1 x CPU x86_64" in text
-    assert "1.50 15 s3://bucket/one/ep001-ba000015.pt" in text
+    assert "1.50 15 s3://bucket/one/ep001-ba000015.safetensors" in text
     assert "one 32 50.00 100.00 1.2500" in text
     assert "9 evaluation images, so the standard error of its top-1 at 36 px is 13.86 points" in text
     assert "one 0 to 2 24 32 64.0 10.0" in text
@@ -157,7 +157,7 @@ def test_a_summary_with_odd_values(run_folder, value):
 def test_hostile_names(run_folder, photos):
     evil = "</title><img src=x onerror=alert(1)> $\\frac{ ${{7*7}} {0} {x!r} %s"
     summary = json.loads((run_folder / "summary.json").read_text())
-    evil_resume = {"run_name": evil, "resumed_from": [f"{evil}/ep001-ba000015.pt"], "versions": {evil: evil}}
+    evil_resume = {"run_name": evil, "resumed_from": [f"{evil}/ep001-ba000015.safetensors"], "versions": {evil: evil}}
     (run_folder / "summary.json").write_text(json.dumps(summary | evil_resume))
     write_predictions(run_folder, [0, 1, 2], [1, 2, 0], ["a", "b", "c"], [evil, EVIL, "-->"])
     other = write_run(run_folder.parent / "two", photos)

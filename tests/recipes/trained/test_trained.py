@@ -33,7 +33,7 @@ def copied(tiny, tmp_path):
 
 
 def spoil(folder, stem):
-    path = folder / f"{stem}.pt"
+    path = folder / f"{stem}.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -53,9 +53,9 @@ def test_the_average_is_what_the_run_ended_with(tiny):
 
 
 def test_any_older_checkpoint_can_be_named(tiny):
-    stems = sorted(path.stem for path in (tiny.folder / "checkpoints").glob("*.pt"))
+    stems = sorted(path.stem for path in (tiny.folder / "checkpoints").glob("*.safetensors"))
     assert len(stems) == 3
-    prints = {fingerprint(load(tiny, str(tiny.folder / "checkpoints" / f"{stem}.pt"))) for stem in stems}
+    prints = {fingerprint(load(tiny, str(tiny.folder / "checkpoints" / f"{stem}.safetensors"))) for stem in stems}
     assert len(prints) == 3
     assert fingerprint(load(tiny, str(tiny.folder))) == tiny.summary["weights_sha256"]
 
@@ -66,7 +66,7 @@ def test_out_of_the_bucket_comes_the_same_and_nothing_stays_behind(tiny, tmp_pat
     assert found.content.location.startswith("s3://bucket/runs/tiny/ep003")
     assert fingerprint(found) == tiny.summary["weights_sha256"]
     assert found.content.summary == tiny.summary
-    named = load_trained(places, "tiny", "s3://bucket/runs/tiny/ep001-ba000003.pt", None)
+    named = load_trained(places, "tiny", "s3://bucket/runs/tiny/ep001-ba000003.safetensors", None)
     assert named.content.manifest.epoch == 1
     assert named.content.summary is None
     assert list(tmp_path.iterdir()) == []
@@ -79,7 +79,7 @@ def test_a_damaged_one_is_passed_over_and_said(tiny, copied):
     assert len(found.content.skipped) == 1
     assert "SHA-256" in found.content.skipped[0]
     with pytest.raises(InputError, match=r"--checkpoint: .*ep003-ba000009: its SHA-256"):
-        load(tiny, str(copied / "ep003-ba000009.pt"))
+        load(tiny, str(copied / "ep003-ba000009.safetensors"))
     for stem in ("ep001-ba000003", "ep002-ba000006"):
         spoil(copied, stem)
     with pytest.raises(InputError, match="no good checkpoint of run 'tiny'"):
@@ -91,7 +91,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tiny, copied, 
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "it ran"),)
 
-    path, stem = copied / "ep003-ba000009.pt", "ep003-ba000009"
+    path, stem = copied / "ep003-ba000009.safetensors", "ep003-ba000009"
     torch.save({"state": {"model": Code()}}, path, pickle_module=pickle)
     note = json.loads((copied / f"{stem}.json").read_text())
     note["manifest"]["files"][0] |= {
@@ -101,7 +101,7 @@ def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tiny, copied, 
     text = json.dumps(note["manifest"], sort_keys=True, separators=(",", ":"))
     note["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (copied / f"{stem}.json").write_text(json.dumps(note))
-    with pytest.raises(InputError, match="holds more than data"):
+    with pytest.raises(InputError, match="is not a checkpoint"):
         load(tiny, str(path))
     assert not (tmp_path / "it ran").exists()
 
@@ -110,7 +110,11 @@ def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tiny, copied, 
     ("folder", "checkpoint", "words"),
     [
         ("nowhere", None, "nowhere: no checkpoint of run 'tiny'; train it"),
-        ("nowhere", "nowhere/ep001-ba000003.pt", "--checkpoint: nowhere/ep001-ba000003.pt does not exist"),
+        (
+            "nowhere",
+            "nowhere/ep001-ba000003.json",
+            "--checkpoint: nowhere/ep001-ba000003.json does not exist",
+        ),
         ("nowhere", "README.md", "--checkpoint: README.md is not a checkpoint"),
         ("nowhere", "s3://bucket/empty", "--checkpoint: s3://bucket/empty holds no complete checkpoint"),
         ("nowhere", "s3://nobucket/x", "bucket does not exist"),

@@ -1,0 +1,323 @@
+"""A checkpoint's file: tensors as safetensors, and all else as a JSON tree in one of them. Data, never code.
+
+There is no pickle. The file is read once into memory, compared with its manifest, and rebuilt as dicts, lists, tuples,
+strings, numbers and tensors. The running Trainer is filled in from these (`restore`), and its algorithms keep their own
+names and texts: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
+`_apply_required_algorithms`). Any safetensors reader opens the file:
+
+    tensors = safetensors.torch.load_file("ep003-ba000123.safetensors")
+    tree = json.loads(bytes(tensors["tree.json"].numpy()))
+
+What JSON lacks is an object in the tree whose first key begins with `$`: `{"$tensor": NAME}`, with `"order"` where the
+dimensions are not stored in their own order (channels last); `$array` (NumPy), `$tuple`, `$dict` (a list of pairs, for
+keys that are not plain strings), `$float` (nan, inf, -inf) and `$timedelta` (microseconds).
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from composer import Algorithm, Logger, State
+from torch import Tensor
+
+from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest
+from recipes.errors import InputError
+
+TREE = "tree.json"
+"""Name of the uint8 tensor that holds the tree."""
+
+_RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")
+"""What is kept of Composer's state. The rest (run name, portions, versions) is each process's own."""
+_REQUIRED = {"model", "optimizers", "timestamp", "algorithms"}
+_MAX_DEPTH = 48
+_SMALL = 256 * 1024
+"""Bytes that the header and the tree may each have in a file of any size ..."""
+_SHARE = 64
+"""... and else this fraction of the file, as Python needs up to 60 times the memory of the JSON that it parses."""
+_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U32": torch.uint32,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def pack(content: Any) -> list[memoryview]:
+    """A file's bytes, in pieces. Tensors are copied to host memory, so training may go on as soon as it returns.
+
+    Args:
+        content: Dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested.
+
+    Raises:
+        TypeError: Something else is among them; the text says where.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
+    tensors[TREE] = torch.frombuffer(bytearray(tree), dtype=torch.uint8)
+    header: dict[str, Any] = {}
+    pieces, end = list[memoryview](), 0
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # which aligns each
+        piece = tensor.reshape(-1).view(torch.uint8).numpy().data
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (end, end + len(piece))}
+        end += len(piece)
+        pieces.append(piece)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *pieces]
+
+
+def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as the tree has it; its tensors go to `tensors`, named by the path that leads to them."""
+    if isinstance(value, str):
+        return str(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"$float": str(value)}
+    if isinstance(value, Tensor):
+        return _encode_tensor(value, path, tensors)
+    if isinstance(value, np.ndarray):
+        return {"$array": _encode_tensor(torch.from_numpy(value), path, tensors)["$tensor"]}
+    if isinstance(value, datetime.timedelta):
+        return {"$timedelta": value // datetime.timedelta(microseconds=1)}
+    if isinstance(value, tuple | list):
+        items = [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        return {"$tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, Mapping) and all(type(key) in (str, int) for key in value):
+        items = [[key, _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        plain = all(isinstance(key, str) and not key.startswith("$") for key, _ in items)
+        return dict(items) if plain else {"$dict": items}
+    raise TypeError(f"{path.lstrip('/') or 'the state'}: a checkpoint cannot hold a {type(value).__name__}")
+
+
+def _encode_tensor(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    if tensor.dtype not in _NAMES or tensor.layout != torch.strided:
+        raise TypeError(f"{path.lstrip('/')}: a checkpoint cannot hold a tensor of {tensor.dtype}, {tensor.layout}")
+    name = path.lstrip("/")
+    while name in tensors or name == TREE:
+        name += "'"  # where a key holds a slash, two paths may read the same
+    copied = tensor.detach().to("cpu", copy=True)
+    order = sorted(range(copied.ndim), key=lambda dim: (-copied.stride()[dim], -copied.shape[dim]))
+    turned = copied.permute(order)
+    if order == sorted(order) or turned.stride() != torch.empty(turned.shape, device="meta").stride():
+        tensors[name] = copied.contiguous()
+        return {"$tensor": name}
+    tensors[name] = turned
+    return {"$tensor": name, "order": order}
+
+
+def unpack(data: bytes) -> Any:
+    """What `pack` was given, out of a file's bytes. They may be anybody's.
+
+    Nothing in them makes more than a few times their size of memory; tensors are copies, each used once.
+
+    Raises:
+        DamagedError: They are not what `pack` writes.
+    """
+    bound = max(_SMALL, len(data) // _SHARE)
+    if len(data) < 8 or int.from_bytes(data[:8], "little") > min(bound, len(data) - 8):
+        raise DamagedError("is not a checkpoint: no safetensors header of a plausible length")
+    try:
+        # It checks that shapes, types and offsets agree with each other and cover the file without gaps.
+        tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
+    except Exception as error:
+        raise DamagedError(f"is not a checkpoint: {str(error)[:200]!r}") from None
+    tree = tensors.pop(TREE, None)
+    if tree is None or tree["dtype"] != "U8" or len(tree["data"]) > bound:
+        raise DamagedError(f"is not a checkpoint: {TREE} is missing, or too long for a file of {len(data)} bytes")
+    try:
+        parsed = json.loads(tree["data"].decode(), parse_int=_parse_int, parse_constant=_refuse_constant)
+        content = _decode(parsed, tensors, 0)
+    except DamagedError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
+        raise DamagedError(f"its {TREE} is malformed: {str(error)[:200]!r}") from None
+    if tensors:
+        raise DamagedError(f"holds {len(tensors)} tensors that its {TREE} does not name")
+    return content
+
+
+def _parse_int(text: str) -> int:
+    if len(text) > 40:
+        raise ValueError("a number of more than 40 digits")
+    return int(text)
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _decode(node: Any, tensors: dict[str, Any], depth: int) -> Any:
+    """The value of a node of the tree; a tensor is taken out of `tensors`, so that no two values share memory."""
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"more than {_MAX_DEPTH} levels")
+    if isinstance(node, list):
+        return [_decode(item, tensors, depth + 1) for item in node]
+    if not isinstance(node, dict):
+        return node
+    kind = next(iter(node), "")
+    if not kind.startswith("$"):
+        return {key: _decode(item, tensors, depth + 1) for key, item in node.items()}
+    if kind == "$tensor" and node.keys() <= {"$tensor", "order"}:
+        return _decode_tensor(tensors.pop(node[kind]), node.get("order"))
+    if len(node) != 1:
+        raise ValueError(f"{kind[:40]} beside other keys")
+    return _decode_marked(kind, node[kind], tensors, depth)
+
+
+def _decode_marked(kind: str, value: Any, tensors: dict[str, Any], depth: int) -> Any:
+    if kind == "$array":
+        return _decode_tensor(tensors.pop(value), None).numpy()
+    if kind == "$tuple" and isinstance(value, list):
+        return tuple(_decode(item, tensors, depth + 1) for item in value)
+    if kind == "$dict" and isinstance(value, list):
+        decoded = {key: _decode(item, tensors, depth + 1) for key, item in value}
+        if all(type(key) in (str, int) for key in decoded):
+            return decoded
+    if kind == "$float" and value in ("nan", "inf", "-inf"):
+        return float(value)
+    if kind == "$timedelta" and type(value) is int:
+        return datetime.timedelta(microseconds=value)
+    raise ValueError(f"{kind[:40]} is not known or malformed")
+
+
+def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
+    dtype, shape, data = _DTYPES[stored["dtype"]], stored["shape"], stored["data"]
+    tensor = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+    if order is None:
+        return tensor
+    if not all(type(dim) is int for dim in order) or sorted(order) != list(range(tensor.ndim)):
+        raise ValueError("the order of a tensor's dimensions")
+    return tensor.permute([order.index(dim) for dim in range(tensor.ndim)])
+
+
+def read_verified(path: Path, entry: FileEntry) -> bytes:
+    """A file's bytes, if they are those of its manifest; only as many as that says are ever read.
+
+    Raises:
+        DamagedError: The file is missing, is not a regular one, or has another size or other bytes.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise DamagedError("is not a regular file")
+            if found.st_size != entry.size:
+                raise DamagedError(f"{found.st_size} bytes instead of {entry.size}")
+            data = file.read(entry.size)
+    except OSError as error:
+        raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+    if hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise DamagedError("its SHA-256 is not the manifest's")
+    return data
+
+
+def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
+    """A checkpoint's content: `state`, as Composer's `State.state_dict`, and `rng`; tensors on the CPU.
+
+    Args:
+        path: Its file.
+        manifest: Its manifest, which the bytes and the position must agree with.
+        algorithms: Those of the run that resumes from it, which must be the same kinds; None: not compared.
+
+    Raises:
+        DamagedError: It is not what the manifest says, not a training state, or one of other algorithms.
+    """
+    content: dict[str, Any] = unpack(read_verified(path, manifest.files[0]))
+    state = content.get("state") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state.keys() >= _REQUIRED or not isinstance(content.get("rng"), list):
+        raise DamagedError("is not a training state")
+    found, model = state["algorithms"], state["model"]
+    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
+        raise DamagedError("its weights are malformed")
+    if not isinstance(found, list) or not all(
+        isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], dict)
+        for item in found
+    ):
+        raise DamagedError("its list of algorithms is malformed")
+    if algorithms is not None:
+        theirs, ours = sorted(name for name, _ in found), sorted(type(item).__qualname__ for item in algorithms)
+        if theirs != ours:
+            raise DamagedError(f"its algorithms are not this run's: {theirs!r:.200} instead of {ours!r:.200}")
+    if _position(state) != (manifest.epoch, manifest.batch_in_epoch, manifest.batch, manifest.samples):
+        raise DamagedError("its position is not the manifest's")
+    return content
+
+
+def _position(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    try:
+        timestamp = state["timestamp"]["Timestamp"]
+        return tuple(timestamp[key] for key in ("epoch", "batch_in_epoch", "batch", "sample"))
+    except (TypeError, KeyError):
+        return ()
+
+
+def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of `State.state_dict()`; of the algorithms not the text that Composer would evaluate."""
+    algorithms = [
+        (name, {key: part for key, part in own.items() if key != "repr"}) for name, own in state["algorithms"]
+    ]
+    return {key: state[key] for key in _RESTORED if key in state} | {"algorithms": algorithms}
+
+
+def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: str) -> None:
+    """Fill in a Trainer's state from a checkpoint's, before it is wrapped for several processes.
+
+    Args:
+        state: Of the Trainer, after surgery.
+        saved: `state` of `read_state`.
+        logger: Of the Trainer.
+        location: The checkpoint's, for messages.
+
+    Raises:
+        InputError: It does not fit: a tensor, an algorithm's or a callback's state is not one that this run can have.
+    """
+    own: dict[str, Any] = {
+        "model": state.get_model_state_dict(),
+        "algorithms": {type(item).__qualname__: item.state_dict() for item in state.algorithms},
+        "optimizers": {type(item).__qualname__: None for item in state.optimizers},
+    }
+    texts = {name: item.pop("repr") for name, item in own["algorithms"].items()}
+    theirs = {**saved, "algorithms": dict(saved["algorithms"])}
+    for key, expected in own.items():
+        if reason := _mismatch(expected, theirs[key], key):
+            raise InputError(f"{location}: does not fit this run: {reason}")
+    algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
+    try:
+        state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
+    except Exception as error:  # of torch, Composer, and each part's own `load_state_dict`
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{location}: does not fit this run: {type(error).__name__}: {reason}") from None
+
+
+def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
+    """Where a saved value is not of the kind that the run's own is at its start; what the run has not yet is free."""
+    if isinstance(own, Mapping):
+        if not isinstance(theirs, Mapping) or own.keys() != theirs.keys():
+            return f"{path} has other parts than here"
+        return next((found for key in own if (found := _mismatch(own[key], theirs[key], f"{path}/{key}"))), None)
+    if isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
+        return f"{path} is not a tensor of shape {tuple(own.shape)}"
+    if isinstance(own, bool | int | float | str) and type(own) is not type(theirs):
+        return f"{path} is not of type {type(own).__name__}"
+    return None

@@ -1,0 +1,317 @@
+"""A checkpoint is data: nothing in one runs, hangs or eats the memory, and what loads is what was saved."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from composer import Callback
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recipes.checkpoints.format import pack, unpack
+from recipes.checkpoints.manifest import DamagedError
+from recipes.errors import InputError
+from tests.recipes.checkpoints.mutants import tree_of, with_tree
+from tests.recipes.checkpoints.tiny import Tiny, content_of, plant
+from tests.support import ROOT
+
+NEWEST, OLDER = "ep000-ba000004", "ep000-ba000002"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    tiny = Tiny(tmp_path_factory.mktemp("format"))
+    tiny.go(tiny.interrupt_at(4))
+    return tiny
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    """A run with two checkpoints, to tamper with."""
+    tiny = Tiny(tmp_path)
+    shutil.copytree(saved.places.local, tiny.places.local)
+    return tiny
+
+
+def tampered(run, change, stem=NEWEST):
+    content = content_of(run.places.local, stem)
+    change(content)
+    plant(run.places.local, stem, pack(content))
+
+
+def whole(content):
+    return b"".join(pack(content))
+
+
+def equal(left, right):
+    """Deep equality, types and strides included."""
+    if isinstance(left, torch.Tensor):
+        same = left.dtype == right.dtype and left.shape == right.shape and left.stride() == right.stride()
+        return same and left.numpy().tobytes() == right.numpy().tobytes()
+    if isinstance(left, np.ndarray):
+        return left.dtype == right.dtype and np.array_equal(left, right)
+    if type(left) is not type(right):
+        return False
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return left == right or (left != left and right != right)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text(max_size=8)
+tensors = st.sampled_from([torch.float32, torch.int64, torch.uint8, torch.bool, torch.float64]).flatmap(
+    lambda dtype: st.lists(st.integers(0, 3), max_size=4).map(lambda shape: torch.ones(shape, dtype=dtype))
+)
+layouts = st.lists(st.integers(1, 4), min_size=4, max_size=4).map(
+    lambda shape: torch.rand(shape).to(memory_format=torch.channels_last)
+)
+leaves = scalars | tensors | layouts | st.timedeltas()
+keys = st.text(max_size=6) | st.integers(0, 99) | st.sampled_from(["$tensor", "a/b", "tree.json"])
+trees = st.recursive(
+    leaves,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | st.dictionaries(keys, inner, max_size=3)
+    ),
+    max_leaves=20,
+)
+
+
+@given(trees)
+@settings(max_examples=300, deadline=None)
+def test_what_is_packed_is_unpacked_with_its_types_and_memory_layout(content):
+    assert equal(unpack(whole(content)), content)
+
+
+def test_any_safetensors_reader_opens_a_checkpoint(run):
+    path = run.places.local / f"{NEWEST}.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    tree = json.loads(bytes(tensors["tree.json"].numpy()))
+    weights = content_of(run.places.local, NEWEST)["state"]["model"]["module.4.weight"]
+    assert torch.equal(tensors[tree["state"]["model"]["module.4.weight"]["$tensor"]], weights)
+
+
+def test_it_holds_generators_and_no_text_that_composer_would_evaluate(run):
+    content = content_of(run.places.local, NEWEST)
+    (generators,) = content["rng"]
+    assert isinstance(generators["python"], tuple)
+    assert generators["numpy"][1].dtype == np.uint32
+    random.Random().setstate(generators["python"])
+    assert not any("repr" in state for _, state in content["state"]["algorithms"])
+    assert "BlurPool(" not in json.dumps(tree_of((run.places.local / f"{NEWEST}.safetensors").read_bytes()))
+
+
+@pytest.mark.parametrize("value", [object(), {1.5: "x"}, {(1,): 2}, torch.zeros(2, dtype=torch.complex64), b"x", {3}])
+def test_what_a_checkpoint_cannot_hold_is_named(value):
+    with pytest.raises(TypeError, match=r"^state/x"):
+        pack({"state": {"x": value}})
+
+
+class Strange(Callback):
+    def state_dict(self):
+        return {"place": object()}
+
+
+def test_a_state_that_cannot_be_saved_is_told_before_training(tiny):
+    with pytest.raises(InputError, match="the state of Strange cannot be saved: place: a checkpoint cannot hold"):
+        tiny.go(Strange())
+    assert tiny.stems() == []
+
+
+class Code:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, proof):
+        self.proof = proof
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.proof}",)
+
+
+@pytest.mark.parametrize("writer", [lambda code, path: path.write_bytes(pickle.dumps(code)), torch.save])
+def test_a_pickle_is_refused_and_does_not_run(run, tmp_path, writer, caplog):
+    writer(Code(tmp_path / "proof"), tmp_path / "evil")
+    plant(run.places.local, NEWEST, [(tmp_path / "evil").read_bytes()])
+    assert run.find().manifest.stem == OLDER
+    assert "is not a checkpoint" in caplog.text
+    assert not (tmp_path / "proof").exists()
+
+
+def test_a_text_of_an_algorithm_in_the_file_is_not_evaluated(run, tmp_path):
+    """Composer evaluates `repr` of what it loads, which is the run's own; a file's is refused."""
+    evil = f"BlurPool(*[__import__('os').system('touch {tmp_path}/proof')][:0])"
+    tampered(run, lambda content: content["state"]["algorithms"][0][1].update(repr=evil))
+    with pytest.raises(InputError, match=f"{NEWEST}.*: does not fit this run: algorithms/BlurPool has other parts"):
+        run.go()
+    assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["algorithms"].append(("SqueezeExcite", {"repr": "exit()"})),
+        lambda state: state["algorithms"].pop(),
+        lambda state: state.update(algorithms={"BlurPool": {}}),
+        lambda state: state.update(algorithms=[("BlurPool", {}, 1)]),
+        lambda state: state.update(algorithms=[3]),
+        lambda state: state.update(algorithms=None),
+        lambda state: state.update(model=[]),
+        lambda state: state["model"].update(x="text"),
+        lambda state: state.pop("optimizers"),
+        lambda state: state["timestamp"]["Timestamp"].update(batch=3),
+        lambda state: state["timestamp"]["Timestamp"].update(batch="4"),
+        lambda state: state["timestamp"].clear(),
+        lambda state: state.update(timestamp=7),
+    ],
+)
+def test_what_is_no_state_of_this_run_is_skipped_and_the_older_one_taken(run, change):
+    tampered(run, lambda content: change(content["state"]))
+    assert run.find().manifest.stem == OLDER
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: dict(state["algorithms"])["EMA"].update(apply="text"),
+        lambda state: dict(state["algorithms"])["EMA"].pop("ema_model"),
+        lambda state: dict(state["algorithms"])["EMA"].update(ema_model=3),
+        lambda state: dict(state["algorithms"])["EMA"]["ema_model"]["named_parameters_dict"].popitem(),
+        lambda state: dict(state["algorithms"])["EMA"]["ema_model"]["named_parameters_dict"].update(x=torch.zeros(1)),
+        lambda state: dict(state["algorithms"])["EMA"]["ema_model"]["named_parameters_dict"].update(
+            {"module.4.weight": torch.zeros(1)}
+        ),
+        lambda state: state["model"].update({"module.4.weight": torch.zeros(1)}),
+        lambda state: state["model"].pop("module.4.weight"),
+        lambda state: state["model"].update(extra=torch.zeros(1)),
+        lambda state: state["optimizers"].clear(),
+        lambda state: state["optimizers"]["SGD"].update(param_groups=3),
+        lambda state: state["optimizers"]["SGD"].pop("state"),
+        lambda state: state["timestamp"]["Timestamp"].update(token="many"),
+        lambda state: state.update(callbacks=7),
+    ],
+)
+def test_what_does_not_fit_this_run_is_one_line_and_no_traceback(run, change):
+    tampered(run, lambda content: change(content["state"]))
+    with pytest.raises(InputError) as refused:
+        run.go()
+    assert len(refused.value.lines) == 1
+    assert NEWEST in refused.value.lines[0]
+
+
+def test_where_no_checkpoint_can_be_used_the_run_is_refused(run):
+    for stem in (NEWEST, OLDER):
+        plant(run.places.local, stem, [b"x" * 100])
+    with pytest.raises(InputError, match="none can be used"):
+        run.find()
+
+
+def test_an_older_format_is_said_in_a_line_and_starts_only_with_restart(tiny):
+    tiny.places.local.mkdir(parents=True)
+    torch.save({"state": {}}, tiny.places.local / f"{NEWEST}.pt")
+    (tiny.places.local / f"{NEWEST}.json").write_text("{}")
+    with pytest.raises(InputError, match=f"{NEWEST}.pt: is a checkpoint in an older format.*restart=true") as refused:
+        tiny.find()
+    assert len(refused.value.lines) == 1
+    assert tiny.find(restart=True).load_path is None
+    assert tiny.go(tiny.interrupt_at(3), restart=True).saved
+    assert tiny.find().manifest.batch == 3
+
+
+def test_only_regular_files_of_the_right_size_are_read(run):
+    path = run.places.local / f"{NEWEST}.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    assert run.find().manifest.stem == OLDER
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert run.find().manifest.stem == OLDER
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"config":' * 100_000, json.dumps({"files": [{}] * 99}), "x" * 10**7])
+def test_a_manifest_of_great_depth_or_size_is_refused(run, text):
+    (run.places.local / f"{NEWEST}.json").write_text(text)
+    assert run.find().manifest.stem == OLDER
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        '{"a":' * 60 + "1" + "}" * 60,
+        "[" * 5000 + "]" * 5000,
+        "9" * 5000,
+        "NaN",
+        "1e",
+        '{"$tensor":"tree.json"}',
+        '{"$tensor":"absent"}',
+        '{"$tensor":[1]}',
+        '{"$tensor":"w","order":[0,0]}',
+        '{"$tensor":"w","order":[5]}',
+        '{"$tensor":"w","order":"01"}',
+        '{"$tensor":"w","more":1}',
+        '[{"$tensor":"w"},{"$tensor":"w"}]',
+        '{"$float":"1"}',
+        '{"$float":[]}',
+        '{"$timedelta":"x"}',
+        '{"$timedelta":99999999999999999999999999999}',
+        '{"$dict":[[[],1]]}',
+        '{"$dict":[[1.5,1]]}',
+        '{"$dict":3}',
+        '{"$dict":[1]}',
+        '{"$tuple":{}}',
+        '{"$class":"os.system"}',
+        '{"$tuple":[],"$dict":[]}',
+        "{}",
+        "\ud800".encode("utf-8", "surrogatepass"),
+    ],
+)
+def test_a_tree_that_pack_does_not_write_is_refused_in_a_line(tree):
+    data = with_tree(whole({"w": torch.ones(2, 3)}), tree if isinstance(tree, bytes) else tree.encode(), {"w": None})
+    with pytest.raises(DamagedError) as refused:
+        unpack(data)
+    assert "\n" not in str(refused.value)
+
+
+def test_two_thousand_mutants_with_true_manifests_are_refused_or_load_to_equal_values(run):
+    """In a process of its own with a bound on its memory: three times the file. A signal would be its status."""
+    path = run.places.local / f"{NEWEST}.safetensors"
+    content = content_of(run.places.local, NEWEST)
+    content["state"]["model"]["ballast"] = torch.rand(1_000_000)  # so that three times the file is above the noise
+    path.write_bytes(whole(content))
+    command = [sys.executable, "-m", "tests.recipes.checkpoints.mutants", str(path), "2000"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["refused"] + found["loaded"] == 2000
+    assert found["refused"] > 800
+    assert found["loaded"] > 100
+    assert found["longest"] < 400
+
+
+def test_any_change_of_a_file_without_its_manifest_is_refused(run):
+    path, drawn = run.places.local / f"{NEWEST}.safetensors", random.Random(2)
+    original = path.read_bytes()
+    for _ in range(50):
+        at = drawn.randrange(len(original))
+        path.write_bytes(original[:at] + bytes([original[at] ^ (1 << drawn.randrange(8))]) + original[at + 1 :])
+        assert run.find().manifest.stem == OLDER
+
+
+def test_fuzzed_manifests_are_refused_with_a_message_or_pass_their_own_checks(run):
+    from tests.recipes.checkpoints.mutants import mutate
+
+    drawn = random.Random(1)
+    original = (run.places.local / f"{NEWEST}.json").read_bytes()
+    taken = []
+    for _ in range(300):
+        (run.places.local / f"{NEWEST}.json").write_bytes(mutate(original, drawn))
+        taken.append(run.find().manifest.stem)
+    assert set(taken) <= {NEWEST, OLDER}
+    assert OLDER in taken
