@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import safetensors.torch
 import torch
 from composer.utils import dist, get_device
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from recipes.checkpoints.manifest import Manifest
+from algorithms.config import AlgorithmsConfig
+from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.mirror import FOLDER
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.read import Taken, take
@@ -30,12 +32,14 @@ from recipes.watch.fingerprint import bare_name, weights_sha256
 
 Weights = Literal["ema", "raw"]
 Tensors = dict[str, Tensor]
+FOREIGN = (".pt", ".pth", ".bin", ".tar", ".safetensors")
 
 
 class Content(NamedTuple):
     """What is taken from a checkpoint."""
 
-    manifest: Manifest
+    manifest: Manifest | None
+    """None: the weights are another project's, which say no more."""
     location: str
     """The checkpoint's address, for people."""
     skipped: tuple[str, ...]
@@ -63,7 +67,72 @@ class Trained:
     @property
     def classes(self) -> tuple[str, ...]:
         """Class folder names in label order; empty where the checkpoint does not say."""
-        return self.content.manifest.classes
+        return () if self.content.manifest is None else self.content.manifest.classes
+
+
+def load_network(config: RunConfig, checkpoint: str | None, weights: Weights | None) -> Trained:
+    """The network of a run's checkpoint, or the config's network with the weights of another project.
+
+    Args:
+        config: Says which run, and where its checkpoints lie.
+        checkpoint: As in `take`; or a state dict, in a local file whose name ends with one of `FOREIGN`.
+        weights: As in `load_trained`.
+
+    Raises:
+        InputError: There is no such checkpoint, it cannot be loaded, or it does not fit.
+    """
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.suffix in FOREIGN and not is_stem(path.stem) and path.is_file():
+        return _load_foreign(path, config, weights)
+    places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
+    return load_trained(places, config.run_name, checkpoint, weights)
+
+
+def _load_foreign(path: Path, config: RunConfig, weights: Weights | None) -> Trained:
+    """Another project's weights, in the plain network of their name or the one with the config's techniques."""
+    if weights == "ema":
+        raise InputError(f"--weights: {path} is a plain state dict, which holds no moving average beside it")
+    tensors = on_first(lambda: _read_foreign(path))
+    num_classes = config.model.num_classes or _outputs(str(path), tensors)
+    plain = config.model_copy(update={"algorithms": AlgorithmsConfig()})
+    for used in (config, plain):
+        network = operated_network(used.model.name, num_classes, used.algorithms)
+        if network.state_dict().keys() == tensors.keys():
+            break
+    _fill(network, tensors, str(path), used.model.name)
+    return Trained(
+        Content(None, str(path), (), "raw", tensors, weights_sha256(tensors), None), network, used, num_classes
+    )
+
+
+def _read_foreign(path: Path) -> Tensors:
+    """The tensors of a state dict, weights only: nothing in the file is run."""
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = safetensors.torch.load(path.read_bytes())
+        else:
+            torch.serialization.clear_safe_globals()  # no type that some library has allowed
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # torch raises about ten kinds
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path}: cannot be loaded as weights only: {reason}") from None
+    for key in ("state_dict", "model"):  # as timm and torchvision's reference save them
+        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
+    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
+        raise InputError(f"{path}: is not a state dict of tensors")
+    return {bare_name(str(name)): tensor for name, tensor in found.items()}
+
+
+def _fill(network: nn.Module, tensors: Tensors, location: str, name: str) -> None:
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).partition("\n")[2].split())[:300]
+        raise InputError(f"{location}: its weights do not fit {name}: {reason}") from None
+    for_inference(network)
+    network.eval()
 
 
 def load_trained(places: Places, run_name: str, checkpoint: str | None, weights: Weights | None) -> Trained:
@@ -80,25 +149,22 @@ def load_trained(places: Places, run_name: str, checkpoint: str | None, weights:
     Raises:
         InputError: There is no such checkpoint, it is damaged, or it lacks these weights.
     """
-    content = on_first(lambda: _content(places, run_name, checkpoint, weights))
-    config = run_config(content.manifest, content.location)
-    num_classes = config.model.num_classes or len(content.manifest.classes) or _outputs(content.tensors)
+    content, manifest = on_first(lambda: _content(places, run_name, checkpoint, weights))
+    config = run_config(manifest, content.location)
+    num_classes = config.model.num_classes or len(manifest.classes) or _outputs(content.location, content.tensors)
     network = operated_network(config.model.name, num_classes, config.algorithms)
-    try:
-        network.load_state_dict(content.tensors)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()[:300]
-        raise InputError(f"{content.location}: its weights do not fit {config.model.name}: {reason}") from None
-    for_inference(network)
-    return Trained(content, network.eval(), config, num_classes)
+    _fill(network, content.tensors, content.location, config.model.name)
+    return Trained(content, network, config, num_classes)
 
 
-def _content(places: Places, run_name: str, checkpoint: str | None, weights: Weights | None) -> Content:
+def _content(
+    places: Places, run_name: str, checkpoint: str | None, weights: Weights | None
+) -> tuple[Content, Manifest]:
     taken = take(places, run_name, checkpoint)
     chosen, tensors = choose(taken.state, weights, taken.location)
     digest = weights_sha256(tensors)
     summary = _summary(taken, places, digest)
-    return Content(taken.manifest, taken.location, taken.skipped, chosen, tensors, digest, summary)
+    return Content(taken.manifest, taken.location, taken.skipped, chosen, tensors, digest, summary), taken.manifest
 
 
 def choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> tuple[Weights, Tensors]:
@@ -150,9 +216,12 @@ def run_config(manifest: Manifest, location: str) -> RunConfig:
         raise InputError(f"{location}: its config is another version's: {where}: {first['msg']}") from None
 
 
-def _outputs(tensors: Tensors) -> int:
-    """Outputs of the last linear layer, by its weight: of an older checkpoint, which does not hold its classes."""
-    return [tensor.shape[0] for tensor in tensors.values() if tensor.ndim == 2][-1]
+def _outputs(location: str, tensors: Tensors) -> int:
+    """Outputs of the last linear layer, by its weight: of a file that does not hold its classes."""
+    linear = [tensor.shape[0] for tensor in tensors.values() if tensor.ndim == 2]
+    if not linear:
+        raise InputError(f"{location}: holds no linear layer that would tell the number of classes")
+    return linear[-1]
 
 
 def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None:

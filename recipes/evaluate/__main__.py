@@ -64,7 +64,8 @@ def add_checkpoint_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--checkpoint",
         metavar="PATH|s3://...",
-        help="a checkpoint's file, or the folder that holds it (default: the run's newest)",
+        help="a checkpoint's file, the folder that holds it, or another project's state dict for the YAML's network "
+        "(default: the run's newest)",
     )
     command.add_argument(
         "--weights",
@@ -97,16 +98,14 @@ def evaluate(given: argparse.Namespace, config: RunConfig) -> tuple[Evaluation, 
     from composer.utils import dist
 
     from data.open import open_evaluation
-    from recipes.checkpoints.places import Places
     from recipes.config import at_size
     from recipes.evaluate.count import evaluation
     from recipes.run import start_processes
-    from recipes.trained import load_trained, say_skipped, usable
+    from recipes.trained import load_network, say_skipped, usable
 
     config = usable(config)
     start_processes(config)
-    places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
-    trained = load_trained(places, config.run_name, given.checkpoint, given.weights)
+    trained = load_network(config, given.checkpoint, given.weights)
     say_skipped(trained)
     data = given.data or config.data.path
     source = open_evaluation(data, config.data.cache_folder, trained.classes)

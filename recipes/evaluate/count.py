@@ -65,7 +65,8 @@ class Result(NamedTuple):
 class Evaluation(NamedTuple):
     """All figures, and what they are of."""
 
-    manifest: Manifest
+    manifest: Manifest | None
+    """None: another project's weights."""
     location: str
     """The checkpoint's address."""
     weights: str

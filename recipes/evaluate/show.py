@@ -24,8 +24,11 @@ FLIP = "mean of the logits of an image and its mirror image"
 def print_tables(found: Evaluation, *, per_class: bool) -> None:
     """Print tables for a terminal of 80 columns."""
     console = Console(highlight=False)
-    console.print(f"{found.manifest.run_name}, {found.manifest.describe()}", soft_wrap=True, markup=False)
     weights = "EMA's average" if found.weights == "ema" else "trained weights"
+    if found.manifest is None:
+        weights = "another project's weights"
+    else:
+        console.print(f"{found.manifest.run_name}, {found.manifest.describe()}", soft_wrap=True, markup=False)
     end = "; mean of the logits with the mirror image's" if found.flip else ""
     console.print(f"{found.location}: {weights}, {found.precision}{end}", soft_wrap=True, markup=False)
     console.print(f"on {found.data}", soft_wrap=True, markup=False)
@@ -106,10 +109,10 @@ def as_json(found: Evaluation, *, per_class: bool) -> str:
         }
         results.append(figures | ({"classes": list(class_rows(found, result))} if per_class else {}))
     content = {
-        "run_name": found.manifest.run_name,
+        "run_name": found.manifest.run_name if found.manifest else None,
         "checkpoint": found.location,
-        "epoch": found.manifest.epoch,
-        "finished": found.manifest.finished,
+        "epoch": found.manifest.epoch if found.manifest else None,
+        "finished": found.manifest.finished if found.manifest else None,
         "weights": found.weights,
         "weights_sha256": found.weights_sha256,
         "data": found.data,

@@ -75,14 +75,12 @@ def read_evaluation(path: Path | None) -> dict[str, Any] | None:
 def export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
     """Do what the command line asks for."""
     # Only now: importing torch and Composer takes seconds, and a wrong command line is told before.
-    from recipes.checkpoints.places import Places
     from recipes.export.card import card
     from recipes.export.programs import fixed_blurs, write_onnx, write_torch_export
     from recipes.export.weights import architecture, as_json, examples, write_pth, write_safetensors
-    from recipes.trained import labels, load_trained, say_skipped
+    from recipes.trained import labels, load_network, say_skipped
 
-    places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
-    trained = load_trained(places, config.run_name, given.checkpoint, given.weights)
+    trained = load_network(config, given.checkpoint, given.weights)
     say_skipped(trained)
     run, network, content = trained.config, trained.network, trained.content
     if evaluation is not None and evaluation["weights_sha256"] != content.weights_sha256:

@@ -81,7 +81,10 @@ def accuracies(content: Content, config: RunConfig, evaluation: Mapping[str, Any
 
 def facts(trained: Trained) -> list[tuple[str, str]]:
     """Name and value of what is known of the run, in the card's table."""
-    manifest, summary = trained.content.manifest, trained.content.summary or {}
+    content, manifest, summary = trained.content, trained.content.manifest, trained.content.summary or {}
+    if manifest is None:
+        name = Path(content.location).name
+        return [("weights", f"of another project: `{name}`"), ("SHA-256 of the weights", f"`{content.weights_sha256}`")]
     done = f"{manifest.epoch} of {trained.config.epochs}"
     if manifest.batch_in_epoch:
         done += f", and {manifest.batch_in_epoch} batches"
@@ -111,6 +114,8 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
 def data_lines(trained: Trained) -> str:
     """What it was trained on."""
     manifest, config = trained.content.manifest, trained.config
+    if manifest is None:
+        return "Trained by another project, on data and by a recipe that its file does not name."
     text = f"Trained on `{Path(config.data.path).name}`"
     if manifest.epoch and not manifest.batch_in_epoch:
         text += f", {manifest.samples // manifest.epoch:,} images in each epoch"
@@ -150,7 +155,7 @@ def limits(trained: Trained, known: Sequence[Accuracy], folded: bool) -> list[st
     if known:
         lines.append("Accuracy was measured on the images that the table names, and on no others.")
     lines.append("Nothing here was measured about fairness, robustness or calibration.")
-    if trained.content.manifest.epoch < trained.config.epochs:
+    if trained.content.manifest is not None and trained.content.manifest.epoch < trained.config.epochs:
         lines.append("The training was not finished when this checkpoint was taken.")
     if folded:
         lines.append("Stochastic depth's scale at the test is multiplied into each block's last BatchNorm.")
@@ -183,6 +188,7 @@ def card(
         what[name] += f" (its logits differ from the network's by {value:.1g} at most; {TOLERANCE:g} is allowed)"
     weights = next((how for name, how in LOADED.items() if name in files), "")
     sigmoid = preprocessing["probabilities"] == "sigmoid"
+    recipe = {"model": config.model.model_dump()} if trained.content.manifest is None else determining(config)
     return TEMPLATES.get_template("card.md.jinja").render(
         run_name=config.run_name,
         library="timm" if config.model.name.startswith("timm/") else "torchvision",
@@ -198,7 +204,7 @@ def card(
         facts=facts(trained),
         accuracies=known,
         data=data_lines(trained),
-        techniques=technique_lines(config),
+        techniques=[] if trained.content.manifest is None else technique_lines(config),
         files=[(name, what[name]) for name in files],
         resize=preprocessing["resize_short_side"],
         size=preprocessing["size"],
@@ -210,5 +216,5 @@ def card(
         weights=weights,
         opset=OPSET,
         limits=limits(trained, known, config.algorithms.stochastic_depth is not None),
-        config=yaml.safe_dump(determining(config), sort_keys=False, width=110),
+        config=yaml.safe_dump(recipe, sort_keys=False, width=110),
     )

@@ -77,8 +77,8 @@ def from_run(
 
     Args:
         config: Says where the run is, and the device.
-        checkpoint: As in `load_trained`.
-        weights: As in `load_trained`.
+        checkpoint: As in `load_network`.
+        weights: As in `load_network`.
         size: Of the images in pixels; None: the last of eval.sizes.
         crop_ratio: None: the config's.
 
@@ -89,13 +89,11 @@ def from_run(
     from composer.core import Precision, get_precision_context
 
     from data.normalise import Normalise
-    from recipes.checkpoints.places import Places
     from recipes.evaluate.count import require_sizes
-    from recipes.trained import labels, load_trained, say_skipped, to_device, usable
+    from recipes.trained import labels, load_network, say_skipped, to_device, usable
 
     config = usable(config)
-    places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
-    trained = load_trained(places, config.run_name, checkpoint, weights)
+    trained = load_network(config, checkpoint, weights)
     say_skipped(trained)
     run, size = trained.config, size or config.eval.sizes[-1]
     network, device = to_device(trained.network, config.device)

@@ -7,11 +7,14 @@ import pickle
 import shutil
 
 import pytest
+import safetensors.torch
 import torch
 
+from algorithms.config import AlgorithmsConfig
 from recipes.checkpoints.places import Places
 from recipes.errors import InputError
-from recipes.trained import load_trained
+from recipes.model import build_network
+from recipes.trained import load_network, load_trained
 from recipes.watch.fingerprint import weights_sha256
 
 
@@ -196,3 +199,84 @@ def test_stochastic_depth_folds_into_a_plain_network():
         plain.load_state_dict(network.state_dict())
         torch.testing.assert_close(network(images), before, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(plain(images), before, rtol=1e-4, atol=1e-5)
+
+
+def foreign(tmp_path, name="weights.pth", wrap=lambda tensors: tensors):
+    torch.manual_seed(3)
+    network = build_network("timm/test_resnet", 3).eval()
+    content = wrap(network.state_dict())
+    if name.endswith(".safetensors"):
+        safetensors.torch.save_file(content, tmp_path / name)
+    else:
+        torch.save(content, tmp_path / name)
+    return str(tmp_path / name), network
+
+
+@pytest.mark.parametrize(
+    ("name", "wrap"),
+    [
+        ("resnet.pth", lambda tensors: tensors),
+        ("checkpoint.pt", lambda tensors: {"model": tensors, "epoch": 90}),
+        ("model_best.pth.tar", lambda tensors: {"state_dict": {f"module.{key}": tensors[key] for key in tensors}}),
+        ("pytorch_model.bin", lambda tensors: tensors),
+        ("model.safetensors", lambda tensors: tensors),
+    ],
+)
+@pytest.mark.parametrize("techniques", [{}, {"blurpool": {}}])
+def test_another_projects_weights_load_into_the_network_of_the_yaml(tiny, tmp_path, name, wrap, techniques):
+    path, network = foreign(tmp_path, name, wrap)
+    config = tiny.config.model_copy(update={"algorithms": AlgorithmsConfig(**techniques)})
+    found = load_network(config, path, None)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(found.network(images), network(images))
+    assert (found.num_classes, found.classes, found.content.location) == (3, (), path)
+
+
+def test_a_run_checkpoint_is_still_told_by_its_name(tiny):
+    path = tiny.folder / "checkpoints" / "ep003-ba000009.safetensors"
+    assert load_network(tiny.config, str(path), None).content.weights_sha256 == tiny.summary["weights_sha256"]
+
+
+class Allowed:
+    pass
+
+
+def test_code_in_another_projects_file_is_refused_and_does_not_run(tiny, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "it ran"),)
+
+    torch.save({"x": Code()}, tmp_path / "evil.pt", pickle_module=pickle)
+    with pytest.raises(InputError, match=r"evil\.pt: cannot be loaded as weights only"):
+        load_network(tiny.config, str(tmp_path / "evil.pt"), None)
+    assert not (tmp_path / "it ran").exists()
+    torch.save({"x": Allowed()}, tmp_path / "other.pt", pickle_module=pickle)
+    torch.serialization.add_safe_globals([Allowed])  # as some library may have done
+    with pytest.raises(InputError, match=r"other\.pt: cannot be loaded as weights only"):
+        load_network(tiny.config, str(tmp_path / "other.pt"), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "is not a state dict of tensors"),
+        ([torch.zeros(1)], "is not a state dict of tensors"),
+        ({"state_dict": {"x": 1}}, "is not a state dict of tensors"),
+        ({"x": torch.zeros(3)}, "holds no linear layer"),
+        ({"fc.weight": torch.zeros(3, 3)}, "its weights do not fit timm/test_resnet: Missing key"),
+    ],
+)
+def test_weights_of_another_network_are_refused_in_a_line(tiny, tmp_path, content, words):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(InputError, match=words) as refused:
+        load_network(tiny.config, str(tmp_path / "x.pth"), None)
+    assert len(refused.value.lines) == 1
+    assert "\n" not in refused.value.lines[0]
+
+
+def test_a_file_that_is_none_is_refused_in_a_line(tiny, tmp_path):
+    for name, data in (("a.pt", b""), ("b.pth", b"x" * 100), ("c.safetensors", b"x" * 100), ("d.bin", b"PK\3\4")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(InputError, match=f"{name}: cannot be loaded as weights only") as refused:
+            load_network(tiny.config, str(tmp_path / name), None)
+        assert "\n" not in refused.value.lines[0]
