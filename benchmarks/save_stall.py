@@ -23,6 +23,7 @@ from torchvision.models import resnet50
 
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
+from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import Checkpoints
 from recipes.checkpoints.store import LocalStore
 from recipes.checkpoints.write import Writer
@@ -63,6 +64,7 @@ def main() -> None:
             top1=lambda state: None,
             disk_patience=60.0,
             upload_patience=0.0,
+            resume=Resume(),
         )
         for _ in range(repeats + 1):
             state.timestamp = state.timestamp.to_next_batch(samples=2)

@@ -106,7 +106,13 @@ class PositionSampler(DistributedSampler[Request]):
         self.epoch = epoch
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Make that epoch, and only that one, begin at that batch; nothing before it is loaded."""
+        """Make that epoch, and only that one, begin at that batch; nothing before it is loaded.
+
+        Raises:
+            ValueError: The run has no such position.
+        """
+        if epoch > len(self.plan) or batch > self.batches(epoch):
+            raise ValueError(f"batch {batch} of epoch {epoch}: there are {len(self.plan)} epochs")
         self._start = (epoch, batch)
         self.epoch = epoch
 

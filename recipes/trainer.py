@@ -17,6 +17,7 @@ from data.normalise import Normalise
 from data.sampler import PositionSampler
 from data.source import Source
 from recipes.config import RunConfig, at_size
+from recipes.errors import InputError
 from recipes.gradient_sync import sync_strategy
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
@@ -217,5 +218,8 @@ def build_trainer(
         # After the surgery of BlurPool and its like, which may put other blocks in a block's place.
         checkpoint_activations(trainer.state.model)
     position = trainer.state.timestamp
-    sampler.start_at(int(position.epoch), int(position.batch_in_epoch))
+    try:
+        sampler.start_at(int(position.epoch), int(position.batch_in_epoch))
+    except ValueError as error:
+        raise InputError(f"the checkpoint's position is not one of this run: {error}") from None
     return trainer

@@ -23,13 +23,13 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 import torch
 from composer import Algorithm, Logger, State
-from torch import Tensor
+from torch import Tensor, nn
 
 from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest
 from recipes.errors import InputError
@@ -295,8 +295,11 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
     own: dict[str, Any] = {
         "model": state.get_model_state_dict(),
         "algorithms": {type(item).__qualname__: item.state_dict() for item in state.algorithms},
-        "optimizers": {type(item).__qualname__: None for item in state.optimizers},
+        "optimizers": {type(item).__qualname__: _Optimizer(item, state.model) for item in state.optimizers},
+        "timestamp": {"Timestamp": state.timestamp.state_dict()},
     }
+    if state.scaler is not None and "scaler" in saved:
+        own["scaler"] = {type(state.scaler).__qualname__: state.scaler.state_dict()}
     texts = {name: item.pop("repr") for name, item in own["algorithms"].items()}
     theirs = {**saved, "algorithms": dict(saved["algorithms"])}
     for key, expected in own.items():
@@ -310,14 +313,53 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
         raise InputError(f"{location}: does not fit this run: {type(error).__name__}: {reason}") from None
 
 
+class _Optimizer(NamedTuple):
+    """Stands for the state of an optimizer, which begins to exist with its first step."""
+
+    optimizer: torch.optim.Optimizer
+    model: nn.Module
+
+
 def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
     """Where a saved value is not of the kind that the run's own is at its start; what the run has not yet is free."""
+    if isinstance(own, _Optimizer):
+        return _optimizer_mismatch(own, theirs, path)
     if isinstance(own, Mapping):
         if not isinstance(theirs, Mapping) or own.keys() != theirs.keys():
             return f"{path} has other parts than here"
         return next((found for key in own if (found := _mismatch(own[key], theirs[key], f"{path}/{key}"))), None)
     if isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
         return f"{path} is not a tensor of shape {tuple(own.shape)}"
-    if isinstance(own, bool | int | float | str) and type(own) is not type(theirs):
+    if isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
         return f"{path} is not of type {type(own).__name__}"
+    return None
+
+
+def _optimizer_mismatch(own: _Optimizer, theirs: Any, path: str) -> str | None:
+    """As `_mismatch`: settings of the groups of the same types, and for each parameter tensors of its shape."""
+    if not isinstance(theirs, Mapping) or theirs.keys() != {"state", "param_groups"}:
+        return f"{path} has other parts than here"
+    groups, states = theirs["param_groups"], theirs["state"]
+    shapes = {name: parameter.shape for name, parameter in own.model.named_parameters()}
+    if not isinstance(groups, list) or len(groups) != len(own.optimizer.param_groups):
+        return f"{path}/param_groups are not {len(own.optimizer.param_groups)}"
+    for index, (ours, group) in enumerate(zip(own.optimizer.param_groups, groups, strict=True)):
+        settings = {key: value for key, value in ours.items() if key != "params"}
+        if not isinstance(group, Mapping) or not group.keys() >= {*settings, "params"}:
+            return f"{path}/param_groups/{index} has other parts than here"
+        if reason := _mismatch(settings, {key: group[key] for key in settings}, f"{path}/param_groups/{index}"):
+            return reason
+    return _slots_mismatch(shapes, states, f"{path}/state")
+
+
+def _slots_mismatch(shapes: Mapping[str, torch.Size], states: Any, path: str) -> str | None:
+    if not isinstance(states, Mapping) or not states.keys() <= shapes.keys():
+        return f"{path} is of other parameters than here"
+    for name, state in states.items():
+        if not isinstance(state, Mapping):
+            return f"{path}/{name} is not a mapping"
+        for key, value in state.items():
+            fits = value.shape in (shapes[name], ()) if isinstance(value, Tensor) else value is None
+            if not fits and not isinstance(value, int | float):
+                return f"{path}/{name}/{key} is not of shape {tuple(shapes[name])}"
     return None

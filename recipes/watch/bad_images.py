@@ -62,7 +62,9 @@ class BadImages(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.found = {split: dict(names) for split, names in state["found"].items()}
+        self.found = {
+            split: {str(name): str(reason) for name, reason in names.items()} for split, names in state["found"].items()
+        }
 
     def _look(self, split: str, loader: Any) -> None:
         bad = getattr(getattr(loader, "dataset", None), "bad", None)

@@ -14,6 +14,7 @@ After each evaluation, for each size: `eval/SIZE/top1` and `eval/SIZE/top5` in [
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from composer import Callback, Logger, State
@@ -22,6 +23,17 @@ from recipes.watch.clock import PHASES, Clock
 
 EVAL_LABEL = "eval_"
 """Evaluators of the sizes are labelled `eval_SIZE`."""
+
+
+def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
+    """Figures by name out of a checkpoint, which may hold anything.
+
+    Raises:
+        TypeError: A value is not a number.
+    """
+    if not all(isinstance(value, int | float) for value in saved.values()):
+        raise TypeError("a figure that is not a number")
+    return dict(saved)
 
 
 def is_figure(name: str) -> bool:
@@ -147,7 +159,7 @@ class Figures(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.clock.set(state["seconds"])
-        self.evaluations = {size: dict(figures) for size, figures in state["evaluations"].items()}
+        self.evaluations = {size: numbers(figures) for size, figures in state["evaluations"].items()}
 
     def _open_window(self, state: State) -> None:
         self._window = (int(state.timestamp.sample), self.clock.working, self.clock.read()["loader_wait"])

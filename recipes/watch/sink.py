@@ -12,7 +12,7 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
-from recipes.watch.figures import is_figure
+from recipes.watch.figures import is_figure, numbers
 
 WARNING_SECONDS = 600.0
 
@@ -84,7 +84,7 @@ class FigureSink(LoggerDestination):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._batch, self._figures = int(state["batch"]), dict(state["figures"])
+        self._batch, self._figures = int(state["batch"]), numbers(state["figures"])
 
     def close(self, state: State, logger: Logger) -> None:
         """The Trainer is closed."""

@@ -128,4 +128,4 @@ class Summary(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The run's earlier resumes come before this process's."""
-        self.resumed_from = [*state["resumed_from"], *self.resumed_from]
+        self.resumed_from = [*map(str, state["resumed_from"]), *self.resumed_from]
