@@ -72,7 +72,7 @@ def test_a_damaged_manifest_counts_as_damage(folder, kind, caplog):
     assert newer in caplog.text
 
 
-@pytest.mark.parametrize("lost", ["json", "pt"])
+@pytest.mark.parametrize("lost", ["json", "safetensors"])
 def test_half_a_checkpoint_is_named_and_passed_over(folder, lost, caplog):
     *_, older, newer = survey(LocalStore(folder)).complete
     (folder / f"{newer}.{lost}").unlink()

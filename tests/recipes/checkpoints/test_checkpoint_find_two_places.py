@@ -76,7 +76,7 @@ def test_a_damaged_one_on_the_disk_is_mended_from_the_bucket(disk, bucket):
     assert is_whole(disk, NEWER)
 
 
-@pytest.mark.parametrize("half", ["json", "pt"])
+@pytest.mark.parametrize("half", ["json", "safetensors"])
 def test_one_that_is_torn_on_the_disk_is_mended_from_the_bucket(disk, bucket, half):
     save(disk, 2)
     (disk.folder / f"{NEWER}.{half}").unlink()
@@ -106,7 +106,9 @@ def test_a_death_at_any_step_of_mending_is_mended_by_the_next_try(tmp_path, buck
     assert steps == 4
 
 
-@pytest.mark.parametrize(("lost", "reason"), [("json", "its manifest is missing"), ("pt", "its data is missing")])
+@pytest.mark.parametrize(
+    ("lost", "reason"), [("json", "its manifest is missing"), ("safetensors", "its data is missing")]
+)
 def test_what_was_deleted_since_the_bucket_was_listed_is_passed_over(disk, bucket, lost, reason):
     bucket.faults[f"{NEWER}.{lost}"] = FileNotFoundError()
     search = look(disk, bucket)
@@ -146,11 +148,11 @@ def test_each_place_says_why_its_copy_was_not_taken(disk, bucket):
                 damage(place.folder / entry.name, "longer")
     with pytest.raises(InputError) as refused:
         look(disk, bucket)
-    size = sum(map(len, snapshot(1).payload))
-    sizes = f"{size + 1} bytes instead of {size}"
+    new, old = (sum(map(len, snapshot(batch).payload)) for batch in (2, 1))
     assert refused.value.lines == (
-        f"checkpoint {NEWER}: {disk.folder}: {sizes}; s3://bucket/X/: {sizes}",
-        f"checkpoint {OLDER}: s3://bucket/X/: {sizes}",
+        f"checkpoint {NEWER}: {disk.folder}: {new + 1} bytes instead of {new}; "
+        f"s3://bucket/X/: {new + 1} bytes instead of {new}",
+        f"checkpoint {OLDER}: s3://bucket/X/: {old + 1} bytes instead of {old}",
         f"{disk.folder} and s3://bucket/X/: checkpoints of tiny are there, but none can be used; mend them, choose "
         "another run_name, or start from zero with checkpoints.restart=true",
     )

@@ -11,7 +11,7 @@ from recipes.checkpoints.manifest import DamagedError, FileEntry, is_stem, parse
 STEM = "ep001-ba000006"
 STORED = {
     "manifest": {
-        "format_version": 1,
+        "format_version": 2,
         "run_name": "tiny",
         "config_digest": "digest",
         "config": {"optimizer": {"lr": 0.1}, "data": {"mean": [0.5, 0.5, 0.5]}},
@@ -27,9 +27,9 @@ STORED = {
         "created_at": "2026-01-01T00:00:00+00:00",
         "files": [{"name": f"{STEM}.safetensors", "size": 5, "sha256": hashlib.sha256(b"hello").hexdigest()}],
     },
-    "sha256": "e0a79bd7da4d4910cf6efd52d11c6ff44fa9807324528f08c01fa17575cc7b77",
+    "sha256": "cc97865cbeba4de5adecc5bcdd9e0192f9b35519eaecf045511c74b9813182a8",
 }
-"""As version 1 stores it; a later version has to read it."""
+"""As version 2 stores it; a later version has to read it."""
 
 
 def changed(**keys):

@@ -10,11 +10,11 @@ from recipes.checkpoints.find import newest, survey
 from recipes.checkpoints.publish import prune
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.checkpoints.write import Writer
-from tests.recipes.checkpoints.tiny import At, Dying, at_most, identity, same, save, snapshot
+from tests.recipes.checkpoints.tiny import At, Dying, algorithms, at_most, identity, same, save, snapshot
 
 
 def look(store):
-    return newest(store, None, identity(), restart=False, check=lambda path: None).found
+    return newest(store, None, identity(), restart=False, algorithms=algorithms()).found
 
 
 def test_a_death_at_any_step_of_publishing_and_pruning_loses_nothing_that_was_complete(tmp_path):
@@ -128,7 +128,11 @@ def test_a_disk_that_fills_up_makes_room_by_giving_up_older_checkpoints(tmp_path
         """Holds two checkpoints."""
 
         def put(self, name, source):
-            if sum(entry.size for entry in self.entries()) + len(source) > 9000:
+            if (
+                sum(entry.size for entry in self.entries())
+                + len(b"".join([source] if isinstance(source, bytes) else source))
+                > 9000
+            ):
                 raise StoreError(f"{name}: No space left on device")
             super().put(name, source)
 
