@@ -11,10 +11,11 @@ from composer import Callback, Trainer
 from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
-from recipes.checkpoints.build import build_checkpoints
+from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
+from recipes.checkpoints.owner import Owner
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.publish import publish
 from recipes.checkpoints.resume import find_resume
@@ -82,6 +83,10 @@ class Tiny:
 
     def go(self, *callbacks, **more):
         """Train on; returns the trained weights, or the `Interrupted` that ended it."""
+        with Owner(self.places, self.identity.run_name) as owner:
+            return self._go(owner, *callbacks, **more)
+
+    def _go(self, owner, *callbacks, **more):
         self.resume = self.find(**more)
         model = network()
         self.interrupt = Interrupt()
@@ -89,6 +94,7 @@ class Tiny:
             places=self.places,
             **{key: self.settings[key] for key in ("interval", "keep", "keep_remote", "patience")},
             identity=self.identity,
+            owner=owner,
             resume=self.resume,
             interrupt=self.interrupt,
             top1=lambda state: state.eval_metrics["eval"]["MulticlassAccuracy"].compute().item(),
@@ -111,7 +117,8 @@ class Tiny:
         self.state = trainer.state
         try:
             trainer.fit()
-            self.kept = checkpoints.finish()
+            self.status = checkpoints.finish()
+            self.kept = self.status == 0
         except Interrupted as stop:
             return stop
         finally:
@@ -120,6 +127,10 @@ class Tiny:
 
     def stems(self):
         return sorted(path.stem for path in self.places.local.glob("*.json"))
+
+    def settle(self, resume):
+        with Owner(self.places, self.identity.run_name) as owner:
+            return settle(places=self.places, keep_remote=3, patience=20.0, owner=owner, resume=resume)
 
     def interrupt_at(self, batch, event="batch_end", grace=20.0):
         return At(event, batch, lambda state: self.interrupt.request("a test", grace))
