@@ -252,8 +252,8 @@ def _is_dead(other: dict[str, Any], age: float) -> bool:
 
 
 def _lives(other: dict[str, Any]) -> bool | None:
-    """Whether a note's process is alive; None: it is of another machine or container, and not known here."""
+    """Whether a note's process, another than this, is alive; None: in another machine or container, not known here."""
     if _machine() is None or other.get("machine") != _machine():
         return None
     started = _started(other.get("pid", 0))
-    return started is not None and started == other.get("started")
+    return started is not None and started == other.get("started") and other.get("pid") != os.getpid()
