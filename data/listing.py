@@ -135,13 +135,13 @@ def _change(folder: str) -> _Change:
 
 
 def _places(path: Path) -> list[Path]:
-    """Where a split's index may lie, the best place first."""
+    """Where a split's index may lie, the best place first; none in the home folder of a user who has no such."""
     whole = path.resolve()
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "composer-resnet"
-    return [
-        whole.parent / f".{whole.name}.index",
-        user / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]}.index",
-    ]
+    places = [whole.parent / f".{whole.name}.index"]
+    with contextlib.suppress(RuntimeError):  # neither HOME nor an entry for this user number, as in containers
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "composer-resnet"
+        places.append(user / f"{hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]}.index")
+    return places
 
 
 def _write(file: Path, listing: Listing, folders: dict[str, _Change]) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from data.wordnet import class_names
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
+from recipes.checkpoints.owner import Owner
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.resume import Resume, find_resume
 from recipes.checkpoints.save import Checkpoints, Interval
@@ -81,7 +83,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
         Interrupted: The process was asked to stop.
     """
     trainer.fit()
-    saved = checkpoints.finish()
+    status = checkpoints.finish()
     digest = watchers.summary.finish(final_weights(trainer.state))
     log.info("finished: weights_sha256 %s", digest)
     folder = watchers.summary.path.parent
@@ -90,7 +92,7 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     say(f"curves: tensorboard --logdir {folder}")
     if page is not None:
         say(f"report: {page}")
-    return 0 if saved else EXIT_NOT_UPLOADED
+    return status
 
 
 def report(folder: Path) -> Path | None:
@@ -115,12 +117,17 @@ def run(config: RunConfig) -> int:
     """Train, or go on training, as a config says.
 
     Returns:
-        The exit status: 0 finished, 75 interrupted with the state saved, 1 anything else.
+        The exit status: 0 finished, 75 interrupted with the state saved, 74 finished but not uploaded, 1 anything else.
 
     Raises:
-        InputError: The config or the data cannot be used; nothing was trained.
+        InputError: The config or the data cannot be used, or the run is being trained; nothing was trained.
         DataError: Likewise.
     """
+    with ExitStack() as held:
+        return _run(config, held)
+
+
+def _run(config: RunConfig, held: ExitStack) -> int:
     interrupt = Interrupt()
     interrupt.install()
     # Composer says so where a run goes on from the end of an epoch, which is in order.
@@ -139,6 +146,7 @@ def run(config: RunConfig) -> int:
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
     patience = Interval.of(saving.patience).value
+    owner = held.enter_context(Owner(places, config.run_name))
     resume = find_resume(
         places=places,
         identity=identity,
@@ -147,9 +155,10 @@ def run(config: RunConfig) -> int:
         resume=config.resume,
         restart=saving.restart,
         patience=patience,
+        resumable=not config.algorithms.not_resumable,
     )
     if resume.finished:
-        kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, resume=resume)
+        kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, owner=owner, resume=resume)
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
         return 0 if kept else EXIT_NOT_UPLOADED
     where, leader = config.data, dist.get_local_rank() == 0
@@ -167,6 +176,7 @@ def run(config: RunConfig) -> int:
         keep_remote=saving.keep_remote,
         patience=patience,
         identity=identity,
+        owner=owner,
         resume=resume,
         interrupt=interrupt,
         top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),

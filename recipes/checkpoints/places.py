@@ -11,6 +11,9 @@ from recipes.checkpoints.s3 import S3Store, open_s3
 from recipes.checkpoints.store import LocalStore, Store
 from recipes.errors import InputError
 
+CHECKPOINTS = "checkpoints"
+"""Of a run's folder: where they pass through on their way to a bucket."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -34,7 +37,7 @@ class Places:
         """
         filled, run_folder = folder.format(runs_folder=runs_folder, run_name=run_name), Path(runs_folder) / run_name
         if filled.startswith("s3://"):
-            return cls(run_folder / "checkpoints", filled.rstrip("/"), run_folder)
+            return cls(run_folder / CHECKPOINTS, filled.rstrip("/"), run_folder)
         return cls(Path(filled), None, run_folder)
 
     @property
@@ -63,7 +66,7 @@ def named(path: str, key: str = "resume") -> tuple[Store, str | None]:
         return (S3Store(place), stem) if is_stem(stem) else (S3Store(path.rstrip("/")), None)
     folder = Path(path)
     if folder.is_dir():
-        inside = folder / "checkpoints"
+        inside = folder / CHECKPOINTS
         return LocalStore(inside if inside.is_dir() else folder), None
     if not folder.exists():
         raise InputError(f"{key}: {path} does not exist; name a checkpoint (ep003-ba000123.safetensors) or its folder")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,9 +65,18 @@ def prune(store: Store, keep: int, *, protect: Collection[str], ignore: Collecti
     newest = position_of(manifests[-1].stem)
     left = (stem for stem in (*listing.begun, *listing.torn) if position_of(stem) < newest)
     dead += [stem for stem in left if stem not in {*stay, *known}]
-    for stem in dead:
+    remove(store, dead)
+    return dead
+
+
+def remove(store: Store, stems: Iterable[str]) -> None:
+    """Remove checkpoints.
+
+    Raises:
+        StoreError: The store failed.
+    """
+    for stem in stems:
         # The note first and the manifest before the data: a death in between leaves one plainly unfinished.
         with suppress(StoreError):  # There may be no room even for the note; then the order alone must do.
             store.put(f"{stem}.json.tmp", b"{}")
         store.delete([f"{stem}.json", f"{stem}{SUFFIX}", f"{stem}.json.tmp"])
-    return dead

@@ -5,19 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from composer import Algorithm
 from composer.utils import dist
 
-from recipes.checkpoints.find import Found, Identity, Search, bring, load_manifest, newest, require_same, survey
+from recipes.checkpoints.begin import Named, begin, begins_anew, how_it_begins
+from recipes.checkpoints.find import Identity, Search, newest, survey
 from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import DamagedError, Manifest
 from recipes.checkpoints.mirror import FOLDER, restore_logs
 from recipes.checkpoints.patience import patiently
-from recipes.checkpoints.places import Places, named
+from recipes.checkpoints.places import Places
 from recipes.checkpoints.s3 import S3Store
 from recipes.checkpoints.spread import on_every_node
 from recipes.checkpoints.store import LocalStore, StoreError
@@ -42,6 +42,8 @@ class Resume:
     """Stems that were passed over."""
     content: dict[str, Any] | None = field(default=None, repr=False)
     """The checkpoint's, as `read_state` gives it."""
+    resumable: bool = True
+    """Whether the same command can go on after an interruption."""
 
     @property
     def finished(self) -> bool:
@@ -63,6 +65,7 @@ def find_resume(
     resume: str | None,
     restart: bool,
     patience: float,
+    resumable: bool = True,
 ) -> Resume:
     """Decide where the run goes on; every process calls it and gets the same answer.
 
@@ -70,15 +73,44 @@ def find_resume(
         places: Where the run's checkpoints lie.
         identity: Whose checkpoints count.
         algorithms: The run's own, to compare with the checkpoint's.
-        autoresume: Go on from the newest checkpoint of the run.
-        resume: Start from this checkpoint instead: a file or the folder that holds it, on disk or `s3://`.
+        autoresume: Go on from the newest checkpoint of the run; off: only if the run began with this off.
+        resume: Begin with this checkpoint: a file or the folder that holds it, on disk or `s3://`.
         restart: Start from zero where checkpoints seem to exist but none can be used.
         patience: Seconds to wait for a bucket that is out of reach.
+        resumable: Whether the run's algorithms can go on; if not, autoresume must be off, and it begins anew each time.
 
     Raises:
         InputError: On every process: a checkpoint of another recipe; none that can be used; a store out of reach.
     """
-    local, content = LocalStore(places.local), None
+    local, how, content = LocalStore(places.local), how_it_begins(autoresume, resume), None
+
+    def search(remote: S3Store | None) -> Resume:
+        anew = begins_anew([local] if remote is None else [local, remote], how, resumable=resumable)
+        chosen = _chosen(resume, identity, algorithms, patience) if anew and resume is not None else None
+        try:
+            begin(local, remote, how, identity, anew=anew, restart=restart, named=chosen)
+        except DamagedError as error:
+            raise InputError(f"resume: {resume}: {error}") from None
+        return _resume(newest(local, remote, identity, restart=restart, algorithms=algorithms))
+
+    def look() -> Resume:
+        if (opener := places.opener) is None:
+            return search(None)
+        try:
+            return patiently(lambda: _of_both(search, _writable(opener()), places.run_folder), patience)
+        except StoreError as error:
+            if error.mistake:
+                raise
+            log.error("the bucket is out of reach: %s", error)
+            reason = str(error)
+        if not restart and (begins_anew([local], how, resumable=resumable) or not survey(local).complete):
+            raise InputError(
+                reason,
+                f"{places.local}: no checkpoint here, and the bucket, which may hold some, is out of reach; "
+                "try again later, or start from zero with checkpoints.restart=true",
+            )
+        log.error("going on with what is on the local disk; uploads are tried again while training runs")
+        return search(None)
 
     def decide() -> Resume:
         nonlocal content
@@ -86,51 +118,24 @@ def find_resume(
         content = found.content  # Each process reads its own disk: 300 MB are not sent around.
         return replace(found, content=None)
 
-    def look() -> Resume:
-        if resume is not None:
-            return _chosen(resume, local, identity, algorithms, patience)
-        if not autoresume:
-            _require_same_recipe(local, identity)
-            return Resume()
-        search = partial(newest, local, identity=identity, restart=restart, algorithms=algorithms)
-        return _newest(search, places, restart=restart, patience=patience)
-
     answer = on_first(decide)
     if answer.manifest and answer.load_path and dist.get_world_size() > dist.get_local_world_size():
         answer = replace(answer, load_path=str(on_every_node(Path(answer.load_path), answer.manifest, local)))
-    if answer.manifest and answer.load_path and content is None:
-        try:
-            content = read_state(Path(answer.load_path), answer.manifest, algorithms)
-        except DamagedError as error:
-            raise InputError(f"{answer.load_path}: {error}") from None
-    return replace(answer, content=content)
+    return replace(answer, content=content or _read_here(answer, algorithms), resumable=resumable)
 
 
-def _newest(search: Callable[..., Search], places: Places, *, restart: bool, patience: float) -> Resume:
-    """The run's own newest checkpoint of both stores; of the local one alone where the bucket stays out of reach."""
-    opener = places.opener
+def _read_here(answer: Resume, algorithms: Sequence[Algorithm]) -> dict[str, Any] | None:
+    """The chosen checkpoint's content, from this node's disk."""
+    if answer.manifest is None or answer.load_path is None:
+        return None
     try:
-        if opener is None:
-            return _resume(search(remote=None))
-        return patiently(lambda: _of_both(search, _writable(opener()), places.run_folder), patience)
-    except StoreError as error:
-        if opener is None or error.mistake:
-            raise InputError(str(error)) from None
-        reason = str(error)
-    log.error("the bucket is out of reach: %s", reason)
-    outcome = search(remote=None)
-    if outcome.found is None and not restart:
-        raise InputError(
-            reason,
-            f"{places.local}: no checkpoint here, and the bucket, which may hold some, is out of reach; "
-            "try again later, or start from zero with checkpoints.restart=true",
-        )
-    log.error("going on with what is on the local disk; uploads are tried again while training runs")
-    return _resume(outcome)
+        return read_state(Path(answer.load_path), answer.manifest, algorithms)
+    except DamagedError as error:
+        raise InputError(f"{answer.load_path}: {error}") from None
 
 
-def _of_both(search: Callable[..., Search], store: S3Store, run_folder: Path) -> Resume:
-    resume = _resume(search(remote=store))
+def _of_both(search: Callable[[S3Store | None], Resume], store: S3Store, run_folder: Path) -> Resume:
+    resume = search(store)
     if resume.load_path is not None and (fetched := restore_logs(run_folder, store.below(FOLDER))):
         log.info("fetched the logs of the run: %s", ", ".join(fetched))
     return resume
@@ -157,47 +162,22 @@ def _resume(search: Search) -> Resume:
         return Resume(damaged=tuple(search.skipped))
     found = search.found
     log.info("going on from %s at %s", found.manifest.describe(), found.location)
-    return Resume(str(found.path), found.manifest, found.location, tuple(search.skipped), found.content)
+    return Resume(str(found.path), found.manifest, found.location, tuple(search.skipped), content=found.content)
 
 
-def _require_same_recipe(local: LocalStore, identity: Identity) -> None:
-    """With autoresume off, do not mix two recipes' checkpoints in one folder."""
-    for stem in survey(local).complete[-1:]:
-        try:
-            require_same(load_manifest(local, stem), identity, local.location)
-        except DamagedError:
-            continue
-
-
-def _chosen(
-    path: str, local: LocalStore, identity: Identity, algorithms: Sequence[Algorithm], patience: float
-) -> Resume:
-    """The checkpoint that the user named: of any run name, but of this recipe; a damaged one is refused."""
+def _chosen(path: str, identity: Identity, algorithms: Sequence[Algorithm], patience: float) -> Named:
+    """The checkpoint that the user named."""
     try:
-        return patiently(lambda: _take_named(path, local, identity, algorithms), patience)
+        return patiently(lambda: Named.of(path, identity, algorithms), patience)
     except (DamagedError, StoreError) as error:
         raise InputError(f"resume: {path}: {error}") from None
-
-
-def _take_named(path: str, local: LocalStore, identity: Identity, algorithms: Sequence[Algorithm]) -> Resume:
-    store, stem = named(path)
-    stems = survey(store).complete
-    if stem is None and stems:
-        stem = stems[-1]
-    if stem not in stems:
-        raise InputError(f"resume: {store.location} holds no complete checkpoint{f' {stem}' if stem else ''}")
-    manifest = load_manifest(store, stem)
-    require_same(manifest, replace(identity, run_name=manifest.run_name), store.location)
-    file = bring(store, manifest, store if isinstance(store, LocalStore) else local)
-    content = read_state(file, manifest, algorithms)
-    return _resume(Search(Found(manifest, file, content, f"{store.location.rstrip('/')}/{file.name}")))
 
 
 def on_first(decide: Callable[[], Answer]) -> Answer:
     """Process 0's answer on every process.
 
     Raises:
-        InputError: On every process, if it was raised on the first.
+        InputError: On every process, if it or StoreError was raised on the first.
     """
     outcome: list[Any] = [None]
     if dist.get_global_rank() == 0:
@@ -213,6 +193,8 @@ def _attempt(action: Callable[[], Any]) -> tuple[str, Any]:
         return "done", action()
     except InputError as error:
         return "refused", error.lines
+    except StoreError as error:
+        return "refused", (str(error),)
 
 
 def _unpack(outcome: tuple[str, Any]) -> Any:

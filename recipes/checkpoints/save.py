@@ -12,7 +12,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
 from recipes.checkpoints.format import pack, restore, to_save
-from recipes.checkpoints.interrupt import Interrupt, Interrupted
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
 from recipes.checkpoints.patience import seconds
@@ -55,6 +55,7 @@ class Checkpoints(Callback):
         mirror: Copies the logs to the bucket, if there is one; on the first process.
         interrupt: Says whether the process was asked to stop.
         top1: Reads the top-1 accuracy in [0, 1] of the evaluation that has just ended, if there is one.
+        goes_on: Whether the same command goes on from an interruption.
         disk_patience: Seconds that training waits for the disk before it drops a checkpoint.
         upload_patience: Seconds that the end of a run waits for its last upload.
         resume: The checkpoint that the run goes on from.
@@ -68,6 +69,7 @@ class Checkpoints(Callback):
         mirror: Mirror | None,
         interrupt: Interrupt,
         top1: Callable[[State], float | None],
+        goes_on: bool,
         disk_patience: float,
         upload_patience: float,
         resume: Resume,
@@ -77,6 +79,7 @@ class Checkpoints(Callback):
         self._mirror = mirror
         self._interrupt = interrupt
         self._top1 = top1
+        self._goes_on = goes_on
         self._disk_patience = disk_patience
         self._upload_patience = upload_patience
         self._saved_at = time.monotonic()
@@ -146,20 +149,21 @@ class Checkpoints(Callback):
             self._final = snapshot.stem if finished else None
             self._save(snapshot)
 
-    def finish(self) -> bool:
+    def finish(self) -> int:
         """After `fit`: wait until the last state is written and uploaded.
 
         Returns:
-            Whether it is where it belongs; the same on all processes.
+            The exit status, the same on all processes: 0, `EXIT_NOT_UPLOADED`, or 1 where it is not on disk either.
         """
-        done = [True]
+        status = [0]
         if self._writer is not None and self._final is not None:
             self._writer.wait(self._disk_patience)
-            done = [self._writer.deliver(self._final, self._upload_patience)]
-            if not done[0]:
-                log.error("the run is finished, but its last state %s is not where it belongs", self._final)
-        dist.broadcast_object_list(done, src=0)
-        return done[0]
+            status = [self._writer.deliver(self._final, self._upload_patience)]
+            if status[0]:
+                where = "on this disk only" if status[0] == EXIT_NOT_UPLOADED else "NOT saved"
+                log.error("the run is finished, but its last state %s is not where it belongs: %s", self._final, where)
+        dist.broadcast_object_list(status, src=0)
+        return status[0]
 
     def close(self, state: State, logger: Logger) -> None:
         """Let a write that has begun end, also when training failed, and copy the last logs."""
@@ -167,7 +171,8 @@ class Checkpoints(Callback):
         if self._writer is not None:
             self._writer.close(self._disk_patience)
         if self._mirror is not None:
-            self._mirror.close(min(_LAST_LOGS, self._interrupt.seconds_left()))
+            limit = min(_LAST_LOGS, self._interrupt.seconds_left())
+            self._mirror.close(limit, finished=self._final is not None)
 
     def _late(self) -> bool:
         return (
@@ -201,7 +206,7 @@ class Checkpoints(Callback):
             self._save(held)
             self._writer.wait(self._interrupt.seconds_left())
             saved, words = self._writer.leave(held.stem, self._interrupt.seconds_left())
-            then = "; the same command goes on" if saved else ""
+            then = f"; the same command {'goes on' if self._goes_on else 'begins anew'}" if saved else ""
             outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}{then}")]
         dist.broadcast_object_list(outcome, src=0)
         raise Interrupted(*outcome[0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -68,13 +70,14 @@ class LocalStore:
 
     def entries(self) -> list[Entry]:
         """The folder's files, without those that are still being written; none if there is no folder."""
+        found = []
         try:
-            with os.scandir(self.folder) as found:
-                return sorted(
-                    Entry(item.name, item.stat().st_size)
-                    for item in found
-                    if item.is_file() and not item.name.startswith(".")
-                )
+            for path in self.folder.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # it was a file of a moment
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
+                        found.append(Entry(path.name, status.st_size))
+            return sorted(found)
         except FileNotFoundError:
             return []
         except OSError as error:
@@ -114,7 +117,7 @@ class LocalStore:
                     else:
                         file.writelines([source] if isinstance(source, bytes) else source)
                     file.flush()
-                    os.fsync(file.fileno())
+                    sync(file.fileno())
                 partial.replace(self.path(name))
             except OSError:
                 with contextlib.suppress(OSError):
@@ -140,12 +143,28 @@ class LocalStore:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Make renames in `folder` survive a power cut, where its file system can."""
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return  # A folder may be writable and not readable.
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """`fsync`, where the file system has it: CIFS, shared folders of virtual machines and many FUSE ones do not.
+
+    Raises:
+        OSError: The disk failed or is full.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}:
+            raise
 
 
 def _failed(path: Path, error: OSError) -> StoreError:

@@ -6,9 +6,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 
-from recipes.checkpoints.find import survey
-from recipes.checkpoints.manifest import Manifest
+from recipes.checkpoints.find import load_manifest, survey
+from recipes.checkpoints.manifest import DamagedError, Manifest
+from recipes.checkpoints.owner import Owner
 from recipes.checkpoints.publish import prune, publish
 from recipes.checkpoints.s3 import CancelledError, S3Store
 from recipes.checkpoints.store import LocalStore, StoreError
@@ -30,6 +32,7 @@ class Uploader:
         location: Where that is, for people.
         keep: How many of the newest stay in the bucket.
         damaged: Stems that are known to be damaged.
+        owner: Who may write there.
         before: Called before each upload, to copy the logs that belong to the checkpoint.
     """
 
@@ -41,11 +44,13 @@ class Uploader:
         keep: int,
         *,
         damaged: Collection[str],
+        owner: Owner,
         before: Callable[[], None],
     ) -> None:
         self._local = local
         self._open = remote
         self.location = location
+        self._owner = owner
         self._before = before
         self._keep = keep
         self._damaged = set(damaged)
@@ -79,7 +84,8 @@ class Uploader:
     def wait(self, stem: str, seconds: float) -> bool:
         """Whether this checkpoint is in the bucket, after at most `seconds`."""
         with self._changed:
-            return self._changed.wait_for(lambda: stem in self._uploaded, seconds)
+            self._changed.wait_for(lambda: stem in self._uploaded or self._owner.superseded, seconds)
+            return stem in self._uploaded
 
     def hurry(self, manifest: Manifest, seconds: float) -> bool:
         """Bring this checkpoint to the bucket now, giving up what else is under way; whether that was done in time."""
@@ -106,10 +112,10 @@ class Uploader:
             self._changed.notify_all()
 
     def _insist(self, manifest: Manifest, deadline: float) -> None:
-        while time.monotonic() < deadline and manifest.stem not in self._uploaded:
+        while time.monotonic() < deadline and manifest.stem not in self._uploaded and not self._owner.superseded:
             try:
                 self._upload(self._open(), manifest)
-            except StoreError as error:
+            except (StoreError, CancelledError) as error:
                 log.error("%s", error)
                 time.sleep(0.5)
 
@@ -146,23 +152,22 @@ class Uploader:
             return self._wanted
 
     def _connected(self) -> S3Store:
-        """The open bucket; on opening, what is there already is not uploaded again."""
+        """The open bucket."""
         if self._store is None:
             store = self._open()
-            complete = set(survey(store).complete) - self._damaged
+            self._require_owned(store)
             store.abort_leftovers()
             with self._changed:
                 self._store = store
-                self._uploaded |= complete
-                self._changed.notify_all()
-            self._drop_uploaded()
         return self._store
 
     def _upload(self, store: S3Store, manifest: Manifest) -> None:
-        began = time.monotonic()
-        publish(store, manifest, self._local.path(manifest.files[0].name))
-        seconds, megabytes = time.monotonic() - began, manifest.files[0].size / 1e6
-        log.info("uploaded %s to %s: %.1f MB in %.1f s", manifest.stem, store.location, megabytes, seconds)
+        self._require_owned(store)
+        if manifest.stem in self._damaged or not self._is_there(store, manifest):
+            began = time.monotonic()
+            publish(store, manifest, self._local.path(manifest.files[0].name))
+            seconds, megabytes = time.monotonic() - began, manifest.files[0].size / 1e6
+            log.info("uploaded %s to %s: %.1f MB in %.1f s", manifest.stem, store.location, megabytes, seconds)
         self._complained = float("-inf")
         with self._changed:
             self._uploaded.add(manifest.stem)
@@ -170,6 +175,21 @@ class Uploader:
             self._newest_verified = manifest.stem
             self._changed.notify_all()
         self._drop_uploaded()
+
+    def _require_owned(self, store: S3Store) -> None:
+        self._owner.renew(store)
+        if self._owner.superseded:
+            self.close()
+            raise CancelledError
+
+    @staticmethod
+    def _is_there(store: S3Store, manifest: Manifest) -> bool:
+        """Whether the bucket has this very checkpoint, not one that another run left at the same position."""
+        with suppress(DamagedError):
+            return (
+                manifest.stem in survey(store).complete and load_manifest(store, manifest.stem).files == manifest.files
+            )
+        return False
 
     def _drop_uploaded(self) -> None:
         with self._changed:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from recipes.checkpoints.find import Identity
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED
 from recipes.checkpoints.manifest import SUFFIX, DamagedError, FileEntry, Manifest, Position, stem_of, verify
 from recipes.checkpoints.publish import prune, publish
 from recipes.checkpoints.store import LocalStore, StoreError
@@ -150,9 +151,15 @@ class Writer:
         if self._uploader is not None:
             self._uploader.offer(manifest)
 
-    def deliver(self, stem: str, seconds: float) -> bool:
-        """Whether this checkpoint is on disk and, after at most `seconds`, in the bucket if there is one."""
-        return stem in self._complete and (self._uploader is None or self._uploader.wait(stem, seconds))
+    def deliver(self, stem: str, seconds: float) -> int:
+        """Exit status of a run that ends with this checkpoint, which may take `seconds` to the bucket if there is one.
+
+        Returns:
+            1 if it is not on the disk, `EXIT_NOT_UPLOADED` if it is not in the bucket, else 0.
+        """
+        if stem not in self._complete:
+            return 1
+        return 0 if self._uploader is None or self._uploader.wait(stem, seconds) else EXIT_NOT_UPLOADED
 
     def leave(self, stem: str, seconds: float) -> tuple[bool, str]:
         """Bring this checkpoint, the last one, to where it belongs in at most `seconds`.

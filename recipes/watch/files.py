@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from recipes.checkpoints.store import sync
 
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
@@ -22,7 +23,7 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
         with beside.open("wb") as file:
             file.writelines(chunks)
             file.flush()
-            os.fsync(file.fileno())
+            sync(file.fileno())
         beside.replace(path)
     except BaseException:
         beside.unlink(missing_ok=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from recipes.checkpoints.store import sync
 from recipes.watch.clock import Clock
 from recipes.watch.files import replace_file
 from recipes.watch.sink import FigureSink
@@ -84,7 +84,7 @@ class MetricsFile(FigureSink):
         """Sync the file."""
         if self._file is not None:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
 
     def shut(self) -> None:
         """Sync and close the file."""

@@ -97,7 +97,7 @@ def test_the_writer_writes_beside_the_training_and_keeps_the_newest(tmp_path):
         writer.put(snapshot(batch), patience=10)
     assert writer.wait(10)
     assert survey(store).complete == ("ep000-ba000003", "ep000-ba000004")
-    assert writer.deliver("ep000-ba000004", 0)
+    assert writer.deliver("ep000-ba000004", 0) == 0
 
 
 def test_what_a_dead_writer_left_is_swept_away(tmp_path):
@@ -116,7 +116,7 @@ def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path, caplog):
         writer.wait(10)
     assert "ep000-ba000002 could not be saved" in caplog.text
     assert look(store).manifest.batch == 1
-    assert not writer.deliver("ep000-ba000002", 0)
+    assert writer.deliver("ep000-ba000002", 0) == 1
     assert not list(tmp_path.glob(".*"))
     writer.put(snapshot(3), patience=10)
     writer.wait(10)

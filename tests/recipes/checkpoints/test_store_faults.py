@@ -15,7 +15,6 @@ import pytest
 from botocore.exceptions import ClientError
 
 from recipes.checkpoints import s3, upload
-from recipes.checkpoints.build import settle
 from recipes.checkpoints.find import load_manifest, survey
 from recipes.checkpoints.manifest import verify
 from recipes.checkpoints.s3 import S3Store
@@ -254,7 +253,7 @@ def test_a_clock_that_jumps_in_the_middle_does_not_stop_the_training(run, url, u
     turn_the_clock(monkeypatch, 0)
     resume = run.find()
     assert resume.finished
-    assert settle(places=run.places, keep_remote=3, patience=20.0, resume=resume)
+    assert run.settle(resume)
     assert FINAL in in_bucket(url)
 
 
@@ -310,7 +309,7 @@ def test_down_at_the_end_is_said_and_mended_by_the_same_command(run, proxy, url,
     proxy.set(None)
     resume = run.find()
     assert resume.finished
-    assert settle(places=run.places, keep_remote=3, patience=20.0, resume=resume)
+    assert run.settle(resume)
     assert FINAL in in_bucket(url)
 
 

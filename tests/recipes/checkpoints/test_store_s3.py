@@ -165,7 +165,7 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     mirror.sync()
     with (run / "metrics.jsonl").open("a") as file:
         file.write("2\n")
-    mirror.close(10)
+    mirror.close(10, finished=False)
     assert [entry.name for entry in store.tree()] == ["logs/metrics.jsonl", "logs/tensorboard/events.1"]
     (other / "tensorboard").mkdir(parents=True)
     (other / "tensorboard" / "events.1").write_bytes(b"ours is newer")
@@ -176,6 +176,8 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
 
 class Hostile:
     """A bucket whose names, which this server would not take, point out of the folder."""
+
+    location = "s3://bucket/x/logs"
 
     def tree(self):
         names = ["../evil", "a/../../evil", "/evil", "/", "", ".bashrc", "a/.ssh/evil", "harmless"]

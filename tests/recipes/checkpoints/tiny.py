@@ -11,11 +11,12 @@ from composer import Callback, Trainer
 from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
-from recipes.checkpoints.build import build_checkpoints
+from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity, load_manifest
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
 from recipes.checkpoints.manifest import FileEntry, Position
+from recipes.checkpoints.owner import Owner
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.publish import publish
 from recipes.checkpoints.resume import find_resume
@@ -84,6 +85,10 @@ class Tiny:
 
     def go(self, *callbacks, **more):
         """Train on; returns the trained weights, or the `Interrupted` that ended it."""
+        with Owner(self.places, self.identity.run_name) as owner:
+            return self._go(owner, *callbacks, **more)
+
+    def _go(self, owner, *callbacks, **more):
         self.resume = self.find(**more)
         model = network()
         self.interrupt = Interrupt()
@@ -91,6 +96,7 @@ class Tiny:
             places=self.places,
             **{key: self.settings[key] for key in ("interval", "keep", "keep_remote", "patience")},
             identity=self.identity,
+            owner=owner,
             resume=self.resume,
             interrupt=self.interrupt,
             top1=lambda state: state.eval_metrics["eval"]["MulticlassAccuracy"].compute().item(),
@@ -112,7 +118,8 @@ class Tiny:
         self.state = trainer.state
         try:
             trainer.fit()
-            self.kept = checkpoints.finish()
+            self.status = checkpoints.finish()
+            self.kept = self.status == 0
         except Interrupted as stop:
             return stop
         finally:
@@ -121,6 +128,10 @@ class Tiny:
 
     def stems(self):
         return sorted(path.stem for path in self.places.local.glob("*.json"))
+
+    def settle(self, resume):
+        with Owner(self.places, self.identity.run_name) as owner:
+            return settle(places=self.places, keep_remote=3, patience=20.0, owner=owner, resume=resume)
 
     def interrupt_at(self, batch, event="batch_end", grace=20.0):
         return At(event, batch, lambda state: self.interrupt.request("a test", grace))

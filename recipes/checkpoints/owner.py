@@ -1,0 +1,259 @@
+"""One run, one owner: a lock on the run's folders, and a note in its bucket that the owner renews."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from recipes.checkpoints.places import Places
+from recipes.checkpoints.resume import on_first
+from recipes.checkpoints.s3 import S3Store
+from recipes.checkpoints.store import StoreError
+from recipes.errors import InputError
+
+log = logging.getLogger(__name__)
+
+NOTE = ".owner"
+RENEWED_EVERY = 20.0
+"""Seconds between two renewals of the note in the bucket."""
+DEAD_AFTER = 90.0
+"""Seconds without a renewal after which the note's owner counts as dead."""
+_LAST = 3.0
+"""Seconds that giving the bucket's note back may take."""
+
+
+class Owner:
+    """This run's processes as its one owner, from `with` to its end; every process enters it, the first acts.
+
+    On a disk the owner holds a POSIX lock, which the system drops when the process dies, however it dies, and which
+    children do not inherit. A bucket has no locks: there lies a note with the owner's name, renewed by a thread. An
+    owner that finds another's note there, because both started at once or the bucket was out of reach, is superseded:
+    it goes on training, and copies nothing more to the bucket.
+
+    Args:
+        places: Where the run's checkpoints and logs lie.
+        run_name: The run's.
+
+    Raises:
+        InputError: On every process, by `with`: another owner is alive; the run's folder cannot be made.
+    """
+
+    def __init__(self, places: Places, run_name: str) -> None:
+        self._places = places
+        self._run_name = run_name
+        self._locks: list[int] = []
+        self._me = {
+            "id": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "machine": _machine(),
+            "started": _started(os.getpid()),
+        }
+        self._holds = False
+        self.superseded = False
+        """Whether the bucket belongs to another by now."""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
+
+    def __enter__(self) -> Owner:
+        try:
+            on_first(self._take)
+        except InputError:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up what is held, for the next owner to take at once."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_LAST)
+        for descriptor in self._locks:
+            os.close(descriptor)
+
+    def _take(self) -> None:
+        folders = {self._places.run_folder, self._places.local}
+        for folder in sorted(folders):
+            if not folders & set(folder.parents):
+                self._lock(folder)
+        if (opener := self._places.opener) is not None:
+            try:
+                self._claim(opener())
+            except StoreError as error:
+                log.warning("%s; who owns the run there is looked up again later", error)
+            self._thread.start()
+
+    def _lock(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(folder / NOTE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
+        self._locks.append(descriptor)
+        deadline = time.monotonic() + DEAD_AFTER
+        while (refused := _refused(descriptor)) is not None:
+            other = _parsed(os.pread(descriptor, 4096, 0))
+            if refused not in (errno.EACCES, errno.EAGAIN) and not _lives(other):
+                log.warning("%s: takes no locks (%s); do not start this run twice", folder, os.strerror(refused))
+                break
+            # On a shared disk, a machine's death shows when its server has missed it for long enough.
+            elsewhere = _boot(other) not in (None, _boot(self._me))
+            if not elsewhere or time.monotonic() > deadline:
+                raise InputError(self._refusal(other, str(folder)))
+            time.sleep(1.0)
+        with suppress(OSError):  # a full disk: the lock is what counts
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(self._me).encode(), 0)
+
+    def _claim(self, store: S3Store) -> None:
+        """Put our note into the bucket, once it is sure that the owner of the one there is dead.
+
+        Raises:
+            InputError: It is alive.
+            StoreError: The bucket failed.
+        """
+        last = None
+        while (found := self._read(store)) is not None and not _is_dead(*found):
+            other, age = found
+            if _lives(other) or (last is not None and (other != last[0] or age < last[1])):
+                raise InputError(self._refusal(other, store.location))
+            if last is None:
+                log.warning(
+                    "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s for a sign of its life",
+                    *(store.location, other.get("pid"), other.get("host"), age, DEAD_AFTER - age),
+                )
+            last = found
+            time.sleep(1.0)
+        self._write(store)
+        found = self._read(store)
+        if found is not None and found[0].get("id") != self._me["id"]:  # both started at once
+            raise InputError(self._refusal(found[0], store.location))
+
+    def renew(self, store: S3Store) -> None:
+        """Renew our note, or find that another's has taken its place.
+
+        Raises:
+            StoreError: The bucket failed.
+        """
+        found = self._read(store)
+        if found is not None and found[0].get("id") != self._me["id"] and (self._holds or not _is_dead(*found)):
+            if not self.superseded:
+                log.error("%s; nothing more is copied there", self._refusal(found[0], store.location))
+            self.superseded = True
+            return
+        self._write(store)
+
+    def _renew_until_stopped(self) -> None:
+        store: S3Store | None = None
+        while not self._stop.wait(RENEWED_EVERY) and not self.superseded:
+            store = self._attempt(store, self.renew)
+        if self._holds and not self.superseded:
+            self._me["released"] = True
+            self._attempt(store, self.renew)
+
+    def _attempt(self, store: S3Store | None, action: Callable[[S3Store], None]) -> S3Store | None:
+        opener = self._places.opener
+        assert opener is not None  # else there is no thread
+        try:
+            store = store or opener()
+            action(store)
+            return store
+        except (StoreError, FileNotFoundError) as error:
+            log.debug("the owner's note is not renewed: %s", error)
+            return None  # the next client reads credentials anew
+
+    def _read(self, store: S3Store) -> tuple[dict[str, Any], float] | None:
+        """The note in the bucket, and its age in seconds by the bucket's clock."""
+        try:
+            text, age = store.read_with_age(NOTE)
+        except FileNotFoundError:
+            return None
+        return _parsed(text), age
+
+    def _write(self, store: S3Store) -> None:
+        store.put(NOTE, json.dumps(self._me).encode())
+        self._holds = True
+
+    def _refusal(self, other: dict[str, Any], where: str) -> str:
+        who = f"process {other.get('pid', '?')} on {other.get('host', '?')}, since {other.get('since', '?')}"
+        then = "wait for its end, or choose another run_name"
+        return f"{where}: another process is training {self._run_name} ({who}); {then}"
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """A note, which anybody may have written: a few short texts and numbers."""
+    try:
+        content = json.loads(text[:4096])
+    except (ValueError, RecursionError):
+        return {}
+    fields = content.items() if isinstance(content, dict) else ()
+    return {
+        name: ascii(value)[1:-1][:80] if isinstance(value, str) else value for name, value in fields if _plain(value)
+    }
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, str | bool) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _machine() -> str | None:
+    """What names this boot of this machine and this container's set of process numbers; None: not known here."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116
+    except OSError:
+        return None
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None: there is no such process, or it is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else int(fields[19])
+
+
+def _refused(descriptor: int) -> int | None:
+    """Lock a file; None: it is ours now, else the error's number."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _boot(note: dict[str, Any]) -> str | None:
+    """The part of a note's machine that all of its containers share."""
+    machine = note.get("machine")
+    return machine.split("/")[0] if isinstance(machine, str) else None
+
+
+def _is_dead(other: dict[str, Any], age: float) -> bool:
+    """Whether the owner who wrote a note `age` seconds ago is gone."""
+    lives = _lives(other)
+    return bool(other.get("released")) or (age > DEAD_AFTER if lives is None else not lives)
+
+
+def _lives(other: dict[str, Any]) -> bool | None:
+    """Whether a note's process, another than this, is alive; None: in another machine or container, not known here."""
+    if _machine() is None or other.get("machine") != _machine():
+        return None
+    started = _started(other.get("pid", 0))
+    return started is not None and started == other.get("started") and other.get("pid") != os.getpid()
