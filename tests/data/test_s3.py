@@ -107,7 +107,7 @@ def test_what_was_staged_is_not_read_from_the_bucket(tmp_path, url, proxy):
 
 def test_the_cache_is_bounded_and_follows_the_resolution_in_use(tmp_path, url, proxy):
     train, _ = open_split_pair(url, str(tmp_path))
-    sizes = {name: sum(s["raw_data"]["bytes"] for s in one.shards) for name, one in train.resolutions.items()}
+    sizes = {name: sum(shard.size for shard in one.shards) for name, one in train.resolutions.items()}
     limit = max(sizes.values()) * 1.1
     for size, name in ((24, "28"), (31, "36")):
         time.sleep(0.02)  # file times must differ
@@ -132,8 +132,9 @@ def test_a_follower_stages_while_its_parent_lives(tmp_path, url):
         process.wait()
 
 
-def test_a_download_that_broke_off_goes_on_and_a_damaged_one_is_refused(tmp_path, url, proxy, server):
+def test_a_download_that_broke_off_goes_on_and_a_damaged_one_is_refused(tmp_path, url, proxy, server, monkeypatch):
     open_split_pair(url, str(tmp_path))
+    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
     proxy.set("truncate", after=3000)
     with pytest.raises(DataError, match="s3://bucket/set"):
         stage.stage(url, str(tmp_path), float("inf"), progress=False)
