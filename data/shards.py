@@ -196,8 +196,10 @@ def _map_array(file: Path, name: str, dtype: type[np.generic], columns: tuple[in
     try:
         with named(name):
             array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
-    except (ValueError, SyntaxError, TypeError, EOFError, OverflowError) as error:
-        raise DataError(f"{name}: cut off, or no .npy file ({str(error).splitlines()[0][:80]})") from None
+    except DataError:
+        raise
+    except Exception as error:  # NumPy reads the header as a Python expression: much may go wrong
+        raise DataError(f"{name}: cut off, or no .npy file ({type(error).__name__})") from None
     if array.dtype != dtype or array.shape[1:] != columns or array.ndim != 1 + len(columns):
         raise DataError(f"{name}: holds {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)}")
     plain: NDArray[Any] = array.view(np.ndarray)  # quicker to index than a memmap
@@ -338,10 +340,9 @@ class Resolution:
         file, offset, length = self.where(index)
         with suppress(OSError):
             head = self.local(file, offset - _BEFORE_IMAGE, _BEFORE_IMAGE)
-            size = min(int.from_bytes(head[4:], "little"), _LONGEST_NAME)
-            name = self.local(file, offset + length + _LABEL, size).decode("utf-8", "replace")
-            if name:
-                return name
+            sizes = np.frombuffer(head, np.uint32).tolist()
+            if len(sizes) == 2 and sizes[0] == length and 0 < sizes[1] <= _LONGEST_NAME:
+                return self.local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
         return f"image {index}, in {file}"
 
     def _store(self) -> tuple[Any, str]:
