@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -151,13 +151,22 @@ def bring(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, 
 
 
 def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
-    """Start `follow` beside this process, for as long as it lives."""
+    """Start `follow` beside this process, for as long as it lives; what it says is logged here."""
     command = [sys.executable, "-m", "data.stage", url, "--cache-folder", cache_folder, "--follow"]
     if limit != float("inf"):
         command += ["--cache-gb", str(limit / 1e9)]
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths})
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+    )
+    threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True).start()
+    return process
+
+
+def _log_lines(lines: Iterable[bytes]) -> None:
+    for line in lines:
+        log.warning("%s", line.decode("utf-8", "replace").rstrip())
 
 
 def _bring(url: str, folder: Path, shards: list[Shard], limit: float, progress: bool) -> Iterator[DataError]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -307,6 +308,28 @@ def test_a_disk_that_takes_no_such_file_is_one_line(tmp_path, url):
     assert "File too large; images whose shards are not in the cache" in ended.stderr.splitlines()[-1]
     assert "Traceback" not in ended.stderr
     assert not [path for path in tmp_path.rglob("*.mds") if path.stat().st_size > 4096 or path.name.startswith(".part")]
+
+
+def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url, caplog):
+    open_split_pair(url, str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # which the follower inherits
+    try:
+        process = stage.start_following(url, str(tmp_path), float("inf"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        deadline = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert [record.message for record in caplog.records] == [
+        f"data.stage: {tmp_path}/bucket--set: File too large; images whose shards are not in the cache are read from "
+        "the bucket each time"
+    ]
 
 
 def test_a_shard_that_is_not_what_the_index_says_does_not_stop_the_others(tmp_path, server, prepared):
