@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,14 @@ import fsspec
 
 from data.errors import DataError
 
+log = logging.getLogger(__name__)
+
 _PATIENCE = 900.0
 """Seconds for which a bucket that is out of reach, or denies access, is tried again: longer than a training loader
 waits for its worker, which then ends the run with its state saved."""
+
+_SILENCE = 10.0
+"""Seconds after which each process that waits for a bucket says so, once."""
 
 _TRIES_WHERE_SHORT = 3
 """An object that has fewer bytes than were asked for is asked again as often, in case it was the connection."""
@@ -97,7 +103,7 @@ def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[byte
     """
     # An empty range cannot be asked for: a store would answer with the whole object.
     found: dict[int, bytes | OSError] = {i: b"" for i, (_, begin, end) in enumerate(ranges) if begin >= end}
-    deadline, pause, attempt = time.monotonic() + _PATIENCE, 0.1, 0
+    began, pause, attempt, is_said = time.monotonic(), 0.1, 0, False
     while True:
         missing = [i for i in range(len(ranges)) if i not in found]
         if not missing:
@@ -113,9 +119,13 @@ def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[byte
                 found[i] = answer
             elif (is_bytes or _code(answer) in ("InvalidRange", "416")) and attempt >= _TRIES_WHERE_SHORT:
                 found[i] = OSError(errno.EIO, f"s3://{path}: is shorter than its index says")
-            elif time.monotonic() > deadline:
-                reason = _first_line(answer) if isinstance(answer, Exception) else "answers with other bytes"
-                raise DataError(f"s3://{path}: {reason}")
+            else:
+                reason = f"s3://{path}: {_first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
+                if time.monotonic() > began + _PATIENCE:
+                    raise DataError(reason)
+                if not is_said and time.monotonic() > began + _SILENCE:
+                    is_said = True
+                    log.warning("%s; trying again for up to %.0f minutes", reason, _PATIENCE / 60)
         attempt += 1
         if any(
             isinstance(answer, PermissionError) or getattr(answer, "errno", 0) == errno.EINVAL for answer in answers

@@ -174,12 +174,18 @@ def test_a_hiccup_costs_no_image(tmp_path, url, proxy, prepared, fault):
     assert loader.dataset.bad.count() == 0
 
 
-def test_a_bucket_out_of_reach_is_named_in_the_end(tmp_path, url, proxy, monkeypatch):
+def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, proxy, monkeypatch, caplog):
     train, _ = open_split_pair(url, str(tmp_path))
-    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
-    proxy.set("refuse")
+    monkeypatch.setattr(remote, "_PATIENCE", 20.0)  # s3fs takes seconds for its own tries
+    monkeypatch.setattr(remote, "_SILENCE", 0.0)
+    proxy.set("503")
     with pytest.raises(DataError, match="s3://bucket/set/train"):
         run(training(train), [0])
+    (said,) = [record.message for record in caplog.records if record.name == "data.remote"]
+    assert "s3://bucket/set/train/28/" in said
+    assert "trying again" in said
+    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
+    proxy.set("refuse")
     with pytest.raises(DataError, match=r"s3://bucket/set/dataset.json"):
         open_split_pair(url, str(tmp_path / "other"))
 
