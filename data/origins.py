@@ -7,9 +7,10 @@ An ImageFolder (ImageNet-Mini, Imagenette, one's own), local or in a bucket; the
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ import numpy as np
 from data.errors import DataError
 from data.imagefolder import ImageFolder, open_split_pair
 from data.listing import EXTENSIONS
+from data.names import relative_path
 from data.remote import is_remote, named, open_store
 from data.source import Source
+
+log = logging.getLogger(__name__)
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -42,19 +46,13 @@ class Files:
         """
         self.path, self.classes, self.labels = path, list(classes), np.asarray(labels, dtype=np.int64)
         self._files = list(files)
-        self._store: tuple[Any, str] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_store": None}
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, index: int) -> bytes:
         """The file's bytes; raises OSError."""
-        if self._store is None:
-            self._store = open_store(self.path)
-        store, root = self._store
+        store, root = open_store(self.path)  # a process opens a store once, and anew after `renew_credentials`
         data: bytes = store.cat_file(f"{root}/{self._files[index]}")
         return data
 
@@ -129,25 +127,58 @@ def open_origin(path: str) -> dict[str, Source]:
     return {"train": train, "val": val}
 
 
+def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
+    """The images among the keys of a split in a bucket, as a disk would hold them (data/listing.py), in its order.
+
+    Args:
+        keys: below the split's place.
+
+    Returns:
+        Keys `CLASS/.../IMAGE`, and how many others no disk could hold; what a disk's listing leaves out, such as a
+        class folder or an image that begins with a dot, is left out of both.
+    """
+    listed = list(keys)
+    folders = {key[:end] for key in listed for end, letter in enumerate(key) if letter == "/"}
+    found, skipped = [], 0
+    for key in listed:
+        try:
+            is_file = key not in folders and "\ufffd" not in relative_path(
+                key
+            )  # which stands for bytes that no UTF-8 has
+        except ValueError:
+            is_file = False
+        name = key.rpartition("/")[2]
+        if not is_file:
+            skipped += 1
+        elif "/" in key and name.lower().endswith(EXTENSIONS) and not key.startswith(".") and not name.startswith("."):
+            found.append(key)
+    return sorted(found, key=lambda key: (key.split("/")[0], *key.rpartition("/")[::2])), skipped
+
+
 def _remote_folder(path: str) -> dict[str, Source]:
     """An ImageFolder in a bucket."""
     store, root = open_store(path)
-    splits: dict[str, list[tuple[str, str]]] = {}
-    with named(path):
-        for split in ("train", "val"):
-            keys = sorted(key.removeprefix(f"{root}/{split}/") for key in store.find(f"{root}/{split}"))
-            splits[split] = [
-                (key.split("/")[0], key) for key in keys if "/" in key and key.lower().endswith(EXTENSIONS)
-            ]
-            if not splits[split]:
-                raise DataError(f"{path}/{split}: no images; expected {path}/{split}/CLASS/IMAGE")
-    classes = sorted({name for name, _ in splits["train"]})
+    splits: dict[str, list[str]] = {}
+    skipped = 0
+    for split in ("train", "val"):
+        place = f"{root}/{split}/"
+        with named(path):
+            keys = [key.removeprefix(place) for key in store.find(place) if key.startswith(place) and key != place]
+        splits[split], others = images_in_keys(keys)
+        skipped += others
+        if not splits[split]:
+            raise DataError(f"{path}/{split}: no images; expected {path}/{split}/CLASS/IMAGE")
+    if skipped:
+        log.warning("%s: %d keys skipped: they stand for folders, or are names that no disk can hold", path, skipped)
+    classes = sorted({key.split("/")[0] for key in splits["train"]})
+    if len(classes) < 2:
+        raise DataError(f"{path}/train: one class folder ({classes[0]}); at least two classes are needed")
     label = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({name for name, _ in splits["val"]} - set(classes))
+    unknown = sorted({key.split("/")[0] for key in splits["val"]} - set(classes))
     if unknown:
         raise DataError(f"{path}/val: class folder {unknown[0]} is not in {path}/train")
     return {
-        split: Files(f"{path}/{split}", [key for _, key in found], [label[name] for name, _ in found], classes)
+        split: Files(f"{path}/{split}", found, [label[key.split("/")[0]] for key in found], classes)
         for split, found in splits.items()
     }
 

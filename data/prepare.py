@@ -28,7 +28,7 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.origins import open_origin
 from data.pack import DONE, Task, _put, check_part, make_part
-from data.remote import named, open_store
+from data.remote import named, open_store, renew_credentials
 from data.shards import FORMAT, MANIFEST, ORIGINAL, SHARD, short_side
 from data.source import Source
 
@@ -91,6 +91,7 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
             report(f"wrong: {line}")
         report("run the same command again to write that anew")
         return False
+    renew_credentials()
     finish = _finish_folder if settings.layout == "folder" else _finish_shards
     with named(target):
         report(finish(tasks, left_out, settings))
@@ -152,7 +153,11 @@ def _hold(task: Task, work: Callable[[Task, int], list[str]], environment: dict[
 
 
 def _do(part: int) -> list[str]:
-    return _held(part)
+    try:
+        return _held(part)
+    except DataError:  # once more, for the credentials of a session expire and are renewed meanwhile
+        renew_credentials()
+        return _held(part)
 
 
 def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int], settings: Settings) -> str:

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from data.errors import DataError
 
-_PATIENCE = 300.0
-"""Seconds for which a bucket that is out of reach is tried again before an image is given up."""
+log = logging.getLogger(__name__)
+
+_PATIENCE = 900.0
+"""Seconds for which a bucket that is out of reach, or denies access, is tried again: longer than a training loader
+waits for its worker, which then ends the run with its state saved."""
+
+_SILENCE = 10.0
+"""Seconds after which each process that waits for a bucket says so, once."""
+
+_TRIES_WHERE_SHORT = 3
+"""An object that has fewer bytes than were asked for is asked again as often, in case it was the connection."""
+
+_PIECE = 1 << 24
+"""Bytes that a download holds in memory."""
 
 
 def is_remote(path: str) -> bool:
@@ -70,29 +86,84 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes]:
+def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
     """Read stretches of objects, all at the same time, and patiently: a hiccup must not cost an image.
+
+    Where access is denied, the credentials are read anew: those of a session expire and are renewed while a run lasts.
 
     Args:
         store: an fsspec file system.
         ranges: (path, first byte, byte after the last) of each.
 
+    Returns:
+        The bytes of each; an OSError, FileNotFoundError among them, where the object does not have them.
+
     Raises:
-        DataError: an object is missing or access denied, or the store stayed out of reach.
+        DataError: the store stayed out of reach, or access denied.
     """
-    found: list[bytes | None] = [None] * len(ranges)
-    missing, deadline, pause = list(range(len(ranges))), time.monotonic() + _PATIENCE, 0.1
+    # An empty range cannot be asked for: a store would answer with the whole object.
+    found: dict[int, bytes | OSError] = {i: b"" for i, (_, begin, end) in enumerate(ranges) if begin >= end}
+    began, pause, attempt, is_said = time.monotonic(), 0.1, 0, False
     while True:
+        missing = [i for i in range(len(ranges)) if i not in found]
+        if not missing:
+            return [found[i] for i in range(len(ranges))]
+        if attempt:
+            time.sleep(pause)
+            pause = min(2 * pause, 10.0)
         answers = store.cat_ranges(*(list(part) for part in zip(*(ranges[i] for i in missing), strict=True)))
         for i, answer in zip(missing, answers, strict=True):
-            if isinstance(answer, bytes) and len(answer) == ranges[i][2] - ranges[i][1]:
+            path, begin, end = ranges[i]
+            is_bytes = isinstance(answer, bytes)
+            if (is_bytes and len(answer) == end - begin) or isinstance(answer, FileNotFoundError):
                 found[i] = answer
-        failed = [i for i in missing if found[i] is None]
-        if not failed:
-            return found  # type: ignore[return-value]
-        error = answers[missing.index(failed[0])]
-        if isinstance(error, FileNotFoundError | PermissionError) or time.monotonic() > deadline:
-            reason = _first_line(error) if isinstance(error, Exception) else "shorter than the index says"
-            raise DataError(f"s3://{ranges[failed[0]][0]}: {reason}")
-        time.sleep(pause)
-        missing, pause = failed, min(2 * pause, 10.0)
+            elif (is_bytes or _code(answer) in ("InvalidRange", "416")) and attempt >= _TRIES_WHERE_SHORT:
+                found[i] = OSError(errno.EIO, f"s3://{path}: is shorter than its index says")
+            else:
+                reason = f"s3://{path}: {_first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
+                if time.monotonic() > began + _PATIENCE:
+                    raise DataError(reason)
+                if not is_said and time.monotonic() > began + _SILENCE:
+                    is_said = True
+                    log.warning("%s; trying again for up to %.0f minutes", reason, _PATIENCE / 60)
+        attempt += 1
+        if any(
+            isinstance(answer, PermissionError) or getattr(answer, "errno", 0) == errno.EINVAL for answer in answers
+        ):
+            with suppress(Exception):  # there may be none for a moment
+                store.connect(refresh=True)
+
+
+def _code(error: object) -> str:
+    """The store's own code for what went wrong."""
+    response = getattr(getattr(error, "__cause__", None), "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def download(store: Any, path: str, size: int, target: Path) -> str:
+    """Bring an object of `size` bytes to a file, piece by piece.
+
+    Returns:
+        Its SHA-256, in hexadecimal digits.
+
+    Raises:
+        DataError: the store stayed out of reach, or its object is missing or shorter.
+        OSError: the file cannot be written.
+    """
+    digest = hashlib.sha256()
+    with target.open("wb") as file:
+        for begin in range(0, size, _PIECE):
+            with named(f"s3://{path}"):
+                (piece,) = read_ranges(store, [(path, begin, min(begin + _PIECE, size))])
+                if isinstance(piece, OSError):
+                    raise piece
+            digest.update(piece)
+            file.write(piece)
+    return digest.hexdigest()
+
+
+def renew_credentials() -> None:
+    """Let stores that are opened from now on read the credentials anew."""
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()

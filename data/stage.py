@@ -9,38 +9,40 @@ was. Without room for all, those of the resolution that was used last come first
 from __future__ import annotations
 
 import argparse
+import errno
 import fcntl
-import hashlib
-import json
+import logging
 import os
+import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.remote import is_remote, named, open_store
-from data.shards import MANIFEST, cached_metadata, short_side
+from data.remote import download, is_remote, named, open_store
+from data.shards import MANIFEST, Shard, cached_metadata, read_index, read_manifest, short_side
+
+log = logging.getLogger(__name__)
 
 _CONNECTIONS = 8
 _LOOK_AGAIN = 2.0
 """Seconds between two looks at which resolution is in use."""
+_KEPT_FREE = 1e9
+"""Bytes that stay free on the cache's disk: the run's checkpoints may lie on it."""
+_PARTIAL = ".part-"
+_READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
 
 
-class Shard(NamedTuple):
-    """A shard to bring."""
-
-    file: str
-    """Its path below the dataset."""
-    size: int
-    """In bytes."""
-    sha256: str
+class CacheFull(DataError):
+    """The cache's disk takes no more; images whose shards are not in it are read from the bucket."""
 
 
 def wanted(folder: Path, limit: float) -> list[Shard]:
@@ -51,21 +53,20 @@ def wanted(folder: Path, limit: float) -> list[Shard]:
         limit: bytes that they may fill together.
 
     Returns:
-        Those that fit: of the resolutions in use, newest first, then of the others from the smallest on.
+        Those that fit, with their paths below `folder`: of the resolutions in use, newest first, then of the others,
+        smallest first.
     """
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    places = [folder / split / one for split, what in manifest["splits"].items() for one in what["resolutions"]]
+    manifest = read_manifest(str(folder), (folder / MANIFEST).read_bytes())
+    places = [folder / split / one for split, what in manifest.splits.items() for one in what.resolutions]
     places.sort(key=lambda place: (-_last_used(place), place.parent.name, short_side(place.name)))
     found: list[Shard] = []
     total = 0
     for place in places:
-        for entry in json.loads((place / "index.json").read_text(encoding="utf-8"))["shards"]:
-            raw = entry["raw_data"]
-            total += raw["bytes"]
+        for shard in read_index(place, str(place)):
+            total += shard.size
             if total > limit:
                 return found
-            file = (place / raw["basename"]).relative_to(folder)
-            found.append(Shard(str(file), raw["bytes"], raw["hashes"]["sha256"]))
+            found.append(shard._replace(file=str((place / shard.file).relative_to(folder))))
     return found
 
 
@@ -86,27 +87,43 @@ def stage(url: str, cache_folder: str, limit: float, *, progress: bool) -> None:
         progress: show a bar.
 
     Raises:
-        DataError: the bucket cannot be read, the disk is full, or a shard is not what the index says.
+        CacheFull: the disk takes no more; the shards that it took are there.
+        DataError: the bucket cannot be read, or shards are not what the index says; the others are there.
     """
     folder = cached_metadata(url, cache_folder)
     with named(str(folder)), _alone(folder, wait=True):
-        _bring(url, folder, wanted(folder, limit), limit, progress)
+        failures = list(_bring(url, folder, wanted(folder, limit), limit, progress))
+    if failures:
+        more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
+        raise type(failures[0])(f"{failures[0]}{more}")
 
 
 def follow(url: str, cache_folder: str, limit: float, parent: int) -> None:
     """Stage while the process `parent` lives, and make room when it goes over to another resolution."""
     folder = cached_metadata(url, cache_folder)
     with _alone(folder, wait=False) as first:
-        done: list[Shard] | None = None
+        if first:
+            threading.Thread(target=_keep_staging, args=(url, folder, limit), daemon=True).start()
         while first and os.getppid() == parent:
+            time.sleep(_LOOK_AGAIN)
+
+
+def _keep_staging(url: str, folder: Path, limit: float) -> None:
+    """Each time that other shards are wanted, try each of them once, and say the first thing that goes wrong."""
+    done: list[Shard] | None = None
+    try:
+        while True:
             shards = wanted(folder, limit)
             if shards != done:
-                try:
-                    _bring(url, folder, shards, limit, progress=False, until=lambda: os.getppid() != parent)
-                    done = shards
-                except DataError as error:  # the loader reads from the bucket meanwhile, and tells what is the matter
-                    print(f"data.stage: {error}", file=sys.stderr)
+                for number, error in enumerate(_bring(url, folder, shards, limit, progress=False)):
+                    if isinstance(error, CacheFull):
+                        raise error
+                    if not number:  # the loader names the images that it cannot get
+                        print(f"data.stage: {error}", file=sys.stderr, flush=True)
+                done = shards
             time.sleep(_LOOK_AGAIN)
+    except (DataError, OSError) as error:
+        print(f"data.stage: {error}", file=sys.stderr, flush=True)
 
 
 def bring(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, leader: bool) -> None:
@@ -120,62 +137,95 @@ def bring(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, 
         leader: this process is the first of the run's on this machine.
 
     Raises:
-        DataError: the bucket or the cache failed, where `first`.
+        DataError: the bucket failed, where `first`; a full disk is only said.
     """
     limit = float("inf") if cache_gb is None else cache_gb * 1e9
     if is_remote(path) and first:
-        stage(path, cache_folder, limit, progress=leader)
+        try:
+            stage(path, cache_folder, limit, progress=leader)
+        except CacheFull as error:
+            if leader:
+                log.warning("%s", error)
     elif is_remote(path) and leader:
         start_following(path, cache_folder, limit)
 
 
 def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
-    """Start `follow` beside this process, for as long as it lives."""
+    """Start `follow` beside this process, for as long as it lives; what it says is logged here."""
     command = [sys.executable, "-m", "data.stage", url, "--cache-folder", cache_folder, "--follow"]
     if limit != float("inf"):
         command += ["--cache-gb", str(limit / 1e9)]
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths})
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+    )
+    threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True).start()
+    return process
 
 
-def _bring(
-    url: str, folder: Path, shards: list[Shard], limit: float, progress: bool, until: Any = lambda: False
-) -> None:
-    """Download what is absent, after removing what is not wanted any more."""
+def _log_lines(lines: Iterable[bytes]) -> None:
+    for line in lines:
+        log.warning("%s", line.decode("utf-8", "replace").rstrip())
+
+
+def _bring(url: str, folder: Path, shards: list[Shard], limit: float, progress: bool) -> Iterator[DataError]:
+    """Download what is absent, after removing what is not wanted any more.
+
+    Yields:
+        Why a shard did not come, as soon as it is known; after CacheFull no other is tried.
+    """
     keep = {shard.file for shard in shards}
-    here = {str(path.relative_to(folder)) for path in folder.glob("*/*/*/*.mds")}
-    if limit != float("inf"):
-        for file in here - keep:
-            (folder / file).unlink(missing_ok=True)
-    for left in folder.glob("*/*/*/.*.part"):
-        left.unlink(missing_ok=True)
-    absent = [shard for shard in shards if shard.file not in here]
+    for file in folder.rglob("*.mds"):
+        if file.name.startswith(_PARTIAL) or (limit != float("inf") and str(file.relative_to(folder)) not in keep):
+            with suppress(OSError):
+                file.unlink()
+    absent = [shard for shard in shards if _size(folder / shard.file) != shard.size]
     store, root = open_store(url)
+    full = threading.Event()
+
+    def fetch(shard: Shard) -> DataError | None:
+        try:
+            if not full.is_set():
+                _fetch(store, root, folder, shard)
+        except OSError as error:
+            full.set()
+            return CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}")
+        except DataError as error:
+            return error
+        return None
+
     with (
         tqdm(total=sum(s.size for s in absent), unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
         ThreadPoolExecutor(_CONNECTIONS) as pool,
     ):
-        work = pool.map(lambda shard: None if until() else _fetch(store, root, folder, shard), absent)
-        for shard, _ in zip(absent, work, strict=True):
+        for shard, error in zip(absent, pool.map(fetch, absent), strict=True):
             bar.update(shard.size)
+            if error is not None:
+                yield error
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def _fetch(store: Any, root: str, folder: Path, shard: Shard) -> None:
-    """Download, check, rename."""
+    """Download, check, rename; raises OSError where the disk is to blame, DataError where the bucket is."""
     target = folder / shard.file
-    partial = target.with_name(f".{target.name}.part")
-    with named(f"s3://{root}/{shard.file}"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        store.get_file(f"{root}/{shard.file}", str(partial))
-        with partial.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
-        if digest.hexdigest() != shard.sha256:
-            partial.unlink()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(target.parent).free < shard.size + _KEPT_FREE:
+        raise OSError(errno.ENOSPC, f"less than {_KEPT_FREE / 1e9:g} GB would be left free, which checkpoints may need")
+    partial = target.with_name(f"{_PARTIAL}{target.name}")
+    try:
+        if download(store, f"{root}/{shard.file}", shard.size, partial) != shard.sha256:
             raise DataError(f"s3://{root}/{shard.file}: SHA-256 is not that of the index; prepare the dataset again")
         partial.replace(target)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -204,6 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.follow:
             follow(options.url, options.cache_folder, limit, os.getppid())
+            os._exit(0)  # whatever its threads wait for
         else:
             stage(options.url, options.cache_folder, limit, progress=True)
     except DataError as error:

@@ -9,6 +9,7 @@ every image is good, 1 where one is not, 2 where the dataset cannot be opened.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -25,7 +26,8 @@ from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
 from data.imagefolder import ImageFolder
 from data.open import open_split_pair
-from data.shards import ShardSource
+from data.remote import named
+from data.shards import Damaged, ShardSource
 from data.source import Source
 
 _BLOCK = 256
@@ -55,6 +57,18 @@ def fault_of(source: Source, index: int) -> Fault:
     except OSError:
         return Fault.UNREADABLE
     return Fault.NONE
+
+
+def broken_shards(source: Source) -> Iterator[str]:
+    """The shards in a folder whose bytes are not those that were written; a bucket's are checked when they arrive."""
+    for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
+        for file, name, shard in resolution.local_shards():
+            digest = hashlib.sha256()
+            with named(name), file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != shard.sha256:
+                yield f"{name}: SHA-256 is not that of index.json"
 
 
 def broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
@@ -116,23 +130,28 @@ def main(arguments: list[str] | None = None) -> int:
         folders = {split: source for split, source in splits.items() if isinstance(source, ImageFolder)}
         if options.quarantine and len(folders) < len(splits):
             raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
+        shards = [line for source in splits.values() for line in broken_shards(source)]
         found = [one for split, source in splits.items() for one in broken_images(split, source, options.workers)]
         for one in found if options.quarantine else []:
             if one.reason != Fault.MISSING.reason:
                 quarantine(folders[one.split], one, options.quarantine)
+    except Damaged as error:
+        print(*error.lines, sep="\n", file=sys.stderr)
+        return 2
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
     images = sum(len(source) for source in splits.values())
     if options.json:
-        print(json.dumps({"images": images, "broken": [asdict(one) for one in found]}, indent=1))
-        return 1 if found else 0
-    for one in found:
-        print(f"{one.name}: {one.reason}")
+        report = {"images": images, "broken": [asdict(one) for one in found], "broken_shards": shards}
+        print(json.dumps(report, indent=1))
+        return 1 if found or shards else 0
+    for line in [*shards, *(f"{one.name}: {one.reason}" for one in found)]:
+        print(line)
     reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for one in found).most_common())
     moved = f"; moved to {options.quarantine}" if found and options.quarantine else ""
     print(f"{images} images, {len(found)} broken{reasons}{moved}")
-    return 1 if found else 0
+    return 1 if found or shards else 0
 
 
 if __name__ == "__main__":

@@ -1,12 +1,20 @@
+import contextlib
 import io
+import itertools
+import os
 import tarfile
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from scipy.io import savemat
 
 from data.errors import DataError
-from data.origins import open_origin
+from data.listing import list_images
+from data.origins import images_in_keys, open_origin
 
 CLASSES = ["n01440764", "n01443537"]
 
@@ -114,3 +122,54 @@ def test_nothing_known_is_named(tmp_path):
         open_origin(str(tmp_path / "absent"))
     with pytest.raises(DataError, match="train: no such folder"):
         open_origin(str(tmp_path))
+
+
+KEYS = ["0.jpg", "a/0.jpg", "a/.h.jpg", "a/n.txt", ".c/0.jpg", "a-b/1.PNG", "a/x/2.jpg", "a/x-y/3.jpg", "a/x/z/4.webp"]
+PART = st.sampled_from(["a", "b", "a-b", "a.jpg", ".c", "x", "x-y", "z", "é"])
+FILE = st.sampled_from(["0.jpg", "1.PNG", "._0.jpg", "n.txt", "a.jpg", "x", "ü.jpeg"])
+TREE = st.lists(
+    st.builds(lambda folders, file: "/".join([*folders, file]), st.lists(PART, max_size=3), FILE), max_size=12
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=TREE)
+@example(tree=KEYS)
+@example(tree=["a.jpg/0.jpg", "a.jpg/a.jpg", "b/a.jpg/0.jpg"])
+def test_a_tree_in_a_bucket_is_the_same_dataset_as_on_a_disk(tree):
+    with tempfile.TemporaryDirectory() as name:
+        keys = []
+        for key in tree:
+            file = Path(name, "train", key)
+            with contextlib.suppress(FileExistsError, NotADirectoryError, IsADirectoryError):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(b"x")
+                keys.append(key)
+        Path(name, "train").mkdir(exist_ok=True)
+        listing = list_images(Path(name, "train"))
+        ends = [0, *listing.ends.tolist()]
+        files = [listing.names[a:b].tobytes().decode() for a, b in itertools.pairwise(ends)]
+        classes = np.repeat(listing.classes, listing.counts).tolist()
+        on_disk = [f"{folder}/{file}" for folder, file in zip(classes, files, strict=True)]
+    assert images_in_keys(set(keys)) == (on_disk, 0)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("a/", "a//0.jpg", "/a/0.jpg", "a/../0.jpg", "../a/0.jpg", "a/./0.jpg", "a/0\0.jpg", f"a/{'x' * 252}.jpg"),
+        *("a/\ufffd.jpg", "\udce9/0.jpg", "b", "b/c.jpg", f"{'é' * 128}/0.jpg"),
+    ],
+)
+def test_what_no_disk_holds_is_skipped_and_counted(key):
+    others = ["a/0.jpg", "b/1.jpg", "b/c.jpg/2.jpg"]
+    assert images_in_keys([*others, key]) == (others, 1)
+
+
+@given(st.lists(st.text(st.sampled_from("ab./\0é\ufffd\ud800"), max_size=8).map(lambda key: f"{key}.jpg")))
+def test_an_image_in_a_bucket_has_a_place_on_a_disk(keys):
+    found, skipped = images_in_keys(keys)
+    assert skipped <= len(keys)
+    for key in found:
+        assert os.path.normpath(f"/folder/{key}") == f"/folder/{key}"
+        assert key in keys

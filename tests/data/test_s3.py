@@ -1,6 +1,12 @@
 """Data in a bucket of a real S3 server, with a proxy before it that injects faults."""
 
+import json
+import logging
 import os
+import resource
+import subprocess
+import sys
+import threading
 import time
 
 import numpy as np
@@ -10,10 +16,12 @@ import torch
 from data import remote, stage
 from data.errors import DataError
 from data.open import open_split_pair
+from data.origins import open_origin
 from data.prepare import Settings, prepare
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, same, training
 from tests.s3 import ADMIN, Proxy, running
+from tests.support import ROOT
 
 SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
 
@@ -107,7 +115,7 @@ def test_what_was_staged_is_not_read_from_the_bucket(tmp_path, url, proxy):
 
 def test_the_cache_is_bounded_and_follows_the_resolution_in_use(tmp_path, url, proxy):
     train, _ = open_split_pair(url, str(tmp_path))
-    sizes = {name: sum(s["raw_data"]["bytes"] for s in one.shards) for name, one in train.resolutions.items()}
+    sizes = {name: sum(shard.size for shard in one.shards) for name, one in train.resolutions.items()}
     limit = max(sizes.values()) * 1.1
     for size, name in ((24, "28"), (31, "36")):
         time.sleep(0.02)  # file times must differ
@@ -132,8 +140,9 @@ def test_a_follower_stages_while_its_parent_lives(tmp_path, url):
         process.wait()
 
 
-def test_a_download_that_broke_off_goes_on_and_a_damaged_one_is_refused(tmp_path, url, proxy, server):
+def test_a_download_that_broke_off_goes_on_and_a_damaged_one_is_refused(tmp_path, url, proxy, server, monkeypatch):
     open_split_pair(url, str(tmp_path))
+    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
     proxy.set("truncate", after=3000)
     with pytest.raises(DataError, match="s3://bucket/set"):
         stage.stage(url, str(tmp_path), float("inf"), progress=False)
@@ -153,8 +162,6 @@ def test_a_download_that_broke_off_goes_on_and_a_damaged_one_is_refused(tmp_path
 
 @pytest.mark.parametrize("fault", ["503", "reset", "refuse"])
 def test_a_hiccup_costs_no_image(tmp_path, url, proxy, prepared, fault):
-    import threading
-
     train, _ = open_split_pair(url, str(tmp_path))
     local = run(training(open_split_pair(str(prepared), "")[0]), [0])
     loader = training(train)
@@ -167,12 +174,18 @@ def test_a_hiccup_costs_no_image(tmp_path, url, proxy, prepared, fault):
     assert loader.dataset.bad.count() == 0
 
 
-def test_a_bucket_out_of_reach_is_named_in_the_end(tmp_path, url, proxy, monkeypatch):
+def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, proxy, monkeypatch, caplog):
     train, _ = open_split_pair(url, str(tmp_path))
-    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
-    proxy.set("refuse")
+    monkeypatch.setattr(remote, "_PATIENCE", 20.0)  # s3fs takes seconds for its own tries
+    monkeypatch.setattr(remote, "_SILENCE", 0.0)
+    proxy.set("503")
     with pytest.raises(DataError, match="s3://bucket/set/train"):
         run(training(train), [0])
+    (said,) = [record.message for record in caplog.records if record.name == "data.remote"]
+    assert "s3://bucket/set/train/28/" in said
+    assert "trying again" in said
+    monkeypatch.setattr(remote, "_PATIENCE", 0.5)
+    proxy.set("refuse")
     with pytest.raises(DataError, match=r"s3://bucket/set/dataset.json"):
         open_split_pair(url, str(tmp_path / "other"))
 
@@ -206,3 +219,209 @@ def test_workers_share_the_labels_and_pickle_small(prepared):
     assert train.labels.dtype == np.int64
     train.reader(24, [0])(0)
     assert len(pickle.dumps(train)) < 8_000
+
+
+def upload(server, folder, prefix, leave_out=(), changed=()):
+    """A prepared dataset as objects, with some left out or with other bytes; the keys are below the prefix."""
+    client = server.client()
+    for file in folder.rglob("*"):
+        key = str(file.relative_to(folder))
+        if file.suffix in (".json", ".npy", ".mds") and key not in leave_out:
+            body = dict(changed).get(key, file.read_bytes())
+            client.put_object(Bucket="bucket", Key=f"{prefix}/{key}", Body=body)
+    return f"s3://bucket/{prefix}"
+
+
+SHARD = "train/28/00002/shard.00000.mds"
+
+
+def test_a_shard_that_did_not_reach_the_bucket_is_named_before_training(tmp_path, server, prepared):
+    url = upload(server, prepared, "part", leave_out=[SHARD], changed={"val/original/images.npy": b"x"})
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"{url}/{SHARD}: not found, and 1 more; .*data.verify {url}"):
+            open_split_pair(url, str(tmp_path))
+    body = (prepared / SHARD).read_bytes()
+    server.client().put_object(Bucket="bucket", Key=f"part/{SHARD}", Body=body[:-5])
+    upload(server, prepared, "part", leave_out=[SHARD])
+    with pytest.raises(DataError, match=f"{url}/{SHARD}: has {len(body) - 5} bytes, index.json says {len(body)}"):
+        open_split_pair(url, str(tmp_path))
+    server.client().put_object(Bucket="bucket", Key=f"part/{SHARD}", Body=body)
+    assert len(open_split_pair(url, str(tmp_path))[0]) == 45
+
+
+@pytest.mark.parametrize(("keep", "reason"), [(0, "the file is missing"), (500, "the file cannot be read")])
+def test_a_shard_that_the_bucket_loses_in_training_costs_its_images_only(tmp_path, server, prepared, keep, reason):
+    url = upload(server, prepared, f"lost{keep}")
+    train, _ = open_split_pair(url, str(tmp_path))
+    if keep:
+        body = (prepared / SHARD).read_bytes()[:keep]
+        server.client().put_object(Bucket="bucket", Key=f"lost{keep}/{SHARD}", Body=body)
+    else:
+        server.client().delete_object(Bucket="bucket", Key=f"lost{keep}/{SHARD}")
+    loader = training(train, plan=[PLAN[0]._replace(size=24)])
+    assert sum(len(labels) for _, labels in run(loader, [0])) == 45
+    bad = loader.dataset.bad.new()
+    assert len(bad) == 10
+    assert {one.reason for one in bad} == {reason}
+    assert all(SHARD.removeprefix("train/28/") in one.name for one in bad)
+
+
+def test_metadata_that_the_cache_lost_is_fetched_again(tmp_path, url):
+    labels = open_split_pair(url, str(tmp_path))[0].labels.tolist()
+    for name in ("train/labels.npy", "val/original/index.json"):
+        os.truncate(tmp_path / "bucket--set" / name, 0)
+        assert open_split_pair(url, str(tmp_path))[0].labels.tolist() == labels
+
+
+@pytest.mark.parametrize("spoil", ["cut", "folder"])
+def test_a_shard_that_the_cache_lost_is_read_from_the_bucket_and_staged_again(tmp_path, url, prepared, spoil):
+    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
+    train, _ = open_split_pair(url, str(tmp_path))
+    stage.stage(url, str(tmp_path), float("inf"), progress=False)
+    for name in here(tmp_path):
+        if spoil == "cut":
+            os.truncate(tmp_path / name, 20)
+        else:
+            (tmp_path / name).unlink()
+            (tmp_path / name).mkdir()
+    loader = training(train)
+    assert same(local, run(loader, [0]))
+    assert loader.dataset.bad.count() == 0
+    if spoil == "cut":
+        stage.stage(url, str(tmp_path), float("inf"), progress=False)
+        assert all((tmp_path / name).stat().st_size > 20 for name in here(tmp_path))
+
+
+def test_a_full_disk_is_said_once_and_images_are_read_from_the_bucket(tmp_path, url, prepared, monkeypatch, caplog):
+    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
+    train, _ = open_split_pair(url, str(tmp_path))
+    monkeypatch.setattr(stage, "_KEPT_FREE", 1e18)
+    with caplog.at_level(logging.WARNING):
+        stage.bring(url, str(tmp_path), None, first=True, leader=True)
+    assert [record.message for record in caplog.records if "read from the bucket each time" in record.message]
+    assert len(caplog.records) == 1
+    assert not list(tmp_path.rglob("*.mds"))
+    loader = training(train)
+    assert same(local, run(loader, [0]))
+    assert loader.dataset.bad.count() == 0
+
+
+def test_a_disk_that_takes_no_such_file_is_one_line(tmp_path, url):
+    open_split_pair(url, str(tmp_path))
+    limited = f"ulimit -f 4; exec {sys.executable} -m data.stage {url} --cache-folder {tmp_path}"
+    ended = subprocess.run(["bash", "-c", limited], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "File too large; images whose shards are not in the cache" in ended.stderr.splitlines()[-1]
+    assert "Traceback" not in ended.stderr
+    assert not [path for path in tmp_path.rglob("*.mds") if path.stat().st_size > 4096 or path.name.startswith(".part")]
+
+
+def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url, caplog):
+    open_split_pair(url, str(tmp_path))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # which the follower inherits
+    try:
+        process = stage.start_following(url, str(tmp_path), float("inf"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        deadline = time.monotonic() + 60
+        while not caplog.records and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+    assert [record.message for record in caplog.records] == [
+        f"data.stage: {tmp_path}/bucket--set: File too large; images whose shards are not in the cache are read from "
+        "the bucket each time"
+    ]
+
+
+def test_a_shard_that_is_not_what_the_index_says_does_not_stop_the_others(tmp_path, server, prepared):
+    body = (prepared / SHARD).read_bytes()
+    url = upload(server, prepared, "foreign", changed={SHARD: body[:-9] + bytes(9)})
+    with pytest.raises(DataError, match=f"{url}/{SHARD}: SHA-256"):
+        stage.stage(url, str(tmp_path), float("inf"), progress=False)
+    assert len(here(tmp_path)) == 10
+    assert not list(tmp_path.rglob(".part*"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_credentials_that_expire_are_read_anew(tmp_path, server, url, prepared, monkeypatch, workers):
+    def write(secret):
+        (tmp_path / "credentials.new").write_text(
+            f"[default]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {secret}\n"
+        )
+        (tmp_path / "credentials.new").rename(tmp_path / "credentials")
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    write(ADMIN[1])
+    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
+    train, _ = open_split_pair(url, str(tmp_path / "cache"))
+    write("expired")
+    timer = threading.Timer(1.0, write, [ADMIN[1]])
+    timer.start()
+    loader = training(train, workers)
+    batches = run(loader, [0])
+    timer.join()
+    assert same(local, batches)
+    assert loader.dataset.bad.count() == 0
+
+
+def hostile(content, name):
+    """`dataset.json` or `index.json` with a name in it that leads elsewhere."""
+    if "splits" in content:
+        content["splits"]["train"]["resolutions"][name] = content["splits"]["train"]["resolutions"]["28"]
+    else:
+        content["shards"][0]["raw_data"]["basename"] = f"{name}/x.mds"
+    return json.dumps(content).encode()
+
+
+@pytest.fixture(scope="module")
+def hostile_url(server, prepared):
+    return upload(server, prepared, "hostile")
+
+
+@pytest.mark.parametrize("name", ["..", "../../../victim", "{}/victim", "a/../../../../victim", ".", "", "a//b"])
+@pytest.mark.parametrize("file", ["dataset.json", "train/28/index.json"])
+def test_a_name_that_leads_out_of_the_cache_is_refused_and_shown(tmp_path, server, prepared, hostile_url, file, name):
+    name = name.format(tmp_path)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis").write_text("precious")
+    url, client = hostile_url, server.client()
+    for one in ("dataset.json", "train/28/index.json"):
+        body = (prepared / one).read_bytes()
+        client.put_object(
+            Bucket="bucket", Key=f"hostile/{one}", Body=hostile(json.loads(body), name) if one == file else body
+        )
+    for start in (open_split_pair, lambda url, cache: stage.stage(url, cache, float("inf"), progress=False)):
+        with pytest.raises(DataError, match=f"{url}/{file}: ") as caught:
+            start(url, str(tmp_path / "a/b/c/cache"))
+        assert ascii(name)[1:-1] in str(caught.value)
+    assert [path.name for path in tmp_path.rglob("*.mds")] == []
+    assert (victim / "thesis").read_text() == "precious"
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["a", "victim"], ["victim"])
+
+
+def test_keys_that_are_no_images_are_skipped_with_one_warning(tmp_path, server, folder, caplog):
+    client = server.client()
+    images = sorted(folder.rglob("*.jpg"))
+    for file in images:
+        client.put_object(Bucket="bucket", Key=f"raw2/{file.relative_to(folder)}", Body=file.read_bytes())
+    some = images[0].read_bytes()
+    for key in ("train/.ipynb_checkpoints/0-checkpoint.jpg", "train/ant/._0000.jpg", "val/bee/.DS_Store", ".x/0.jpg"):
+        client.put_object(Bucket="bucket", Key=f"raw2/{key}", Body=some)
+    for key in ("train/", "train/ant/", "val/", "val/bee/", "train/empty/"):
+        client.put_object(Bucket="bucket", Key=f"raw2/{key}", Body=b"")
+    with caplog.at_level(logging.WARNING):
+        found = open_origin("s3://bucket/raw2")
+    on_disk = open_origin(str(folder))
+    for split in ("train", "val"):
+        assert found[split].classes == on_disk[split].classes == ["ant", "bee"]
+        assert found[split].labels.tolist() == on_disk[split].labels.tolist()
+        assert [found[split].read(i) for i in (0, 3)] == [on_disk[split].read(i) for i in (0, 3)]
+    assert len(caplog.records) <= 1
