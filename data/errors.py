@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+from data.text import escape
+
 
 class DataError(Exception):
-    """A dataset cannot be used as it is: the message names the folder or the image, and what is expected."""
+    """A dataset cannot be used as it is: the message names the folder or the image, and what is expected.
+
+    Args:
+        message: One line; names in it are escaped here.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(escape(message))

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.remote import is_remote, named, open_store
 from data.shards import MANIFEST, cached_metadata, short_side
+from data.text import guard
 
 _CONNECTIONS = 8
 _LOOK_AGAIN = 2.0
@@ -216,4 +217,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

@@ -27,6 +27,7 @@ from data.imagefolder import ImageFolder
 from data.open import open_split_pair
 from data.shards import ShardSource
 from data.source import Source
+from data.text import escape, guard
 
 _BLOCK = 256
 
@@ -121,19 +122,21 @@ def main(arguments: list[str] | None = None) -> int:
             if one.reason != Fault.MISSING.reason:
                 quarantine(folders[one.split], one, options.quarantine)
     except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(escape(error), file=sys.stderr)
         return 2
     images = sum(len(source) for source in splits.values())
     if options.json:
-        print(json.dumps({"images": images, "broken": [asdict(one) for one in found]}, indent=1))
+        broken = [asdict(one) | {"name": escape(one.name)} for one in found]
+        print(json.dumps({"images": images, "broken": broken}, indent=1))
         return 1 if found else 0
     for one in found:
-        print(f"{one.name}: {one.reason}")
+        print(f"{escape(one.name)}: {one.reason}")
     reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for one in found).most_common())
-    moved = f"; moved to {options.quarantine}" if found and options.quarantine else ""
+    moved = f"; moved to {escape(options.quarantine)}" if found and options.quarantine else ""
     print(f"{images} images, {len(found)} broken{reasons}{moved}")
     return 1 if found else 0
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data.text import escape
 from recipes.checkpoints.find import bring, load_manifest, survey
 from recipes.checkpoints.manifest import DamagedError, Manifest, verify
 from recipes.checkpoints.places import Places
@@ -69,7 +70,7 @@ def show(stores: Sequence[Store]) -> int:
             top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
             end = "  finished" if manifest.finished else ""
             size = manifest.files[0].size / 1e6
-            print(f"  {stem}  {size:9.1f} MB  {manifest.created_at}  {manifest.samples} samples{top1}{end}")
+            print(f"  {stem}  {size:9.1f} MB  {escape(manifest.created_at)}  {manifest.samples} samples{top1}{end}")
     return 0
 
 

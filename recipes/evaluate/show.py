@@ -10,8 +10,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape as rich_escape
 from rich.table import Table
 
+from data.text import escape, spreadsheet
 from recipes.evaluate.count import Evaluation, Result
 
 SHOWN_CLASSES = 20
@@ -24,11 +26,11 @@ FLIP = "mean of the logits of an image and its mirror image"
 def print_tables(found: Evaluation, *, per_class: bool) -> None:
     """Print tables for a terminal of 80 columns."""
     console = Console(highlight=False)
-    console.print(f"{found.manifest.run_name}, {found.manifest.describe()}", soft_wrap=True, markup=False)
+    console.print(f"{escape(found.manifest.run_name)}, {found.manifest.describe()}", soft_wrap=True, markup=False)
     weights = "EMA's average" if found.weights == "ema" else "trained weights"
     end = "; mean of the logits with the mirror image's" if found.flip else ""
-    console.print(f"{found.location}: {weights}, {found.precision}{end}", soft_wrap=True, markup=False)
-    console.print(f"on {found.data}", soft_wrap=True, markup=False)
+    console.print(f"{escape(found.location)}: {weights}, {found.precision}{end}", soft_wrap=True, markup=False)
+    console.print(f"on {escape(found.data)}", soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("size, px", "crop ratio", "top-1, %", "top-5, %", "loss", "images"):
         table.add_column(heading, justify="right")
@@ -41,7 +43,7 @@ def print_tables(found: Evaluation, *, per_class: bool) -> None:
     if found.bad_images:
         console.print(f"not counted, because they cannot be decoded: {len(found.bad_images)} images", soft_wrap=True)
         for line in found.bad_images[:_SHOWN_BAD]:
-            console.print(f"  {line}", soft_wrap=True, markup=False)
+            console.print(f"  {escape(line)}", soft_wrap=True, markup=False)
 
 
 def _classes(found: Evaluation) -> Table:
@@ -64,7 +66,7 @@ def _classes(found: Evaluation) -> Table:
     table.add_column("images", justify="right")
     for index in present[:SHOWN_CLASSES]:
         shares = [f"{100 * int(one.counts.top1[index]) / int(one.counts.images[index]):.1f}" for one in shown]
-        table.add_row(found.names[index].replace("[", r"\["), *shares, str(int(last.images[index])))
+        table.add_row(rich_escape(escape(found.names[index])), *shares, str(int(last.images[index])))
     return table
 
 
@@ -79,14 +81,18 @@ def class_rows(found: Evaluation, result: Result) -> Iterator[dict[str, Any]]:
 
 
 def as_csv(found: Evaluation) -> str:
-    """The figures of each class as CSV, one line for each setting and class; accuracies in [0, 1]."""
+    """The figures of each class as CSV, one line for each setting and class; accuracies in [0, 1].
+
+    Names are as `spreadsheet` gives them; the JSON has them as they are.
+    """
     text = io.StringIO()
     fields = ["size", "crop_ratio", "class", "name", "images", "top1_correct", "top5_correct", "top1", "top5"]
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for result in found.results:
         for row in class_rows(found, result):
-            writer.writerow({"size": result.size, "crop_ratio": result.crop_ratio} | row)
+            texts = {key: spreadsheet(row[key]) for key in ("class", "name")}
+            writer.writerow({"size": result.size, "crop_ratio": result.crop_ratio} | row | texts)
     return text.getvalue()
 
 

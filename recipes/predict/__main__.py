@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import BadImage
+from data.text import escape
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.evaluate.__main__ import add_checkpoint_arguments
@@ -162,16 +163,18 @@ def main() -> int:
         batches = iter([[Image("stdin", sys.stdin.buffer.read(), None)], *batches])
     wrong = False
     for name, found in predict(classifier, batches, given.top):
-        shown = name.encode(errors="replace").decode()
+        if getattr(sys.stdout, "reader_left", False):  # as in `| head`
+            break
+        shown = escape(name)
         if isinstance(found, str):
             wrong = True
             print(f"{shown}: {found}", file=sys.stderr, flush=True)
         elif given.json:
-            print(json.dumps({"image": shown, "predictions": found}, ensure_ascii=False), flush=True)
+            print(json.dumps({"image": shown, "predictions": found}), flush=True)
         else:
             print(shown)
             for one in found:
-                print(f"  {100 * one['probability']:6.2f} %  {one['name']}", flush=True)
+                print(f"  {100 * one['probability']:6.2f} %  {escape(one['name'])}", flush=True)
     return 2 if wrong else 0
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from data.text import clean
+
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """Write beside the file, sync, and rename over it.
@@ -27,3 +29,8 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text for people, without secrets, as `replace_file` does."""
+    replace_file(path, [clean(text).encode()])
