@@ -31,6 +31,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _SECRET_NAMES = re.compile(
     r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|CREDENTIALS?)$", re.IGNORECASE
 )
+_ADDRESS_NAMES = re.compile("URL|URI|ENDPOINT|PROXY", re.IGNORECASE)
 _IN_PROFILES = re.compile(
     r"^\s*(aws_access_key_id|aws_secret_access_key|aws_session_token|endpoint_url)\s*=\s*(\S+)", re.MULTILINE
 )
@@ -87,11 +88,17 @@ def scrub(text: str) -> str:
     AWS profiles hold (of 8 characters and more that are not all digits); passwords in the environment's addresses;
     user and password of any address; signatures, credentials and tokens of signed addresses; AWS access keys.
     """
+    for secret in _wanted(tuple(os.environ.items()), frozenset(_hidden | _of_profiles())):
+        text = text.replace(secret, "***")
     for pattern, instead in _SHAPES:
         text = pattern.sub(instead, text)
-    for secret in sorted(_forms(_hidden | _of_environment(os.environ) | _of_profiles()), key=len, reverse=True):
-        text = text.replace(secret, "***")
     return text
+
+
+@functools.lru_cache(maxsize=4)
+def _wanted(environment: tuple[tuple[str, str], ...], others: frozenset[str]) -> list[str]:
+    """What to look for, the longest first: one may hold another."""
+    return sorted(_forms(_of_environment(dict(environment)) | others), key=len, reverse=True)
 
 
 def clean(text: str) -> str:
@@ -112,9 +119,9 @@ def markdown(text: object) -> str:
 
 def _of_environment(environment: Mapping[str, str]) -> set[str]:
     found = {value for name, value in environment.items() if value and _SECRET_NAMES.search(name)}
-    for value in environment.values():
-        if password := _password(value):
-            found |= {password, f":{password}@"}
+    for name, value in environment.items():
+        if _ADDRESS_NAMES.search(name) and (password := _password(value)):
+            found.add(password if len(password) >= _SHORTEST_SECRET else f":{password}@")
     return found
 
 
@@ -151,7 +158,9 @@ def _forms(secrets: Iterable[str]) -> set[str]:
             continue
         for form in {secret, unquote(secret)}:
             found |= {form, quote(form, safe=""), quote(form), quote_plus(form)}
-            found |= {html.escape(form), json.dumps(form)[1:-1], repr(form)[1:-1], str(escape(form))}
+            page = html.escape(form)
+            found |= {page, page.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")}
+            found |= {json.dumps(form)[1:-1], repr(form)[1:-1], escape(form)}
     return found
 
 
@@ -173,7 +182,9 @@ class _Stream:
 
     def write(self, text: str) -> int:
         """Write, without secrets; gives the length of what was asked for."""
-        self._attempt(lambda: self._stream.write(scrub(_IN_STREAMS.sub(_escaped, text))))
+        if not self.reader_left:
+            shown = scrub(_IN_STREAMS.sub(_escaped, text)) if text != "\n" else text
+            self._attempt(lambda: self._stream.write(shown))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -203,13 +214,11 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback where there is one."""
-        if record.name == "py.warnings" and isinstance(record.args, tuple):
+        changed: dict[str, Any] = {"args": _escape_texts(record.args)}
+        if record.name == "py.warnings":
             # Python's form is two lines, the second the source of the caller.
-            arguments: Any = tuple(str(argument).partition("\n")[0] for argument in record.args)
-        else:
-            arguments = record.args
-        plain = logging.makeLogRecord(record.__dict__ | {"args": _escape_texts(arguments)})
-        return clean(super().format(plain))
+            changed = {"msg": escape(record.getMessage().partition("\n")[0]), "args": ()}
+        return clean(super().format(logging.makeLogRecord(record.__dict__ | changed)))
 
 
 def _escape_texts(arguments: Any) -> Any:

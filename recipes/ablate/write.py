@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from data.text import clean
+from data.text import markdown as markdown_text
 from recipes.ablate.results import Results, seed_noise
 from recipes.ablate.tables import Table, accuracy_table, cost_table, csv_text, effect_table, markdown, notes
 from recipes.page.html import Section, figure, page, paragraph, table
@@ -134,7 +135,7 @@ def _markdown(story: Story) -> str:
     parts += ["## Accuracy: top-1", markdown(accuracy_table(results, results.sizes))]
     parts += ["## Cost", markdown(cost_table(results)), *story.texts]
     if story.remarks:
-        parts += ["## Remarks", *(f"- {text}" for text in story.remarks)]
+        parts += ["## Remarks", *(f"- {markdown_text(text)}" for text in story.remarks)]
     parts.append(f"```sh\n{shlex.join(story.command)}\n```")
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 

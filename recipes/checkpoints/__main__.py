@@ -65,7 +65,7 @@ def show(stores: Sequence[Store]) -> int:
     for store in stores:
         for stem, manifest, state in headed(store):
             if manifest is None:
-                print(f"  {stem}  {state}")
+                print(f"  {stem}  {escape(state)}")
                 continue
             top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
             end = "  finished" if manifest.finished else ""
@@ -82,7 +82,7 @@ def verify_all(stores: Sequence[Store]) -> int:
             if manifest is not None:
                 state = _verified(store, manifest)
             bad += state.startswith(("damaged", "torn"))
-            print(f"  {stem}  {state}", flush=True)
+            print(f"  {stem}  {escape(state)}", flush=True)
     return 1 if bad else 0
 
 
@@ -108,7 +108,7 @@ def pull(local: LocalStore, remote: Store | None) -> int:
         try:
             path = bring(remote, load_manifest(remote, stem), local)
         except DamagedError as error:
-            print(f"{stem}  damaged: {error}", file=sys.stderr)
+            print(f"{stem}  damaged: {escape(error)}", file=sys.stderr)
             continue
         print(path)
         return 0

@@ -77,13 +77,13 @@ def class_rows(found: Evaluation, result: Result) -> Iterator[dict[str, Any]]:
         if images:
             top1, top5 = int(result.counts.top1[index]), int(result.counts.top5[index])
             hits = {"top1_correct": top1, "top5_correct": top5, "top1": top1 / images, "top5": top5 / images}
-            yield {"class": folder, "name": name, "images": images} | hits
+            yield {"class": escape(folder), "name": escape(name), "images": images} | hits
 
 
 def as_csv(found: Evaluation) -> str:
     """The figures of each class as CSV, one line for each setting and class; accuracies in [0, 1].
 
-    Names are as `spreadsheet` gives them; the JSON has them as they are.
+    A name that a spreadsheet would compute has a `'` before it, here and not in the JSON.
     """
     text = io.StringIO()
     fields = ["size", "crop_ratio", "class", "name", "images", "top1_correct", "top5_correct", "top1", "top5"]
@@ -118,10 +118,10 @@ def as_json(found: Evaluation, *, per_class: bool) -> str:
         "finished": found.manifest.finished,
         "weights": found.weights,
         "weights_sha256": found.weights_sha256,
-        "data": found.data,
+        "data": escape(found.data),
         "flip": FLIP if found.flip else None,
         "precision": found.precision,
         "results": results,
-        "bad_images": found.bad_images,
+        "bad_images": list(map(escape, found.bad_images)),
     }
     return json.dumps(content, indent=2)

@@ -130,8 +130,8 @@ def best(classifier: Classifier, probabilities: NDArray[np.float64], top: int) -
     order = np.argsort(-probabilities, kind="stable")[:top].tolist()
     return [
         {
-            "class": classifier.classes[index],
-            "name": classifier.names[index],
+            "class": escape(classifier.classes[index]),
+            "name": escape(classifier.names[index]),
             "index": index,
             "probability": round(float(probabilities[index]), 6),
         }
@@ -174,7 +174,7 @@ def main() -> int:
         else:
             print(shown)
             for one in found:
-                print(f"  {100 * one['probability']:6.2f} %  {escape(one['name'])}", flush=True)
+                print(f"  {100 * one['probability']:6.2f} %  {one['name']}", flush=True)
     return 2 if wrong else 0
 
 
