@@ -28,7 +28,7 @@ SECRETS = {
     "AWS_SESSION_TOKEN": "TOP/SECRET+TOKEN",
     "WANDB_API_KEY": "WANDBSECRETKEY",
 }
-LEAK = re.compile(rb"AKIDSECRETID|SECRET.{1,3}KEY|SECRET.{1,3}TOKEN|WANDBSECRET|PASSW0RD|P.{1,3}SSW.{1,3}RD")
+LEAK = re.compile(rb"AKIDSECRETID|SECRET.{1,3}KEY|SECRET.{1,3}TOKEN|WANDBSECRET|P.{1,3}SSW0RD")
 SMALL = [
     *("yamls/demo.yaml", "run_name=hostile", "model.name=timm/test_resnet", "device_batch_size=6", "max_duration=1ep"),
     *("eval.sizes=32", "algorithms.fixres=off", "algorithms.progressive_resizing=off", "loggers.tensorboard=false"),
@@ -46,7 +46,7 @@ def run(*words, stdin=None, **environment):
     return done.returncode, done.stdout, done.stderr
 
 
-def harmless(data, colours=False):
+def harmless(data):
     """No sequence for a terminal, no mark of direction, no forged line; well-formed UTF-8."""
     text = data.decode()
     assert not re.search("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200e\u200f]", text)
@@ -120,9 +120,7 @@ def test_evaluate_shows_and_writes_hostile_names(hostile, tmp_path, encoding):
     assert ",'=HYPERLINK(1)," in csv
     assert not re.search(r"(^|,)[=+@]", csv)
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert [row["class"] for row in figures["results"][0]["classes"]] == sorted(
-        SHOWN, key=lambda name: SHOWN.index(name)
-    ) or {row["class"] for row in figures["results"][0]["classes"]} == set(SHOWN)
+    assert {row["class"] for row in figures["results"][0]["classes"]} == set(SHOWN)
     assert not LEAK.search((tmp_path / "figures.json").read_bytes())
 
 
@@ -185,11 +183,10 @@ def test_a_hostile_word_is_answered_in_harmless_lines(words):
 @pytest.mark.parametrize(
     "url", ["http://bob:P%40SSW0RD@127.0.0.1:9", "http//bob:P@SSW0RD@x", "http://bob:PASSW0RD@[::1"]
 )
-@pytest.mark.parametrize("variable", ["S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 @pytest.mark.parametrize("words", [("-m", "data.verify", "s3://bucket/x"), ("-m", "data.stage", "s3://bucket/x")])
-def test_no_command_shows_a_secret(url, variable, words, tmp_path):
-    status, out, err = run(*words, "--cache-folder", str(tmp_path), **{variable: url})
-    assert status in (1, 2)
+def test_no_command_shows_a_secret(url, words, tmp_path):
+    status, out, err = run(*words, "--cache-folder", str(tmp_path), S3_ENDPOINT_URL=url)
+    assert status == 2
     assert out + err
     assert b"Traceback" not in err
 
@@ -199,7 +196,7 @@ def test_neither_do_launched_processes_nor_their_files(tmp_path):
     place = (f"data.path={write_images(tmp_path / 'data', classes=2, train=12)}", "checkpoints.folder=s3://bucket/x")
     patience = ("checkpoints.patience=1s",)
     url = "http://bob:P%40SSW0RD@127.0.0.1:9"
-    status, out, err = run(*words, *place, *patience, S3_ENDPOINT_URL=url)
+    _, out, err = run(*words, *place, *patience, S3_ENDPOINT_URL=url)
     assert b"127.0.0.1:9" in out + err, (out, err)
     for path in (tmp_path / "runs").rglob("*"):
         assert not path.is_file() or not LEAK.search(path.read_bytes()), path
