@@ -32,6 +32,7 @@ from data.loader import sample_rng, train_loader
 from data.open import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source
+from data.text import escape, guard
 
 AREA, ASPECT_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 PLAIN = Augment.of(
@@ -243,11 +244,12 @@ def main(arguments: list[str] | None = None) -> int:
             options.path, options.size, options.workers, options.images, options.against, options.cache_folder
         )
     except (DataError, FileNotFoundError) as error:
-        print(error, file=sys.stderr)
+        print(escape(error), file=sys.stderr)
         return 2
     print(json.dumps(rows, indent=1) if options.json else table(rows))
     return 0
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

@@ -19,6 +19,7 @@ from pathlib import Path
 import cv2
 
 from data.errors import DataError
+from data.text import guard
 
 _VAL_SAMPLES = 297
 _MARK = "digits.txt"
@@ -114,4 +115,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from data.text import escape
+
 
 class DataError(Exception):
-    """A dataset cannot be used as it is: the message names the folder or the image, and what is expected."""
+    """A dataset cannot be used as it is: the message names the folder or the image, and what is expected.
+
+    Args:
+        message: One line; names in it are escaped here.
+    """
 
     def __init__(self, message: str) -> None:
         # torch raises a loader worker's exception again with the worker's traceback in front of its message.
-        super().__init__(message.rpartition("DataError: ")[2].strip() if "Original Traceback (" in message else message)
+        own = message.rpartition("DataError: ")[2].strip() if "Original Traceback (" in message else message
+        super().__init__(escape(own))

@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data.errors import DataError
+from data.text import guard
 
 _MIRROR = "https://s3.amazonaws.com/fast-ai-imageclas"
 _ARCHIVES = {
@@ -100,4 +101,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

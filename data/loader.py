@@ -28,6 +28,7 @@ from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import Source
+from data.text import guard
 
 ImageTransform = Callable[[Image.Image], Image.Image]
 Read = Callable[[int], bytes]
@@ -301,6 +302,7 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_leave_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
+    guard()  # where processes do not start by fork
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     gc.freeze()  # what the training process holds need not be searched for garbage, nor its pages be copied for that

@@ -31,6 +31,7 @@ from data.pack import DONE, Task, _put, check_part, make_part
 from data.remote import named, open_store, renew_credentials
 from data.shards import FORMAT, MANIFEST, ORIGINAL, SHARD, short_side
 from data.source import Source
+from data.text import guard
 
 PART_IMAGES = 512
 """Images per shard: 7 MB at 160 px, 15 at 256, 57 of original photos."""
@@ -275,4 +276,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

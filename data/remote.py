@@ -74,7 +74,7 @@ def named(path: str) -> Iterator[None]:
         raise DataError(f"{path}: not found ({_first_line(error)})") from error
     except PermissionError as error:
         raise DataError(f"{path}: access denied ({_first_line(error)})") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: the endpoint is no address
         raise DataError(f"{path}: {_first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):

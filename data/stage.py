@@ -29,6 +29,7 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.remote import download, is_remote, named, open_store
 from data.shards import MANIFEST, Shard, cached_metadata, read_index, read_manifest, short_side
+from data.text import guard
 
 log = logging.getLogger(__name__)
 
@@ -267,4 +268,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

@@ -29,6 +29,7 @@ from data.open import open_split_pair
 from data.remote import named
 from data.shards import Damaged, ShardSource
 from data.source import Source
+from data.text import escape, guard
 
 _BLOCK = 256
 
@@ -139,20 +140,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(*error.lines, sep="\n", file=sys.stderr)
         return 2
     except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
+        print(escape(error), file=sys.stderr)
         return 2
     images = sum(len(source) for source in splits.values())
     if options.json:
-        report = {"images": images, "broken": [asdict(one) for one in found], "broken_shards": shards}
-        print(json.dumps(report, indent=1))
+        broken = [asdict(one) | {"name": escape(one.name)} for one in found]
+        print(json.dumps({"images": images, "broken": broken, "broken_shards": shards}, indent=1))
         return 1 if found or shards else 0
     for line in [*shards, *(f"{one.name}: {one.reason}" for one in found)]:
-        print(line)
+        print(escape(line))
     reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for one in found).most_common())
-    moved = f"; moved to {options.quarantine}" if found and options.quarantine else ""
+    moved = f"; moved to {escape(options.quarantine)}" if found and options.quarantine else ""
     print(f"{images} images, {len(found)} broken{reasons}{moved}")
     return 1 if found or shards else 0
 
 
 if __name__ == "__main__":
+    guard()
     raise SystemExit(main())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from data.text import escape
+
 
 class InputError(Exception):
     """The config or the input is wrong: exit status 2, one line each, no traceback.
 
     Args:
-        lines: What to print, one error a line: where it is, what is wrong, what is allowed.
+        lines: What to print, one error a line: where it is, what is wrong, what is allowed. Names in
+            it are escaped here.
     """
 
     def __init__(self, *lines: str) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = lines
+        self.lines = tuple(map(escape, lines))
+        super().__init__("\n".join(self.lines))

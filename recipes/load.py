@@ -15,8 +15,10 @@ from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.explain import explain, show
 from recipes.read_yaml import Entry, holds_control, parse, read_file
+from recipes.resolved import flat_items
 from recipes.schema import Slot, find
 
+_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")
 ON, OFF = ("on", "yes", "true"), ("off", "no", "false")
 
 
@@ -50,6 +52,21 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     errors += [line for line in wrong if line not in errors and (whole or ": missing" not in line)]
     if errors or config is None:
         raise InputError(*errors)
+    return _without_passwords(config)
+
+
+def _without_passwords(config: RunConfig) -> RunConfig:
+    """The config, which every run and checkpoint keeps and shows, and so may hold no secret.
+
+    Raises:
+        InputError: An address in it holds a password.
+    """
+    for key, value in flat_items(config.model_dump(mode="json"), ""):
+        if _PASSWORD.search(str(value)):
+            raise InputError(
+                f"{key}: holds a password, which the run's files would show; allowed: an address without one (keys "
+                "and passwords come from the environment, such as AWS_ACCESS_KEY_ID or MLFLOW_TRACKING_PASSWORD)"
+            )
     return config
 
 

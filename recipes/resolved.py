@@ -122,7 +122,7 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 
 def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """The config's values that count, by key path, with the batch size over all devices."""
-    flat = {key: value for key, value in _flat(config, "") if not _excluded(key)}
+    flat = {key: value for key, value in flat_items(config, "") if not _excluded(key)}
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:
@@ -136,12 +136,13 @@ def _excluded(key: str) -> bool:
     return any(".".join(parts[:end]) in NO_EFFECT_ON_WEIGHTS for end in range(1, len(parts) + 1))
 
 
-def _flat(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+def flat_items(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    """Every value with its key path, `a.b`; a section without keys counts as a value."""
     out: list[tuple[str, Any]] = []
     for key, item in value.items():
         path = f"{prefix}{key}"
         if isinstance(item, Mapping) and item:
-            out += _flat(item, f"{path}.")
+            out += flat_items(item, f"{path}.")
         else:
             out.append((path, item))
     return out

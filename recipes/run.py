@@ -20,6 +20,7 @@ from data.open import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
 from data.stage import bring
+from data.text import escape
 from data.wordnet import class_names
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
@@ -37,10 +38,13 @@ from recipes.resolved import config_digest, resolved
 from recipes.stages import epoch_plan
 from recipes.trainer import build_trainer, device_name
 from recipes.watch.build import Watchers, build_watchers
-from recipes.watch.files import replace_file
+from recipes.watch.files import replace_text
 from recipes.watch.profile import build_profiler
+from recipes.watch.text_log import TextLog
 
 log = logging.getLogger(__name__)
+
+FILE_ONLY = {"file_only": True}
 
 
 def start_processes(config: RunConfig) -> None:
@@ -123,15 +127,18 @@ def run(config: RunConfig) -> int:
         InputError: The config or the data cannot be used, or the run is being trained; nothing was trained.
         DataError: Likewise.
     """
-    with ExitStack() as held:
-        return _run(config, held)
-
-
-def _run(config: RunConfig, held: ExitStack) -> int:
     interrupt = Interrupt()
     interrupt.install()
     # Composer says so where a run goes on from the end of an epoch, which is in order.
     warnings.filterwarnings("ignore", message="No batches were trained")
+    text_log = TextLog(Path(config.runs_folder) / config.run_name / "log.txt", sys.stdout, config.run_name)
+    text_log.hold()
+    with ExitStack() as held:
+        held.callback(text_log.end)
+        return _run(config, interrupt, text_log, held)
+
+
+def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitStack) -> int:
     start_processes(config)
     train, val = require_ready(config, dist.get_world_size(), lambda: open_data(config))
     plan = epoch_plan(config, dist.get_world_size())
@@ -165,9 +172,9 @@ def _run(config: RunConfig, held: ExitStack) -> int:
     bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
     sizes = [entry.size for entry in plan]
     names = class_names(train.classes)
-    watchers = watch(config, folder, [(len(train), size) for size in sizes], resume, (train.classes, names))
-    watchers.text_log.open()
-    shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
+    watchers = watch(config, folder, [(len(train), size) for size in sizes], resume, (train.classes, names), text_log)
+    text_log.open()
+    shown = ", ".join(map(escape, names[:5])) + (" ..." if len(names) > 5 else "")
     log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
     checkpoints = build_checkpoints(
         places=places,
@@ -196,13 +203,15 @@ def _run(config: RunConfig, held: ExitStack) -> int:
     try:
         return fit(trainer, checkpoints, watchers)
     except Interrupted as stop:
+        log.info("%s", stop, extra=FILE_ONLY)
         trainer.close()  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
-    except InputError:
+    except (InputError, DataError) as error:
+        log.error("the run ends here: %s", error, extra=FILE_ONLY)
         raise
     except Exception:
-        log.exception("the run ends here")  # for log.txt, which outlives the terminal
+        log.exception("the run ends here", extra=FILE_ONLY)  # for log.txt, which outlives the terminal
         raise
     finally:
         trainer.close()
@@ -214,11 +223,12 @@ def watch(
     plan: Sequence[tuple[int, int]],
     resume: Resume,
     classes: tuple[Sequence[str], Sequence[str]],
+    text_log: TextLog,
 ) -> Watchers:
     """What shows and records the run; `config.yaml` is there from the start. `classes`: folders, and names."""
     if dist.get_global_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "config.yaml", [resolved(config).encode()])
+        replace_text(folder / "config.yaml", resolved(config))
     return build_watchers(
         run_folder=folder,
         run_name=config.run_name,
@@ -232,11 +242,13 @@ def watch(
         classes=classes[0],
         class_names=classes[1],
         stream=sys.stdout,
+        text_log=text_log,
         **config.loggers.model_dump(),
     )
 
 
 def say(line: str) -> None:
-    """Tell the user, once."""
+    """Tell the user, once, and log.txt while it is open."""
     if dist.get_global_rank() == 0:
-        print(line, flush=True)
+        log.info("%s", line, extra=FILE_ONLY)
+        print(escape(line), flush=True)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from algorithms.config import AlgorithmsConfig
+from data.text import escape
 from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.mirror import FOLDER
 from recipes.checkpoints.places import Places
@@ -276,7 +277,7 @@ def usable(config: RunConfig) -> RunConfig:
 def say_skipped(trained: Trained) -> None:
     """Tell the user, once, of newer checkpoints that were passed over."""
     if trained.content.skipped and dist.get_global_rank() == 0:
-        print(*trained.content.skipped, sep="\n", file=sys.stderr)
+        print(*map(escape, trained.content.skipped), sep="\n", file=sys.stderr)
 
 
 def labels(trained: Trained, data_path: str) -> list[str]:

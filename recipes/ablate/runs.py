@@ -16,6 +16,7 @@ from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from data.text import escape
 from recipes.ablate.plan import Plan, PlannedRun, state
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.errors import InputError
@@ -228,7 +229,7 @@ def judge(run: PlannedRun, status: int) -> Outcome:
     if status in (0, EXIT_NOT_UPLOADED) and found is not None and found.summary.get("finished") is True:
         return Outcome(run, found)
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    return Outcome(run, None, f"{how}: {last_line(run.console)}; see {run.console}")
+    return Outcome(run, None, f"{how}: {escape(last_line(run.console))}; see {run.console}")
 
 
 def last_line(path: Path) -> str:

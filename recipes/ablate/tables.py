@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from data.text import spreadsheet
 from recipes.ablate.results import Difference, Results, Row, Spread, seed_noise
 
 ABSENT = "-"
@@ -216,7 +217,7 @@ def csv_text(results: Results) -> str:
     writer.writerow([*CSV_FIELDS, *(f"top1_{size}px{part}" for size in others for part in ("", "_std"))])
     for row in results.rows:
         top1, wall, speed, reached = row.top1.get(results.size), row.wall_seconds, row.images_per_second, row.reached
-        cells = [row.variant.name, " ".join(row.variant.on), len(row.seeds), row.failed, row.missing]
+        cells = [spreadsheet(row.variant.name), " ".join(row.variant.on), len(row.seeds), row.failed, row.missing]
         cells += [*(top1[:4] if top1 else [None] * 4), gain(row, results)]
         cells += [*(wall[:2] if wall else [None] * 2), over(wall, base and base.wall_seconds)]
         cells += [*(speed[:2] if speed else [None] * 2), over(speed, base and base.images_per_second)]

@@ -12,6 +12,8 @@ from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from data.text import clean
+from data.text import markdown as markdown_text
 from recipes.ablate.results import Results, seed_noise
 from recipes.ablate.tables import Table, accuracy_table, cost_table, csv_text, effect_table, markdown, notes
 from recipes.page.html import Section, figure, page, paragraph, table
@@ -100,8 +102,8 @@ def write(story: Story, folder: Path) -> list[Path]:
         OSError: A file cannot be written; the one before it is untouched.
     """
     files = {
-        "table.md": _markdown(story).encode(),
-        "table.csv": csv_text(story.results).encode(),
+        "table.md": clean(_markdown(story)).encode(),
+        "table.csv": clean(csv_text(story.results)).encode(),
     }
     pictures: dict[str, Markup] = {}
     if any(row.wall_seconds for row in story.results.rows):
@@ -119,7 +121,7 @@ def write(story: Story, folder: Path) -> list[Path]:
             with chart(9, 1.6 + 0.5 * len(story.results.effects)) as drawn:
                 draw_effects(drawn, story.results, story.standard_error)
                 pictures["effects"] = svg(drawn, "Change of top-1 by each technique, alone and in the recipe")
-    files["ablation.html"] = _html(story, pictures).encode()
+    files["ablation.html"] = clean(_html(story, pictures)).encode()
     for name, content in files.items():
         replace_file(folder / name, [content])
     return [folder / name for name in files]
@@ -133,7 +135,7 @@ def _markdown(story: Story) -> str:
     parts += ["## Accuracy: top-1", markdown(accuracy_table(results, results.sizes))]
     parts += ["## Cost", markdown(cost_table(results)), *story.texts]
     if story.remarks:
-        parts += ["## Remarks", *(f"- {text}" for text in story.remarks)]
+        parts += ["## Remarks", *(f"- {markdown_text(text)}" for text in story.remarks)]
     parts.append(f"```sh\n{shlex.join(story.command)}\n```")
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 

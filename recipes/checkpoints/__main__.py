@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from data.text import escape
 from recipes.checkpoints.find import bring, load_manifest, survey
 from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import DamagedError, Manifest
@@ -65,12 +66,12 @@ def show(stores: Sequence[Store]) -> int:
     for store in stores:
         for stem, manifest, state in headed(store):
             if manifest is None:
-                print(f"  {stem}  {state}")
+                print(f"  {stem}  {escape(state)}")
                 continue
             top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
             end = "  finished" if manifest.finished else ""
             size = manifest.files[0].size / 1e6
-            print(f"  {stem}  {size:9.1f} MB  {manifest.created_at}  {manifest.samples} samples{top1}{end}")
+            print(f"  {stem}  {size:9.1f} MB  {escape(manifest.created_at)}  {manifest.samples} samples{top1}{end}")
     return 0
 
 
@@ -82,7 +83,7 @@ def verify_all(stores: Sequence[Store]) -> int:
             if manifest is not None:
                 state = _verified(store, manifest)
             bad += state.startswith(("damaged", "torn"))
-            print(f"  {stem}  {state}", flush=True)
+            print(f"  {stem}  {escape(state)}", flush=True)
     return 1 if bad else 0
 
 
@@ -110,7 +111,7 @@ def pull(local: LocalStore, remote: Store | None) -> int:
             path = bring(remote, manifest, local)
             read_state(path, manifest)
         except DamagedError as error:
-            print(f"{stem}  damaged: {error}", file=sys.stderr)
+            print(f"{stem}  damaged: {escape(error)}", file=sys.stderr)
             continue
         print(path)
         return 0

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import Any
 
 import boto3.exceptions
 import botocore.exceptions
 from composer.utils.object_store import S3ObjectStore
 
+from data.text import hide, scrub
 from recipes.checkpoints.store import Entry, StoreError
 
 _MIB = 2**20
@@ -42,7 +42,6 @@ _MISTAKES = {
     "RequestExpired": "this machine's clock is wrong",
 }
 _ABSENT = {"404", "NoSuchKey"}
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 class CancelledError(Exception):
@@ -67,6 +66,8 @@ class S3Store:
         self._cancelled = False
         with self._named(""):
             self._objects = S3ObjectStore(bucket, prefix, client_config=dict(_CLIENT), transfer_config=dict(_TRANSFER))
+            # Whatever the credentials come from, and whenever they are renewed: each signature shows those in use.
+            self._objects.client.meta.events.register("before-sign.s3", _hide_credentials)
 
     def below(self, folder: str) -> S3Store:
         """The store one folder deeper."""
@@ -163,6 +164,11 @@ class S3Store:
             raise StoreError(f"{where}: {scrub(str(error))}", mistake=True) from None
 
 
+def _hide_credentials(request_signer: Any, **_: Any) -> None:
+    if credentials := request_signer._credentials:
+        hide(*credentials.get_frozen_credentials()[:3])
+
+
 def _explained(where: str, error: BaseException) -> Exception:
     if isinstance(error, botocore.exceptions.ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
@@ -178,15 +184,6 @@ def _explained(where: str, error: BaseException) -> Exception:
         return FileNotFoundError(where)
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return StoreError(f"{where}: {scrub(first)[:300]}", mistake=isinstance(error, botocore.exceptions.ProfileNotFound))
-
-
-def scrub(text: str) -> str:
-    """A text without the credentials that this process has, and without user names and passwords in addresses."""
-    for name in _SECRETS:
-        if value := os.environ.get(name):
-            text = text.replace(value, "***")
-    text = re.sub(r"(?<=://)[^/@\s]+@", "***@", text)
-    return re.sub(r"(X-Amz-(?:Credential|Signature|Security-Token)=)[^&\s\"']+", r"\1***", text)
 
 
 def open_s3(url: str) -> Callable[[], S3Store]:

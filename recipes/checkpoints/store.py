@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from data.text import escape
+
 
 class StoreError(Exception):
     """The store did not do what it was asked; the text is for people and holds no credentials.
@@ -21,7 +23,7 @@ class StoreError(Exception):
     """
 
     def __init__(self, message: str, *, mistake: bool = False) -> None:
-        super().__init__(message)
+        super().__init__(escape(message))
         self.mistake = mistake
 
 

@@ -137,13 +137,13 @@ def main() -> int:
     found, reports = evaluate(given, config)
     if reports:
         from recipes.evaluate.show import as_csv, as_json, print_tables
-        from recipes.watch.files import replace_file
+        from recipes.watch.files import replace_text
 
         text = as_json(found, per_class=given.per_class)
         if given.csv is not None:
-            replace_file(given.csv, [as_csv(found).encode()])
+            replace_text(given.csv, as_csv(found))
         if given.save is not None:
-            replace_file(given.save, [text.encode(), b"\n"])
+            replace_text(given.save, text + "\n")
         if given.json:
             print(text)
         else:

@@ -10,8 +10,10 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape as rich_escape
 from rich.table import Table
 
+from data.text import escape, spreadsheet
 from recipes.evaluate.count import Evaluation, Result
 
 SHOWN_CLASSES = 20
@@ -28,10 +30,10 @@ def print_tables(found: Evaluation, *, per_class: bool) -> None:
     if found.manifest is None:
         weights = "another project's weights"
     else:
-        console.print(f"{found.manifest.run_name}, {found.manifest.describe()}", soft_wrap=True, markup=False)
+        console.print(f"{escape(found.manifest.run_name)}, {found.manifest.describe()}", soft_wrap=True, markup=False)
     end = "; mean of the logits with the mirror image's" if found.flip else ""
-    console.print(f"{found.location}: {weights}, {found.precision}{end}", soft_wrap=True, markup=False)
-    console.print(f"on {found.data}", soft_wrap=True, markup=False)
+    console.print(f"{escape(found.location)}: {weights}, {found.precision}{end}", soft_wrap=True, markup=False)
+    console.print(f"on {escape(found.data)}", soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("size, px", "crop ratio", "top-1, %", "top-5, %", "loss", "images"):
         table.add_column(heading, justify="right")
@@ -44,7 +46,7 @@ def print_tables(found: Evaluation, *, per_class: bool) -> None:
     if found.bad_images:
         console.print(f"not counted, because they cannot be decoded: {len(found.bad_images)} images", soft_wrap=True)
         for line in found.bad_images[:_SHOWN_BAD]:
-            console.print(f"  {line}", soft_wrap=True, markup=False)
+            console.print(f"  {escape(line)}", soft_wrap=True, markup=False)
 
 
 def _classes(found: Evaluation) -> Table:
@@ -67,7 +69,7 @@ def _classes(found: Evaluation) -> Table:
     table.add_column("images", justify="right")
     for index in present[:SHOWN_CLASSES]:
         shares = [f"{100 * int(one.counts.top1[index]) / int(one.counts.images[index]):.1f}" for one in shown]
-        table.add_row(found.names[index].replace("[", r"\["), *shares, str(int(last.images[index])))
+        table.add_row(rich_escape(escape(found.names[index])), *shares, str(int(last.images[index])))
     return table
 
 
@@ -78,18 +80,22 @@ def class_rows(found: Evaluation, result: Result) -> Iterator[dict[str, Any]]:
         if images:
             top1, top5 = int(result.counts.top1[index]), int(result.counts.top5[index])
             hits = {"top1_correct": top1, "top5_correct": top5, "top1": top1 / images, "top5": top5 / images}
-            yield {"class": folder, "name": name, "images": images} | hits
+            yield {"class": escape(folder), "name": escape(name), "images": images} | hits
 
 
 def as_csv(found: Evaluation) -> str:
-    """The figures of each class as CSV, one line for each setting and class; accuracies in [0, 1]."""
+    """The figures of each class as CSV, one line for each setting and class; accuracies in [0, 1].
+
+    A name that a spreadsheet would compute has a `'` before it, here and not in the JSON.
+    """
     text = io.StringIO()
     fields = ["size", "crop_ratio", "class", "name", "images", "top1_correct", "top5_correct", "top1", "top5"]
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for result in found.results:
         for row in class_rows(found, result):
-            writer.writerow({"size": result.size, "crop_ratio": result.crop_ratio} | row)
+            texts = {key: spreadsheet(row[key]) for key in ("class", "name")}
+            writer.writerow({"size": result.size, "crop_ratio": result.crop_ratio} | row | texts)
     return text.getvalue()
 
 
@@ -115,10 +121,10 @@ def as_json(found: Evaluation, *, per_class: bool) -> str:
         "finished": found.manifest.finished if found.manifest else None,
         "weights": found.weights,
         "weights_sha256": found.weights_sha256,
-        "data": found.data,
+        "data": escape(found.data),
         "flip": FLIP if found.flip else None,
         "precision": found.precision,
         "results": results,
-        "bad_images": found.bad_images,
+        "bad_images": list(map(escape, found.bad_images)),
     }
     return json.dumps(content, indent=2)

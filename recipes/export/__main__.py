@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data.text import clean, escape
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
@@ -113,9 +114,9 @@ def export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, A
             evaluation=evaluation,
             files=files,
         )
-        (folder / CARD).write_text(text, encoding="utf-8")
+        (folder / CARD).write_text(clean(text), encoding="utf-8")
     weights = "EMA's average" if content.weights == "ema" else "the trained weights"
-    print(f"{content.location}: {weights}, into {given.output}: {', '.join([*files, CARD])}")
+    print(f"{escape(content.location)}: {weights}, into {escape(given.output)}: {', '.join([*files, CARD])}")
     if shape.plain:
         print(f"The weights load strictly into a plain {run.model.name}.")
     else:

@@ -11,6 +11,7 @@ import torch
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from data.text import markdown
 from recipes.config import RunConfig
 from recipes.export.programs import OPSET
 from recipes.export.weights import TOLERANCE, Architecture
@@ -26,6 +27,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
+TEMPLATES.filters["markdown"] = markdown
 WHAT = {
     "model.safetensors": "the weights, in safetensors' format",
     "model.pth": "the weights, as a state dict that `torch.load(weights_only=True)` reads",
@@ -84,7 +86,10 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
     content, manifest, summary = trained.content, trained.content.manifest, trained.content.summary or {}
     if manifest is None:
         name = Path(content.location).name
-        return [("weights", f"of another project: `{name}`"), ("SHA-256 of the weights", f"`{content.weights_sha256}`")]
+        return [
+            ("weights", f"of another project: {markdown(name)}"),
+            ("SHA-256 of the weights", f"`{content.weights_sha256}`"),
+        ]
     done = f"{manifest.epoch} of {trained.config.epochs}"
     if manifest.batch_in_epoch:
         done += f", and {manifest.batch_in_epoch} batches"
@@ -93,7 +98,7 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
         ("weights", averaged),
         ("epochs", done),
         ("training images seen", f"{manifest.samples:,}"),
-        ("checkpoint", f"{manifest.stem}, {manifest.created_at}"),
+        ("checkpoint", f"{manifest.stem}, {markdown(manifest.created_at)}"),
         ("SHA-256 of the weights", f"`{trained.content.weights_sha256}`"),
         ("processes", str(manifest.world_size)),
     ]
@@ -104,10 +109,10 @@ def facts(trained: Trained) -> list[tuple[str, str]]:
         found.append(("images/s in training", f"{summary['images_per_second']:,.0f}"))
     names = {"device": "hardware", "cpu": "processor", "memory": "memory", "commit": "commit of the recipe"}
     versions = summary.get("versions", {})
-    found += [(label, str(versions[key])) for key, label in names.items() if versions.get(key)]
+    found += [(label, markdown(versions[key])) for key, label in names.items() if versions.get(key)]
     packages = [f"{name} {version}" for name, version in versions.items() if version and name not in names]
     if packages:
-        found.append(("trained with", ", ".join(packages)))
+        found.append(("trained with", markdown(", ".join(packages))))
     return [*found, ("exported with", f"torch {torch.__version__}")]
 
 
@@ -116,7 +121,7 @@ def data_lines(trained: Trained) -> str:
     manifest, config = trained.content.manifest, trained.config
     if manifest is None:
         return "Trained by another project, on data and by a recipe that its file does not name."
-    text = f"Trained on `{Path(config.data.path).name}`"
+    text = f"Trained on {markdown(Path(config.data.path).name)}"
     if manifest.epoch and not manifest.batch_in_epoch:
         text += f", {manifest.samples // manifest.epoch:,} images in each epoch"
     sizes = [image_size(config, epoch) for epoch in range(manifest.epoch + bool(manifest.batch_in_epoch))]

@@ -120,4 +120,5 @@ def _require_equal(found: dict[str, Tensor], expected: dict[str, Tensor], path: 
 
 def as_json(content: object) -> bytes:
     """JSON for people: indented, with a newline at the end."""
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+    # A byte of a folder's name that is not UTF-8 is JSON's \\udcNN, which Python reads back as that byte.
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

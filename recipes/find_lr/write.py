@@ -20,7 +20,7 @@ from recipes.find_lr.suggest import METHODS, Suggestion, still_falling
 from recipes.find_lr.trial import Pasted, Peak
 from recipes.page.chart import chart, svg
 from recipes.page.html import Section, figure, page, paragraph, table
-from recipes.watch.files import replace_file
+from recipes.watch.files import replace_file, replace_text
 
 HEADERS = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest")
 ENDS = {
@@ -70,10 +70,10 @@ def write(result: Result, folder: Path) -> None:
         png = io.BytesIO()
         drawn.savefig(png, format="png", dpi=150)
         html = _page(result, drawn)
-    replace_file(folder / "lr.csv", [_csv(result.curves).encode()])
+    replace_text(folder / "lr.csv", _csv(result.curves))
     replace_file(folder / "lr.png", [png.getvalue()])
-    replace_file(folder / "lr.html", [html.encode()])
-    replace_file(folder / "lr.json", [json.dumps(_json(result), indent=1).encode() + b"\n"])
+    replace_text(folder / "lr.html", html)
+    replace_text(folder / "lr.json", json.dumps(_json(result), indent=1) + "\n")
 
 
 def _csv(curves: Sequence[Curve]) -> str:

@@ -23,7 +23,7 @@ from recipes.plan.plan import Images, Plan, as_json, make_plan
 from recipes.plan.tables import PRICES, THROUGHPUT, MachineConfig, PricesConfig, ThroughputConfig, read_table
 from recipes.plan.text import render
 from recipes.plan.throughput import Throughput, measured, published, told
-from recipes.watch.files import replace_file
+from recipes.watch.files import replace_text
 
 IMAGENET = Images(1_281_167, 50_000, "ImageNet-1K's, since {} is not here")
 EXAMPLES = """examples:
@@ -195,7 +195,7 @@ def write(plan: Plan, config: RunConfig, folder: Path) -> None:
         draw(figure, config, [part.stage for part in plan.stages], plan.images.train, plan.devices)
         try:
             save(figure, folder / "schedule.png")
-            replace_file(folder / "plan.html", [plan_page(plan, svg(figure, "the run's schedule")).encode()])
+            replace_text(folder / "plan.html", plan_page(plan, svg(figure, "the run's schedule")))
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
 

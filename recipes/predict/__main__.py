@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import BadImage
+from data.text import escape
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.evaluate.__main__ import add_checkpoint_arguments
@@ -129,8 +130,8 @@ def best(classifier: Classifier, probabilities: NDArray[np.float64], top: int) -
     order = np.argsort(-probabilities, kind="stable")[:top].tolist()
     return [
         {
-            "class": classifier.classes[index],
-            "name": classifier.names[index],
+            "class": escape(classifier.classes[index]),
+            "name": escape(classifier.names[index]),
             "index": index,
             "probability": round(float(probabilities[index]), 6),
         }
@@ -162,12 +163,14 @@ def main() -> int:
         batches = iter([[Image("stdin", sys.stdin.buffer.read(), None)], *batches])
     wrong = False
     for name, found in predict(classifier, batches, given.top):
-        shown = name.encode(errors="replace").decode()
+        if getattr(sys.stdout, "reader_left", False):  # as in `| head`
+            break
+        shown = escape(name)
         if isinstance(found, str):
             wrong = True
             print(f"{shown}: {found}", file=sys.stderr, flush=True)
         elif given.json:
-            print(json.dumps({"image": shown, "predictions": found}, ensure_ascii=False), flush=True)
+            print(json.dumps({"image": shown, "predictions": found}), flush=True)
         else:
             print(shown)
             for one in found:

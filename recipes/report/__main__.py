@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from data.text import escape
 from recipes.cli import command_parser, run_command
 
 EXAMPLES = """examples:
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     folders = list(dict.fromkeys(given.runs))
     output = given.output or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))
     write_report(folders, output)
-    print(f"report: {output}")
+    print(f"report: {escape(output)}")
     return 0
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data.text import escape
 from recipes.errors import InputError
 from recipes.read_yaml import read_file
 
@@ -54,7 +55,7 @@ class Predictions(NamedTuple):
 
     def name(self, label: int) -> str:
         """A class's name; a model may have more outputs than the dataset has classes."""
-        return self.names[label] if 0 <= label < len(self.names) else f"class {label}"
+        return escape(self.names[label]) if 0 <= label < len(self.names) else f"class {label}"
 
 
 @dataclass(frozen=True)

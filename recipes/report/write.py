@@ -12,7 +12,7 @@ from recipes.page.html import page
 from recipes.report.about import percent, state_of
 from recipes.report.read import Run, read_run
 from recipes.report.sections import sections
-from recipes.watch.files import replace_file
+from recipes.watch.files import replace_text
 
 REPORT = "report.html"
 """The page's name in a run's folder."""
@@ -45,7 +45,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     text = render([read_run(folder) for folder in folders])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(output, [text.encode("utf-8", "replace")])
+        replace_text(output, text)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
 

@@ -56,6 +56,7 @@ def build_watchers(
     classes: Sequence[str],
     class_names: Sequence[str],
     stream: TextIO,
+    text_log: TextLog | None = None,
 ) -> Watchers:
     """Make the watchers of a run.
 
@@ -77,6 +78,7 @@ def build_watchers(
         classes: Class folder names in label order.
         class_names: Their names for people.
         stream: The console.
+        text_log: One that holds already what was logged; None: a new one.
 
     Raises:
         InputError: W&B or MLflow is asked for and not installed, or given an unknown argument.
@@ -94,7 +96,8 @@ def build_watchers(
         resumed_from=resumed_from,
         config_digest=config_digest,
     )
-    text_log = TextLog(run_folder / "log.txt", stream, run_name, resumed_from)
+    text_log = text_log or TextLog(run_folder / "log.txt", stream, run_name)
+    text_log.resumed_from = list(resumed_from)
     loggers: list[LoggerDestination] = [text_log, MetricsFile(run_folder / "metrics.jsonl", clock, samples)]
     if progress_bar:
         loggers.append(Progress(figures, plan, eval_sizes[-1], stream, PLAIN_LINE_SECONDS))

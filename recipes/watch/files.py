@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from data.text import clean
 from recipes.checkpoints.store import sync
 
 
@@ -28,3 +29,8 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text for people, without secrets, as `replace_file` does."""
+    replace_file(path, [clean(text).encode()])

@@ -13,7 +13,7 @@ from composer.utils import dist
 
 from recipes.watch.bad_images import BadImages
 from recipes.watch.figures import Figures
-from recipes.watch.files import replace_file
+from recipes.watch.files import replace_text
 from recipes.watch.fingerprint import weights_sha256
 from recipes.watch.versions import versions
 
@@ -90,7 +90,7 @@ class Summary(Callback):
         text = json.dumps(self.content(self._state, finished, weights_digest), indent=2)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, [text.encode(), b"\n"])
+            replace_text(self.path, text + "\n")
         except OSError as error:
             if finished:
                 raise

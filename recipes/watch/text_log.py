@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
-from collections.abc import Sequence
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TextIO
 
@@ -14,11 +15,15 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from data.text import Formatter
 from recipes.checkpoints.manifest import position_in_words
 from recipes.watch.clock import duration
 
 OURS = ("recipes", "data", "algorithms")
 """Namespaces whose information is logged; of all others, warnings and worse."""
+
+_MOST_HELD = 100_000
+"""Lines kept until the file may be written."""
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +45,15 @@ class _FileHandler(logging.FileHandler):
 class _ConsoleHandler(logging.Handler):
     """Prints above the progress bar; a record with `file_only` is not for the console."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, stream: TextIO, level: int = logging.INFO) -> None:
+        super().__init__(level)
         self.stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
             return
-        text = self.format(record)
-        if record.name == "py.warnings":
-            # Python's form is two lines, the second the source of the caller.
-            text = text.partition("\n")[0]
         try:
-            tqdm.write(text, file=self.stream)
+            tqdm.write(self.format(record), file=self.stream)
             self.stream.flush()
         except (OSError, ValueError):
             pass  # A terminal that went away does not stop the training.
@@ -76,39 +77,61 @@ class TextLog(LoggerDestination):
         path: The file; its folder is made.
         stream: The console.
         run_name: For the first line.
-        resumed_from: The checkpoint that this process goes on from.
+
+    Attributes:
+        resumed_from: The checkpoint that this process goes on from, or none.
     """
 
-    def __init__(self, path: Path, stream: TextIO, run_name: str, resumed_from: Sequence[str]) -> None:
+    def __init__(self, path: Path, stream: TextIO, run_name: str) -> None:
         self.path = path
         self.stream = stream
         self.run_name = run_name
-        self.resumed_from = list(resumed_from)
+        self.resumed_from: list[str] = []
         self._handlers: list[logging.Handler] = []
+        self._held: MemoryHandler | None = None
         self._levels: dict[str, int] = {}
         self._figures: dict[str, float] = {}
         self._capturing = False
 
-    def open(self) -> None:
-        """Begin to log; may be called before the Trainer is made, which calls it if it was not."""
+    def hold(self) -> None:
+        """Keep what is logged for the file, until `open` says that it may be written; warnings go to stderr meanwhile.
+
+        What is found out before the run may touch its folder, such as a damaged checkpoint, belongs into the log, too.
+        """
         if self._handlers or dist.get_global_rank() != 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _end_last_line(self.path)
-        file, console = _FileHandler(self.path, encoding="utf-8"), _ConsoleHandler(self.stream)
-        form = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S%z")
-        file.setFormatter(form)
-        console.setFormatter(logging.Formatter("%(message)s"))
-        self._handlers = [file, console]
-        for handler in self._handlers:
-            handler.addFilter(wanted)
-            logging.getLogger().addHandler(handler)
+        self._held = MemoryHandler(_MOST_HELD, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        self._handle(self._held, _ConsoleHandler(sys.stderr, logging.WARNING))
         for name in OURS:
             self._levels[name] = logging.getLogger(name).level
             logging.getLogger(name).setLevel(logging.INFO)
         self._capturing = warnings.showwarning.__module__ != logging.__name__
         if self._capturing:
             logging.captureWarnings(True)
+
+    def _handle(self, file: logging.Handler, console: logging.Handler) -> None:
+        """Send what is logged to these two."""
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+        console.setFormatter(Formatter("%(message)s"))
+        self._handlers = [file, console]
+        for handler in self._handlers:
+            handler.addFilter(wanted)
+            logging.getLogger().addHandler(handler)
+
+    def open(self) -> None:
+        """Begin to write; may be called before the Trainer is made, which calls it if it was not."""
+        self.hold()
+        if self._held is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _end_last_line(self.path)
+        file, held = _FileHandler(self.path, encoding="utf-8"), self._held
+        file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S%z"))
+        self._handle(file, _ConsoleHandler(self.stream))
+        held.setTarget(file)
+        held.flush()
+        self._held = None
 
     def init(self, state: State, logger: Logger) -> None:
         """The Trainer is being made."""
@@ -144,6 +167,10 @@ class TextLog(LoggerDestination):
     def close(self, state: State, logger: Logger) -> None:
         """Leave Python's logging as it was."""
         del state, logger
+        self.end()
+
+    def end(self) -> None:
+        """As `close`, where there is no Trainer yet."""
         for handler in self._handlers:
             logging.getLogger().removeHandler(handler)
             handler.close()
@@ -151,7 +178,7 @@ class TextLog(LoggerDestination):
             logging.getLogger(name).setLevel(level)
         if self._capturing:
             logging.captureWarnings(False)
-        self._handlers, self._levels, self._capturing = [], {}, False
+        self._handlers, self._levels, self._capturing, self._held = [], {}, False, None
 
 
 def epoch_line(epoch: int, batch: int, figures: dict[str, float]) -> str:

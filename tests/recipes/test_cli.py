@@ -194,7 +194,7 @@ def test_a_closed_pipe_is_no_traceback():
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(30) == 1
+    assert process.wait(30) == 0
     assert process.stderr.read() == b""
 
 

@@ -220,7 +220,7 @@ def test_files_that_are_not_there_are_answered_with_the_nearest(tmp_path, monkey
         "medium.yaml/x": "medium.yaml/x: no such file",
         ".": ".: is a folder, not a YAML file",
         "/dev/null": "/dev/null: is no regular file, not a YAML file",
-        "a\0b": "a\0b: cannot be read: embedded null byte",
+        "a\0b": r"a\x00b: cannot be read: embedded null byte",
     }.items():
         with pytest.raises(InputError) as caught:
             load_config(Path(name))

@@ -1,0 +1,261 @@
+"""What leaves the process as text: foreign names are escaped, and no secret is in it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import html
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+from urllib.parse import quote, quote_plus, unquote
+
+_UNSAFE = (
+    "\\x00-\\x1f\\x7f-\\x9f"  # control characters, with those that begin a terminal's sequences
+    "\\u061c\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u206f\\ufeff\\U000e0000-\\U000e007f"  # direction, invisible
+    "\\u2028\\u2029\\ud800-\\udfff"  # line ends of Unicode, and undecodable bytes
+)
+_IN_NAMES = re.compile(f"[{_UNSAFE}]")
+_IN_FILES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
+# A progress bar goes back in its line and up, and tables have colours; no text of ours does more to a terminal.
+_IN_STREAMS = re.compile(rf"(?!\n|\t|\r|\x1b\[[0-9;]*[A-Km])[{_UNSAFE}]")
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+_SECRET_NAMES = re.compile(
+    r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|CREDENTIALS?)$", re.IGNORECASE
+)
+_ADDRESS_NAMES = re.compile("URL|URI|ENDPOINT|PROXY", re.IGNORECASE)
+_IN_PROFILES = re.compile(
+    r"^\s*(aws_access_key_id|aws_secret_access_key|aws_session_token|endpoint_url)\s*=\s*(\S+)", re.MULTILINE
+)
+_SHORTEST_SECRET = 8
+_KNOWN_TO_ALL = frozenset({"password", "minioadmin"})
+"""Words that servers for tests come with; a path may well hold them."""
+_SHAPES = (
+    # user:password@ of an address, and an X-Amz- parameter or header, its equals sign percent-encoded or not
+    (re.compile(r"(?<=://)[^/\s\"'<>]+@"), "***@"),
+    (re.compile(r"(?<=//)[^/\s\"'<>:]+:[^/\s\"'<>]*@"), "***@"),
+    (re.compile(r"(?<=%3A%2F%2F)[^/%\s]+(%3A[^/\s]*?)?%40", re.IGNORECASE), "***%40"),
+    (
+        re.compile(
+            r"(X-Amz-(?:Credential|Signature|Security-Token)[\"']?(?:=|%3D|:)\s*b?[\"']?)[^&\s\"',;<>]+", re.IGNORECASE
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"\b((?:AWSAccessKeyId|Signature|Credential)=)[^&\s\"',;<>]+"), r"\1***"),
+    # AWS's own access keys, and session tokens, wherever they come from
+    (re.compile(r"(?<![A-Za-z0-9+/])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9+/=])"), "***"),
+    (re.compile(r"(?<![A-Za-z0-9+/=])(?:IQoJ|FwoG|FQoG)[A-Za-z0-9+/=_%-]{80,}"), "***"),
+)
+
+_hidden: set[str] = set()
+
+
+def escape(text: object) -> str:
+    r"""A name from outside as one harmless line of text; for where it is put into a message.
+
+    Control characters, line ends, marks that change the direction of writing or are invisible become `\x1b`, `\n`,
+    `\u202e`; a byte of a file name that is not valid UTF-8 becomes `\xNN`. All other characters stay.
+    """
+    return _IN_NAMES.sub(_escaped, str(text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00  # os.fsdecode's way to carry a byte
+    elif code >= 0x7F:
+        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return _SHORT.get(found[0], f"\\x{code:02x}")
+
+
+def hide(*secrets: str | None) -> None:
+    """Let no text that leaves the process hold these, from now on: for credentials that no environment names."""
+    _hidden.update(filter(None, secrets))
+
+
+def scrub(text: str) -> str:
+    """A text without the secrets that this process has, and without what looks like one.
+
+    Replaced by `***`: values of variables such as `AWS_SECRET_ACCESS_KEY`, `WANDB_API_KEY` or `..._TOKEN` and what the
+    AWS profiles hold (of 8 characters and more that are not all digits); passwords in the environment's addresses;
+    user and password of any address; signatures, credentials and tokens of signed addresses; AWS access keys.
+    """
+    for secret in _wanted(tuple(os.environ.items()), frozenset(_hidden | _of_profiles())):
+        text = text.replace(secret, "***")
+    for pattern, instead in _SHAPES:
+        text = pattern.sub(instead, text)
+    return text
+
+
+@functools.lru_cache(maxsize=4)
+def _wanted(environment: tuple[tuple[str, str], ...], others: frozenset[str]) -> list[str]:
+    """What to look for, the longest first: one may hold another."""
+    return sorted(_forms(_of_environment(dict(environment)) | others), key=len, reverse=True)
+
+
+def clean(text: str) -> str:
+    """A whole text for a file: as it is but for secrets, and for characters that no text of ours has."""
+    return scrub(_IN_FILES.sub(_escaped, text))
+
+
+def spreadsheet(name: object) -> str:
+    """A name for a cell of a CSV file: one that a spreadsheet would compute (`=`, `+`, `-`, `@` first) gets a `'`."""
+    text = escape(name)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
+def markdown(text: object) -> str:
+    """A text for a line or a cell of Markdown that shows as it is: no markup, no HTML."""
+    return re.sub(r"[\\`*_\[\]<>|#&]", r"\\\g<0>", escape(text))
+
+
+def _of_environment(environment: Mapping[str, str]) -> set[str]:
+    found = {value for name, value in environment.items() if value and _SECRET_NAMES.search(name)}
+    for name, value in environment.items():
+        if _ADDRESS_NAMES.search(name) and (password := _password(value)):
+            found.add(password if len(password) >= _SHORTEST_SECRET else f":{password}@")
+    return found
+
+
+def _password(address: str) -> str:
+    """Between user and host; an `@` or `/` may stand in it where somebody did not encode it."""
+    return address.partition("//")[2].rpartition("@")[0].partition(":")[2]
+
+
+def _of_profiles() -> set[str]:
+    files = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
+    found: set[str] = set()
+    for variable, default in files:
+        path = os.path.expanduser(os.environ.get(variable, default))  # noqa: PTH111 - Path's raises without a home
+        try:
+            found |= _of_profile(path, os.stat(path).st_mtime_ns)  # noqa: PTH116
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+@functools.lru_cache(maxsize=8)
+def _of_profile(path: str, changed: int) -> frozenset[str]:
+    del changed  # a profile whose keys are renewed is read again
+    with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        pairs = _IN_PROFILES.findall(file.read(2**20))
+    return frozenset(filter(None, (_password(value) if key == "endpoint_url" else value for key, value in pairs)))
+
+
+def _forms(secrets: Iterable[str]) -> set[str]:
+    """The secrets as they may stand in a text: as they are, in an address, in HTML, in JSON, in Python."""
+    found: set[str] = set()
+    for secret in secrets:
+        if (len(secret) < _SHORTEST_SECRET and secret[-1] != "@") or secret.isdigit() or secret in _KNOWN_TO_ALL:
+            continue
+        for form in {secret, unquote(secret)}:
+            found |= {form, quote(form, safe=""), quote(form), quote_plus(form)}
+            page = html.escape(form)
+            found |= {page, page.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")}
+            found |= {json.dumps(form)[1:-1], repr(form)[1:-1], escape(form)}
+    return found
+
+
+class _Stream:
+    """A text stream that never fails for what is written to it, and lets no secret through.
+
+    Once its reader has gone (`| head`, a terminal that was closed) it takes everything and writes nothing.
+
+    Args:
+        stream: What it writes to; everything but writing is its own.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.reader_left = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write, without secrets; gives the length of what was asked for."""
+        if not self.reader_left:
+            shown = scrub(_IN_STREAMS.sub(_escaped, text)) if text != "\n" else text
+            self._attempt(lambda: self._stream.write(shown))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Hand to the system what was written."""
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, action: Any) -> None:
+        try:
+            action()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            self.reader_left = True
+            # What is buffered must go somewhere, and Python must not complain at exit.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+class Formatter(logging.Formatter):
+    """A log's lines: what they name is escaped, and no secret is in them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the traceback where there is one."""
+        changed: dict[str, Any] = {"args": _escape_texts(record.args)}
+        if record.name == "py.warnings":
+            # Python's form is two lines, the second the source of the caller.
+            changed = {"msg": escape(record.getMessage().partition("\n")[0]), "args": ()}
+        return clean(super().format(logging.makeLogRecord(record.__dict__ | changed)))
+
+
+def _escape_texts(arguments: Any) -> Any:
+    if isinstance(arguments, Mapping):
+        return {key: _escape_texts((value,))[0] for key, value in arguments.items()}
+    if not isinstance(arguments, tuple):
+        return arguments
+    return tuple(
+        escape(value) if isinstance(value, str | os.PathLike | BaseException) else value for value in arguments
+    )
+
+
+def guard() -> None:
+    """From now on, let nothing leave this process unscrubbed, or fail for its characters, on stdout and stderr.
+
+    Tracebacks, also of threads, and what libraries and forked workers print pass through there, too. Call it first in
+    each process that a command starts.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, _Stream):
+            continue
+        if stream is None:  # closed by the shell: `>&-`
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - open as long as the process
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        setattr(sys, name, _Stream(stream))
+    sys.excepthook = _print_traceback
+    threading.excepthook = lambda failed: (
+        _print_traceback(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        if failed.exc_value is not None
+        else None
+    )
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(clean("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
