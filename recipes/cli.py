@@ -10,11 +10,13 @@ import signal
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from data.errors import DataError
+from data.workers import end_workers
 from recipes.errors import InputError
 from recipes.load import load_config
 
@@ -195,8 +197,25 @@ def run_command(main: Callable[[], int]) -> int:
     """Run a command and give its exit status: what is wrong with the input becomes lines on stderr and status 2.
 
     Of several processes only the first on each machine prints. An interruption before there is anything to save is
-    status 1; other exceptions pass.
+    status 1; other exceptions pass. No process that hangs keeps this one from ending.
     """
+    status = 1
+    try:
+        status = _status(main)
+        return status
+    except SystemExit as leave:  # Composer's answer to a signal, where the run has none of its own
+        status = leave.code if isinstance(leave.code, int) else status
+        raise
+    finally:
+        if end_workers():
+            if (error := sys.exc_info()[1]) is not None and not isinstance(error, SystemExit):
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def _status(main: Callable[[], int]) -> int:
     try:
         return main()
     except InputError as error:

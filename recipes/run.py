@@ -19,7 +19,9 @@ from data.open import open_split_pair
 from data.sampler import PositionSampler
 from data.source import Source, subset
 from data.stage import bring
+from data.wait import WaitingLoader
 from data.wordnet import class_names
+from data.workers import end_workers
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
@@ -180,6 +182,7 @@ def run(config: RunConfig) -> int:
         callbacks=[*watchers.callbacks, checkpoints],
         loggers=watchers.loggers,
         load_path=resume.load_path,
+        gate=checkpoints.gate,
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )
     if saving.metadata is not None:
@@ -187,14 +190,21 @@ def run(config: RunConfig) -> int:
     try:
         return fit(trainer, checkpoints, watchers)
     except Interrupted as stop:
-        trainer.close()  # which ends the progress bar's line: what is said next begins one of its own
+        close(trainer)  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
     except Exception:
         log.exception("the run ends here")  # for log.txt, which outlives the terminal
         raise
     finally:
-        trainer.close()
+        close(trainer)
+
+
+def close(trainer: Trainer) -> None:
+    """Close the Trainer, whatever state its loader's workers are in."""
+    if end_workers() and isinstance(trainer.state.train_dataloader, WaitingLoader):
+        trainer.state.train_dataloader.abandon()
+    trainer.close()
 
 
 def watch(

@@ -12,7 +12,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from recipes.checkpoints.interrupt import Interrupt, Interrupted
+from recipes.checkpoints.interrupt import GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
 from recipes.checkpoints.patience import seconds
@@ -79,13 +79,33 @@ class Checkpoints(Callback):
         self._saved_at = time.monotonic()
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
+        self._state: State | None = None
         self._checked = False
         self._final: str | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Give EMA's averages, saved without DDP's prefix, the names that they have in this run."""
         del logger
+        self._state = state
         fit_averages(state)
+
+    def gate(self, ready: bool, trouble: str | None) -> bool:
+        """While a loader is waited for: stop if any process was asked to, or will get no batch (data/wait.py's Gate).
+
+        No process begins a step before each has its batch. So nowhere does one wait inside a step for another's loader,
+        and the state of all is that after the last step.
+
+        Returns:
+            Whether every process has its batch.
+        """
+        assert self._state is not None  # since fit_start; a loader is iterated within `fit` only
+        stop, wait = agree(self._state, [self._interrupt.requested or trouble is not None, not ready])
+        if stop:
+            for line in filter(None, dist.all_gather_object(trouble)):
+                log.error("%s", line)
+                self._interrupt.request(line, GRACE)
+            self._stop(self._held or self._snapshot(self._state))
+        return not wait
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if it is time."""
