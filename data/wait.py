@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.buffers import Batch
+from data.errors import StalledError
 
 POLL_SECONDS = 1.0
 """Between two looks at whether the wait goes on."""
@@ -26,10 +27,6 @@ Gate = Callable[[bool, str | None], bool]
 answers true, which lets the batch pass. `trouble` says why there will be none. It may raise, which ends the wait."""
 
 log = logging.getLogger(__name__)
-
-
-class StalledError(Exception):
-    """A loader gives no batch any more: a worker was killed, or hangs."""
 
 
 class WaitingLoader(DataLoader[Batch]):

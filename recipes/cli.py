@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from data.errors import DataError
+from data.errors import DataError, StalledError
 from data.workers import end_workers
 from recipes.errors import InputError
 from recipes.load import load_config
@@ -224,6 +224,9 @@ def _status(main: Callable[[], int]) -> int:
     except DataError as error:
         _say(str(error).splitlines())
         return 2
+    except StalledError as error:
+        print(error, file=sys.stderr)  # of whichever process it is
+        return 1
     except KeyboardInterrupt:
         _say(["interrupted"])
         return 1

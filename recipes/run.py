@@ -30,7 +30,8 @@ from recipes.checkpoints.resume import Resume, find_resume
 from recipes.checkpoints.save import Checkpoints, Interval
 from recipes.checkpoints.spot import SpotNotices
 from recipes.config import RunConfig
-from recipes.errors import InputError
+from recipes.divergence import StopOnNan
+from recipes.errors import DivergedError, InputError
 from recipes.gradient_sync import FixedBuckets
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
@@ -42,9 +43,24 @@ from recipes.watch.profile import build_profiler
 
 log = logging.getLogger(__name__)
 
+_LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
+
 
 def start_processes(config: RunConfig) -> None:
-    """Join the other processes of the run, and share a CPU's cores with those on this machine."""
+    """Join the other processes of the run, and share a CPU's cores with those on this machine.
+
+    Raises:
+        InputError: The environment tells of other processes, but not where they are.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if processes != "1" and (missing or not processes.isdecimal()):
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise InputError(
+            f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets: start several processes "
+            "with `composer -n N entrypoint.py ...`; for one, unset WORLD_SIZE"
+        )
     if dist.get_world_size() == 1:
         return
     device = device_name(config.device)
@@ -171,6 +187,7 @@ def run(config: RunConfig) -> int:
         identity=identity,
         resume=resume,
         interrupt=interrupt,
+        stop_on_nan=config.stop_on_nan,
         top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),
     )
     trainer = build_trainer(
@@ -180,7 +197,7 @@ def run(config: RunConfig) -> int:
         sampler=sampler,
         algorithms=algorithms,
         callbacks=[*watchers.callbacks, checkpoints],
-        loggers=watchers.loggers,
+        loggers=[*watchers.loggers, *([StopOnNan()] if config.stop_on_nan else [])],
         load_path=resume.load_path,
         gate=checkpoints.gate,
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
@@ -193,6 +210,9 @@ def run(config: RunConfig) -> int:
         close(trainer)  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
+    except DivergedError as error:
+        log.error("%s", error)
+        return 1
     except Exception:
         log.exception("the run ends here")  # for log.txt, which outlives the terminal
         raise

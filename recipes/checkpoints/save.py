@@ -19,6 +19,7 @@ from recipes.checkpoints.patience import seconds
 from recipes.checkpoints.safe import disallowed
 from recipes.checkpoints.world_size import fit_averages, without_wrapper
 from recipes.checkpoints.write import Snapshot, Writer
+from recipes.divergence import diverged, is_finite
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Checkpoints(Callback):
         top1: Reads the top-1 accuracy in [0, 1] of the evaluation that has just ended, if there is one.
         disk_patience: Seconds that training waits for the disk before it drops a checkpoint.
         upload_patience: Seconds that the end of a run waits for its last upload.
+        stop_on_nan: End the run where a state that is to be saved is not finite.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Checkpoints(Callback):
         top1: Callable[[State], float | None],
         disk_patience: float,
         upload_patience: float,
+        stop_on_nan: bool,
     ) -> None:
         self._interval = Interval.of(interval)
         self._writer = writer
@@ -76,6 +79,7 @@ class Checkpoints(Callback):
         self._top1 = top1
         self._disk_patience = disk_patience
         self._upload_patience = upload_patience
+        self._stop_on_nan = stop_on_nan
         self._saved_at = time.monotonic()
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
@@ -177,7 +181,13 @@ class Checkpoints(Callback):
         )
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
-        """The run's state; every process takes part, and only the first one's holds bytes."""
+        """The run's state; every process takes part, and only the first one's holds bytes.
+
+        Raises:
+            DivergedError: On every process: it is not worth keeping.
+        """
+        if self._stop_on_nan and agree(state, [not is_finite(state)])[0]:
+            raise diverged(state)
         content = {"state": without_wrapper(state.state_dict()), "rng": reproducibility.get_rng_state()}
         payload: bytes | memoryview = b""
         if self._writer is not None:
