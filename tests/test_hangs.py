@@ -1,6 +1,5 @@
 """A run whose loader gives nothing any more: it ends, with its state saved, and leaves no process behind."""
 
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import psutil
 import pytest
 
 from tests.support import ROOT
-from tests.test_processes import LAUNCHER, end, free_port, start, summary, wait_for
+from tests.test_processes import LAUNCHER, end, free_port, start, summary
 
 RECIPE = """
 run_name: hangs
@@ -115,7 +114,7 @@ def require_saved(run, recipe, untouched, process, *, says, within=30.0, process
     assert says in output
     assert "Traceback" not in output
     assert "saved in" in output
-    gone, left = psutil.wait_procs(family, timeout=5)
+    _gone, left = psutil.wait_procs(family, timeout=5)
     assert not left
     saved = sorted(path.stem for path in (run.folder / "checkpoints").glob("*.json"))
     done = batches(run)
