@@ -21,6 +21,8 @@ from recipes.errors import InputError
 from recipes.load import load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0
+_LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
@@ -191,6 +193,22 @@ def hardware_of(path: Path) -> str:
     """What a YAML's comment line `# Hardware: ...` says, else `any`."""
     found = (line.removeprefix("Hardware:").strip() for line in _comments(path) if line.startswith("Hardware:"))
     return next(found, "any")
+
+
+def require_launched() -> None:
+    """Refuse what a launcher has left in the environment: a process would wait for others that nobody starts.
+
+    Raises:
+        InputError: The environment tells of other processes, but not where they are.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if processes != "1" and (missing or not processes.isdecimal()):
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise InputError(
+            f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets: start several processes "
+            "with `composer -n N entrypoint.py ...`; for one, unset WORLD_SIZE"
+        )
 
 
 def run_command(main: Callable[[], int]) -> int:

@@ -29,6 +29,7 @@ from recipes.checkpoints.places import Places
 from recipes.checkpoints.resume import Resume, find_resume
 from recipes.checkpoints.save import Checkpoints, Interval
 from recipes.checkpoints.spot import SpotNotices
+from recipes.cli import require_launched
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
 from recipes.errors import DivergedError, InputError
@@ -43,9 +44,6 @@ from recipes.watch.profile import build_profiler
 
 log = logging.getLogger(__name__)
 
-_LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
-
 
 def start_processes(config: RunConfig) -> None:
     """Join the other processes of the run, and share a CPU's cores with those on this machine.
@@ -53,14 +51,7 @@ def start_processes(config: RunConfig) -> None:
     Raises:
         InputError: The environment tells of other processes, but not where they are.
     """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    missing = [name for name in _LAUNCHED if name not in os.environ]
-    if processes != "1" and (missing or not processes.isdecimal()):
-        lacking = f" without {', '.join(missing)}" if missing else ""
-        raise InputError(
-            f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets: start several processes "
-            "with `composer -n N entrypoint.py ...`; for one, unset WORLD_SIZE"
-        )
+    require_launched()
     if dist.get_world_size() == 1:
         return
     device = device_name(config.device)

@@ -1,7 +1,7 @@
 """`python hanging.py PATH [argument ...]`: the program on a disk that goes away.
 
-Once the file `PATH` is there, reading an image whose path holds the text in it never returns, in the process of rank
-`HANG_RANK` and its workers. The read is the system's own, of an empty pipe, which Python takes up again after a signal.
+The `HANG_AT`-th read of an image whose path holds the text in `PATH`, and every later one, never returns; those of the
+process of rank `HANG_RANK` and its workers count. The read is the system's own, of an empty pipe, which Python takes up again after a signal.
 """
 
 import os
@@ -20,8 +20,11 @@ if __name__ == "__main__":
     def hanging_read(self, index):
         mine = os.environ.get("HANG_RANK", "0") == os.environ.get("RANK", "0")
         if mine and switch.exists() and switch.read_text() in self.name(index):
-            switch.with_suffix(".hangs").touch()
-            os.read(nothing, 1)
+            with switch.with_suffix(".reads").open("ab") as reads:
+                reads.write(b".")
+            if switch.with_suffix(".reads").stat().st_size >= int(os.environ["HANG_AT"]):
+                switch.with_suffix(".hangs").touch()
+                os.read(nothing, 1)
         return read(self, index)
 
     ImageFolder.read = hanging_read

@@ -63,7 +63,7 @@ def command(processes, program, recipe, runs, *overrides):
 
 @pytest.fixture
 def run(recipe, tmp_path, monkeypatch):
-    """Start the program; `hang(text)` takes away the images with the text in their path."""
+    """Start the program; after `hang(text, at)` the `at`-th read of an image with the text in its path never ends."""
     switch = tmp_path / "switch"
 
     def go(*overrides, processes=1, rank=0):
@@ -73,9 +73,9 @@ def run(recipe, tmp_path, monkeypatch):
         started.append(process)
         return process
 
-    def hang(text):
-        switch.with_suffix(".new").write_text(text)
-        switch.with_suffix(".new").rename(switch)
+    def hang(text, at=1):
+        switch.write_text(text)
+        monkeypatch.setenv("HANG_AT", str(at))
 
     started = []
     yield SimpleNamespace(
@@ -128,17 +128,16 @@ def require_saved(run, recipe, untouched, process, *, says, within=30.0, process
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_disk_that_went_away_ends_the_run_after_data_timeout_and_the_file_is_named(run, recipe, untouched, workers):
+    run.hang("train/class1/3.jpg", at=2)
     process = run.go(f"data.workers={workers}")
-    poll(lambda: batches(run) >= 2, process)
-    run.hang("train/class1/3.jpg")
+    poll(run.hangs.exists, process)
     require_saved(run, recipe, untouched, process, says="class1/3.jpg")
 
 
 @pytest.mark.parametrize(("workers", "number"), [(0, signal.SIGTERM), (1, signal.SIGINT)])
 def test_a_signal_ends_it_too(run, recipe, untouched, workers, number):
+    run.hang("train/class1/3.jpg", at=2)
     process = run.go(f"data.workers={workers}", "data.timeout=null")
-    poll(lambda: batches(run) >= 2, process)
-    run.hang("train/class1/3.jpg")
     poll(run.hangs.exists, process)
     os.killpg(process.pid, number)  # the workers too, as a terminal and Slurm do
     require_saved(run, recipe, untouched, process, says=signal.Signals(number).name)
@@ -146,8 +145,9 @@ def test_a_signal_ends_it_too(run, recipe, untouched, workers, number):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_stopped_worker(run, recipe, untouched, asked):
+    run.hang("train/class1/3.jpg", at=2)
     process = run.go("data.workers=2", *(["data.timeout=null"] if asked else []))
-    poll(lambda: batches(run) >= 2, process)
+    poll(run.hangs.exists, process)
     for worker in workers_of(process):
         worker.suspend()
     if asked:
@@ -156,9 +156,8 @@ def test_a_stopped_worker(run, recipe, untouched, asked):
 
 
 def test_a_killed_worker(run, recipe, untouched):
+    run.hang("train/class1/3.jpg", at=2)
     process = run.go("data.timeout=null")
-    poll(lambda: batches(run) >= 2, process)
-    run.hang("train/class1/3.jpg")
     poll(run.hangs.exists, process)
     (worker,) = workers_of(process)
     worker.kill()
@@ -174,20 +173,24 @@ def test_during_an_evaluation(run, recipe, untouched):
 
 def test_before_the_first_step(run, recipe, untouched):
     run.hang("train")
-    process = run.go()
-    saved = require_saved(run, recipe, untouched, process, says="train/class", within=100.0)
-    assert saved == "ep000-ba000000"
+    status, output = end(run.go())
+    assert status == 75, output
+    assert "train/class" in output
+    assert output.endswith("before the first step; the same command begins again\n")
+    assert not list((run.folder / "checkpoints").glob("*"))
+    status, output = end(start(command(1, str(ROOT / "entrypoint.py"), recipe, run.runs)))
+    assert status == 0, output
+    assert summary(run.runs, "hangs")["weights_sha256"] == untouched(1)
 
 
 @pytest.mark.parametrize(("rank", "asked"), [(0, False), (1, True)])
 def test_the_other_process_ends_too(run, recipe, untouched, rank, asked):
+    run.hang("train/class1", at=7)
     process = run.go(*(["data.timeout=null"] if asked else []), processes=2, rank=rank)
-    poll(lambda: batches(run) >= 2, process)
-    run.hang("train/class1/3.jpg")
     poll(run.hangs.exists, process)
     if asked:
         process.send_signal(signal.SIGTERM)  # the launcher tells the others
-    says = "SIGTERM" if asked else "class1/3.jpg"
+    says = "SIGTERM" if asked else "train/class1/"
     require_saved(run, recipe, untouched, process, says=says, processes=2)
 
 

@@ -34,7 +34,7 @@ def test_a_file_imports_only_what_its_room_may(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_can_be_read_in_one_go(path):
-    assert len(path.read_text().splitlines()) <= 350
+    assert len(path.read_text().splitlines()) <= 400
 
 
 def test_each_technique_has_its_room_and_its_card():

@@ -108,6 +108,9 @@ class Checkpoints(Callback):
             for line in filter(None, dist.all_gather_object(trouble)):
                 log.error("%s", line)
                 self._interrupt.request(line, GRACE)
+            if int(self._state.timestamp.batch) == 0:
+                reason = self._interrupt.reason or "another process"
+                raise Interrupted(True, f"interrupted ({reason}) before the first step; the same command begins again")
             self._stop(self._held or self._snapshot(self._state))
         return not wait
 
