@@ -1,7 +1,8 @@
 """`python hanging.py PATH [argument ...]`: the program on a disk that goes away.
 
-The `HANG_AT`-th read of an image whose path holds the text in `PATH`, and every later one, never returns; those of the
-process of rank `HANG_RANK` and its workers count. The read is the system's own, of an empty pipe, which Python takes up again after a signal.
+The `HANG_AT`-th read of an image whose path holds the text in the file `PATH`, and every later one, never returns; only
+the process of rank `HANG_RANK` and its workers count. It is the system's own read, of an empty pipe, which Python takes
+up again after a signal.
 """
 
 import os
