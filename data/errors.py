@@ -5,6 +5,10 @@ from __future__ import annotations
 from data.text import escape
 
 
+class StalledError(Exception):
+    """A loader gives no batch any more: a worker was killed, or hangs."""
+
+
 class DataError(Exception):
     """A dataset cannot be used as it is: the message names the folder or the image, and what is expected.
 

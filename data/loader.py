@@ -29,6 +29,7 @@ from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import Source
 from data.text import guard
+from data.wait import Gate, WaitingLoader
 
 ImageTransform = Callable[[Image.Image], Image.Image]
 Read = Callable[[int], bytes]
@@ -38,6 +39,10 @@ IGNORED_LABEL = -100
 
 _TRIES = 100
 """Replacements tried for a bad training image before the dataset counts as unusable."""
+
+_NOTHING = -1
+_NAMED = 4
+"""Files that are named where several workers hang."""
 
 _BEYOND_PREFETCH = 2
 """Buffers that a worker has beyond its prefetched batches: the one it fills, and one that the model works on."""
@@ -57,6 +62,7 @@ class BatchDataset(Dataset[Batch]):
         picture: Callable[[bytes, Request, int], NDArray[np.uint8]],
         seed: int | None,
         buffers_per_worker: int,
+        workers: int,
     ) -> None:
         """Join a source and what is made of its images.
 
@@ -65,12 +71,15 @@ class BatchDataset(Dataset[Batch]):
             picture: (encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage.
             seed: chooses the replacements of bad images; None: they get the label -100 and a black image.
             buffers_per_worker: see `SharedBuffers`.
+            workers: processes that load.
         """
         self.source = source
         self.bad = BadImages(source)
         self._picture = picture
         self._seed = seed
         self._buffers = SharedBuffers(buffers_per_worker)
+        self._read_now = torch.full((max(workers, 1),), _NOTHING).share_memory_()
+        """What each worker reads, written before it does: one that hangs cannot be asked."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -85,7 +94,11 @@ class BatchDataset(Dataset[Batch]):
         """
         indices = request.indices.tolist()
         labels = torch.empty(len(indices), dtype=torch.int64)
+        worker = get_worker_info()
+        now = self._read_now.numpy()[0 if worker is None else worker.id :]
+        now[0] = indices[0]  # a reader may fetch the whole batch
         read = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
+        read = partial(_noting, now, read)
         first, labels[0] = self._load(indices[0], request, read)
         shape = (len(indices), *first.shape)
         buffer = self._buffers.take(math.prod(shape))
@@ -94,9 +107,18 @@ class BatchDataset(Dataset[Batch]):
         rows[0] = first
         for row, index in enumerate(indices[1:], start=1):
             rows[row], labels[row] = self._load(index, request, read)
+        now[0] = _NOTHING
         if buffer is not None:
             return self._buffers.message(buffer, shape, labels)
         return images.permute(0, 3, 1, 2), labels
+
+    def reading(self, worker: int | None) -> str:
+        """What a worker reads, or all do, in words."""
+        numbers = range(len(self._read_now)) if worker is None else [worker]
+        names = [self.source.name(index) for index in self._read_now[list(numbers)].tolist() if index != _NOTHING]
+        if not names:
+            return "it was not reading a file"
+        return f"it was reading {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
 
     def _load(self, index: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
         """One image and its label."""
@@ -141,6 +163,8 @@ def train_loader(
     workers: int,
     prefetch_factor: int,
     pin_memory: bool,
+    limit: float | None = None,
+    gate: Gate | None = None,
 ) -> DataLoader[Batch]:
     """Training batches in the sampler's order.
 
@@ -159,13 +183,16 @@ def train_loader(
         workers: processes; 0: load in this one.
         prefetch_factor: batches that each worker prepares ahead.
         pin_memory: copy batches to page-locked memory, for transfers to a GPU.
+        limit: seconds to wait for a batch; None: for ever.
+        gate: see data/wait.py.
 
     Returns:
         A loader of (images, labels): uint8 (N, 3, size, size) in channels_last memory, int64 (N,).
     """
     picture = partial(_training_picture, seed, augment, tuple(image_transforms), eval_crop_ratio)
-    dataset = BatchDataset(source, picture=picture, seed=seed, buffers_per_worker=prefetch_factor + _BEYOND_PREFETCH)
-    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=True)
+    buffers = prefetch_factor + _BEYOND_PREFETCH
+    dataset = BatchDataset(source, picture=picture, seed=seed, buffers_per_worker=buffers, workers=workers)
+    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, limit, gate, persistent=True)
 
 
 def eval_loader(
@@ -179,6 +206,8 @@ def eval_loader(
     workers: int,
     prefetch_factor: int,
     pin_memory: bool,
+    limit: float | None = None,
+    gate: Gate | None = None,
 ) -> DataLoader[Batch]:
     """Evaluation batches: each image once over all ranks, in order, no padding.
 
@@ -194,6 +223,8 @@ def eval_loader(
         workers: processes; 0: load in this one.
         prefetch_factor: batches that each worker prepares ahead.
         pin_memory: copy batches to page-locked memory.
+        limit: seconds to wait for a batch; None: for ever.
+        gate: see data/wait.py.
 
     Returns:
         A loader of (images, labels), as `train_loader`'s.
@@ -206,8 +237,8 @@ def eval_loader(
     persistent = not _forks()
     buffers = prefetch_factor + _BEYOND_PREFETCH if persistent else 0
     picture = partial(_evaluation_picture, crop_ratio)
-    dataset = BatchDataset(source, picture=picture, seed=None, buffers_per_worker=buffers)
-    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, persistent=persistent)
+    dataset = BatchDataset(source, picture=picture, seed=None, buffers_per_worker=buffers, workers=workers)
+    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, limit, gate, persistent=persistent)
 
 
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
@@ -266,12 +297,23 @@ def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _loader(
-    dataset: BatchDataset, sampler: Any, workers: int, prefetch_factor: int, pin_memory: bool, *, persistent: bool
+    dataset: BatchDataset,
+    sampler: Any,
+    workers: int,
+    prefetch_factor: int,
+    pin_memory: bool,
+    limit: float | None,
+    gate: Gate | None,
+    *,
+    persistent: bool,
 ) -> DataLoader[Batch]:
     if not workers:
         cv2.setNumThreads(0)
-    return DataLoader(
-        dataset,
+    return WaitingLoader(
+        limit=limit,
+        gate=gate,
+        reading=dataset.reading,
+        dataset=dataset,
         batch_sampler=sampler,
         num_workers=workers,
         prefetch_factor=prefetch_factor if workers else None,
@@ -287,6 +329,11 @@ def _forks() -> bool:
     """Whether processes start by fork, asked without settling it for the rest of the program."""
     chosen = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return chosen == "fork"
+
+
+def _noting(now: NDArray[np.int64], read: Read, index: int) -> bytes:
+    now[0] = index
+    return read(index)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -10,16 +10,20 @@ import signal
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from data.errors import DataError
+from data.errors import DataError, StalledError
 from data.text import guard
+from data.workers import end_workers
 from recipes.errors import InputError
 from recipes.load import load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0
+_LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
@@ -192,13 +196,47 @@ def hardware_of(path: Path) -> str:
     return next(found, "any")
 
 
+def require_launched() -> None:
+    """Refuse what a launcher has left in the environment: a process would wait for others that nobody starts.
+
+    Raises:
+        InputError: The environment tells of other processes, but not where they are.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    missing = [name for name in _LAUNCHED if name not in os.environ]
+    if processes != "1" and (missing or not processes.isdecimal()):
+        lacking = f" without {', '.join(missing)}" if missing else ""
+        raise InputError(
+            f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets: start several processes "
+            "with `composer -n N entrypoint.py ...`; for one, unset WORLD_SIZE"
+        )
+
+
 def run_command(main: Callable[[], int]) -> int:
     """Run a command and give its exit status: what is wrong with the input becomes lines on stderr and status 2.
 
     Of several processes only the first on each machine prints. An interruption before there is anything to save is
-    status 1; other exceptions pass. What is printed holds no secret and fails for no character (data/text.py).
+    status 1; other exceptions pass. What is printed holds no secret and fails for no character (data/text.py), and no
+    process that hangs keeps this one from ending.
     """
     guard()
+    status = 1
+    try:
+        status = _status(main)
+        return status
+    except SystemExit as leave:  # Composer's answer to a signal, where the run has none of its own
+        status = leave.code if isinstance(leave.code, int) else status
+        raise
+    finally:
+        if end_workers():
+            if (error := sys.exc_info()[1]) is not None and not isinstance(error, SystemExit):
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+
+
+def _status(main: Callable[[], int]) -> int:
     try:
         return main()
     except InputError as error:
@@ -207,6 +245,9 @@ def run_command(main: Callable[[], int]) -> int:
     except DataError as error:
         _say(str(error).splitlines())
         return 2
+    except StalledError as error:
+        print(error, file=sys.stderr)  # of whichever process it is
+        return 1
     except KeyboardInterrupt:
         _say(["interrupted"])
         return 1

@@ -202,6 +202,8 @@ class DataConfig(Part):
     """Loader processes per device; 0: load in the training process."""
     prefetch_factor: PositiveInt = 4
     """Batches that each worker prepares ahead."""
+    timeout: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "10m"])] | None = "10m"
+    """A loader that gives no batch for so long hangs: the run is saved and ends with status 75; null: never."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Mean and standard deviation per channel (R, G, B) of images in [0, 1]; ImageNet's."""
@@ -293,6 +295,8 @@ class RunConfig(Part):
     """torch.compile the model."""
     profile: bool = False
     """Trace a few steps of each image size into RUN/profile, with a page of where a step goes."""
+    stop_on_nan: bool = True
+    """End the run where its loss is not finite, before that state is saved, instead of going on."""
     device_memory_gb: PositiveFloat | None = None
     """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, on others don't check."""
     max_duration: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}ep$", examples=["90ep"])] = "90ep"

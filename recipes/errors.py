@@ -5,6 +5,10 @@ from __future__ import annotations
 from data.text import escape
 
 
+class DivergedError(Exception):
+    """The loss is not finite: exit status 1, one line, no traceback."""
+
+
 class InputError(Exception):
     """The config or the input is wrong: exit status 2, one line each, no traceback.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from algorithms.fixres.fixres import freeze, hold_statistics
-from recipes.model import residual_blocks
+from recipes.model import heads, residual_blocks
 
 CONTEXT_BYTES = 0.7e9
 """CUDA's context and the handles of cuDNN and cuBLAS."""
@@ -106,8 +106,9 @@ def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool)
     dtype = next(network.parameters()).dtype
     batch = torch.empty(images, 3, size, size, device="meta", dtype=dtype)
     with _entered(blocks, current, kept[None]), saved_tensors_hooks(keep, lambda tensor: tensor):
-        logits = network(batch).float()
-        nn.functional.cross_entropy(logits, torch.empty_like(logits))
+        logits, auxiliary = heads(network(batch))
+        for one in (logits, *auxiliary):
+            nn.functional.cross_entropy(one.float(), torch.empty_like(one, dtype=torch.float32))
     # A block that computes its activations again has them all at once, one block at a time.
     again = max((_bytes(tensors) for block, tensors in kept.items() if block is not None), default=0)
     return _bytes(kept[None]) + again

@@ -130,6 +130,26 @@ def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="sum") / len(logits)
 
 
+AUXILIARY_WEIGHTS = {"GoogLeNet": 0.3, "Inception3": 0.4}
+"""Weight of the loss of each auxiliary classifier, by torchvision's class: as in its references
+(pytorch/vision, references/classification) and Szegedy et al. 2014, section 5."""
+
+
+def heads(output: Any) -> tuple[Tensor, list[Tensor]]:
+    """What a network in training gave, as its logits and those of its auxiliary classifiers."""
+    if isinstance(output, Tensor):
+        return output, []
+    logits, *auxiliary = output
+    return logits, [one for one in auxiliary if one is not None]
+
+
+class _OfLastStep(list[Tensor]):
+    """Tensors of a graph, which a copy of their model does without: torch copies none."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OfLastStep:
+        return _OfLastStep()
+
+
 class Classifier(ComposerModel):
     """An image classifier with its loss and its evaluation metrics.
 
@@ -143,16 +163,22 @@ class Classifier(ComposerModel):
         super().__init__()
         self.module = network
         self.num_classes = num_classes
+        self._auxiliary = _OfLastStep()
         self._loss: LossFunction = F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, num_classes) of a batch of images (N, 3, H, W) and labels."""
-        logits: Tensor = self.module(batch[0])
-        return logits
+        logits, auxiliary = heads(self.module(batch[0]))
+        self._auxiliary = _OfLastStep(auxiliary)
+        # Algorithms want one tensor, and DDP must find in it all parameters that the step uses.
+        return logits + 0 * sum(one.sum() for one in self._auxiliary) if self._auxiliary else logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The training loss, a scalar."""
-        return self._loss(outputs, batch[1])
+        """The training loss, a scalar; with that of the auxiliary classifiers, where the network has some."""
+        loss = self._loss(outputs, batch[1])
+        for logits in self._auxiliary:
+            loss = loss + AUXILIARY_WEIGHTS[type(self.module).__name__] * self._loss(logits, batch[1])
+        return loss
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Top-1, top-5 and cross-entropy for evaluation.

@@ -22,7 +22,7 @@ from data.source import Source
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
 from recipes.memory import Load, Setting, check_memory
-from recipes.model import build_network
+from recipes.model import AUXILIARY_WEIGHTS, build_network, heads
 from recipes.stages import epoch_plan, image_size
 from recipes.trainer import device_name
 
@@ -170,9 +170,12 @@ def planned_network(config: RunConfig, num_classes: int) -> nn.Module:
 def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple[EpochPlan, ...]) -> list[str]:
     """The network takes images of every size, and the device has the memory for a step at each."""
     lines = []
-    for size in dict.fromkeys((*(entry.size for entry in plan), *config.eval.sizes)):
+    trained = dict.fromkeys((entry.size, True) for entry in plan)
+    for size, training in (*trained, *((size, False) for size in config.eval.sizes if (size, True) not in trained)):
         try:
-            network.eval()(torch.empty(2, 3, size, size, device="meta"))
+            _, auxiliary = heads(network.train(training)(torch.empty(2, 3, size, size, device="meta")))
+            if auxiliary and type(network).__name__ not in AUXILIARY_WEIGHTS:
+                return [f"model.name: {config.model.name} has several outputs in training, which is not supported"]
         except NotImplementedError:
             return []  # a layer that knows no meta device: nothing can be told
         except Exception as error:

@@ -25,6 +25,7 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
         "checkpoints",
         "loggers",
         "profile",
+        "stop_on_nan",
         # The same images may lie elsewhere on another machine; the number of workers changes no image.
         "data.path",
         "data.cache_folder",
@@ -33,6 +34,7 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
         "data.workers",
         "data.prefetch_factor",
         "data.max_bad_fraction",
+        "data.timeout",
         # Evaluation only looks. Its crop ratio is also that of the FixRes stage, so that one counts.
         "eval.sizes",
         "eval.interval",

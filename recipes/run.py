@@ -21,7 +21,9 @@ from data.sampler import PositionSampler
 from data.source import Source, subset
 from data.stage import bring
 from data.text import escape
+from data.wait import WaitingLoader
 from data.wordnet import class_names
+from data.workers import end_workers
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
@@ -30,8 +32,10 @@ from recipes.checkpoints.places import Places
 from recipes.checkpoints.resume import Resume, find_resume
 from recipes.checkpoints.save import Checkpoints, Interval
 from recipes.checkpoints.spot import SpotNotices
+from recipes.cli import require_launched
 from recipes.config import RunConfig
-from recipes.errors import InputError
+from recipes.divergence import StopOnNan
+from recipes.errors import DivergedError, InputError
 from recipes.gradient_sync import FixedBuckets
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
@@ -48,7 +52,12 @@ FILE_ONLY = {"file_only": True}
 
 
 def start_processes(config: RunConfig) -> None:
-    """Join the other processes of the run, and share a CPU's cores with those on this machine."""
+    """Join the other processes of the run, and share a CPU's cores with those on this machine.
+
+    Raises:
+        InputError: The environment tells of other processes, but not where they are.
+    """
+    require_launched()
     if dist.get_world_size() == 1:
         return
     device = device_name(config.device)
@@ -186,6 +195,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         owner=owner,
         resume=resume,
         interrupt=interrupt,
+        stop_on_nan=config.stop_on_nan,
         top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),
     )
     trainer = build_trainer(
@@ -195,7 +205,8 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         sampler=sampler,
         algorithms=algorithms,
         callbacks=[*watchers.callbacks, checkpoints],
-        loggers=watchers.loggers,
+        loggers=[*watchers.loggers, *([StopOnNan()] if config.stop_on_nan else [])],
+        gate=checkpoints.gate,
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )
     if saving.metadata is not None:
@@ -204,9 +215,12 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         return fit(trainer, checkpoints, watchers)
     except Interrupted as stop:
         log.info("%s", stop, extra=FILE_ONLY)
-        trainer.close()  # which ends the progress bar's line: what is said next begins one of its own
+        close(trainer)  # which ends the progress bar's line: what is said next begins one of its own
         say(str(stop))
         return stop.status
+    except DivergedError as error:
+        log.error("%s", error)
+        return 1
     except (InputError, DataError) as error:
         log.error("the run ends here: %s", error, extra=FILE_ONLY)
         raise
@@ -214,7 +228,14 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         log.exception("the run ends here", extra=FILE_ONLY)  # for log.txt, which outlives the terminal
         raise
     finally:
-        trainer.close()
+        close(trainer)
+
+
+def close(trainer: Trainer) -> None:
+    """Close the Trainer, whatever state its loader's workers are in."""
+    if end_workers() and isinstance(trainer.state.train_dataloader, WaitingLoader):
+        trainer.state.train_dataloader.abandon()
+    trainer.close()
 
 
 def watch(

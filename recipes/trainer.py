@@ -16,6 +16,8 @@ from data.loader import eval_loader, train_loader
 from data.normalise import Normalise
 from data.sampler import PositionSampler
 from data.source import Source
+from data.wait import Gate
+from recipes.checkpoints.patience import seconds
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
 from recipes.gradient_sync import sync_strategy
@@ -94,7 +96,7 @@ def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple
     return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
 
 
-def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Evaluator]:
+def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate | None = None) -> list[Evaluator]:
     """One evaluator per size of `eval.sizes`, labelled `eval_SIZE`."""
     normalise = Normalise(config.data.mean, config.data.std)
     evaluators = []
@@ -109,6 +111,8 @@ def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Eva
             workers=config.data.workers,
             prefetch_factor=config.data.prefetch_factor,
             pin_memory=device == "gpu",
+            limit=None if config.data.timeout is None else seconds(config.data.timeout),
+            gate=gate,
         )
         evaluators.append(
             Evaluator(
@@ -121,7 +125,9 @@ def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Eva
     return evaluators
 
 
-def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler, device: str) -> DataSpec:
+def build_train_data(
+    config: RunConfig, source: Source, sampler: PositionSampler, device: str, gate: Gate | None = None
+) -> DataSpec:
     """The training loader, with the normalisation that runs on the device."""
     loader = train_loader(
         source,
@@ -133,6 +139,8 @@ def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler
         workers=config.data.workers,
         prefetch_factor=config.data.prefetch_factor,
         pin_memory=device == "gpu",
+        limit=None if config.data.timeout is None else seconds(config.data.timeout),
+        gate=gate,
     )
     return DataSpec(loader, microbatch_transforms=Normalise(config.data.mean, config.data.std), split_batch=split)
 
@@ -162,6 +170,7 @@ def build_trainer(
     algorithms: Sequence[Algorithm],
     callbacks: Sequence[Callback],
     loggers: Sequence[LoggerDestination],
+    gate: Gate | None = None,
     profiler: Profiler | None = None,
 ) -> Trainer:
     """A Trainer at the position from which `fit()` goes on.
@@ -174,6 +183,7 @@ def build_trainer(
         algorithms: The techniques, in order.
         callbacks: What watches the run and saves it; the recipe's own come before them.
         loggers: Where the figures go.
+        gate: Asked before each batch, see data/wait.py.
         profiler: Composer's, where the run is profiled.
 
     Raises:
@@ -193,8 +203,8 @@ def build_trainer(
     settings = config.optimizer.model_dump(include={"name", "momentum", "nesterov", "weight_decay"})
     trainer = Trainer(
         model=model,
-        train_dataloader=build_train_data(config, train, sampler, device),
-        eval_dataloader=build_evaluators(config, val, device),
+        train_dataloader=build_train_data(config, train, sampler, device, gate),
+        eval_dataloader=build_evaluators(config, val, device, gate),
         optimizers=build_optimizer(model.parameters(), lr=peak_lr(config, plan), **settings),
         max_duration=config.max_duration,
         algorithms=list(algorithms),

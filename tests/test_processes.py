@@ -212,3 +212,22 @@ def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):
     assert "Traceback" not in output
     assert [line for line in output.splitlines() if "modle" in line and "did you mean" in line]
     assert [line for line in output.splitlines() if line.startswith("'max_duration=3'")]
+
+
+@pytest.mark.parametrize(
+    ("program", "left"),
+    [
+        (ENTRY, {"WORLD_SIZE": "2"}),
+        (["-m", "recipes.evaluate"], {"WORLD_SIZE": "2", "RANK": "0"}),
+        (["-m", "recipes.find_lr"], {"WORLD_SIZE": "two"}),
+    ],
+)
+def test_what_a_launcher_left_in_the_environment_is_one_line(recipe, runs, program, left):
+    launched = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {key: value for key, value in os.environ.items() if key not in launched}
+    command = [sys.executable, *program, str(recipe), f"runs_folder={runs}", "run_name=left"]
+    done = subprocess.run(command, cwd=ROOT, env=environment | left, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, line.split(":")[0]) == (2, "WORLD_SIZE")
+    assert "unset WORLD_SIZE" in line
+    assert not (runs / "left").exists()

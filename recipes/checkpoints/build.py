@@ -36,6 +36,7 @@ def build_checkpoints(
     resume: Resume,
     interrupt: Interrupt,
     top1: Callable[[State], float | None],
+    stop_on_nan: bool = True,
 ) -> Checkpoints:
     """The callback that saves a run, on every process; list it after all other callbacks.
 
@@ -50,6 +51,7 @@ def build_checkpoints(
         resume: From where the run goes on.
         interrupt: Says whether the process was asked to stop.
         top1: Reads the top-1 accuracy in [0, 1] of the evaluation that has just ended, if there is one.
+        stop_on_nan: End the run where a state that is to be saved is not finite.
     """
     writer, mirror = None, None
     if dist.get_global_rank() == 0:
@@ -74,6 +76,7 @@ def build_checkpoints(
         disk_patience=DISK_PATIENCE,
         upload_patience=patience,
         resume=resume,
+        stop_on_nan=stop_on_nan,
     )
 
 

@@ -7,6 +7,8 @@ import signal
 import time
 from types import FrameType
 
+from data.workers import end_workers
+
 EXIT_INTERRUPTED = 75
 """sysexits' EX_TEMPFAIL: run the same command again."""
 EXIT_NOT_UPLOADED = 74
@@ -81,6 +83,7 @@ class Interrupt:
         if number == signal.SIGINT:
             self._keyboard += 1
             if self._keyboard > 1:
+                end_workers(0.0)
                 os._exit(128 + signal.SIGINT)
         if self.reason is None:
             again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""

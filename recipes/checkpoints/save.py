@@ -12,13 +12,14 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
 from recipes.checkpoints.format import pack, restore, to_save
-from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
 from recipes.checkpoints.patience import seconds
 from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.world_size import fit_averages, without_wrapper
 from recipes.checkpoints.write import Snapshot, Writer
+from recipes.divergence import diverged, is_finite
 from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Checkpoints(Callback):
         disk_patience: Seconds that training waits for the disk before it drops a checkpoint.
         upload_patience: Seconds that the end of a run waits for its last upload.
         resume: The checkpoint that the run goes on from.
+        stop_on_nan: End the run where a state that is to be saved is not finite.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Checkpoints(Callback):
         disk_patience: float,
         upload_patience: float,
         resume: Resume,
+        stop_on_nan: bool,
     ) -> None:
         self._interval = Interval.of(interval)
         self._writer = writer
@@ -82,9 +85,11 @@ class Checkpoints(Callback):
         self._goes_on = goes_on
         self._disk_patience = disk_patience
         self._upload_patience = upload_patience
+        self._stop_on_nan = stop_on_nan
         self._saved_at = time.monotonic()
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
+        self._state: State | None = None
         self._resume: Resume | None = resume
         self._final: str | None = None
 
@@ -103,12 +108,34 @@ class Checkpoints(Callback):
         if self._resume is not None and self._resume.content is not None:
             reproducibility.load_rng_state(self._resume.content["rng"])
         self._resume = None  # with its tensors
+        self._state = state
         fit_averages(state)
         for part in (*state.algorithms, *state.callbacks):
             try:
                 pack(part.state_dict())
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
+
+    def gate(self, ready: bool, trouble: str | None) -> bool:
+        """While a loader is waited for: stop if any process was asked to, or will get no batch (data/wait.py's Gate).
+
+        No process begins a step before each has its batch. So nowhere does one wait inside a step for another's loader,
+        and the state of all is that after the last step.
+
+        Returns:
+            Whether every process has its batch.
+        """
+        assert self._state is not None  # since fit_start; a loader is iterated within `fit` only
+        stop, wait = agree(self._state, [self._interrupt.requested or trouble is not None, not ready])
+        if stop:
+            for line in filter(None, dist.all_gather_object(trouble)):
+                log.error("%s", line)
+                self._interrupt.request(line, GRACE)
+            if int(self._state.timestamp.batch) == 0:
+                reason = self._interrupt.reason or "another process"
+                raise Interrupted(True, f"interrupted ({reason}) before the first step; the same command begins again")
+            self._stop(self._held or self._snapshot(self._state))
+        return not wait
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if it is time."""
@@ -182,7 +209,13 @@ class Checkpoints(Callback):
         )
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
-        """The run's state; every process takes part, and only the first one's holds bytes."""
+        """The run's state; every process takes part, and only the first one's holds bytes.
+
+        Raises:
+            DivergedError: On every process: it is not worth keeping.
+        """
+        if self._stop_on_nan and agree(state, [not is_finite(state)])[0]:
+            raise diverged(state)
         content = self._content(state)
         payload = [] if self._writer is None else pack(content)
         time_ = state.timestamp

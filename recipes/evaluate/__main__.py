@@ -98,6 +98,7 @@ def evaluate(given: argparse.Namespace, config: RunConfig) -> tuple[Evaluation, 
     from composer.utils import dist
 
     from data.open import open_evaluation
+    from recipes.checkpoints.patience import seconds
     from recipes.config import at_size
     from recipes.evaluate.count import evaluation
     from recipes.run import start_processes
@@ -120,6 +121,7 @@ def evaluate(given: argparse.Namespace, config: RunConfig) -> tuple[Evaluation, 
         device_batch_size=lambda size: at_size(config.eval.device_batch_size, size),
         workers=config.data.workers,
         prefetch_factor=config.data.prefetch_factor,
+        limit=None if config.data.timeout is None else seconds(config.data.timeout),
     )
     return found, dist.get_global_rank() == 0
 

@@ -172,6 +172,7 @@ def evaluation(
     device_batch_size: Callable[[int], int],
     workers: int,
     prefetch_factor: int,
+    limit: float | None,
 ) -> Evaluation:
     """Evaluate a network at several settings; each process of the run calls it, and all get the same figures.
 
@@ -186,6 +187,7 @@ def evaluation(
         device_batch_size: Images per process and step at an image size; no figure depends on it.
         workers: Loader processes per device.
         prefetch_factor: Batches that each prepares ahead.
+        limit: Seconds to wait for a batch; None: for ever.
 
     Raises:
         InputError: The network does not take images of such a size, or cannot tell the source's classes.
@@ -213,6 +215,7 @@ def evaluation(
                 world_size=dist.get_world_size(),
                 workers=workers,
                 prefetch_factor=prefetch_factor,
+                limit=limit,
                 pin_memory=place.type == "cuda",
             )
             counts = count(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from data.text import escape, spreadsheet
 from recipes.evaluate.count import Evaluation, Result
+from recipes.json_text import to_json
 
 SHOWN_CLASSES = 20
 """Rows of the table of classes; the worst come first."""
@@ -127,4 +127,4 @@ def as_json(found: Evaluation, *, per_class: bool) -> str:
         "results": results,
         "bad_images": list(map(escape, found.bad_images)),
     }
-    return json.dumps(content, indent=2)
+    return to_json(content, indent=2)

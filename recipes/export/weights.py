@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from algorithms.config import AlgorithmsConfig
 from recipes.errors import InputError
+from recipes.json_text import to_json
 from recipes.model import build_network
 
 TOLERANCE = 1e-4
@@ -121,4 +121,4 @@ def _require_equal(found: dict[str, Tensor], expected: dict[str, Tensor], path: 
 def as_json(content: object) -> bytes:
     """JSON for people: indented, with a newline at the end."""
     # A byte of a folder's name that is not UTF-8 is JSON's \\udcNN, which Python reads back as that byte.
-    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+    return (to_json(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

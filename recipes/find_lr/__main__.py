@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
-from recipes.cli import command_parser, run_command, yaml_and_overrides
+from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.load import load_config
 
@@ -80,6 +80,7 @@ def main() -> int:
     from recipes.find_lr.run import run
     from recipes.find_lr.trial import trial_config
 
+    require_launched()
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     trial = trial_config(path, overrides, size=given.size, batch_size=given.batch_size, world_size=world_size)
     # The average remembers a twentieth of the ramp, so that a longer ramp smooths over the same range of rates.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from recipes.find_lr.curve import Curve, Ramp
 from recipes.find_lr.plot import draw
 from recipes.find_lr.suggest import METHODS, Suggestion, still_falling
 from recipes.find_lr.trial import Pasted, Peak
+from recipes.json_text import to_json
 from recipes.page.chart import chart, svg
 from recipes.page.html import Section, figure, page, paragraph, table
 from recipes.watch.files import replace_file, replace_text
@@ -73,7 +73,7 @@ def write(result: Result, folder: Path) -> None:
     replace_text(folder / "lr.csv", _csv(result.curves))
     replace_file(folder / "lr.png", [png.getvalue()])
     replace_text(folder / "lr.html", html)
-    replace_text(folder / "lr.json", json.dumps(_json(result), indent=1) + "\n")
+    replace_text(folder / "lr.json", to_json(_json(result), indent=1) + "\n")
 
 
 def _csv(curves: Sequence[Curve]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -17,6 +16,7 @@ from data.remote import is_remote
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
+from recipes.json_text import to_json
 from recipes.load import load_config
 from recipes.plan.compute import Stage, by_area, plan_stages
 from recipes.plan.plan import Images, Plan, as_json, make_plan
@@ -206,7 +206,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(given.yaml, given.overrides)
     plan = plan_of(given, config)
     if given.json:
-        print(json.dumps(as_json(plan), indent=2))
+        print(to_json(as_json(plan), indent=2))
         return 0
     console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
     for part in render(plan):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from data.text import escape
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.evaluate.__main__ import add_checkpoint_arguments
+from recipes.json_text import to_json
 from recipes.load import load_config
 from recipes.predict.inputs import STDIN, Image, in_batches, paths, read
 from recipes.predict.networks import Classifier, from_export, from_run, is_exported
@@ -170,7 +170,7 @@ def main() -> int:
             wrong = True
             print(f"{shown}: {found}", file=sys.stderr, flush=True)
         elif given.json:
-            print(json.dumps({"image": shown, "predictions": found}), flush=True)
+            print(to_json({"image": shown, "predictions": found}), flush=True)
         else:
             print(shown)
             for one in found:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
 from recipes.checkpoints.store import sync
+from recipes.json_text import to_json
 from recipes.watch.clock import Clock
 from recipes.watch.files import replace_file
 from recipes.watch.sink import FigureSink
@@ -74,10 +74,9 @@ class MetricsFile(FigureSink):
             "wall_seconds": round(self.clock.wall, 3),
         }
         rest = {name: value for name, value in figures.items() if name != "train/epoch"}
-        finite = {name: value if math.isfinite(value) else None for name, value in rest.items()}
         if self._file is None:
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json.dumps(entry | finite) + "\n")
+        self._file.write(to_json(entry | rest) + "\n")
         self._file.flush()
 
     def flush(self) -> None:

@@ -24,6 +24,7 @@ from composer.utils import dist
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch gives it on from torch._C
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from recipes.json_text import to_json
 from recipes.watch.files import replace_text
 from recipes.watch.step_shares import Span, StageProfile, shares, summary
 
@@ -148,7 +149,7 @@ class StepTrace(TraceHandler):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             traced.export_chrome_trace(str(self.folder / f"{self._size}px.pt.trace.json.gz"))
-            replace_text(self._data_file(self._size), json.dumps(stage._asdict(), indent=2) + "\n")
+            replace_text(self._data_file(self._size), to_json(stage._asdict(), indent=2) + "\n")
             replace_text(self.folder / "summary.md", summary(self._known()))
         except (OSError, RuntimeError) as error:
             log.warning("%s: the profile cannot be written: %s; the training goes on", self.folder, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from composer import Callback, Logger, State
 from composer.utils import dist
 
+from recipes.json_text import to_json
 from recipes.watch.bad_images import BadImages
 from recipes.watch.figures import Figures
 from recipes.watch.files import replace_text
@@ -87,7 +87,7 @@ class Summary(Callback):
         """Write the file; a full disk is a warning, except at the end."""
         if self._state is None or dist.get_global_rank() != 0:
             return
-        text = json.dumps(self.content(self._state, finished, weights_digest), indent=2)
+        text = to_json(self.content(self._state, finished, weights_digest), indent=2)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(self.path, text + "\n")

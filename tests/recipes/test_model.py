@@ -111,3 +111,25 @@ def test_activation_checkpointing_changes_no_gradient_and_no_buffer():
     for (name, one), (_, other) in zip(plain.named_buffers(), saving.named_buffers(), strict=True):
         assert torch.equal(one, other), name
     assert counts[1] < counts[0] / 3
+
+
+@pytest.mark.parametrize(("name", "size", "weights"), [("googlenet", 32, [0.3, 0.3]), ("inception_v3", 299, [0.4])])
+def test_auxiliary_classifiers_are_trained_with_torchvisions_weights(name, size, weights):
+    model = build_classifier(name, 5, **OPTIONS).train()
+    images, labels = torch.rand(2, 3, size, size), torch.tensor([1, 3])
+    seen = []
+    hook = model.module.register_forward_hook(lambda *args: seen.append(args[2]))
+    outputs = model((images, labels))
+    hook.remove()
+    logits, *auxiliary = seen[0]
+    losses = [nn.functional.cross_entropy(one, labels) for one in (logits, *auxiliary)]
+    expected = sum(weight * loss for weight, loss in zip([1.0, *weights], losses, strict=True))
+    assert torch.equal(outputs, logits)
+    for _ in range(2):  # CutMix's interpolated loss asks twice
+        assert model.loss(outputs, (images, labels)).item() == pytest.approx(expected.item(), rel=1e-6)
+    # DDP finds in the output of forward what a step uses.
+    assert all(one is not None for one in torch.autograd.grad(outputs.sum(), model.parameters(), allow_unused=True))
+    copy.deepcopy(model)  # as SWA does, between two steps
+    with torch.no_grad():
+        assert model.eval()((images, labels)).shape == (2, 5)
+        assert model.loss(torch.zeros(2, 5), (images, labels)).item() == pytest.approx(math.log(5))

@@ -168,3 +168,16 @@ def test_the_planned_network_has_had_its_surgery():
     network = planned_network(load_config(MEDIUM, ["algorithms.squeeze_excite=on"]), 10)
     assert {"BlurConv2d", "SqueezeExciteConv2d"} <= {type(module).__name__ for module in network.modules()}
     assert all(parameter.is_meta for parameter in network.parameters())
+
+
+def test_a_network_with_several_outputs_in_training(lines, monkeypatch):
+    plain = ["algorithms.blurpool=off", "device_memory_gb=100"]
+    assert lines(*plain, "model.name=googlenet") == []
+    small = lines(*plain, "model.name=inception_v3", "data.train_size=128", "eval.sizes=[128]")
+    assert small[-1].startswith("model.name: inception_v3 takes no images of 128 px")
+    whole = ["data.train_size=299", "algorithms.progressive_resizing=off"]
+    assert lines(*plain, *whole, "model.name=inception_v3", "eval.sizes=[128]") == []
+    monkeypatch.setattr("recipes.preflight.AUXILIARY_WEIGHTS", {})
+    assert lines(*plain, "model.name=googlenet") == [
+        "model.name: googlenet has several outputs in training, which is not supported"
+    ]

@@ -85,6 +85,24 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_to_the_same_weights(t
     assert same(tiny.go(), untouched)
 
 
+@pytest.mark.parametrize(
+    ("event", "stem"),
+    [
+        ("before_dataloader", "ep000-ba000001"),
+        ("before_dataloader", "ep000-ba000005"),  # an epoch's last answer is that there is no more
+        ("epoch_start", "ep001-ba000005"),
+        ("before_dataloader", "ep002-ba000014"),
+    ],
+)
+def test_a_loader_that_gives_nothing_ends_a_run_between_two_steps(tiny, untouched, event, stem):
+    gate = At(event, int(stem[-6:]), lambda state: tiny.checkpoints.gate(False, "worker 3 hangs"))
+    stop = tiny.go(gate)
+    assert stop.status == 75
+    assert "worker 3 hangs" in str(stop)
+    assert tiny.stems()[-1] == stem
+    assert same(tiny.go(), untouched)
+
+
 def test_the_time_that_is_left():
     interrupt = Interrupt()
     assert interrupt.seconds_left() == GRACE

@@ -69,6 +69,7 @@ class Tiny:
         self.settings = {"interval": "2ba", "keep": 3, "keep_remote": 3, "patience": 2.0, "epochs": 3} | settings
         self.identity = identity()
         self.interrupt = None
+        self.checkpoints = None
         self.resume = None
         self.kept = None
         self.state = None
@@ -92,7 +93,7 @@ class Tiny:
         self.resume = self.find(**more)
         model = network()
         self.interrupt = Interrupt()
-        checkpoints = build_checkpoints(
+        self.checkpoints = checkpoints = build_checkpoints(
             places=self.places,
             **{key: self.settings[key] for key in ("interval", "keep", "keep_remote", "patience")},
             identity=self.identity,

@@ -1,0 +1,148 @@
+"""Waiting for a loader's batches, but not for ever."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from data.buffers import Batch
+from data.errors import StalledError
+
+POLL_SECONDS = 1.0
+"""Between two looks at whether the wait goes on."""
+
+_SAID_AFTER = 60.0
+"""Seconds of waiting for one batch after which the log names what is being read."""
+
+Gate = Callable[[bool, str | None], bool]
+"""`gate(ready, trouble)` is asked every second while a batch is waited for, with `ready` false, and then until it
+answers true, which lets the batch pass. `trouble` says why there will be none. It may raise, which ends the wait."""
+
+log = logging.getLogger(__name__)
+
+
+class WaitingLoader(DataLoader[Batch]):
+    """A DataLoader whose iterators wait with a limit, for the workers as for this process's own reading.
+
+    torch's own `timeout` counts for workers only, and no signal ends it. torch's handler of SIGCHLD, which raises
+    wherever the program is when a worker is killed, in the middle of an optimizer's step too, is taken out: that a
+    worker is gone is noticed when its batch is waited for.
+
+    Args:
+        limit: Seconds to wait for a batch; None: for ever.
+        gate: Decides on going on; None: only `limit` and a dead worker end the wait, with StalledError.
+        reading: Names what is being read, and by which worker.
+        options: DataLoader's.
+    """
+
+    def __init__(
+        self, *, limit: float | None, gate: Gate | None, reading: Callable[[int | None], str], **options: Any
+    ) -> None:
+        self._limit, self._gate, self._reading = limit, gate, reading
+        self._abandoned: Any = None
+        super().__init__(**options)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's own base class is private
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, before)
+        return _Batches(batches, self._limit, self._gate, self._reading, self.pin_memory)
+
+    def abandon(self) -> None:
+        """Keep torch from waiting five seconds for each worker that nothing can end."""
+        self._abandoned, self._iterator = self._iterator, None
+
+
+class _Batches:
+    """Batches that a thread takes from `batches`, so that this one can look around meanwhile."""
+
+    def __init__(
+        self,
+        batches: Iterator[Batch],
+        limit: float | None,
+        gate: Gate | None,
+        reading: Callable[[int | None], str],
+        pin_memory: bool,
+    ) -> None:
+        self._workers = getattr(batches, "_workers", [])
+        self._limit, self._gate, self._reading = limit, gate, reading
+        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
+        # Pinning memory in a new thread would take the first GPU for this process's.
+        device = torch.cuda.current_device() if pin_memory and torch.cuda.is_available() else None
+        arguments = (batches, self._asked, self._answers, device)
+        threading.Thread(target=_fetch, args=arguments, name="loader", daemon=True).start()
+
+    def __iter__(self) -> _Batches:
+        return self
+
+    def __del__(self) -> None:
+        self._asked.put(False)
+
+    def __next__(self) -> Batch:
+        self._asked.put(True)
+        answer = self._wait()
+        trouble = self._dead() if isinstance(answer, Exception) and not isinstance(answer, StopIteration) else None
+        self._pass(True, trouble)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def _wait(self) -> Batch | Exception:
+        waited, said, last = 0.0, False, time.monotonic()
+        while True:
+            try:
+                return self._answers.get(timeout=POLL_SECONDS)
+            except queue.Empty:
+                pass
+            now = time.monotonic()
+            waited += min(now - last, 2 * POLL_SECONDS)  # the time in which this process was stopped, too, is no wait
+            last = now
+            trouble = self._dead()
+            if trouble is None and self._limit is not None and waited >= self._limit:
+                trouble = f"the loader has given nothing for {waited:.0f} s (data.timeout); {self._reading(None)}"
+            if trouble is None and not said and waited >= _SAID_AFTER:
+                said = True
+                log.warning("waiting for the loader for %.0f s; %s", waited, self._reading(None))
+            self._pass(False, trouble)
+
+    def _pass(self, ready: bool, trouble: str | None) -> None:
+        """Ask the gate: once where there is no batch yet, else until the batch may pass."""
+        if self._gate is not None:
+            while not self._gate(ready, trouble) and ready:
+                pass
+        elif trouble is not None:
+            raise StalledError(trouble)
+
+    def _dead(self) -> str | None:
+        for number, worker in enumerate(self._workers):
+            code = worker.exitcode
+            if code:  # an orderly end is 0
+                how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+                memory = "; the system kills so where memory is short" if code == -signal.SIGKILL else ""
+                return f"loader worker {number} {how}; {self._reading(number)}{memory}"
+        return None
+
+
+def _fetch(
+    batches: Iterator[Batch],
+    asked: queue.SimpleQueue[bool],
+    answers: queue.SimpleQueue[Batch | Exception],
+    device: int | None,
+) -> None:
+    if device is not None:
+        torch.cuda.set_device(device)
+    while asked.get():
+        try:
+            answers.put(next(batches))  # no name here holds on to the batch
+        except Exception as error:
+            answers.put(error)

@@ -1,0 +1,82 @@
+"""A loss that is not finite ends the run before its state is kept."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from composer import Logger, State
+from composer.core import Precision
+from composer.loggers import LoggerDestination
+
+from recipes.errors import DivergedError
+
+_LOSS = "loss/train/total"
+
+
+class StopOnNan(LoggerDestination):
+    """Ends the run where a loss that is logged is not finite; it reads nothing that is not logged anyway.
+
+    In FP16 it takes two logged losses in a row: a step that overflows is left out by the gradient scaler, and training
+    goes on from the weights before it.
+    """
+
+    def __init__(self) -> None:
+        self._state: State | None = None
+        self._again = False
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """The run is there."""
+        del logger
+        self._state = state
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Look at the loss.
+
+        Raises:
+            DivergedError: It is not finite.
+        """
+        del step
+        if self._state is None or "train/loss" not in metrics:
+            return
+        lost = not math.isfinite(metrics["train/loss"])
+        if lost and (self._again or not _scaled(self._state)):
+            raise diverged(self._state)
+        self._again = lost
+
+
+def is_finite(state: State) -> bool:
+    """Whether a state is worth keeping: the last loss, weights and BatchNorm's statistics; waits for the device once.
+
+    The loss is that of the weights before the last step, which may have spoiled them.
+    """
+    if not _scaled(state) and not math.isfinite(_loss(state)):
+        return False
+    tensors = [
+        tensor.detach()
+        for tensor in (*state.model.parameters(), *state.model.buffers())
+        if tensor.is_floating_point() and tensor.numel()
+    ]
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(tensors, ord=math.inf)])
+    return bool(largest.isfinite().all().item())
+
+
+def diverged(state: State) -> DivergedError:
+    """What happened, where, and what helps."""
+    stamp = state.timestamp
+    loss = _loss(state)
+    what = f"the loss is {loss}" if not math.isfinite(loss) else "the weights are not finite"
+    half = ", precision=amp_bf16 instead of amp_fp16" if _scaled(state) else ""
+    return DivergedError(
+        f"{what} at batch {int(stamp.batch)} (epoch {int(stamp.epoch)}), learning rate "
+        f"{state.optimizers[0].param_groups[0]['lr']:.4g}; this state is not saved. What helps: a third of the rate "
+        f"(--lr), a longer scheduler.warmup, algorithms.gradient_clipping=on{half}; stop_on_nan=false goes on"
+    )
+
+
+def _loss(state: State) -> float:
+    return float(state.total_loss_dict.get(_LOSS, 0.0))
+
+
+def _scaled(state: State) -> bool:
+    return bool(state.precision == Precision.AMP_FP16)
