@@ -14,6 +14,8 @@ from composer.utils import dist, get_device
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from data.errors import printable
+from data.listing import class_folders
 from recipes.checkpoints.manifest import Manifest
 from recipes.checkpoints.mirror import FOLDER
 from recipes.checkpoints.places import Places
@@ -220,6 +222,6 @@ def labels(trained: Trained, data_path: str) -> list[str]:
     known = list(trained.classes)
     if not known:
         train = Path(data_path) / "train"
-        folders = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
+        folders = [printable(name) for name in class_folders(train)] if train.is_dir() else []
         known = folders if len(folders) == trained.num_classes else []
     return [*known, *(f"output {index}" for index in range(len(known), trained.num_classes))]

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import BadImage
+from data.decode import MAX_BYTES, BadImage
+from data.errors import printable
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.evaluate.__main__ import add_checkpoint_arguments
@@ -159,10 +160,10 @@ def main() -> int:
         [read(path) for path in some] for some in in_batches(paths(words, sys.stdin.buffer), BATCH)
     )
     if given.stdin_image:
-        batches = iter([[Image("stdin", sys.stdin.buffer.read(), None)], *batches])
+        batches = iter([[Image("stdin", sys.stdin.buffer.read(MAX_BYTES + 1), None)], *batches])
     wrong = False
     for name, found in predict(classifier, batches, given.top):
-        shown = name.encode(errors="replace").decode()
+        shown = printable(name)
         if isinstance(found, str):
             wrong = True
             print(f"{shown}: {found}", file=sys.stderr, flush=True)
