@@ -151,7 +151,7 @@ def walk(root: str) -> tuple[dict[str, tuple[_Change, list[str]]], list[str]]:
                             heapq.heappush(waiting, (linked, entry.path, target))
         except OSError as error:
             notes.append(printable(f"{folder}: cannot be listed: {error.strerror or error}"))
-    return found, notes
+    return found, sorted(notes)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
