@@ -117,7 +117,7 @@ class Picture:
         if self.height * self.width > MAX_PIXELS:
             raise BadImage(Fault.TOO_LARGE)
         if not self._jpeg.scan:  # several scans, maybe
-            _require_bounded_jpeg(data)
+            _require_few_scans(data, self.height * self.width)
         if self._jpeg.orientation > 4:
             self.height, self.width = self.width, self.height
 
@@ -247,11 +247,11 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Pillow can live with, and of sizes, which are checked here
-            if data[:2] == b"\xff\xd8":
-                _require_bounded_jpeg(data)
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(Fault.TOO_LARGE)
+                if data[:2] == b"\xff\xd8":
+                    _require_few_scans(data, image.width * image.height)
                 image.load()
                 return np.array(_to_rgb(_turned(image)))  # a copy, as torch wants it writable
     except (BadImage, MemoryError):
@@ -264,15 +264,9 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         raise BadImage(Fault.TRUNCATED if "truncated" in str(error).lower() else Fault.CORRUPT) from error
 
 
-def _require_bounded_jpeg(data: bytes) -> None:
-    """Refuse a JPEG that libjpeg, whose reading of the header counts, would take too much memory or time for."""
-    try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:  # then libjpeg does not decode it either, and Pillow says what is wrong
-        return
-    if height * width > MAX_PIXELS:
-        raise BadImage(Fault.TOO_LARGE)
-    if height * width * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
+def _require_few_scans(data: bytes, pixels: int) -> None:
+    """Refuse a JPEG that passes over its pixels too often."""
+    if pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
         raise BadImage(Fault.CORRUPT)
 
 
