@@ -17,7 +17,7 @@ from PIL import Image
 from data.augment import train_picture
 from data.benchmark import AREA, ASPECT_RATIO, PLAIN
 from data.crop import crop_draws, crop_on_grid, reduction_for
-from data.decode import Picture
+from data.decode import FORMATS, Picture
 from data.listing import EXTENSIONS
 from data.loader import sample_rng
 
@@ -28,7 +28,7 @@ def pillows(data: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
     shape = picture.height, picture.width
     reduction = reduction_for(crop_on_grid(*shape, 1, AREA, ASPECT_RATIO, draws), size)
     top, left, height, width = (side * reduction for side in crop_on_grid(*shape, reduction, AREA, ASPECT_RATIO, draws))
-    with Image.open(BytesIO(data)) as image:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
         box = (left, top, min(left + width, image.width), min(top + height, image.height))
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))
 

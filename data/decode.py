@@ -22,6 +22,17 @@ from data.jpeg import Header, only_rows, read_header
 MAX_PIXELS = 89_478_485
 """A larger picture is refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
 
+MAX_BYTES = 2**28
+"""A larger file is refused: the size of the largest picture, uncompressed."""
+
+MAX_PASSED_PIXELS = 50 * MAX_PIXELS
+"""A JPEG whose scans pass over more pixels is refused: a scan costs a few bytes and takes 3 ns a pixel. Cameras and
+encoders write at most a dozen."""
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+"""What Pillow may take a file for. Of the others some are programs (EPS, which goes to an interpreter, WMF), and all
+are code that no photo needs."""
+
 REDUCTIONS = (8, 4, 2)
 """Scales 1/8, 1/4 and 1/2, smallest first. The other n/8 that libjpeg offers cost more than they save: 5/8 and above
 take longer than decoding in full."""
@@ -38,6 +49,9 @@ class Fault(IntEnum):
     TRUNCATED = 5
     CORRUPT = 6
     TOO_LARGE = 7
+    NOT_A_FILE = 8
+    BROKEN_LINK = 9
+    TOO_MANY_BYTES = 10
 
     @property
     def reason(self) -> str:
@@ -54,6 +68,9 @@ _REASONS = {
     Fault.TRUNCATED: "truncated",
     Fault.CORRUPT: "corrupt",
     Fault.TOO_LARGE: f"more than {MAX_PIXELS} pixels",
+    Fault.NOT_A_FILE: "not a regular file",
+    Fault.BROKEN_LINK: "a link that leads to no file",
+    Fault.TOO_MANY_BYTES: f"more than {MAX_BYTES} bytes",
 }
 
 
@@ -80,13 +97,15 @@ class Picture:
         """Read the header.
 
         Args:
-            data: an encoded image of any format that Pillow reads.
+            data: an encoded image of one of `FORMATS`.
 
         Raises:
             BadImage: it is not an image, or too large.
         """
         if not data:
             raise BadImage(Fault.EMPTY)
+        if len(data) > MAX_BYTES:
+            raise BadImage(Fault.TOO_MANY_BYTES)
         self._data = data
         self._jpeg = read_header(data)
         self._pixels: NDArray[np.uint8] | None = None
@@ -97,6 +116,8 @@ class Picture:
         self.height, self.width = self._jpeg.height, self._jpeg.width
         if self.height * self.width > MAX_PIXELS:
             raise BadImage(Fault.TOO_LARGE)
+        if not self._jpeg.scan:  # several scans, maybe
+            _require_few_scans(data, self.height * self.width)
         if self._jpeg.orientation > 4:
             self.height, self.width = self.width, self.height
 
@@ -226,9 +247,11 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what Pillow can live with, and of sizes, which are checked here
-            with Image.open(BytesIO(data)) as image:
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(Fault.TOO_LARGE)
+                if data[:2] == b"\xff\xd8":
+                    _require_few_scans(data, image.width * image.height)
                 image.load()
                 return np.array(_to_rgb(_turned(image)))  # a copy, as torch wants it writable
     except (BadImage, MemoryError):
@@ -239,6 +262,12 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         raise BadImage(Fault.NOT_AN_IMAGE) from error
     except Exception as error:  # Pillow's readers raise nearly everything on nonsense: OSError, SyntaxError, IndexError
         raise BadImage(Fault.TRUNCATED if "truncated" in str(error).lower() else Fault.CORRUPT) from error
+
+
+def _require_few_scans(data: bytes, pixels: int) -> None:
+    """Refuse a JPEG that passes over its pixels too often."""
+    if pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
+        raise BadImage(Fault.CORRUPT)
 
 
 def _turned(image: Image.Image) -> Image.Image:

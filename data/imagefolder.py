@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from data.errors import DataError
+from data.files import read_image
 from data.listing import EXTENSIONS, class_folders, list_images
+from data.text import escape
 
 _ALSO_CALLED = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "test", "testing", "eval"}}
 """What other datasets call a split. Which one to choose weights by is the user's word, so none is taken unasked."""
@@ -23,7 +25,7 @@ class ImageFolder:
 
     Attributes:
         path: the split's folder.
-        classes: class folder names in label order.
+        classes: class folder names in label order, escaped.
         labels: label of each image, int64 of shape (len(self),).
     """
 
@@ -32,7 +34,7 @@ class ImageFolder:
 
         Args:
             path: the split's folder.
-            classes: class names in label order; None: the names of the class folders, sorted.
+            classes: class names in label order, escaped; None: the names of the class folders, sorted.
 
         Raises:
             DataError: the folder is missing or unreadable, holds no class folder or no image, or has a class folder
@@ -40,7 +42,10 @@ class ImageFolder:
         """
         self.path = Path(path)
         listing = list_images(self.path)
-        found = listing.classes
+        found = [escape(name) for name in listing.classes]
+        if len(set(found)) < len(found):
+            twice = next(name for name in found if found.count(name) > 1)
+            raise DataError(f"{path}: two class folders cannot be told apart by their names: {twice}")
         if not found:
             raise DataError(f"{path}: no class folders; expected {path}/CLASS/IMAGE")
         self.classes = list(found if classes is None else classes)
@@ -51,29 +56,30 @@ class ImageFolder:
         if not len(listing.ends):
             raise DataError(f"{path}: the class folders hold no images ({', '.join(EXTENSIONS)})")
         self.labels = np.repeat(np.array([label_of[name] for name in found]), listing.counts)
+        self._folders = {label_of[escape(name)]: os.fsencode(name) for name in listing.classes}
         self._ends, self._names = listing.ends, listing.names
         self._root = os.fsencode(self.path)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _relative(self, index: int) -> bytes:
+    def file(self, index: int) -> bytes:
+        """The image's path."""
         start = self._ends[index - 1] if index else 0
-        file = self._names[start : self._ends[index]].tobytes()
-        return os.fsencode(self.classes[self.labels[index]]) + b"/" + file
+        name = self._names[start : self._ends[index]].tobytes()
+        return b"/".join((self._root, self._folders[int(self.labels[index])], name))
 
     def read(self, index: int) -> bytes:
-        """The encoded image; raises OSError where the file cannot be read."""
-        with open(self._root + b"/" + self._relative(index), "rb", buffering=0) as file:  # noqa: PTH123 (bytes path)
-            return file.read()
+        """The encoded image; raises what `read_image` raises."""
+        return read_image(self.file(index))
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """`read`: there is one resolution, and it is near."""
         return self.read
 
     def name(self, index: int) -> str:
-        """The image's path."""
-        return os.fsdecode(self._root + b"/" + self._relative(index))
+        """The image's path, escaped."""
+        return escape(os.fsdecode(self.file(index)))
 
 
 def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
@@ -104,7 +110,8 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
     empty = [name for name, size in zip(train.classes, sizes, strict=True) if not size]
     if empty:
         raise DataError(f"{train.path}: class folder {_some(empty)} holds no images")
-    only_val = [name for name in class_folders(path / "val") if name not in set(train.classes)]
+    known = set(train.classes)
+    only_val = [name for name in map(escape, class_folders(path / "val")) if name not in known]
     if only_val:
         raise DataError(f"{path / 'val'}: class folder {_some(only_val)} is not in {train.path}")
     return train, ImageFolder(path / "val", train.classes)

@@ -39,6 +39,8 @@ def read_header(data: bytes) -> Header | None:
         if marker == 0xFF:  # padding
             at += 1
             continue
+        if marker == 0x01 or 0xD0 <= marker <= 0xD9:  # has no length, unlike all others: libjpeg would go on elsewhere
+            return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             if marker > 0xC2 or not _is_plain(data, at):  # lossless, hierarchical, arithmetic, 12 bits, CMYK, ...
                 return None

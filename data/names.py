@@ -21,6 +21,12 @@ def plain_name(name: object) -> str:
     return str(name)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name of a disk or an archive, whose bytes need not be UTF-8, is one component of a path."""
+    size = len(name.encode(errors="surrogateescape"))
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name and size <= LONGEST
+
+
 def relative_path(path: object) -> str:
     """Check that a path, `/` between its components, leads to somewhere below the folder that it is joined to.
 

@@ -7,22 +7,27 @@ An ImageFolder (ImageNet-Mini, Imagenette, one's own), local or in a bucket; the
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import logging
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
+from data.files import open_regular, read_image, read_regular
 from data.imagefolder import ImageFolder, open_split_pair
 from data.listing import EXTENSIONS
-from data.names import relative_path
+from data.names import is_file_name, relative_path
 from data.remote import is_remote, named, open_store
 from data.source import Source
+from data.text import escape
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +35,9 @@ _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
+_COLUMNS = ("ImageId", "PredictionString")
+_LARGEST_TABLE = 2**26
+"""Bytes of the table, and of the devkit unpacked, at most: many times what they are."""
 
 
 class Files:
@@ -51,7 +59,9 @@ class Files:
         return len(self._files)
 
     def read(self, index: int) -> bytes:
-        """The file's bytes; raises OSError."""
+        """The file's bytes; raises OSError or BadImage."""
+        if not is_remote(self.path):
+            return read_image(f"{self.path}/{self._files[index]}")
         store, root = open_store(self.path)  # a process opens a store once, and anew after `renew_credentials`
         data: bytes = store.cat_file(f"{root}/{self._files[index]}")
         return data
@@ -61,8 +71,8 @@ class Files:
         return self.read
 
     def name(self, index: int) -> str:
-        """The file's path."""
-        return f"{self.path}/{self._files[index]}"
+        """The file's path, escaped."""
+        return escape(f"{self.path}/{self._files[index]}")
 
 
 class TarMembers:
@@ -85,18 +95,23 @@ class TarMembers:
         return len(self._names)
 
     def read(self, index: int) -> bytes:
-        """The member's bytes; raises OSError."""
+        """The member's bytes; raises OSError or BadImage."""
         offset, length = self._places[index].tolist()
-        with Path(self.path).open("rb", buffering=0) as file:
-            return os.pread(file.fileno(), length, offset)
+        if length > MAX_BYTES:
+            raise BadImage(Fault.TOO_MANY_BYTES)
+        descriptor = open_regular(self.path)
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """`read`."""
         return self.read
 
     def name(self, index: int) -> str:
-        """The tar file's path and the member's name."""
-        return f"{self.path}/{self._names[index]}"
+        """The tar file's path and the member's name, escaped."""
+        return escape(f"{self.path}/{self._names[index]}")
 
 
 def open_origin(path: str) -> dict[str, Source]:
@@ -190,17 +205,65 @@ def _kaggle(folder: Path) -> dict[str, Source]:
         raise DataError(f"{folder}: has {_SOLUTION} but no {_KAGGLE[0]}/train")
     train = ImageFolder(root / "train", None)
     label = {name: number for number, name in enumerate(train.classes)}
-    files, labels = [], []
-    with (folder / _SOLUTION).open(newline="", encoding="utf-8") as table:
-        for row in sorted(csv.DictReader(table), key=lambda row: row["ImageId"]):
-            name = row["PredictionString"].split()[0]
-            if name not in label:
-                raise DataError(f"{folder / _SOLUTION}: {row['ImageId']} is of class {name}, which {train.path} lacks")
-            files.append(f"{row['ImageId']}.JPEG")
-            labels.append(label[name])
-    if not files:
-        raise DataError(f"{folder / _SOLUTION}: lists no image")
-    return {"train": train, "val": Files(str(root / "val"), files, labels, train.classes)}
+    rows = sorted(_solution(folder / _SOLUTION))
+    for image, name in rows:
+        if name not in label:
+            raise DataError(f"{folder / _SOLUTION}: {image} is of class {name}, which {train.path} lacks")
+    labels = [label[name] for _, name in rows]
+    files = Files(str(root / "val"), [f"{image}.JPEG" for image, _ in rows], labels, train.classes)
+    return {"train": train, "val": files}
+
+
+def _solution(path: Path) -> list[tuple[str, str]]:
+    """(image, class) of each row of Kaggle's table, also where a spreadsheet has saved it again.
+
+    Raises:
+        DataError: it cannot be read, or a row does not say of which class which image is.
+    """
+    with named(str(path)):
+        data = read_regular(path, _LARGEST_TABLE)
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        lines = list(_rows(text))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a table: {error}") from error
+    found: dict[str, str] = {}
+    for number, image, classes in lines:
+        if not image or not classes:
+            raise DataError(f"{path}:{number}: {image or 'a row'} has no {_COLUMNS[1] if image else _COLUMNS[0]}")
+        if not is_file_name(f"{image}.JPEG"):
+            raise DataError(f"{path}:{number}: {image}: not a name that a file can have")
+        if image in found:
+            raise DataError(f"{path}:{number}: {image} stands there twice")
+        found[image] = classes.split()[0]
+    if not found:
+        raise DataError(f"{path}: lists no image")
+    return list(found.items())
+
+
+def _rows(text: str) -> Iterator[tuple[int, str, str]]:
+    """(line, image, prediction) of each row that is not empty, whatever separates the columns.
+
+    Raises:
+        csv.Error: it is no table, or no separator gives the two columns.
+    """
+    for separator in ",;\t":
+        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        header: list[str] | None = None
+        for cells in rows:
+            cells = [cell.strip() for cell in cells]
+            if header is None and set(_COLUMNS) <= set(cells):
+                header = cells
+            elif (
+                header is None and any(cells) and not cells[0].startswith("sep=")
+            ):  # which a spreadsheet may begin with
+                break
+            elif header is not None and any(cells):
+                image, prediction = (dict(zip(header, cells, strict=False)).get(name, "") for name in _COLUMNS)
+                yield rows.line_num, image, prediction
+        if header is not None:
+            return
+    raise csv.Error(f"expected the columns {' and '.join(_COLUMNS)}")
 
 
 def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
@@ -208,12 +271,9 @@ def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
     for file in (_TRAIN_TAR, _VAL_TAR, _DEVKIT):
         if not (folder / file).is_file():
             raise DataError(f"{folder / file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
-    try:
-        members, labels, classes = _train_members(folder / _TRAIN_TAR)
-        val = sorted(_members(folder / _VAL_TAR, 0))
-        wnids = _val_classes(folder / _DEVKIT)
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        raise DataError(f"{folder}: a tar file is damaged or not what its name says: {error}") from error
+    members, labels, classes = _train_members(folder / _TRAIN_TAR)
+    val = sorted(_members(folder / _VAL_TAR))
+    wnids = _val_classes(folder / _DEVKIT)
     if len(wnids) != len(val):
         raise DataError(f"{folder / _VAL_TAR}: {len(val)} images, but the devkit has {len(wnids)} labels")
     label = {name: number for number, name in enumerate(classes)}
@@ -226,12 +286,30 @@ def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
     }
 
 
-def _members(path: Path, start: int) -> list[tuple[str, int, int]]:
-    """(name, offset, length) of the files in a tar that begins at a byte of a file."""
-    with path.open("rb") as file:
+def _members(path: Path, start: int = 0, size: int | None = None) -> list[tuple[str, int, int]]:
+    """(name, offset, length) of the files in a tar that begins at a byte of a file.
+
+    Raises:
+        DataError: it is damaged or cut off, or a name in it is not one path component.
+    """
+    with named(str(path)), os.fdopen(open_regular(path), "rb") as file:
+        end = os.fstat(file.fileno()).st_size if size is None else start + size
         file.seek(start)
-        with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's own end mark
-            return [(member.name, member.offset_data, member.size) for member in tar if member.isfile()]
+        found = []
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's own end mark
+                for member in tar:
+                    name = member.name.removeprefix("./")
+                    if not member.isfile() or name.startswith("._"):  # what macOS puts beside a file
+                        continue
+                    if not is_file_name(name):
+                        raise DataError(f"{path}: {member.name}: not a name that a file can have")
+                    if member.offset_data + member.size > end:
+                        raise DataError(f"{path}: is cut off in {member.name}")
+                    found.append((name, member.offset_data, member.size))
+        except (tarfile.TarError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: the tar file is damaged, or not what its name says: {error}") from error
+    return found
 
 
 def _train_members(path: Path) -> tuple[list[tuple[str, int, int]], list[int], list[str]]:
@@ -239,26 +317,40 @@ def _train_members(path: Path) -> tuple[list[tuple[str, int, int]], list[int], l
     classes: list[str] = []
     members: list[tuple[str, int, int]] = []
     labels: list[int] = []
-    for name, offset, _ in sorted(_members(path, 0)):
-        label, wnid = len(classes), Path(name).stem
+    for name, offset, size in sorted(_members(path)):
+        label, wnid = len(classes), escape(Path(name).stem)
         classes.append(wnid)
-        inner = sorted(_members(path, offset))
-        members += [(f"{wnid}/{image}", at, size) for image, at, size in inner]
+        inner = sorted(_members(path, offset, size))
+        members += [(f"{wnid}/{image}", at, length) for image, at, length in inner]
         labels += [label] * len(inner)
     return members, labels, classes
 
 
 def _val_classes(devkit: Path) -> list[str]:
-    """The WordNet id of each validation image, in the order of their names."""
+    """The WordNet id of each validation image, in the order of their names.
+
+    Raises:
+        DataError: the devkit is cut off, damaged, or something else.
+    """
     from scipy.io import loadmat
 
     names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
     files: dict[str, bytes] = {}
-    with tarfile.open(devkit) as tar:
-        for member in tar:
-            if Path(member.name).name in names and (file := tar.extractfile(member)) is not None:
-                files[Path(member.name).name] = file.read()
-    meta = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
-    truth = files[names[1]].split()
-    wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
-    return [wnid[int(number)] for number in truth]
+    with named(str(devkit)):
+        data = read_regular(devkit, _LARGEST_TABLE)
+    try:
+        if data[:2] == b"\x1f\x8b":
+            with gzip.open(BytesIO(data)) as unpacked:
+                data = unpacked.read(_LARGEST_TABLE + 1)
+        if len(data) > _LARGEST_TABLE:
+            raise ValueError(f"more than {_LARGEST_TABLE} bytes unpacked")
+        with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
+            for member in tar:
+                if Path(member.name).name in names and (file := tar.extractfile(member)) is not None:
+                    files[Path(member.name).name] = file.read()
+        meta = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
+        truth = files[names[1]].split()
+        wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
+        return [wnid[int(number)] for number in truth]
+    except Exception as error:  # gzip's, tarfile's and SciPy's readers raise nearly everything on nonsense
+        raise DataError(f"{devkit}: is cut off, damaged, or not what its name says: {error}") from error

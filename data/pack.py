@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.decode import BadImage, Picture
+from data.decode import BadImage, Fault, Picture
+from data.errors import DataError
+from data.names import is_file_name
 from data.remote import named, open_store
 from data.shards import ORIGINAL, SHARD, image_bytes, short_side
 from data.source import Source
+from data.text import escape
 
 COLUMNS = {"image": "bytes", "label": "int", "name": "str"}
 DONE = "part.npz"
@@ -62,11 +65,19 @@ class Task:
         return f"{self.split}/{resolution}/{part:05}"
 
     def name(self, index: int) -> str:
-        """An image's path below its split's folder, with its class in front."""
+        """An image's path below its split's folder, with its class in front, escaped.
+
+        Raises:
+            DataError: it would lead out of that folder, or no disk can hold it.
+        """
         source = self.source
-        name = source.name(index).removeprefix(str(getattr(source, "path", ""))).strip("/")
+        path = escape(str(getattr(source, "path", "")))
+        name = source.name(index).removeprefix(path).strip("/")
         folder = source.classes[source.labels[index]]
-        return name if name.startswith(f"{folder}/") else f"{folder}/{name}"
+        name = name if name.startswith(f"{folder}/") else f"{folder}/{name}"
+        if not all(map(is_file_name, name.split("/"))):
+            raise DataError(f"{path}: {name}: not a name that a file can have")
+        return name
 
 
 def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> bytes:
@@ -116,6 +127,7 @@ def make_part(task: Task, part: int) -> list[str]:
                 return [str(line) for line in np.load(file)["left_out"]]
     encoded: dict[str, list[dict[str, Any]]] = {resolution: [] for resolution in task.resolutions}
     left_out = []
+    to_nowhere = 0
     for index in task.indices(part):
         name = task.name(index)
         try:
@@ -126,9 +138,12 @@ def make_part(task: Task, part: int) -> list[str]:
             images = {one: encode(data, picture, one, task.quality) for one in task.resolutions}
         except BadImage as error:
             left_out.append(f"{name}: {error}")
+            to_nowhere += error.fault == Fault.BROKEN_LINK
             continue
         for one, image in images.items():
             encoded[one].append({"image": image, "label": int(task.source.labels[index]), "name": name})
+    if to_nowhere == len(task.indices(part)) > 1:
+        raise DataError(f"{left_out[0]}; so are {to_nowhere - 1} others: is the disk that they lead to mounted?")
     write = _write_folder if task.layout == "folder" else _write_shard
     for resolution, samples in encoded.items():
         with named(task.target):

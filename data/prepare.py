@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -28,6 +26,7 @@ from tqdm import tqdm
 from data.errors import DataError
 from data.origins import open_origin
 from data.pack import DONE, Task, _put, check_part, make_part
+from data.pool import WorkerKilledError, each_part
 from data.remote import named, open_store, renew_credentials
 from data.shards import FORMAT, MANIFEST, ORIGINAL, SHARD, short_side
 from data.source import Source
@@ -36,6 +35,7 @@ from data.text import guard
 PART_IMAGES = 512
 """Images per shard: 7 MB at 160 px, 15 at 256, 57 of original photos."""
 _SETTINGS = "settings.json"
+_PRELOAD = ("data.pack", "streaming.base.format.mds.writer")
 
 
 @dataclass(frozen=True)
@@ -124,41 +124,20 @@ def _each(
     work: Callable[[Task, int], list[str]], tasks: Sequence[Task], workers: int, what: str
 ) -> Iterable[tuple[Task, int, list[str]]]:
     """Do every part of every split, on all workers, with a progress bar over the images."""
-    # A server that has everything imported forks the workers: quick to start, and no thread or connection is inherited.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["data.pack", "streaming.base.format.mds.writer"])
     total = sum(len(task.source) for task in tasks)
     with tqdm(total=total, unit="img", desc=what, smoothing=0.05, file=sys.stderr) as bar:
         for task in tasks:
-            with ProcessPoolExecutor(
-                workers, context, initializer=_hold, initargs=(task, work, dict(os.environ))
-            ) as pool:
-                futures = {pool.submit(_do, part): part for part in range(task.parts)}
-                try:
-                    for future in as_completed(futures):
-                        yield task, futures[future], future.result()
-                        bar.update(len(task.indices(futures[future])))
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+            for part, lines in each_part(partial(_twice, work), task, range(task.parts), workers, _PRELOAD):
+                yield task, part, lines
+                bar.update(len(task.indices(part)))
 
 
-_held: Callable[[int], list[str]]
-
-
-def _hold(task: Task, work: Callable[[Task, int], list[str]], environment: dict[str, str]) -> None:
-    """Give a worker its task once, as it holds the names of all images; and the environment, which the server keeps."""
-    global _held
-    os.environ.update(environment)
-    _held = partial(work, task)
-
-
-def _do(part: int) -> list[str]:
+def _twice(work: Callable[[Task, int], list[str]], task: Task, part: int) -> list[str]:
     try:
-        return _held(part)
+        return work(task, part)
     except DataError:  # once more, for the credentials of a session expire and are renewed meanwhile
         renew_credentials()
-        return _held(part)
+        return work(task, part)
 
 
 def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int], settings: Settings) -> str:
@@ -272,6 +251,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        return 1
+    except WorkerKilledError as error:
+        print(error, file=sys.stderr)
         return 1
 
 

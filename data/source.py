@@ -29,7 +29,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The encoded image; raises OSError where it cannot be read."""
+        """The encoded image; raises OSError or BadImage where it cannot be read."""
         ...
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
@@ -40,7 +40,7 @@ class Source(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What the image is called in messages."""
+        """What the image is called in messages, escaped."""
         ...
 
 

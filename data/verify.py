@@ -9,14 +9,14 @@ every image is good, 1 where one is not, 2 where the dataset cannot be opened.
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
-import multiprocessing
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,12 +26,14 @@ from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
 from data.imagefolder import ImageFolder
 from data.open import open_split_pair
+from data.pool import WorkerKilledError, each_part
 from data.remote import named
 from data.shards import Damaged, ShardSource
 from data.source import Source
 from data.text import escape, guard
 
 _BLOCK = 256
+_PRELOAD = ("data.bad", "data.imagefolder", "data.open")
 
 
 @dataclass(frozen=True)
@@ -73,46 +75,38 @@ def broken_shards(source: Source) -> Iterator[str]:
 
 
 def broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
-    """Decode every image on all workers, with a progress bar."""
+    """Decode every image on all workers, with a progress bar; raises WorkerKilledError."""
     blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
-    context = multiprocessing.get_context("forkserver")
-    # What this module imports, and not the module itself: started with -m, it is __main__ here and another there.
-    context.set_forkserver_preload(["data.bad", "data.imagefolder", "data.open"])
-    with (
-        tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar,
-        ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(source,)) as pool,
-    ):
-        for block, faults in zip(blocks, pool.map(_faults, blocks), strict=True):
+    faults: dict[int, int] = {}
+    with tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar:
+        for block, found in each_part(_faults, source, blocks, workers, _PRELOAD):
             bar.update(len(block))
-            for index, fault in zip(block, faults, strict=True):
-                if fault:
-                    yield Broken(split, index, source.name(index), Fault(fault).reason)
+            faults |= {index: fault for index, fault in zip(block, found, strict=True) if fault}
+    for index in sorted(faults):
+        yield Broken(split, index, source.name(index), Fault(faults[index]).reason)
 
 
-_held: Source
+def _faults(source: Source, block: range) -> list[int]:
+    return [int(fault_of(source, index)) for index in block]
 
 
-def _hold(source: Source) -> None:
-    global _held
-    _held = source
-
-
-def _faults(block: range) -> list[int]:
-    return [int(fault_of(_held, index)) for index in block]
-
-
-def quarantine(source: ImageFolder, found: Broken, folder: Path) -> Path:
-    """Move a broken file out of the dataset, to FOLDER/SPLIT/CLASS/IMAGE; what stands there already is kept.
+def quarantine(source: ImageFolder, found: Broken, folder: Path) -> None:
+    """Move what is broken out of the dataset, to FOLDER/SPLIT/CLASS/IMAGE; what stands there already is kept.
 
     Raises:
         OSError: it cannot be moved.
     """
-    file = Path(found.name)
+    file = Path(os.fsdecode(source.file(found.index)))
     target = folder / found.split / file.relative_to(source.path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    while target.exists():
+    while os.path.lexists(target):
         target = target.with_name(f"_{target.name}")
-    return file.rename(target)
+    try:
+        file.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV or not (file.is_file() or file.is_symlink()):
+            raise
+        shutil.move(file, target)  # to another disk: copied, then removed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -133,15 +127,24 @@ def main(arguments: list[str] | None = None) -> int:
             raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
         shards = [line for source in splits.values() for line in broken_shards(source)]
         found = [one for split, source in splits.items() for one in broken_images(split, source, options.workers)]
-        for one in found if options.quarantine else []:
-            if one.reason != Fault.MISSING.reason:
-                quarantine(folders[one.split], one, options.quarantine)
     except Damaged as error:
         print(*error.lines, sep="\n", file=sys.stderr)
         return 2
     except (DataError, OSError) as error:
         print(escape(error), file=sys.stderr)
         return 2
+    except (WorkerKilledError, KeyboardInterrupt) as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        return 1
+    stayed = 0
+    for one in found if options.quarantine else []:
+        try:
+            if one.reason != Fault.MISSING.reason:
+                quarantine(folders[one.split], one, options.quarantine)
+        except OSError as error:
+            stayed += 1
+            reason = error.strerror or error
+            print(f"{one.name}: cannot be moved to {escape(str(options.quarantine))}: {reason}", file=sys.stderr)
     images = sum(len(source) for source in splits.values())
     if options.json:
         broken = [asdict(one) | {"name": escape(one.name)} for one in found]
@@ -151,6 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(escape(line))
     reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for one in found).most_common())
     moved = f"; moved to {escape(options.quarantine)}" if found and options.quarantine else ""
+    moved += f" except {stayed}" if stayed else ""
     print(f"{images} images, {len(found)} broken{reasons}{moved}")
     return 1 if found or shards else 0
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from algorithms.config import AlgorithmsConfig
+from data.listing import class_folders
 from data.text import escape
 from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.mirror import FOLDER
@@ -290,6 +291,6 @@ def labels(trained: Trained, data_path: str) -> list[str]:
     known = list(trained.classes)
     if not known:
         train = Path(data_path) / "train"
-        folders = sorted(path.name for path in train.iterdir() if path.is_dir()) if train.is_dir() else []
+        folders = [escape(name) for name in class_folders(train)] if train.is_dir() else []
         known = folders if len(folders) == trained.num_classes else []
     return [*known, *(f"output {index}" for index in range(len(known), trained.num_classes))]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import BadImage
+from data.decode import MAX_BYTES, BadImage
 from data.text import escape
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
@@ -160,7 +160,7 @@ def main() -> int:
         [read(path) for path in some] for some in in_batches(paths(words, sys.stdin.buffer), BATCH)
     )
     if given.stdin_image:
-        batches = iter([[Image("stdin", sys.stdin.buffer.read(), None)], *batches])
+        batches = iter([[Image("stdin", sys.stdin.buffer.read(MAX_BYTES + 1), None)], *batches])
     wrong = False
     for name, found in predict(classifier, batches, given.top):
         if getattr(sys.stdout, "reader_left", False):  # as in `| head`

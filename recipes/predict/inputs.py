@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from data.decode import Fault
-from data.listing import EXTENSIONS
+from data.decode import BadImage, Fault
+from data.files import read_image
+from data.listing import EXTENSIONS, walk
 
 STDIN = "-"
 
@@ -38,25 +40,23 @@ def paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
 
 def _below(folder: str) -> Iterator[str]:
     """The images in a folder; the folder itself where it has none, so that somebody complains of it."""
-    found = False
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
-                found = True
-                yield str(Path(parent) / name)
-    if not found:
-        yield folder
+    inside, notes = walk(folder)
+    for note in notes:
+        print(note, file=sys.stderr)
+    found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent][1])]
+    yield from found or [folder]
 
 
 def read(path: str) -> Image:
     """Read a file."""
     try:
-        return Image(path, Path(path).read_bytes(), None)
+        if Path(path).is_dir() and not path.lower().endswith(EXTENSIONS):
+            return Image(path, b"", f"holds no images ({', '.join(EXTENSIONS)})")
+        return Image(path, read_image(path), None)
+    except BadImage as error:
+        return Image(path, b"", error.fault.reason)
     except FileNotFoundError:
         return Image(path, b"", "no such file or folder")
-    except IsADirectoryError:
-        return Image(path, b"", f"holds no images ({', '.join(EXTENSIONS)})")
     except OSError as error:
         return Image(path, b"", f"{Fault.UNREADABLE.reason}: {error.strerror or error}")
     except ValueError:  # a zero byte in it

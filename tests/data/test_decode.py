@@ -1,5 +1,6 @@
 import pickle
 import struct
+import time
 import zlib
 from io import BytesIO
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 
 from data import decode as module
 from data.decode import BadImage, Fault, Picture, decode
+from data.jpeg import read_header
 
 H, W = 61, 90
 
@@ -266,3 +268,54 @@ def test_a_jpeg_whose_headers_disagree_is_corrupt(scene, encode):
     with pytest.raises(BadImage) as caught:
         decode(data)
     assert caught.value.fault in (Fault.CORRUPT, Fault.TRUNCATED)
+
+
+@pytest.mark.parametrize(
+    "kind", ["TGA", "PCX", "ICO", "SGI", "IM", "DDS", "JPEG2000", "MSP", "XBM", "PDF", "EPS", "ICNS"]
+)
+def test_a_format_beyond_the_list_is_no_image(scene, encode, kind):
+    picture = Image.fromarray(scene[:32, :32]).convert("1" if kind in ("MSP", "XBM") else "RGB")
+    with pytest.raises(BadImage) as caught:
+        decode(encode(picture, kind))
+    assert caught.value.fault == Fault.NOT_AN_IMAGE
+
+
+def test_a_jpeg_that_hides_a_larger_one_from_our_reading_is_refused(encode, photo):
+    """A marker without a length: what we would skip as its content, libjpeg reads."""
+    small = encode(photo(64, 64))
+    header = read_header(small)
+    frame = small[header.frame : header.frame + 19]
+    large = frame[:5] + (65500).to_bytes(2, "big") * 2 + frame[9:]
+    hidden = small[2 : header.frame] + large + small[header.frame + 19 :]
+    for marker in (b"\xff\x01", b"\xff\xd0", b"\xff\xd7"):
+        crafted = b"\xff\xd8" + marker + (2 + len(hidden)).to_bytes(2, "big") + hidden + small[2:]
+        assert read_header(crafted) is None
+        with pytest.raises(BadImage) as caught:
+            decode(crafted)
+        assert caught.value.fault in (Fault.TOO_LARGE, Fault.NOT_AN_IMAGE)
+
+
+def test_a_jpeg_with_a_thousand_passes_over_a_large_picture_is_refused_at_once(encode):
+    whole = encode(Image.new("L", (9000, 9000)), progressive=True)
+    scan = whole[whole.rindex(b"\xff\xda") : -2]
+    began = time.monotonic()
+    with pytest.raises(BadImage) as caught:
+        Picture(whole[:-2] + 1000 * scan + whole[-2:])
+    assert caught.value.fault == Fault.CORRUPT
+    cmyk = encode(Image.new("CMYK", (9000, 9000)), progressive=True)
+    scan = cmyk[cmyk.rindex(b"\xff\xda") : -2]
+    with pytest.raises(BadImage) as caught:
+        Picture(cmyk[:-2] + 1000 * scan + cmyk[-2:])
+    assert caught.value.fault == Fault.CORRUPT
+    assert time.monotonic() - began < 30  # in which the pictures are encoded, too
+    small = encode(Image.new("L", (90, 90)), progressive=True)
+    scan = small[small.rindex(b"\xff\xda") : -2]
+    assert decode(small[:-2] + 20 * scan + small[-2:]).shape == (90, 90, 3)
+
+
+def test_more_bytes_than_any_picture_needs_are_refused(monkeypatch, encode, photo):
+    data = encode(photo(20, 20))
+    monkeypatch.setattr("data.decode.MAX_BYTES", len(data) - 1)
+    with pytest.raises(BadImage) as caught:
+        Picture(data)
+    assert caught.value.fault == Fault.TOO_MANY_BYTES

@@ -120,7 +120,7 @@ def damaged(tmp_path, write_folder):
     return source
 
 
-BAD = {0: "empty", 7: "truncated", 19: "not an image", 20: "truncated", 33: "missing", 39: "cannot be read"}
+BAD = {0: "empty", 7: "truncated", 19: "not an image", 20: "truncated", 33: "missing", 39: "not a regular file"}
 
 
 def test_batches_follow_the_plan(source):

@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import io
 import itertools
 import os
@@ -14,7 +15,8 @@ from scipy.io import savemat
 
 from data.errors import DataError
 from data.listing import list_images
-from data.origins import images_in_keys, open_origin
+from data.origins import Files, images_in_keys, open_origin
+from data.pack import Task, make_part
 
 CLASSES = ["n01440764", "n01443537"]
 
@@ -173,3 +175,139 @@ def test_an_image_in_a_bucket_has_a_place_on_a_disk(keys):
     for key in found:
         assert os.path.normpath(f"/folder/{key}") == f"/folder/{key}"
         assert key in keys
+
+
+def rewritten(kaggle, change):
+    table = kaggle / "LOC_val_solution.csv"
+    table.write_bytes(change(table.read_text()))
+    return table
+
+
+SPREADSHEETS = {
+    "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "semicolons": lambda text: text.replace(",", ";").encode(),
+    "tabs": lambda text: text.replace(",", "\t").encode(),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
+    "quotes": lambda text: "\n".join(
+        ",".join(f'"{c}"' for c in line.split(",")) for line in text.splitlines()
+    ).encode(),
+    "its own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
+    "other line ends": lambda text: text.replace("\n", "\r\n").encode(),
+    "old line ends": lambda text: text.replace("\n", "\r").encode(),
+    "empty rows": lambda text: (text.replace("\n", "\n,\n\n") + "\n,\n , \n\n").encode(),
+    "spaces": lambda text: text.replace(",", " , ").encode(),
+    "an index in front": lambda text: "\n".join(f"{i},{line}" for i, line in enumerate(text.splitlines())).encode(),
+    "columns in another order": lambda text: "\n".join(
+        ",".join(reversed(line.split(","))) for line in text.splitlines()
+    ).encode(),
+    "columns behind": lambda text: "\n".join(f"{line},," for line in text.splitlines()).encode(),
+}
+
+
+@pytest.mark.parametrize("how", SPREADSHEETS)
+def test_a_table_that_a_spreadsheet_has_saved_is_read(kaggle, jpegs, how):
+    rewritten(kaggle, SPREADSHEETS[how])
+    val = open_origin(str(kaggle))["val"]
+    assert val.labels.tolist() == [1, 0]
+    assert [val.read(i) for i in range(2)] == jpegs[4:6]
+
+
+DAMAGED = {
+    "an image without a class": (lambda text: f"{text}\nx,".encode(), "csv:4: x has no PredictionString"),
+    "a short row": (lambda text: f"{text}\nx".encode(), "csv:4: x has no PredictionString"),
+    "a class without an image": (lambda text: f"{text}\n,n01440764 1 2".encode(), "csv:4: a row has no ImageId"),
+    "an image twice": (lambda text: f"{text}\n{text.splitlines()[1]}".encode(), "stands there twice"),
+    "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
+    "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
+    "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
+    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
+    "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
+    "a spreadsheet's own format": (lambda text: b"PK\x03\x04" + bytes(range(256)) * 9, "cannot be read as a table"),
+    "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
+    "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
+    "a header alone": (lambda text: text.splitlines()[0].encode(), "lists no image"),
+    "a cell without end": (lambda text: f'{text}\n"{200_000 * "x"}'.encode(), "cannot be read as a table"),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGED)
+def test_a_damaged_table_is_one_line_that_names_it(kaggle, how):
+    change, message = DAMAGED[how]
+    table = rewritten(kaggle, change)
+    with pytest.raises(DataError, match=message) as caught:
+        open_origin(str(kaggle))
+    assert str(caught.value).startswith(str(table))
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("file", ["img_train.tar", "img_val.tar", "devkit_t12.tar.gz"])
+def test_an_archive_that_was_cut_off_is_named(ilsvrc, file):
+    path = ilsvrc / f"ILSVRC2012_{file}"
+    whole = path.read_bytes()
+    used = len(whole.rstrip(b"\0"))  # a tar ends with empty blocks, which may be missing
+    for share in (0, 0.01, 0.3, 0.6, 0.9, 0.999):
+        path.write_bytes(whole[: int(share * used)])
+        with pytest.raises(DataError, match=f"ILSVRC2012_{file}: ") as caught:
+            open_origin(str(ilsvrc))
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
+@pytest.mark.parametrize("file", ["img_train.tar", "img_val.tar", "devkit_t12.tar.gz"])
+def test_what_is_no_archive_is_missing(ilsvrc, file, kind):
+    path = ilsvrc / f"ILSVRC2012_{file}"
+    path.unlink()
+    kind(path)
+    with pytest.raises(DataError, match=f"ILSVRC2012_{file}: missing"):
+        open_origin(str(ilsvrc))
+
+
+@pytest.mark.parametrize("name", ["../x.JPEG", "/etc/x.JPEG", "a/b.JPEG", "..", "x" * 256 + ".JPEG"])
+def test_a_name_in_a_tar_that_is_not_one_component_is_refused(ilsvrc, jpegs, name):
+    train = tar_of({f"{CLASSES[0]}.tar": tar_of({name: jpegs[0]})})
+    for file, content in (("val", tar_of({name: jpegs[0]})), ("train", train), ("train", tar_of({name: train}))):
+        path = ilsvrc / f"ILSVRC2012_img_{file}.tar"
+        whole = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="not a name that a file can have") as caught:
+            open_origin(str(ilsvrc))
+        assert name in str(caught.value)
+        path.write_bytes(whole)
+
+
+def test_names_as_other_tars_write_them(ilsvrc, jpegs):
+    """./ in front, what macOS adds, and bytes that are not UTF-8."""
+    inner = tar_of({"./._a.JPEG": b"x", "./a.JPEG": jpegs[0], os.fsdecode(b"\xe9\n.JPEG"): jpegs[1]})
+    classes = {f"./{CLASSES[0]}.tar": inner, f"{CLASSES[1]}.tar": tar_of({"c.JPEG": jpegs[2]})}
+    (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(tar_of(classes))
+    train = open_origin(str(ilsvrc))["train"]
+    assert train.classes == CLASSES
+    assert [train.read(i) for i in range(3)] == jpegs[:3]
+    assert train.name(1).endswith(f"{CLASSES[0]}/\\xe9\\n.JPEG")
+
+
+def test_a_member_that_claims_to_be_larger_than_its_tar(ilsvrc, jpegs):
+    content = bytearray(tar_of({"a.JPEG": jpegs[0], "b.JPEG": jpegs[1]}))
+    header = content.rindex(b"b.JPEG")
+    content[header + 124 : header + 136] = b"77777777777\0"
+    content[header + 148 : header + 156] = b" " * 8
+    content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
+    (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(content)
+    with pytest.raises(DataError, match=r"img_val.tar: is cut off in b.JPEG"):
+        open_origin(str(ilsvrc))
+
+
+def test_a_devkit_that_unpacks_to_gigabytes_is_refused(ilsvrc, monkeypatch):
+    monkeypatch.setattr("data.origins._LARGEST_TABLE", 100_000)
+    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(10_000_000)))
+    with pytest.raises(DataError, match=r"devkit_t12.tar.gz: .*more than 100000 bytes unpacked"):
+        open_origin(str(ilsvrc))
+
+
+def test_a_name_that_leads_out_is_not_written(tmp_path, jpegs):
+    """Whatever the origin: names from a bucket's listing come this way, too."""
+    source = Files(str(tmp_path), ["../../out.jpg"], [0], ["ant"])
+    task = Task("train", source, str(tmp_path / "target"), "folder", ("24",), 90, 512)
+    with pytest.raises(DataError, match=r"ant/../../out.jpg: not a name that a file can have"):
+        make_part(task, 0)

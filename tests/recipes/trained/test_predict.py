@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 
 import numpy as np
@@ -141,3 +142,40 @@ def test_probabilities_are_softmax_or_sigmoid():
     assert soft[1, 2] == pytest.approx(math.exp(3) / (math.exp(1) + math.exp(2) + math.exp(3)))
     assert each[0].tolist() == [0.5, 1, 0]
     assert each[1, 0] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def test_what_is_no_file_is_named_and_a_folder_that_links_to_itself_ends(command, exported, val, tmp_path):
+    folder = tmp_path / "photos"
+    shutil.copytree(val, folder)
+    os.mkfifo(folder / "class0/pipe.jpg")
+    (folder / "class0/zero.jpg").symlink_to("/dev/zero")
+    (folder / "class1/gone.jpg").symlink_to("nowhere")
+    (folder / "class1/folder.jpg").mkdir()
+    (folder / "class2/up").symlink_to("..")
+    (folder / "class2/.hidden").mkdir()
+    shutil.copy(val / "class0/0.jpg", folder / "class2/.hidden/0.jpg")
+    os.rename(folder / "class2/0.jpg", os.fsencode(folder) + b"/class2/caf\xe9\n.jpg")  # noqa: PTH104 (bytes)
+    status, out, err = command("predict", exported, folder, "--json")
+    assert status == 2
+    assert [one["image"] for one in lines(out)] == [
+        *(f"{folder}/class0/{number}.jpg" for number in range(3)),
+        *(f"{folder}/class1/{number}.jpg" for number in range(3)),
+        *(f"{folder}/class2/{name}.jpg" for name in ("1", "2", "caf\\xe9\\n")),
+    ]
+    assert err.splitlines() == [
+        f"{folder}/class2/up: not followed: it is a link to {folder}, a folder that it lies in",
+        f"{folder}/class0/pipe.jpg: not a regular file",
+        f"{folder}/class0/zero.jpg: not a regular file",
+        f"{folder}/class1/folder.jpg: not a regular file",
+        f"{folder}/class1/gone.jpg: a link that leads to no file",
+    ]
+    status, out, err = command("predict", exported, folder / "class0/pipe.jpg", "/dev/zero", "/dev/stdin")
+    assert (status, out, err.count("not a regular file\n")) == (2, "", 3)
+
+
+def test_standard_input_without_end_is_refused(command, exported, monkeypatch):
+    monkeypatch.setattr("recipes.predict.__main__.MAX_BYTES", 1000)
+    monkeypatch.setattr("data.decode.MAX_BYTES", 1000)
+    status, out, err = command("predict", exported, "--stdin-image", stdin=bytes(5000))
+    assert (status, out) == (2, "")
+    assert err.startswith("stdin: more than ")

@@ -1,0 +1,240 @@
+"""What stands where an image should: pipes, sockets, devices, folders, links to nowhere, files without end."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from data.decode import MAX_BYTES, BadImage, Fault
+from data.files import NotRegularError, open_regular, read_image, read_regular
+from data.imagefolder import ImageFolder
+from data.loader import IGNORED_LABEL, eval_loader
+from data.open import open_split_pair
+from data.pack import Task, make_part
+from data.prepare import main as prepare
+from data.verify import main as verify
+from tests.data.test_loader import training
+from tests.support import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting():
+    """A test that waits for a pipe fails rather than stands still."""
+
+    def fail(*_):
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def make_socket(path):
+    here = Path.cwd()
+    os.chdir(path.parent)  # a socket's path may not be long
+    try:
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+def make_folder(path):
+    path.mkdir()
+    (path / "inside.jpg").write_bytes(b"not looked at")
+
+
+def make_sparse(path):
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+
+
+KINDS = {
+    "pipe": (os.mkfifo, Fault.NOT_A_FILE),
+    "link_to_a_pipe": (lambda path: (os.mkfifo(f"{path}.p"), path.symlink_to(f"{path}.p")), Fault.NOT_A_FILE),
+    "socket": (make_socket, Fault.NOT_A_FILE),
+    "endless": (lambda path: path.symlink_to("/dev/zero"), Fault.NOT_A_FILE),
+    "terminal": (lambda path: path.symlink_to("/dev/ptmx"), Fault.NOT_A_FILE),
+    "folder": (make_folder, Fault.NOT_A_FILE),
+    "link_to_a_folder": (lambda path: path.symlink_to(".."), Fault.NOT_A_FILE),
+    "nowhere": (lambda path: path.symlink_to("nothing/here"), Fault.BROKEN_LINK),
+    "through_a_file": (lambda path: path.symlink_to("0000.jpg/x"), Fault.BROKEN_LINK),
+    "itself": (lambda path: path.symlink_to(path.name), Fault.BROKEN_LINK),
+    "large": (make_sparse, Fault.TOO_MANY_BYTES),
+    "empty": (lambda path: path.touch(), Fault.EMPTY),
+}
+
+
+@pytest.fixture
+def dataset(tmp_path, write_folder):
+    """Two classes of good images, with one of each kind among ant's in either split."""
+    for split in ("train", "val"):
+        write_folder(tmp_path / "set" / split, {"ant": 12, "bee": 12})
+        for name, (make, _) in KINDS.items():
+            make(tmp_path / "set" / split / "ant" / f"{name}.jpg")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "empty"])
+def test_reading_says_what_it_is(tmp_path, kind):
+    make, fault = KINDS[kind]
+    make(tmp_path / "x.jpg")
+    (tmp_path / "0000.jpg").touch()
+    for path in (tmp_path / "x.jpg", os.fsencode(tmp_path / "x.jpg"), str(tmp_path / "x.jpg")):
+        with pytest.raises(BadImage) as caught:
+            read_image(path)
+        assert caught.value.fault == fault
+
+
+def test_links_to_files_are_read_and_what_is_absent_is_missing(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"bytes")
+    (tmp_path / "b.jpg").symlink_to("a.jpg")
+    assert read_image(tmp_path / "b.jpg") == b"bytes"
+    assert read_regular(tmp_path / "a.jpg", 5) == b"bytes"
+    with pytest.raises(OSError, match="5 bytes, more than the 4 allowed"):
+        read_regular(tmp_path / "a.jpg", 4)
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "c.jpg")
+
+
+def test_no_descriptor_is_left_open(tmp_path):
+    os.mkfifo(tmp_path / "p")
+    before = len(list(Path("/dev/fd").iterdir()))
+    with pytest.raises(NotRegularError):
+        open_regular(tmp_path / "p")
+    with pytest.raises(OSError, match="allowed"):
+        read_regular(__file__, 1)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+def test_each_is_listed_replaced_in_training_and_named(dataset):
+    train = ImageFolder(dataset / "train", None)
+    assert len(train) == 24 + len(KINDS)
+    loader = training(train, workers=2)
+    images = sum(len(labels) for _, labels in loader)
+    assert images // 16 == len(train) // 16
+    list(loader)
+    found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
+    assert found.items() <= {name: fault.reason for name, (_, fault) in KINDS.items()}.items()
+    assert len(found) >= len(KINDS) - 2  # the last, incomplete batch of an epoch is not read
+
+
+def test_each_is_left_out_of_an_evaluation(dataset):
+    val = open_split_pair(str(dataset), "")[1]
+    loader = eval_loader(
+        val,
+        size=24,
+        crop_ratio=1.0,
+        device_batch_size=7,
+        rank=0,
+        world_size=1,
+        workers=1,
+        prefetch_factor=2,
+        pin_memory=False,
+    )
+    ignored = sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader)
+    found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
+    assert ignored == len(KINDS)
+    assert found == {name: fault.reason for name, (_, fault) in KINDS.items()}
+
+
+def test_verify_names_each_and_moves_it_aside(dataset, tmp_path, capsys):
+    assert verify([str(dataset), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    for name, (_, fault) in KINDS.items():
+        assert f"{dataset}/train/ant/{name}.jpg: {fault.reason}\n" in out
+    assert f"{48 + 2 * len(KINDS)} images, {2 * len(KINDS)} broken" in out
+    (tmp_path / "aside/train/ant").mkdir(parents=True)
+    (tmp_path / "aside/train/ant/pipe.jpg").symlink_to("nothing")  # what stands there is kept
+    assert verify([str(dataset), "--workers", "1", "--quarantine", str(tmp_path / "aside")]) == 1
+    assert (tmp_path / "aside/train/ant/pipe.jpg").is_symlink()
+    assert (tmp_path / "aside/train/ant/_pipe.jpg").is_fifo()
+    assert (tmp_path / "aside/val/ant/nowhere.jpg").readlink() == Path("nothing/here")
+    assert (tmp_path / "aside/val/ant/folder.jpg/inside.jpg").is_file()
+    capsys.readouterr()
+    assert verify([str(dataset), "--workers", "1"]) == 0
+    assert capsys.readouterr().out == "48 images, 0 broken\n"
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a second file system is needed")
+def test_verify_moves_to_another_disk_what_can_be_copied(dataset, capsys):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        if Path(other).stat().st_dev == dataset.stat().st_dev:
+            pytest.skip("the same file system")
+        for split in ("train", "val"):
+            (dataset / split / "ant/large.jpg").unlink()
+        assert verify([str(dataset), "--workers", "1", "--quarantine", other]) == 1
+        out, err = capsys.readouterr()
+        assert (Path(other) / "train/ant/empty.jpg").is_file()
+        assert not (dataset / "train/ant/empty.jpg").exists()
+        assert (Path(other) / "val/ant/nowhere.jpg").readlink() == Path("nothing/here")
+        lines = [line for line in err.splitlines() if "cannot be moved" in line]
+        assert len(lines) == 6
+        assert {Path(line.partition(": ")[0]).stem for line in lines} == {"folder", "pipe", "socket"}
+        assert f"moved to {other} except 6" in out
+
+
+def test_prepare_leaves_each_out(dataset, tmp_path, capsys):
+    words = [str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--val-sizes", "24", "--workers", "1"]
+    assert prepare(words) == 0
+    out = capsys.readouterr().out
+    for name, (_, fault) in KINDS.items():
+        assert out.count(f"left out: ant/{name}.jpg: {fault.reason}\n") == 2
+    assert f"train: 24 images, {len(KINDS)} left out" in out
+
+
+def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(dataset, tmp_path):
+    for file in (dataset / "train").glob("*/*"):
+        if file.is_file() or file.is_symlink():
+            file.unlink()
+            file.symlink_to("/not/mounted/x.jpg")
+    for name in ("pipe.jpg", "link_to_a_pipe.jpg.p", "socket.jpg"):
+        (dataset / "train/ant" / name).unlink()
+    (dataset / "train/ant/folder.jpg/inside.jpg").unlink()
+    (dataset / "train/ant/folder.jpg").rmdir()
+    train = ImageFolder(dataset / "train", None)
+    task = Task("train", train, str(tmp_path / "out"), "mds", ("24",), 90, 512)
+    with pytest.raises(Exception, match=r"ant/0000.jpg: a link that leads to no file; so are .* mounted\?"):
+        make_part(task, 0)
+    assert not list(tmp_path.glob("out/**/part.npz"))
+
+
+def test_a_pipe_in_place_of_the_listings_index_is_passed_over(dataset):
+    os.mkfifo(dataset / ".train.index")
+    (dataset / ".val.index").symlink_to("/dev/zero")
+    train, val = open_split_pair(str(dataset), "")
+    assert len(train) == len(val) == 24 + len(KINDS)
+
+
+def test_no_program_is_started_whatever_the_file_says(tmp_path, write_folder):
+    """A stand-in for Ghostscript and others on the PATH would leave a trace."""
+    for split in ("train", "val"):
+        write_folder(tmp_path / "set" / split, {"ant": 1, "bee": 1})
+    for name in ("gs", "gswin64c", "convert", "magick", "wmf2gd", "pdftoppm"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f"#!/bin/sh\ntouch {tmp_path}/called\necho 10.0\n")
+        program.chmod(0o755)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n%%EOF\n"
+    dos_eps = b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + len(eps).to_bytes(4, "little") + bytes(20) + eps
+    wmf = b"\xd7\xcd\xc6\x9a" + bytes(2) + b"\0\0\0\0\x40\0\x40\0\x60\0" + bytes(6) + b"\x01\0\x09\0" + bytes(40)
+    for number, data in enumerate((eps, dos_eps, wmf, b"%PDF-1.4\n1 0 obj\n")):
+        for suffix in ("jpg", "png", "tiff"):
+            (tmp_path / f"set/train/ant/{number}.{suffix}").write_bytes(data)
+    ended = subprocess.run(
+        [sys.executable, "-m", "data.verify", str(tmp_path / "set"), "--workers", "1"],
+        cwd=ROOT,
+        env=os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout.endswith("16 images, 12 broken; 12 not an image, or of an unknown format\n")
+    assert not (tmp_path / "called").exists()

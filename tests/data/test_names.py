@@ -1,0 +1,107 @@
+"""Names that are not UTF-8, or would do something to a terminal: of files, of classes, in every command."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.errors import DataError
+from data.imagefolder import ImageFolder
+from data.names import is_file_name
+from data.open import open_evaluation, open_split_pair
+from data.text import escape
+from tests.support import ROOT
+
+STRICT = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+NASTY = [b"caf\xe9.jpg", b"\xff\xfe.jpg", b"a\nb.jpg", b"\x1b[2J.jpg", "\u202egpj.exe.jpg".encode(), b"c\\xe9.jpg"]
+SHOWN = ["caf\\xe9.jpg", "\\xff\\xfe.jpg", "a\\nb.jpg", "\\x1b[2J.jpg", "\\u202egpj.exe.jpg", "c\\xe9.jpg"]
+CLASSES = [b"\xe9l\xe9phant", b"line\nbreak", "évian".encode()]
+CLASSES_SHOWN = ["line\\nbreak", "évian", "\\xe9l\\xe9phant"]
+
+
+@pytest.fixture
+def dataset(tmp_path, encode, photo):
+    for split in (b"train", b"val"):
+        for label, name in enumerate(CLASSES):
+            folder = os.fsencode(tmp_path) + b"/set/" + split + b"/" + name
+            os.makedirs(folder)  # noqa: PTH103 (bytes)
+            for number, file in enumerate(NASTY):
+                with open(folder + b"/" + file, "wb") as out:  # noqa: PTH123 (bytes)
+                    out.write(encode(photo(30, 36, 10 * label + number)))
+            with open(folder + b"/broken\xe9\n.jpg", "wb") as out:  # noqa: PTH123 (bytes)
+                out.write(b"not an image")
+    return tmp_path / "set"
+
+
+def command(*words):
+    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=STRICT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("raw", "shown"), list(zip(NASTY, SHOWN, strict=True)))
+def test_what_is_shown(raw, shown):
+    assert escape(os.fsdecode(raw)) == shown
+    assert escape(shown) == shown
+    assert str(DataError(f"x: {os.fsdecode(raw)}")) == f"x: {shown}"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "../a", "a\0b", "é" * 128, "x" * 256])
+def test_what_is_no_name(name):
+    assert not is_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "...", "..a", "a b", "x" * 255, "é" * 127, os.fsdecode(b"\xe9"), "a\\b"])
+def test_what_is_a_name(name):
+    assert is_file_name(name)
+
+
+def test_images_are_read_and_their_classes_have_one_numbering(dataset):
+    train, val = open_split_pair(str(dataset), "")
+    assert sorted(train.classes) == sorted(CLASSES_SHOWN)
+    assert train.classes == val.classes
+    assert np.bincount(train.labels).tolist() == [7, 7, 7]
+    for index in range(len(train)):
+        with open(train.file(index), "rb") as file:  # noqa: PTH123 (bytes)
+            assert train.read(index) == file.read()
+        assert train.name(index).isprintable()
+    assert open_evaluation(str(dataset), "", train.classes[::-1]).labels.tolist() == [2] * 7 + [1] * 7 + [0] * 7
+
+
+def test_an_unknown_class_is_one_line(dataset):
+    with pytest.raises(DataError) as caught:
+        ImageFolder(dataset / "val", ["évian"])
+    assert "\\xe9l\\xe9phant" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
+def test_two_classes_that_look_the_same_are_refused(dataset):
+    (dataset / "train" / "line\\nbreak").mkdir()
+    with pytest.raises(DataError, match=r"two class folders cannot be told apart by their names: line\\nbreak"):
+        open_split_pair(str(dataset), "")
+
+
+@pytest.mark.parametrize("layout", ["mds", "folder"])
+def test_they_can_be_prepared_and_verified(dataset, tmp_path, layout):
+    ended = command("data.prepare", str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--format", layout)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended.stderr
+    assert ended.stdout.count("left out: ") == 6
+    assert "left out: \\xe9l\\xe9phant/broken\\xe9\\n.jpg: not an image" in ended.stdout
+    where = tmp_path / "out" / ("24" if layout == "folder" else "")
+    train, _ = open_split_pair(str(where), "")
+    assert sorted(train.classes) == sorted(CLASSES_SHOWN)
+    assert np.bincount(train.labels).tolist() == [6, 6, 6]
+    names = {train.name(index).rpartition("/")[2] for index in range(len(train))}
+    assert names == set(SHOWN)
+    ended = command("data.verify", str(where))
+    assert (ended.returncode, ended.stdout) == (0, "36 images, 0 broken\n"), ended.stderr
+
+
+def test_verify_names_them_and_moves_the_very_files(dataset, tmp_path):
+    for words in ([], ["--json"], ["--quarantine", str(tmp_path / "aside")]):
+        ended = command("data.verify", str(dataset), *words)
+        assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
+        assert "broken\\\\xe9\\\\n.jpg" in ended.stdout if words == ["--json"] else "broken\\xe9\\n.jpg" in ended.stdout
+    moved = os.fsencode(tmp_path) + b"/aside/train/" + CLASSES[0]
+    assert os.listdir(moved) == [b"broken\xe9\n.jpg"]  # noqa: PTH208 (bytes)
+    assert command("data.verify", str(dataset)).stdout == "36 images, 0 broken\n"
