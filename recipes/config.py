@@ -247,8 +247,7 @@ class CheckpointsConfig(Part):
     patience: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "5m"])] = "5m"
     """How long the start and the end of a run wait for a bucket that is out of reach; training never waits."""
     restart: bool = False
-    """Start from zero where checkpoints exist but none can be used, and let a later run replace an earlier one of its
-    name, instead of refusing."""
+    """Instead of refusing: begin at zero where no checkpoint can be used; let a later run replace an earlier one."""
     metadata: Annotated[str, Field(pattern=r"^https?://[^@\s]+$", examples=["http://169.254.169.254"])] | None = None
     """Address of EC2's instance metadata, which is asked for spot interruption notices; null: it is not asked."""
 

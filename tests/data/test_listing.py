@@ -157,3 +157,15 @@ def test_names_that_are_not_unicode(folder, scans):
     assert list_images(folder).names.tobytes() == list_images(Path(folder)).names.tobytes()
     assert len(scans) == 1
     assert b"\xff\xfe.jpg" in list_images(folder).names.tobytes()
+
+
+def test_a_user_without_a_home_folder_lists_images(folder, monkeypatch):
+    def nobody(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(RuntimeError, match="home"):
+        Path.home()
+    assert len(list_images(folder).counts) == 3
