@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -216,6 +217,10 @@ def close(trainer: Trainer) -> None:
     if end_workers() and isinstance(trainer.state.train_dataloader, WaitingLoader):
         trainer.state.train_dataloader.abandon()
     trainer.close()
+    if dist.get_world_size() > 1:
+        # Where all leave with a status, the launcher sends SIGTERM as soon as the first is gone; Python, which takes its
+        # handlers away as it exits, would die of that, and -15 be the launcher's status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def watch(
