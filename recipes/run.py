@@ -218,8 +218,8 @@ def close(trainer: Trainer) -> None:
         trainer.state.train_dataloader.abandon()
     trainer.close()
     if dist.get_world_size() > 1:
-        # Where all leave with a status, the launcher sends SIGTERM as soon as the first is gone; Python, which takes its
-        # handlers away as it exits, would die of that, and -15 be the launcher's status.
+        # The launcher sends SIGTERM as soon as the first has left with a status. Python takes its handlers away as it
+        # exits: this process would die of that, and -15 be the launcher's status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
