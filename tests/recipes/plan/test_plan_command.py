@@ -5,13 +5,10 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from recipes.cli import YAMLS, run_command
 from recipes.plan.__main__ import main
-from recipes.plan.plan import dollars
 from tests.support import ROOT
 
 P3 = str(ROOT / "yamls" / "p3.yaml")
@@ -77,17 +74,7 @@ def test_where_the_rate_is_highest(capsys, tmp_path):
     shown = capsys.readouterr().out
     assert "highest learning rate: 2.05, in epoch 9, at momentum 0.875" in shown
     assert "0 to 1.48     0.875" in shown, "the optimizer's own momentum, since the schedule leaves it alone"
-    assert "p3.16xlarge, g5.12xlarge" in shown
-
-
-def test_ten_hours_of_eight_v100s_are_245_dollars():
-    assert round(dollars(10, 24.48)) == 245
-
-
-@given(st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 1e3))
-def test_dollars_grow_with_hours_and_price(hours, more, price):
-    assert dollars(hours, price) <= dollars(hours + more, price)
-    assert dollars(hours, price) <= dollars(hours, price + more)
+    assert "p3.16xlarge, g5.12xlarge" in " ".join(shown.split())
 
 
 def test_longer_runs_take_longer_and_cost_more(capsys):
@@ -177,33 +164,18 @@ def test_flops_and_memory_of_the_network(capsys):
     assert told["device_memory_gb"] == 16.9
 
 
-def test_flops_count_what_area_does_not():
-    import torch
-    from torchvision.models import resnet50
-
-    from recipes.plan.network import flops, work_of
-
-    with torch.device("meta"):
-        network = resnet50()
-    # 4.09 G multiply-adds (torchvision, models/resnet.py, ResNet50_Weights: _ops 4.089).
-    assert flops(network, 224) / 2 == pytest.approx(4.089e9, rel=0.01)
-    work = work_of(network)
-    assert work(448) == pytest.approx(4, rel=0.01)
-    assert work(88) > 1.08 * (88 / 224) ** 2, "11 px of 5.5, 3 px of 2.75"
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         ([], "which YAML file?"),
         ([P3, MOSAIC], "one YAML file at a time"),
         ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
-        ([P3, "--measured", "/nowhere"], "/nowhere/metrics.jsonl: cannot be read: No such file or directory"),
+        ([P3, "--measured", "/nowhere"], "/nowhere/metrics.jsonl: no such file; allowed: the folder of a run"),
         ([P3, "--devices", "0"], "argument --devices: got 0; allowed: above 0"),
         ([P3, "--images-per-second", "nan"], "argument --images-per-second: got nan; allowed: above 0"),
         ([P3, "--images-per-second", "fast"], "argument --images-per-second: invalid float value: 'fast'"),
         ([P3, "--images", "5", "0"], "argument --images: got 5 0; allowed: at least 1 each"),
-        ([P3, "--images-per-second", "9", "--measured", "x"], "two answers to one question"),
+        ([P3, "--images-per-second", "9", "--measured", "x"], "--measured both set the throughput"),
         ([P3, "--prices", "/nowhere.yaml"], "/nowhere.yaml: cannot be read: No such file or directory"),
         ([P3, "seed=x"], "seed: got 'x'"),
         ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px do not divide by 3 processes"),
