@@ -11,7 +11,7 @@ from matplotlib.ticker import NullFormatter
 
 from recipes.find_lr.curve import Curve
 from recipes.find_lr.suggest import METHODS, Suggestion
-from recipes.page.chart import COLORS
+from recipes.output import COLORS
 
 HEADROOM = 1.25
 """The picture ends at this multiple of the highest first loss; what takes off leaves it."""

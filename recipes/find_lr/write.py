@@ -18,8 +18,7 @@ from recipes.find_lr.plot import draw
 from recipes.find_lr.suggest import METHODS, Suggestion, still_falling
 from recipes.find_lr.trial import Pasted, Peak
 from recipes.json_text import to_json
-from recipes.page.chart import chart, svg
-from recipes.page.html import Section, figure, page, paragraph, table
+from recipes.output import Section, chart, figure, page, paragraph, svg, table
 from recipes.watch.files import replace_file, replace_text
 
 HEADERS = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest")

@@ -187,7 +187,7 @@ def write(plan: Plan, config: RunConfig, folder: Path) -> None:
     Raises:
         InputError: It cannot be written.
     """
-    from recipes.page.chart import chart, save, svg
+    from recipes.output import chart, save, svg
     from recipes.plan.draw import draw
     from recipes.plan.page import plan_page
 

@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from recipes.config import RunConfig
-from recipes.page.chart import COLORS
+from recipes.output import COLORS
 from recipes.plan.compute import Stage, batches_per_epoch, schedule_of
 from recipes.stages import epoch_plan
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 from rich.table import Table
 
-from recipes.page.html import Section, figure, page, paragraph, table
+from recipes.output import Section, figure, page, paragraph, table
 from recipes.plan import text
 from recipes.plan.plan import Plan
 
@@ -15,7 +15,7 @@ def plan_page(plan: Plan, picture: Markup) -> str:
 
     Args:
         plan: What is told.
-        picture: The schedule, as `recipes.page.chart.svg` makes it.
+        picture: The schedule, as `recipes.output.svg` makes it.
     """
     time = [_table(text.time_table(plan))] if plan.throughput is not None else []
     sections = [
