@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 from algorithms.config import AlgorithmsConfig
 from benchmarks.laboratory import ROOT
 from recipes.load import load_config
-from recipes.page.chart import chart, save
+from recipes.output import chart, save
 from recipes.read_run import Evaluation, ReadRun, evaluation_curve, mean_curve, reach, read_run
 
 SIDES = ("baseline", "recipe")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from recipes.ablate.results import Results, Row
-from recipes.page.chart import COLORS
+from recipes.output import COLORS
 
 MARKERS = "osD^vP*Xh<>p"
 FRONT = "#b6c2cf"

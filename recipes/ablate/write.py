@@ -16,7 +16,7 @@ from data.text import clean
 from data.text import markdown as markdown_text
 from recipes.ablate.results import Results, seed_noise
 from recipes.ablate.tables import Table, accuracy_table, cost_table, csv_text, effect_table, markdown, notes
-from recipes.page.html import Section, figure, page, paragraph, table
+from recipes.output import Section, figure, page, paragraph, table
 from recipes.watch.files import replace_file
 
 TERMINAL_SIZES = 2
@@ -109,7 +109,7 @@ def write(story: Story, folder: Path) -> list[Path]:
     if any(row.wall_seconds for row in story.results.rows):
         # matplotlib takes a second to import, which a list or an error need not wait for.
         from recipes.ablate.picture import draw_accuracy, draw_effects
-        from recipes.page.chart import chart, svg
+        from recipes.output import chart, svg
 
         with chart(11, 6.5) as drawn:
             draw_accuracy(drawn, story.results)

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import rich.table
-from markupsafe import Markup
 from rich.console import Console
 
 from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
@@ -23,9 +19,8 @@ from recipes.errors import InputError
 from recipes.find_lr.suggest import CHOSEN, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
 from recipes.json_text import to_json
 from recipes.load import load_config
-from recipes.page.html import Section, figure, page, paragraph, table
 from recipes.stages import epoch_plan, peak_lr
-from recipes.watch.files import replace_file, replace_text
+from recipes.watch.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -192,17 +187,6 @@ def as_json(result: Result) -> dict[str, Any]:
     }
 
 
-def as_csv(curves: Sequence[Curve]) -> str:
-    """One line per step; runs and steps are counted from 0, and numbers are exact."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("run", "seed", "step", "lr", "loss", "smoothed_loss"))
-    for run, curve in enumerate(curves):
-        points = zip(curve.lrs.tolist(), curve.losses.tolist(), curve.smoothed.tolist(), strict=True)
-        rows.writerows((run, curve.seed, step, *point) for step, point in enumerate(points))
-    return text.getvalue()
-
-
 def rows(found: dict[str, Suggestion]) -> list[tuple[str, ...]]:
     """A row of `HEADERS` for each method, with dashes where no run had what it looks for."""
     shown: list[tuple[str, ...]] = []
@@ -219,24 +203,24 @@ def rows(found: dict[str, Suggestion]) -> list[tuple[str, ...]]:
     return shown
 
 
-def caution(result: Result) -> list[str]:
-    """A warning if the ramp ended too early."""
+def warning(result: Result) -> str:
+    """Where the ramp ended too early; else nothing."""
     falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
     if not falling:
-        return []
-    return [
+        return ""
+    return (
         f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
         f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
-    ]
+    )
 
 
-def draw(axes_figure: Figure, result: Result) -> None:
+def draw(figure: Figure, result: Result) -> None:
     """Draw the loss against the rate, and below it each method's suggestions, into an empty figure."""
     from matplotlib.ticker import NullFormatter
 
-    from recipes.page.chart import COLORS
+    from recipes.output import COLORS
 
-    above, below = axes_figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     for index, curve in enumerate(result.curves):
         above.plot(curve.lrs, curve.losses, ".", color=COLORS[0], alpha=0.25, markersize=4, markeredgewidth=0)
         label = "smoothed training loss, one line per run" if index == 0 else None
@@ -272,86 +256,61 @@ def draw(axes_figure: Figure, result: Result) -> None:
     below.set_xlabel(f"learning rate (at {result.images} images per step, log scale)")
 
 
-def page_of(result: Result, drawing: Markup) -> str:
-    """The result as a page."""
-    from recipes.find_lr.range_test import ENDS
-
-    pre = Markup("<pre>{}</pre>")
-    conclusion = body = paragraph(NOTHING)
-    if result.proposal is not None:
-        scaled = [(peak.devices, peak.images, f"{peak.lr:.3g}") for peak in result.peaks]
-        conclusion = Markup().join(
-            [
-                paragraph(f"For the YAML ({CHOSEN}, geometric mean of the runs; now {result.present:.3g}):"),
-                pre.format(result.proposal.yaml),
-                paragraph(Markup("or on the command line <code>{}</code>").format(result.proposal.overrides)),
-                *map(paragraph, caution(result)),
-                paragraph("The schedule's highest rate is then, by linear scaling:"),
-                table(("devices", "images per step", "highest rate"), scaled, range(3)),
-            ]
-        )
-    if result.suggestions:
-        body = table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))) + paragraph(
-            f"Rates at {result.images} images per step. Spread: geometric standard deviation over the runs, a factor. "
-            "A dash: no run had what the method looks for.",
-            note=True,
-        )
-    runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
-    versions = [(name, value or "-") for name, value in result.versions.items()]
-    subtitle = (
-        f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
-        f"{result.images} images of {result.size} px per step on {result.devices} device(s)"
-    )
-    caption = "Points are single batches. Each step's loss is that before the update."
-    sections = [
-        Section("Result", conclusion),
-        Section("Curves", figure(drawing, caption)),
-        Section("Suggestions", body),
-        Section("Runs", table(("seed", "steps", "last rate", "end"), runs, range(3))),
-        Section("Command and versions", pre.format(result.command) + table(("what", "version"), versions)),
-    ]
-    return page("Learning-rate range test", subtitle, sections)
-
-
 def write_files(result: Result, folder: Path) -> None:
     """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole.
 
     Raises:
         OSError: A file cannot be written.
     """
-    from recipes.page.chart import chart, svg
+    from recipes.find_lr.range_test import ENDS
+    from recipes.output import Table, chart, csv_text, render_page, save, svg
 
-    folder.mkdir(parents=True, exist_ok=True)
     alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
+    peaks = [(peak.devices, peak.images, f"{peak.lr:.3g}") for peak in result.peaks]
+    runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
     with chart(height=5.2) as drawn:
         draw(drawn, result)
-        png = io.BytesIO()
-        drawn.savefig(png, format="png", dpi=150)
-        html = page_of(result, svg(drawn, alt))
-    replace_text(folder / "lr.csv", as_csv(result.curves))
-    replace_file(folder / "lr.png", [png.getvalue()])
+        save(drawn, folder / "lr.png")
+        html = render_page(
+            "find_lr/find_lr.html.jinja",
+            "Learning-rate range test",
+            f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
+            f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
+            result=result,
+            chosen=CHOSEN,
+            warning=warning(result),
+            nothing=NOTHING,
+            chart=svg(drawn, alt),
+            peaks=Table(("devices", "images per step", "highest rate"), peaks, range(3)),
+            suggestions=Table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))),
+            runs=Table(("seed", "steps", "last rate", "end"), runs, range(3)),
+            versions=[(name, value or "-") for name, value in result.versions.items()],
+        )
+    points = (
+        (run, curve.seed, step, *(float(value) for value in point))
+        for run, curve in enumerate(result.curves)
+        for step, point in enumerate(zip(curve.lrs, curve.losses, curve.smoothed, strict=True))
+    )
+    replace_text(folder / "lr.csv", csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
     replace_text(folder / "lr.html", html)
     replace_text(folder / "lr.json", to_json(as_json(result), indent=1) + "\n")
 
 
 def show(result: Result) -> None:
     """Print the suggestions and the lines to paste, in 80 columns."""
+    from recipes.output import Table
+
     console = Console(highlight=False)
     if result.proposal is None:
         console.print(NOTHING)
         return
-    title = f"Learning rates at {result.images} images of {result.size} px per step"
-    grid = rich.table.Table(title=title, title_justify="left")
-    for index, header in enumerate(HEADERS):
-        grid.add_column(header, justify="right" if index else "left")
-    for method, row in zip(METHODS, rows(result.suggestions), strict=True):
-        grid.add_row(*row, style="bold" if method == CHOSEN else None)
-    console.print(grid)
+    console.print(f"Learning rates at {result.images} images of {result.size} px per step\n")
+    console.print(Table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))).terminal(console.width))
     console.print(f"\nFor the YAML ({CHOSEN}, geometric mean; the config has {result.present:.3g} now):\n")
     console.print(result.proposal.yaml, markup=False)
     console.print(f"\nor on the command line: {result.proposal.overrides}", soft_wrap=True)
-    for line in caution(result):
-        console.print(f"\n{line}")
+    if warning(result):
+        console.print(f"\n{warning(result)}")
     if len({peak.lr for peak in result.peaks}) > 1:
         scaled = ", ".join(f"{peak.lr:.2g} on {peak.devices}" for peak in result.peaks)
         console.print(f"\nThe highest rate is then, by number of devices: {scaled}.")

@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import rich.table
 from rich.console import Console
 
 from data.remote import is_remote
@@ -27,6 +26,11 @@ from recipes.watch.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from recipes.output import Table
+
+    Content = dict[str, list[str | Table]]
+    """Lines and tables by the title of their section."""
 
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
@@ -151,19 +155,13 @@ def gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs,
     return Inputs(config, images, devices, hardware, prices, name, throughput), classes
 
 
-class Table(NamedTuple):
-    """Numbers flush right, but for the first column."""
-
-    headers: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-Content = dict[str, list[str | Table]]
-"""Lines and tables by the title of their section."""
-
-
 def describe(plan: Plan, inputs: Inputs) -> Content:
     """The plan as text, in at most 80 columns."""
+    from recipes.output import Table  # with matplotlib, which --json does not need
+
+    def table(rows: Sequence[Sequence[str]], *headers: str) -> Table:
+        return Table(headers, rows, range(1, len(headers)))
+
     stages, times, memory = [], [], []
     vcpus = inputs.machine.vcpus if inputs.machine else None
     for row in group_rows(plan.stages):
@@ -186,10 +184,10 @@ def describe(plan: Plan, inputs: Inputs) -> Content:
         memory.append((epochs, sizes, f"{max(stage.memory_gb or 0.0 for stage in row):.1f}", available))
     totals = {"evaluation": plan.evaluation_hours, "checkpoints": plan.checkpoint_hours, "all": plan.hours}
     times += [(name, "", "", "", "", "", duration(hours)) for name, hours in totals.items() if hours is not None]
-    stage_table = Table(("epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs"), stages)
-    time_table = Table(("epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time"), times)
-    memory_table = Table(("epochs", "px", "GB per device", "GB it has"), memory)
     no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
+    stage_table = table(stages, "epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
+    time_table = table(times, "epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
+    memory_table = table(memory, "epochs", "px", "GB per device", "GB it has")
     return {
         "Schedule": [stage_table],
         "Compute": [*describe_compute(plan)],
@@ -305,20 +303,12 @@ def print_plan(plan: Plan, content: Content) -> None:
     for blocks in content.values():
         console.print()
         for block in blocks:
-            if isinstance(block, str):
-                console.print(block)
-                continue
-            grid = rich.table.Table(box=None, pad_edge=False, header_style="bold")
-            for index, header in enumerate(block.headers):
-                grid.add_column(header, justify="right" if index else "left", no_wrap=True)
-            for row in block.rows:
-                grid.add_row(*row)
-            console.print(grid)
+            console.print(block if isinstance(block, str) else block.terminal(console.width))
 
 
 def draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
     """Draw image size, batch size, learning rate and momentum over the epochs into an empty figure."""
-    from recipes.page.chart import COLORS
+    from recipes.output import COLORS
 
     config, stages = inputs.config, plan.stages
     steps, rate_at = schedule_of(config, epoch_plan(config, inputs.devices), plan.images.train)
@@ -352,22 +342,19 @@ def write_page(plan: Plan, inputs: Inputs, content: Content, folder: Path) -> No
     Raises:
         InputError: They cannot be written.
     """
-    from markupsafe import Markup
+    from recipes.output import chart, render_page, save, svg
 
-    from recipes.page.chart import chart, save, svg
-    from recipes.page.html import Section, figure, page, paragraph, table
-
-    sections = []
     with chart(9, 8) as drawn:
         draw_schedule(drawn, plan, inputs)
-        for title, blocks in content.items():
-            body = figure(svg(drawn, "the run's schedule")) if title == "Schedule" else Markup()
-            for block in blocks:
-                body += paragraph(block) if isinstance(block, str) else table(*block, range(1, len(block.headers)))
-            sections.append(Section(title, body))
+        image, title, subtitle = (
+            svg(drawn, "the run's schedule"),
+            f"Plan: {plan.run_name}",
+            "; ".join(describe_run(plan)),
+        )
+        page = render_page("plan/plan.html.jinja", title, subtitle, content=content, chart=image)
         try:
             save(drawn, folder / "schedule.png")
-            replace_text(folder / "plan.html", page(f"Plan: {plan.run_name}", "; ".join(describe_run(plan)), sections))
+            replace_text(folder / "plan.html", page)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
 

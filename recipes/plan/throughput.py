@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import Field, ValidationError
 
 from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
 from recipes.errors import InputError
 from recipes.explain import explain
-from recipes.read_run import read_figures
 from recipes.read_yaml import parse
+from recipes.results import METRICS, Metrics, read_results
 
 PRICES = Path(__file__).with_name("prices.yaml")
 THROUGHPUT = Path(__file__).with_name("throughput.yaml")
@@ -165,47 +166,41 @@ def measured(run: Path) -> Throughput:
     """The throughput of a run in RUNS_FOLDER/RUN_NAME, from its metrics.jsonl; waiting for the loader included.
 
     Raises:
-        InputError: There is no metrics.jsonl, or it holds too few figures.
+        InputError: There is no metrics.jsonl, or it holds too few values.
     """
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; allowed: the folder of a run")
-    entries = read_figures(path)
-    rates = rates_by_size(entries)
+    path, results = run / METRICS, read_results(run)
+    metrics, rates = results.metrics, rates_by_size(results.metrics)
     if not rates:
-        raise InputError(f"{path}: too few values of train/images_per_second; allowed: a run of 20 batches or more")
-    last: dict[str, Any] = next((entry for entry in reversed(entries) if "time/checkpointing_seconds" in entry), {})
-    evaluations = [any(name.startswith("eval/") for name in entry) for entry in entries]
+        unreadable = [line for line in results.problems if line.startswith(f"{path}: cannot be read")]
+        missing = f"{path}: too few values of train/images_per_second; allowed: a run of 20 batches or more"
+        raise InputError(f"{unreadable[0]}; allowed: the folder of a run" if unreadable else missing)
+    scores = [np.isfinite(column) for name, column in metrics.items() if name.startswith("eval/")]
+    evaluated = np.any(scores, axis=0) if scores else np.array([False])
     # The last line with seconds comes before the last evaluation.
-    timed = sum(evaluations) - evaluations[-1]
-    epochs = float(last.get("epoch", 0))
-    try:
-        device = f" on {json.loads((run / 'summary.json').read_text(encoding='utf-8'))['versions']['device']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        device = ""  # the run has not finished
+    evaluations = int(evaluated.sum() - evaluated[-1])
+    evaluating, checkpointing = (metrics[f"time/{phase}_seconds"] for phase in ("evaluation", "checkpointing"))
+    timed = np.flatnonzero(np.isfinite(checkpointing))
+    last = int(timed[-1]) if len(timed) else None
+    epochs = 0.0 if last is None else float(metrics["epoch"][last])
+    versions = results.summary.get("versions")  # None until the run has finished
+    device = f" on {versions['device']}" if isinstance(versions, dict) and "device" in versions else ""
     return Throughput(
         rates,
         f"measured: {path}{device}, loader included",
         whole_step=True,
-        evaluation_seconds=last["time/evaluation_seconds"] / timed if timed else None,
-        checkpoint_seconds=last["time/checkpointing_seconds"] / epochs if epochs >= 1 else None,
+        evaluation_seconds=float(evaluating[last]) / evaluations if last is not None and evaluations else None,
+        checkpoint_seconds=float(checkpointing[last]) / epochs if last is not None and epochs >= 1 else None,
     )
 
 
-def rates_by_size(entries: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Images over seconds at each image size, from the lines of metrics.jsonl in order.
+def rates_by_size(metrics: Metrics) -> dict[int, float]:
+    """Images over seconds at each image size in pixels, from the columns of metrics.jsonl.
 
     The first line of each size is left out: in it workers start and kernels are chosen.
     """
-    images: dict[int, float] = {}
-    seconds: dict[int, float] = {}
-    before: tuple[int, int] | None = None
-    for entry in entries:
-        rate, size, samples = (entry.get(name) for name in ("train/images_per_second", "train/image_size", "samples"))
-        if not rate or not size or samples is None:
-            continue
-        if before is not None and before[0] == size and samples > before[1]:
-            images[size] = images.get(size, 0) + samples - before[1]
-            seconds[size] = seconds.get(size, 0) + (samples - before[1]) / rate
-        before = (size, samples)
-    return {int(size): images[size] / seconds[size] for size in sorted(images)}
+    columns = [metrics[name] for name in ("train/images_per_second", "train/image_size", "samples")]
+    rate, size, samples = (column[np.all(np.isfinite(columns), axis=0) & (columns[0] > 0)] for column in columns)
+    images = np.diff(samples)
+    counted = (size[1:] == size[:-1]) & (images > 0)
+    sums = {px: counted & (size[1:] == px) for px in np.unique(size[1:][counted]).tolist()}
+    return {int(px): float(images[at].sum() / (images[at] / rate[1:][at]).sum()) for px, at in sums.items()}

@@ -22,7 +22,7 @@ from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.read_run import ReadRun
 from recipes.resolved import resolved
-from tests.recipes.test_read_run import leave
+from tests.recipes.test_results import leave
 from tests.support import ROOT
 
 DEMO, P3 = ROOT / "yamls" / "demo.yaml", ROOT / "yamls" / "p3.yaml"

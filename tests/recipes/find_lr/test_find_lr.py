@@ -213,6 +213,8 @@ def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
 
 
 def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert find_lr("--batch-size", "7")[::2] == (
         2,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.plan.compute import Images, Inputs, by_area, make_plan
-from recipes.plan.throughput import PRICES, PricesConfig, Throughput, measured, published, rates_by_size, read_table
+from recipes.plan.throughput import PRICES, PricesConfig, Throughput, measured, published, read_table
 from tests.support import ROOT
 
 
@@ -71,14 +71,23 @@ def test_more_pixels_never_go_faster(one, other, rate, cost):
 
 
 def line(samples, size, rate, **more):
-    return {"batch": 0, "samples": samples, "train/image_size": size, "train/images_per_second": rate, **more}
+    return {
+        "batch": 0,
+        "epoch": 0.0,
+        "samples": samples,
+        "train/image_size": size,
+        "train/images_per_second": rate,
+        **more,
+    }
 
 
-def test_measured_rates_are_images_over_seconds():
+def test_measured_rates_are_images_over_seconds(tmp_path):
     # 100 images in 1 s and 300 in 6 s at 128 px; 100 in 4 s at 224 px. The first figures of a size do not count.
-    entries = [line(10, 128, 5.0), line(110, 128, 100.0), {"eval/224/top1": 0.5}, line(410, 128, 50.0)]
+    entries = [line(10, 128, 5.0), line(110, 128, 100.0), line(200, None, None), line(410, 128, 50.0)]
     entries += [line(500, 224, 1.0), line(600, 224, 25.0), line(600, 224, 25.0)]
-    assert rates_by_size(entries) == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
+    found = measured(write_run(tmp_path / "run", entries))
+    assert found.images_per_second_by_size == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
+    assert (found.evaluation_seconds, found.checkpoint_seconds) == (None, None)
 
 
 def write_run(folder, entries, torn=""):
@@ -99,9 +108,9 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     entries = [
         line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
         line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
-        {"batch": 0, "eval/32/top1": 0.1, "samples": 64},
+        {"batch": 0, "epoch": 0.0, "eval/32/top1": 0.1, "samples": 64},
         line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
-        {"batch": 0, "eval/32/top1": 0.2, "samples": 128},
+        {"batch": 0, "epoch": 0.0, "eval/32/top1": 0.2, "samples": 128},
     ]
     found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
     assert found.images_per_second_by_size == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
@@ -111,11 +120,14 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     assert str(tmp_path) in found.source
 
 
-@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 0, "eval/32/top1": 0.1}]])
+@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 0, "epoch": 0.0, "eval/32/top1": 0.1}]])
 def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl: too few values of train/images_per_second; allowed: "):
         measured(write_run(tmp_path / "run", entries))
-    with pytest.raises(InputError, match=r"nothing/metrics\.jsonl: no such file; allowed: the folder of a run"):
+    with pytest.raises(
+        InputError,
+        match=r"nothing/metrics\.jsonl: cannot be read: No such file or directory; allowed: the folder of a run",
+    ):
         measured(tmp_path / "nothing")
 
 
