@@ -189,17 +189,13 @@ def as_json(result: Result) -> dict[str, Any]:
 
 def rows(found: dict[str, Suggestion]) -> list[tuple[str, ...]]:
     """A row of `HEADERS` for each method, with dashes where no run had what it looks for."""
-    shown: list[tuple[str, ...]] = []
-    for method in METHODS:
-        if method not in found:
-            shown.append((method, *["-"] * (len(HEADERS) - 1)))
-            continue
-        suggestion = found[method]
-        rates, runs = [rate for rate in suggestion.per_run if rate is not None], len(suggestion.per_run)
-        means = (suggestion.geometric_mean, suggestion.median, suggestion.mean)
-        name = method + (f" ({len(rates)} of {runs})" if len(rates) < runs else "")
-        spread = f"x{suggestion.spread:.2f}" if len(rates) > 1 else "-"
-        shown.append((name, *(f"{mean:.2g}" for mean in means), spread, f"{min(rates):.2g}", f"{max(rates):.2g}"))
+    shown: list[tuple[str, ...]] = [(method, *["-"] * (len(HEADERS) - 1)) for method in METHODS]
+    for index, method in enumerate(METHODS):
+        if (one := found.get(method)) is not None:
+            name = method + (f" ({len(one.rates)} of {len(one.per_run)})" if None in one.per_run else "")
+            means = (f"{mean:.2g}" for mean in (one.geometric_mean, one.median, one.mean))
+            spread = f"x{one.spread:.2f}" if len(one.rates) > 1 else "-"
+            shown[index] = (name, *means, spread, f"{min(one.rates):.2g}", f"{max(one.rates):.2g}")
     return shown
 
 
@@ -231,23 +227,20 @@ def draw(figure: Figure, result: Result) -> None:
         top, bottom = 1.25 * max(first), float(losses[np.isfinite(losses)].min())
         above.set_ylim(bottom - 0.05 * (top - bottom), top)
     for row, method in enumerate(METHODS):
-        if method in result.suggestions:
-            suggestion = result.suggestions[method]
-            rates = [rate for rate in suggestion.per_run if rate is not None]
-            below.plot(rates, [row] * len(rates), "o", color=COLORS[2], alpha=0.5, markersize=5, markeredgewidth=0)
-            below.plot([suggestion.geometric_mean], [row], "|", color=COLORS[2], markersize=14, markeredgewidth=2.5)
+        if (one := result.suggestions.get(method)) is not None:
+            dots, color = [row] * len(one.rates), COLORS[2]
+            below.plot(one.rates, dots, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+            below.plot([one.geometric_mean], [row], "|", color=color, markersize=14, markeredgewidth=2.5)
     below.set_yticks(range(len(METHODS)), list(METHODS))
     below.set_ylim(len(METHODS) - 0.4, -0.6)
     low, high = result.ramp.start_lr, max(curve.lrs.max() for curve in result.curves)
-    chosen = result.suggestions.get(CHOSEN)
+    present, chosen = result.present, result.suggestions.get(CHOSEN)
     for axes in (above, below):
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(low, high)
-        if low <= result.present <= high:
-            axes.axvline(
-                result.present, color="#59636e", linestyle=":", label=f"now in the config: {result.present:.2g}"
-            )
+        if low <= present <= high:
+            axes.axvline(present, color="#59636e", linestyle=":", label=f"now in the config: {present:.2g}")
         if chosen is not None:
             axes.axvline(chosen.geometric_mean, color=COLORS[1], label=f"proposed: {chosen.geometric_mean:.2g}")
     above.set_ylabel("loss")

@@ -193,6 +193,11 @@ class Suggestion(NamedTuple):
     geometric_mean: float  # the one that is used: twice too high and half as high are equally wrong
     spread: float  # geometric standard deviation (sample, n - 1), a factor of at least 1; 1.0 for a single run
 
+    @property
+    def rates(self) -> list[float]:
+        """Those of the runs that have one."""
+        return [rate for rate in self.per_run if rate is not None]
+
 
 def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None:
     """Combine the runs' suggestions; None where there are none."""
