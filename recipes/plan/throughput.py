@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+import numpy as np
 
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.plan.compute import REFERENCE_SIZE, Evaluation, Stage, Work
 from recipes.plan.tables import FactorConfig, ThroughputConfig
+from recipes.results import METRICS, Metrics, read_results
 
 
 class Throughput(NamedTuple):
@@ -107,57 +108,36 @@ def measured(run: Path) -> Throughput:
     Raises:
         InputError: It holds no metrics.jsonl, or too few figures.
     """
-    path = run / "metrics.jsonl"
-    try:
-        entries = list(_entries(path.read_text(encoding="utf-8", errors="replace").splitlines()))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror or error}; allowed: the folder of a run") from None
-    at = rates_by_size(entries)
+    results = read_results(run)
+    path, metrics, training = run / METRICS, results.metrics, results.training
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read: no such file; allowed: the folder of a run")
+    at = rates_by_size(training)
     if not at:
         raise InputError(f"{path}: too few figures of train/images_per_second; allowed: a run of 20 batches or more")
-    last: dict[str, Any] = next((entry for entry in reversed(entries) if "time/checkpointing_seconds" in entry), {})
-    evaluations = sum(any(name.startswith("eval/") for name in entry) for entry in entries)
-    epochs = float(last.get("epoch", 0))
-    # The last evaluation comes after the last training figures, which hold the time of those before.
-    counted = evaluations - any(name.startswith("eval/") for name in entries[-1])
+    epochs, evaluation, checkpointing = (
+        float(training[name][-1]) for name in ("epoch", "time/evaluation_seconds", "time/checkpointing_seconds")
+    )
+    evaluated = [np.isfinite(metrics[f"eval/{size}/top1"]) for size in results.sizes]
+    # An evaluation comes after the figures of its batch, which hold the time of those before.
+    counted = int(np.sum(metrics["batch"][np.any(evaluated, axis=0)] < training["batch"][-1])) if evaluated else 0
+    versions = results.summary.get("versions")
+    device = versions.get("device") if isinstance(versions, dict) else None
     return Throughput(
         at,
-        f"measured: {path}{_where(run)}, loader included",
+        f"measured: {path}{f' on {device}' if device else ''}, loader included",
         whole_step=True,
-        evaluation_seconds=last["time/evaluation_seconds"] / counted if counted else None,
-        checkpoint_seconds=last["time/checkpointing_seconds"] / epochs if epochs >= 1 else None,
+        evaluation_seconds=evaluation / counted if counted else None,
+        checkpoint_seconds=checkpointing / epochs if epochs >= 1 else None,
     )
 
 
-def rates_by_size(entries: Iterable[Mapping[str, Any]]) -> dict[int, float]:
-    """Images over seconds at each image size, from lines of metrics.jsonl in order."""
-    images: dict[int, float] = {}
-    seconds: dict[int, float] = {}
-    before: tuple[int, int] | None = None
-    for entry in entries:
-        rate, size, samples = (entry.get(name) for name in ("train/images_per_second", "train/image_size", "samples"))
-        if not rate or not size or samples is None:
-            continue
-        if before is not None and before[0] == size and samples > before[1]:
-            images[size] = images.get(size, 0) + samples - before[1]
-            seconds[size] = seconds.get(size, 0) + (samples - before[1]) / rate
-        before = (size, samples)
-    return {int(size): images[size] / seconds[size] for size in sorted(images)}
-
-
-def _entries(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # a killed process's last line
-        if isinstance(entry, dict):
-            yield entry
-
-
-def _where(run: Path) -> str:
-    """` on DEVICE`, as the run's summary tells."""
-    try:
-        return f" on {json.loads((run / 'summary.json').read_text(encoding='utf-8'))['versions']['device']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+def rates_by_size(training: Metrics) -> dict[int, float]:
+    """Images over seconds at each image size, from the figures of the training."""
+    rate, size, samples = (training[name] for name in ("train/images_per_second", "train/image_size", "samples"))
+    known = (rate > 0) & (size > 0) & np.isfinite(samples)
+    rate, size, samples = rate[known], size[known], samples[known]
+    images = np.diff(samples)
+    same = (size[1:] == size[:-1]) & (images > 0)
+    size, images, seconds = size[1:][same], images[same], images[same] / rate[1:][same]
+    return {int(one): float(images[size == one].sum() / seconds[size == one].sum()) for one in np.unique(size)}

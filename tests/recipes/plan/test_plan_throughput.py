@@ -14,7 +14,6 @@ from recipes.plan.throughput import (
     images_per_second,
     measured,
     published,
-    rates_by_size,
     told,
     training_seconds,
 )
@@ -72,14 +71,20 @@ def test_more_pixels_never_go_faster(one, other, rate, cost):
 
 
 def line(samples, size, rate, **more):
-    return {"samples": samples, "train/image_size": size, "train/images_per_second": rate, **more}
+    common = {"batch": samples, "epoch": samples / 100, "samples": samples}
+    return {**common, "train/image_size": size, "train/images_per_second": rate, **more}
 
 
-def test_measured_rates_are_images_over_seconds():
+def test_measured_rates_are_images_over_seconds(tmp_path):
     # 100 images in 1 s and 300 in 6 s at 128 px; 100 in 4 s at 224 px. The first figures of a size do not count.
-    entries = [line(10, 128, 5.0), line(110, 128, 100.0), {"eval/224/top1": 0.5}, line(410, 128, 50.0)]
+    entries = [
+        line(10, 128, 5.0),
+        line(110, 128, 100.0),
+        {"batch": 110, "epoch": 1.1, "eval/224/top1": 0.5},
+        line(410, 128, 50.0),
+    ]
     entries += [line(500, 224, 1.0), line(600, 224, 25.0), line(600, 224, 25.0)]
-    assert rates_by_size(entries) == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
+    assert measured(write_run(tmp_path / "run", entries)).at == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
 
 
 def write_run(folder, entries, torn=""):
@@ -100,9 +105,9 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     entries = [
         line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
         line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
-        {"eval/32/top1": 0.1, "samples": 64},
+        {"batch": 64, "epoch": 1.0, "eval/32/top1": 0.1, "samples": 64},
         line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
-        {"eval/32/top1": 0.2, "samples": 128},
+        {"batch": 128, "epoch": 2.0, "eval/32/top1": 0.2, "samples": 128},
     ]
     found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
     assert found.at == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
@@ -112,7 +117,7 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     assert str(tmp_path) in found.source
 
 
-@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"eval/32/top1": 0.1}]])
+@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 1, "epoch": 1, "eval/32/top1": 0.1}]])
 def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl: too few figures of train/images_per_second; allowed: "):
         measured(write_run(tmp_path / "run", entries))
