@@ -168,39 +168,39 @@ def measured(run: Path) -> Throughput:
     Raises:
         InputError: There is no metrics.jsonl, or it holds too few values.
     """
-    path, results = run / METRICS, read_results(run)
-    metrics, rates = results.metrics, rates_by_size(results.metrics)
+    results = read_results(run)
+    path, metrics, training = run / METRICS, results.metrics, results.training
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read: no such file; allowed: the folder of a run")
+    rates = rates_by_size(training)
     if not rates:
-        unreadable = [line for line in results.problems if line.startswith(f"{path}: cannot be read")]
-        missing = f"{path}: too few values of train/images_per_second; allowed: a run of 20 batches or more"
-        raise InputError(f"{unreadable[0]}; allowed: the folder of a run" if unreadable else missing)
-    scores = [np.isfinite(column) for name, column in metrics.items() if name.startswith("eval/")]
-    evaluated = np.any(scores, axis=0) if scores else np.array([False])
-    # The last line with seconds comes before the last evaluation.
-    evaluations = int(evaluated.sum() - evaluated[-1])
-    evaluating, checkpointing = (metrics[f"time/{phase}_seconds"] for phase in ("evaluation", "checkpointing"))
-    timed = np.flatnonzero(np.isfinite(checkpointing))
-    last = int(timed[-1]) if len(timed) else None
-    epochs = 0.0 if last is None else float(metrics["epoch"][last])
-    versions = results.summary.get("versions")  # None until the run has finished
-    device = f" on {versions['device']}" if isinstance(versions, dict) and "device" in versions else ""
+        raise InputError(f"{path}: too few values of train/images_per_second; allowed: a run of 20 batches or more")
+    epochs, evaluation, checkpointing = (
+        float(training[name][-1]) for name in ("epoch", "time/evaluation_seconds", "time/checkpointing_seconds")
+    )
+    evaluated = [np.isfinite(metrics[f"eval/{size}/top1"]) for size in results.sizes]
+    # An evaluation comes after the line of its batch, whose seconds are those of the evaluations before.
+    counted = int(np.sum(metrics["batch"][np.any(evaluated, axis=0)] < training["batch"][-1])) if evaluated else 0
+    versions = results.summary.get("versions")
+    device = versions.get("device") if isinstance(versions, dict) else None
     return Throughput(
         rates,
-        f"measured: {path}{device}, loader included",
+        f"measured: {path}{f' on {device}' if device else ''}, loader included",
         whole_step=True,
-        evaluation_seconds=float(evaluating[last]) / evaluations if last is not None and evaluations else None,
-        checkpoint_seconds=float(checkpointing[last]) / epochs if last is not None and epochs >= 1 else None,
+        evaluation_seconds=evaluation / counted if counted and math.isfinite(evaluation) else None,
+        checkpoint_seconds=checkpointing / epochs if epochs >= 1 and math.isfinite(checkpointing) else None,
     )
 
 
-def rates_by_size(metrics: Metrics) -> dict[int, float]:
-    """Images over seconds at each image size in pixels, from the columns of metrics.jsonl.
+def rates_by_size(training: Metrics) -> dict[int, float]:
+    """Images over seconds at each image size in pixels, from the lines of metrics.jsonl that have them.
 
     The first line of each size is left out: in it workers start and kernels are chosen.
     """
-    columns = [metrics[name] for name in ("train/images_per_second", "train/image_size", "samples")]
-    rate, size, samples = (column[np.all(np.isfinite(columns), axis=0) & (columns[0] > 0)] for column in columns)
+    rate, size, samples = (training[name] for name in ("train/images_per_second", "train/image_size", "samples"))
+    known = (rate > 0) & (size > 0) & np.isfinite(samples)
+    rate, size, samples = rate[known], size[known], samples[known]
     images = np.diff(samples)
-    counted = (size[1:] == size[:-1]) & (images > 0)
-    sums = {px: counted & (size[1:] == px) for px in np.unique(size[1:][counted]).tolist()}
-    return {int(px): float(images[at].sum() / (images[at] / rate[1:][at]).sum()) for px, at in sums.items()}
+    same = (size[1:] == size[:-1]) & (images > 0)
+    size, images, seconds = size[1:][same], images[same], images[same] / rate[1:][same]
+    return {int(one): float(images[size == one].sum() / seconds[size == one].sum()) for one in np.unique(size)}

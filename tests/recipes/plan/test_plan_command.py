@@ -184,7 +184,10 @@ def test_flops_and_memory_of_the_network(capsys):
         ([], "which YAML file?"),
         ([P3, MOSAIC], "one YAML file at a time"),
         ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
-        ([P3, "--measured", "/nowhere"], "/nowhere/metrics.jsonl: cannot be read: No such file or directory"),
+        (
+            [P3, "--measured", "/nowhere"],
+            "/nowhere/metrics.jsonl: cannot be read: no such file; allowed: the folder of a run",
+        ),
         ([P3, "--devices", "0"], "argument --devices: got 0; allowed: above 0"),
         ([P3, "--images-per-second", "nan"], "argument --images-per-second: got nan; allowed: above 0"),
         ([P3, "--images-per-second", "fast"], "argument --images-per-second: invalid float value: 'fast'"),

@@ -83,7 +83,12 @@ def line(samples, size, rate, **more):
 
 def test_measured_rates_are_images_over_seconds(tmp_path):
     # 100 images in 1 s and 300 in 6 s at 128 px; 100 in 4 s at 224 px. The first figures of a size do not count.
-    entries = [line(10, 128, 5.0), line(110, 128, 100.0), line(200, None, None), line(410, 128, 50.0)]
+    entries = [
+        line(10, 128, 5.0),
+        line(110, 128, 100.0),
+        {"batch": 110, "epoch": 0.1, "eval/224/top1": 0.5},
+        line(410, 128, 50.0),
+    ]
     entries += [line(500, 224, 1.0), line(600, 224, 25.0), line(600, 224, 25.0)]
     found = measured(write_run(tmp_path / "run", entries))
     assert found.images_per_second_by_size == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
@@ -108,9 +113,9 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     entries = [
         line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
         line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
-        {"batch": 0, "epoch": 0.0, "eval/32/top1": 0.1, "samples": 64},
+        {"batch": 64, "epoch": 1.0, "eval/32/top1": 0.1, "samples": 64},
         line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
-        {"batch": 0, "epoch": 0.0, "eval/32/top1": 0.2, "samples": 128},
+        {"batch": 128, "epoch": 2.0, "eval/32/top1": 0.2, "samples": 128},
     ]
     found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
     assert found.images_per_second_by_size == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
@@ -120,7 +125,7 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     assert str(tmp_path) in found.source
 
 
-@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 0, "epoch": 0.0, "eval/32/top1": 0.1}]])
+@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 1, "epoch": 1.0, "eval/32/top1": 0.1}]])
 def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl: too few values of train/images_per_second; allowed: "):
         measured(write_run(tmp_path / "run", entries))
