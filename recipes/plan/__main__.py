@@ -22,7 +22,6 @@ from recipes.load import load_config
 from recipes.plan.compute import Images, Inputs, Plan, Stage, as_json, by_flops, device_memory, make_plan, schedule_of
 from recipes.plan.throughput import PRICES, REFERENCE_SIZE, PricesConfig, Throughput, measured, published, read_table
 from recipes.stages import epoch_plan
-from recipes.watch.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -343,6 +342,7 @@ def write_page(plan: Plan, inputs: Inputs, content: Content, folder: Path) -> No
         InputError: They cannot be written.
     """
     from recipes.output import chart, render_page, save, svg
+    from recipes.watch.files import replace_text
 
     with chart(9, 8) as drawn:
         draw_schedule(drawn, plan, inputs)

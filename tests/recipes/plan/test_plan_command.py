@@ -186,7 +186,7 @@ def test_flops_and_memory_of_the_network(capsys):
         ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
         (
             [P3, "--measured", "/nowhere"],
-            "/nowhere/metrics.jsonl: cannot be read: no such file; allowed: the folder of a run",
+            "/nowhere/metrics.jsonl: cannot be read: no such file; allowed: the",
         ),
         ([P3, "--devices", "0"], "argument --devices: got 0; allowed: above 0"),
         ([P3, "--images-per-second", "nan"], "argument --images-per-second: got nan; allowed: above 0"),
