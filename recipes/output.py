@@ -1,7 +1,7 @@
 """What commands show, in one style: tables in the terminal, Markdown and CSV; charts; pages that work offline.
 
-A page is a Jinja template below recipes/ that is rendered into templates/page.html.jinja: one HTML file without scripts
-and without an address that a browser would have to fetch. Jinja escapes all text.
+A page is a Jinja template below recipes/, with the macros of templates/parts.html.jinja, that is rendered into
+templates/page.html.jinja: one HTML file without scripts, from which a browser has nothing to fetch. Jinja escapes text.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import rich.markup
 import rich.table
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,10 +49,6 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_PARTS: Any = TEMPLATES.get_template("templates/parts.html.jinja").module
-paragraph: Callable[..., Markup] = _PARTS.paragraph
-table: Callable[..., Markup] = _PARTS.table
-figure: Callable[..., Markup] = _PARTS.figure
 
 
 class Table(NamedTuple):
@@ -136,19 +132,7 @@ def save(drawn: Figure, path: Path) -> None:
     replace_file(path, [png(drawn)])
 
 
-class Section(NamedTuple):
-    """A heading with what stands below it."""
-
-    title: str
-    body: Markup
-
-
-def page(title: str, subtitle: str, sections: Sequence[Section]) -> str:
-    """A page of sections whose markup is made of `paragraph`, `table`, `figure` and `svg`."""
-    return render_page("templates/sections.html.jinja", title, subtitle, sections=sections)
-
-
-def render_page(template: str, title: str, subtitle: str, **values: Any) -> str:
+def render_page(template: str | Template, title: str, subtitle: str, **values: Any) -> str:
     """A whole page.
 
     Args:

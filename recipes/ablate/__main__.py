@@ -24,7 +24,6 @@ from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.resolved import resolved
 from recipes.results import Results, epochs_done, read_results
-from recipes.watch.files import replace_file
 
 DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline with none,
 and the baseline with each technique alone, and compare them: accuracy, time,
@@ -252,6 +251,8 @@ def execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[An
         lock: See `locked`.
         bar: Advanced by the epochs done.
     """
+    from recipes.watch.files import replace_file  # with OpenCV, which --list does not need
+
     before = bar.n
     bar.set_description(run.label)
     run.folder.mkdir(parents=True, exist_ok=True)

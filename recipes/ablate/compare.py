@@ -78,6 +78,12 @@ class Row(NamedTuple):
     """Where that curve reaches the target."""
     on_front: bool = False
     """No other variant is at least as fast and at least as accurate, and better in one of the two."""
+    gain: float | None = None
+    """Top-1 less the baseline's."""
+    time_ratio: float | None = None
+    speed_ratio: float | None = None
+    target_ratio: float | None = None
+    """Wall time, images/s and time to the target over the baseline's."""
 
     @property
     def name(self) -> str:
@@ -123,11 +129,6 @@ class Comparison(NamedTuple):
     """Failed and missing runs, what makes runs hard to compare."""
     command: str = ""
     """What was typed."""
-
-    @property
-    def baseline(self) -> Row | None:
-        """The row with which the others are compared, if it has any runs."""
-        return next((row for row in self.rows if not row.variant.on and row.n), None)
 
 
 Runs = Mapping[Variant, Mapping[int, Results]]
@@ -225,8 +226,23 @@ def compare_runs(
         )
         rows.append(row)
     front = pareto({row.variant: (row.wall_seconds.mean, row.top1[size].mean) for row in rows if row.wall_seconds})
-    marked = tuple(row._replace(on_front=row.variant in front) for row in rows)
-    return Comparison(size, tuple(sizes), target, marked, _effects(variants, runs, size))
+    base = next((row for row in rows if not row.variant.on and row.n), None)
+    for index, row in enumerate(rows):
+        row = rows[index] = row._replace(on_front=row.variant in front)
+        if base is not None and row.n:
+            rows[index] = row._replace(
+                gain=row.top1[size].mean - base.top1[size].mean,
+                time_ratio=_over(row.wall_seconds, base.wall_seconds),
+                speed_ratio=_over(row.images_per_second, base.images_per_second),
+                target_ratio=row.reached.wall_seconds / base.reached.wall_seconds
+                if row.reached and base.reached
+                else None,
+            )
+    return Comparison(size, tuple(sizes), target, tuple(rows), _effects(variants, runs, size))
+
+
+def _over(spread: Spread | None, baseline: Spread | None) -> float | None:
+    return spread.mean / baseline.mean if spread and baseline and baseline.mean else None
 
 
 def _top1(run: Results, size: int) -> float:
@@ -311,7 +327,11 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
     jitter = pooled_std([row.wall_seconds for row in comparison.rows], relative=True)
     found.append(
         "Time is that of training, loading, evaluation and checkpoints, without the program's start."
-        + (f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %." if jitter else "")
+        + (
+            f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
+            if jitter is not None
+            else ""
+        )
     )
     return found
 
@@ -334,39 +354,14 @@ def _times(ratio: float | None) -> str:
     return ABSENT if ratio is None else f"{ratio:.2f}x"
 
 
-def _over(value: float | None, baseline: float | None) -> float | None:
-    return None if value is None or not baseline else value / baseline
-
-
-def _against_baseline(row: Row, comparison: Comparison) -> dict[str, float | None]:
-    """Gain of top-1, as a share, and the ratios of times and throughput; None where one of both is unknown."""
-    base, size = comparison.baseline, comparison.size
-    known = base is not None and size in row.top1
-    return {
-        "gain": row.top1[size].mean - base.top1[size].mean if base and known else None,
-        "wall": _over(_mean(row.wall_seconds), _mean(base and base.wall_seconds)),
-        "speed": _over(_mean(row.images_per_second), _mean(base and base.images_per_second)),
-        "reached": _over(row.reached and row.reached.wall_seconds, base and base.reached and base.reached.wall_seconds),
-    }
-
-
-def _mean(spread: Spread | None) -> float | None:
-    return None if spread is None else spread.mean
-
-
 def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
     """Top-1 of each variant at some image sizes, and against the baseline at the main one."""
     rows = []
     for row in comparison.rows:
-        parts = [
-            "*" * row.on_front,
-            f"{row.failed} failed" * (row.failed > 0),
-            f"{row.missing} not run" * (row.missing > 0),
-        ]
-        gain = _against_baseline(row, comparison)["gain"]
+        counts = ((row.failed, "failed"), (row.missing, "not run"))
+        note = " ".join(["*"] * row.on_front + [f"{count} {what}" for count, what in counts if count])
         shares = [_percent(row.top1.get(size)) for size in sizes]
-        note = " ".join(filter(None, parts))
-        rows.append([row.name, str(row.n), *shares, ABSENT if gain is None else f"{100 * gain:+.2f}", note])
+        rows.append([row.name, str(row.n), *shares, ABSENT if row.gain is None else f"{100 * row.gain:+.2f}", note])
     return Table(
         ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"], rows, range(1, 3 + len(sizes))
     )
@@ -376,12 +371,12 @@ def cost_table(comparison: Comparison) -> Table:
     """Time, throughput, and time and epochs to the target, each with its ratio to the baseline's."""
     target, rows = comparison.target, []
     for row in comparison.rows:
-        ratio, speed, reached = _against_baseline(row, comparison), row.images_per_second, row.reached
+        wall, speed, reached = row.wall_seconds, row.images_per_second, row.reached
         never = target is not None and reached is None and row.curve
-        cells = [_seconds(_mean(row.wall_seconds)), _times(ratio["wall"])]
-        cells += [ABSENT if speed is None else f"{speed.mean:.0f}", _times(ratio["speed"])]
+        cells = [_seconds(wall and wall.mean), _times(row.time_ratio)]
+        cells += [ABSENT if speed is None else f"{speed.mean:.0f}", _times(row.speed_ratio)]
         cells += ["never" if never else _seconds(reached and reached.wall_seconds)]
-        cells += [ABSENT if reached is None else f"{reached.epoch:.1f}", _times(ratio["reached"])]
+        cells += [ABSENT if reached is None else f"{reached.epoch:.1f}", _times(row.target_ratio)]
         rows.append([row.name, *cells])
     goal = "target" if target is None else f"{100 * target:.1f}%"
     return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio"], rows, range(1, 8))
@@ -405,15 +400,12 @@ def csv_table(comparison: Comparison) -> str:
     """One line per variant: shares for accuracies, seconds for times; empty where nothing is known."""
     others, rows = [size for size in comparison.sizes if size != comparison.size], []
     for row in comparison.rows:
-        ratio, reached = _against_baseline(row, comparison), row.reached
-        top1 = row.top1.get(comparison.size) or [None] * 4
-        wall, speed = row.wall_seconds or [None] * 2, row.images_per_second or [None] * 2
+        top1, wall = row.top1.get(comparison.size) or [None] * 4, row.wall_seconds or [None] * 2
+        speed, reached = row.images_per_second or [None] * 2, row.reached
         cells: list[object] = [spreadsheet(row.variant.name), " ".join(row.variant.on), row.n, row.failed, row.missing]
-        cells += [*top1[:4], ratio["gain"], *wall[:2], ratio["wall"], *speed[:2], ratio["speed"]]
-        cells += [comparison.target, reached and reached.wall_seconds, reached and reached.epoch, ratio["reached"]]
-        rows.append(
-            [*cells, int(row.on_front), *(cell for px in others for cell in (row.top1.get(px) or [None] * 2)[:2])]
-        )
+        cells += [*top1[:4], row.gain, *wall[:2], row.time_ratio, *speed[:2], row.speed_ratio, comparison.target]
+        cells += [reached and reached.wall_seconds, reached and reached.epoch, row.target_ratio, int(row.on_front)]
+        rows.append([*cells, *(cell for size in others for cell in (row.top1.get(size) or [None] * 2)[:2])])
     return csv_text([*CSV_FIELDS, *(f"top1_{size}px{part}" for size in others for part in ("", "_std"))], rows)
 
 

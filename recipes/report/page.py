@@ -25,7 +25,7 @@ from recipes.errors import InputError
 from recipes.output import Table, render_page
 from recipes.report import charts
 from recipes.report.read import POINTS, Confusions, Predictions, Run, read_run
-from recipes.resolved import plain_values
+from recipes.resolved import resolved_values
 from recipes.results import short_commit
 from recipes.watch.clock import duration
 from recipes.watch.files import replace_text
@@ -185,7 +185,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _defaults() -> dict[str, str]:
     """The defaults of the config's keys, flattened; those without one are left out."""
     least = {"run_name": "x", "data": {"path": "x"}, "device_batch_size": 1}
-    flat = _flat(plain_values(RunConfig.model_validate(least)))
+    flat = _flat(resolved_values(RunConfig.model_validate(least)))
     return {key: value for key, value in flat.items() if key not in ("run_name", "data.path", "device_batch_size")}
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 from rich.console import Console
 
-from recipes.output import COLORS, Section, Table, chart, csv_text, figure, page, paragraph, plain, save, svg, table
+from recipes.output import COLORS, TEMPLATES, Table, chart, csv_text, plain, render_page, save, svg
 
 EVIL = "<script>alert('x')</script>\"&<b>"
 NAMES = ["<script>alert(1)</script>", "a $x^2$ b", "$", "\\frac", "line\nbreak\x07", "--> x", "_hidden", "ä 猫"]
@@ -68,23 +68,25 @@ class Seen(HTMLParser):
         self.text += data
 
 
+BODY = TEMPLATES.from_string("""{% from "templates/parts.html.jinja" import figure, paragraph, table %}
+{% for heading in headings %}
+<h2>{{ heading }}</h2>
+{{ table([evil, "n"], [[evil, markup]], numbers=[1]) }}{{ paragraph(evil) }}{{ figure(paragraph(""), evil) }}
+{% endfor %}""")
+
+
 def test_foreign_text_stays_text_and_markup_is_taken_as_it_is():
-    body = table([EVIL, "n"], [[EVIL, Markup("<i>3</i>")]], numbers=[1]) + paragraph(EVIL) + figure(paragraph(""), EVIL)
-    text = page(EVIL, EVIL, [Section(EVIL, body)] * 4)
+    text = render_page(BODY, EVIL, EVIL, headings=[EVIL] * 4, evil=EVIL, markup=Markup("<i>3</i>"))
     seen = Seen(text)
     assert not {"script", "b"} & set(seen.tags)
-    assert seen.text.count(EVIL) == 3 + 4 * 6, (
-        "window, title, subtitle; link, heading, header, cell, paragraph, caption"
-    )
+    assert seen.text.count(EVIL) == 3 + 4 * 6, "three titles; link, heading, header, cell, paragraph, caption"
     assert '<td class="number"><i>3</i></td>' in text
 
 
-def test_a_page_needs_nothing_but_itself():
-    seen = Seen(page("t", "s", [Section(f"part {place}", paragraph("x")) for place in range(4)]))
-    assert "script" not in seen.tags
-    links = [value for name, value in seen.attributes if name in ("src", "href")]
-    assert links == ["data:,", "#s1", "#s2", "#s3", "#s4"]
-    assert "nav" not in Seen(page("t", "s", [Section("one", paragraph("x"))])).tags
+@pytest.mark.parametrize(("headings", "links"), [(3, []), (4, ["#s1", "#s2", "#s3", "#s4"])])
+def test_a_page_needs_nothing_but_itself(headings, links):
+    seen = Seen(render_page(BODY, "t", "s", headings=range(headings), evil="", markup=""))
+    assert [value for name, value in seen.attributes if name in ("src", "href")] == ["data:,", *links]
 
 
 CELLS = Table(("name", "a value"), [("x | y", "-"), ("[bold]z[/bold]", 0.1)], numbers=[1])
