@@ -20,7 +20,7 @@ from statistics import fmean, stdev
 from algorithms.fixres import start_epoch
 from benchmarks.time_to_accuracy import run
 from recipes.load import load_config
-from recipes.page.chart import chart, save
+from recipes.output import chart, save
 
 Curve = dict[int, float]
 """Top-1 in percent by test size in pixels."""

@@ -26,11 +26,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from algorithms.config import AlgorithmsConfig
 from benchmarks.laboratory import ROOT
 from recipes.load import load_config
-from recipes.page.chart import chart, save
-from recipes.read_run import Evaluation, ReadRun, evaluation_curve, mean_curve, reach, read_run
+from recipes.output import chart, save
+from recipes.results import Evaluation, first_reached, mean_curve, read_results
 
 SIDES = ("baseline", "recipe")
 
@@ -45,20 +47,13 @@ class Curve(NamedTuple):
     """Seconds with it."""
 
 
-def training_seconds(run: ReadRun) -> dict[float, float]:
-    """Seconds of training, waiting and saving until each epoch at which figures were written."""
-    phases = ("train", "loader_wait", "checkpointing")
-    return {
-        line["epoch"]: sum(line[f"time/{phase}_seconds"] for phase in phases)
-        for line in run.figures
-        if "time/train_seconds" in line
-    }
-
-
 def read_curve(folder: Path, seed: int, size: int) -> Curve:
     """A finished run's accuracy at an image size in pixels."""
-    run = read_run(folder)
-    seconds, whole = training_seconds(run), evaluation_curve(run, size)
+    run = read_results(folder)
+    whole, metrics = run.evaluations(size), run.metrics
+    trained = sum(metrics[f"time/{phase}_seconds"] for phase in ("train", "loader_wait", "checkpointing"))
+    known = np.isfinite(trained)
+    seconds = dict(zip(metrics["epoch"][known].tolist(), trained[known].tolist(), strict=True))
     return Curve(seed, tuple(entry._replace(wall_seconds=seconds[entry.epoch]) for entry in whole), whole)
 
 
@@ -67,9 +62,9 @@ def compare(baseline: Sequence[Curve], recipe: Sequence[Curve]) -> dict[str, Any
     target = fmean(curve.whole[-1].top1 for curve in baseline)
     found: dict[str, Any] = {"target_top1": target}
     for kind in ("trained", "whole"):
-        reference = reach(mean_curve([getattr(curve, kind) for curve in baseline]), target - 1e-9)
+        reference = first_reached(mean_curve([getattr(curve, kind) for curve in baseline]), target - 1e-9)
         assert reference is not None, "a mean curve ends at the mean of the ends"
-        times = [reach(getattr(curve, kind), target) for curve in recipe]
+        times = [first_reached(getattr(curve, kind), target) for curve in recipe]
         found[kind] = {
             "baseline_seconds": reference.wall_seconds,
             "baseline_epochs": reference.epoch,

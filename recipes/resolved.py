@@ -66,16 +66,22 @@ for _name, (_pattern, _first) in RESOLVERS.items():
 def resolved(config: RunConfig) -> str:
     """The whole config, defaults included, as YAML that `load_config` reads back to an equal config."""
     return yaml.dump(
-        _plain(config), Dumper=_Dumper, sort_keys=False, default_flow_style=False, width=120, allow_unicode=True
+        resolved_values(config),
+        Dumper=_Dumper,
+        sort_keys=False,
+        default_flow_style=False,
+        width=120,
+        allow_unicode=True,
     )
 
 
-def _plain(section: BaseModel) -> dict[str, Any]:
+def resolved_values(section: BaseModel) -> dict[str, Any]:
+    """The config as nested dicts, lists and scalars, as its YAML has them."""
     out: dict[str, Any] = {}
     for name, info in type(section).model_fields.items():
         value, slot = getattr(section, name), slot_of(info)
         if isinstance(value, BaseModel):
-            out[name] = _plain(value)
+            out[name] = resolved_values(value)
         elif value is None and slot.is_section:
             out[name] = "off"
         else:

@@ -118,7 +118,7 @@ def report(folder: Path) -> Path | None:
     if dist.get_global_rank() != 0:
         return None
     try:
-        from recipes.report.write import REPORT, write_report
+        from recipes.report.page import REPORT, write_report
 
         write_report([folder], folder / REPORT)
         return folder / REPORT

@@ -28,6 +28,7 @@ from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.preflight import device_problems
+from recipes.results import SUMMARY, parse_summary
 from recipes.surgery import for_inference, operated_network
 from recipes.trainer import device_name
 from recipes.watch.fingerprint import bare_name, weights_sha256
@@ -230,21 +231,21 @@ def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None
     """summary.json of the checkpoint's run, where it stands for these weights: told by their fingerprint."""
     for read in _summaries(taken, places):
         try:
-            summary = json.loads(read())
+            summary = parse_summary(read())
         except (OSError, StoreError, ValueError):
             continue
-        if isinstance(summary, dict) and summary.get("weights_sha256") == sha256:
+        if summary.get("weights_sha256") == sha256:
             return summary
     return None
 
 
 def _summaries(taken: Taken, places: Places) -> list[Any]:
     store = taken.store
-    own = (places.run_folder / "summary.json").read_bytes
+    own = (places.run_folder / SUMMARY).read_bytes
     if isinstance(store, S3Store):
-        return [own, lambda: store.below(FOLDER).read("summary.json")]
+        return [own, lambda: store.below(FOLDER).read(SUMMARY)]
     assert isinstance(store, LocalStore)
-    return [own, (store.folder.parent / "summary.json").read_bytes]
+    return [own, (store.folder.parent / SUMMARY).read_bytes]
 
 
 def to_device(network: nn.Module, device: str) -> tuple[nn.Module, torch.device]:

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
 
-from recipes.ablate.plan import Plan, listing, make_plan, preflight, state
-from recipes.ablate.runs import Outcome, Stop, locked, outcomes_of, work
-from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
+from tqdm import tqdm
+
+from data.text import escape
+from recipes.ablate.plan import Plan, PlannedRun, listing, make_plan, preflight, state
+from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
+from recipes.resolved import resolved
+from recipes.results import Results, epochs_done, read_results
 
 DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline with none,
 and the baseline with each technique alone, and compare them: accuracy, time,
-images/s, time to an accuracy. Runs that are finished are not repeated, so an
-ablation that was interrupted (Ctrl-C, SIGTERM: status 75) goes on with the
-same command. A run that fails does not stop the others; status 1 at the end
-says so."""
+images/s, time to an accuracy. Runs that are finished are not repeated: after an
+interruption (Ctrl-C, SIGTERM: status 75) the same command resumes the ablation.
+A run that fails does not stop the others; the exit status is then 1."""
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml --list
   %(prog)s yamls/demo.yaml model.name=timm/resnet10t \\
@@ -25,15 +37,27 @@ EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml max_duration=16ep \\
       checkpoints.keep=1 --processes 8 --seeds 0 1 2 --only ema without-mixup
 
-Of T techniques and S seeds there are S * (2 T + 2) runs. Results and runs lie
-in RUNS_FOLDER/RUN_NAME-ablate."""
+Of T techniques and S seeds there are S * (2 T + 2) runs. Results and runs are
+written to RUNS_FOLDER/RUN_NAME-ablate."""
+ENTRYPOINT = Path(__file__).resolve().parents[2] / "entrypoint.py"
+POLL_SECONDS = 0.5
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line.
+class Outcome(NamedTuple):
+    """What became of a run."""
+
+    planned: PlannedRun
+    run: Results | None
+    """Its results, if it finished."""
+    failure: str | None = None
+    """Why it failed, if it did; a run without both was not started, or is not finished."""
+
+
+def read_command_line(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The parser and the arguments.
 
     Raises:
-        InputError: The arguments make no sense.
+        InputError: An argument is wrong.
     """
     parser = command_parser("ablate", DESCRIPTION, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the recipe, and keys that differ")
@@ -46,7 +70,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
         default=[],
         metavar="NAME",
         help="these variants (recipe, without-X, baseline, with-X), or a technique X for both of its; what they are "
-        "compared with comes along (default: all)",
+        "compared with is included (default: all)",
     )
     parser.add_argument(
         "--target", type=float, metavar="TOP1", help="in (0, 1], to time (default: the baseline's mean at its end)"
@@ -66,8 +90,8 @@ def parse(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namesp
 
 
 def main() -> int:
-    """Read the command line, do the runs and show what they came to; the exit status."""
-    parser, given = parse(sys.argv[1:])
+    """Do the runs and show their results; the exit status."""
+    parser, given = read_command_line(sys.argv[1:])
     path, overrides = yaml_and_overrides(parser, given.words)
     plan = make_plan(path, overrides, seeds=given.seeds, only=given.only, processes=given.processes)
     sizes = plan.recipe.eval.sizes
@@ -80,37 +104,187 @@ def main() -> int:
     with locked(plan.folder) as lock, Stop().installed() as stop:
         todo = [run for run in plan.runs if state(run) != "finished"]
         if todo:
-            tell(f"{len(todo)} of {len(plan.runs)} runs to do, in {plan.folder}; first they are all checked")
+            tell(f"{len(todo)} of {len(plan.runs)} runs to do, in {plan.folder}; checking all of them first")
             preflight(todo, given.processes)
-        outcomes = outcomes_of(plan, work(plan, stop, lock, tell))
+        outcomes = do_runs(plan, stop, lock)
         present(plan, outcomes, size, given.target)
     if stop.requested:
-        tell("interrupted; the same command goes on")
+        tell("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
     return 1 if any(outcome.failure for outcome in outcomes) else 0
 
 
 def tell(line: str) -> None:
-    """Say something on stderr, above the progress bar."""
-    from tqdm import tqdm
-
+    """Print to stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
 
 
 def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
-    """Write the results and print them; where no run is finished, the files of earlier runs are left alone."""
+    """Write the results and print them; where no run is finished, the files of earlier runs stay."""
     from rich.console import Console
 
-    from recipes.ablate.story import story_of
-    from recipes.ablate.write import show, write
+    from recipes.ablate.compare import compare, show, write  # matplotlib takes a second
 
-    story = story_of(plan, outcomes, size, target, ["python", "-m", "recipes.ablate", *sys.argv[1:]])
-    files = write(story, plan.folder) if any(row.seeds for row in story.results.rows) else []
-    show(story, Console(highlight=False))
-    if not files:
-        return
-    # Piped together with stderr, this comes before what is said last.
-    print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
+    command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
+    comparison = compare(plan, outcomes, size, target, command)
+    files = write(comparison, plan.folder) if any(outcome.run for outcome in outcomes) else []
+    show(comparison, Console(highlight=False))
+    if files:  # flushed: in a pipe together with stderr, this comes before the last words there
+        print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
+
+
+class Stop:
+    """Takes SIGINT, SIGTERM and SIGHUP, and forwards them to the current run, which saves its state.
+
+    The run has a process group of its own, so that a Ctrl-C reaches it once, from here. A second one kills it.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[Stop]:
+        """Handle the signals as long as this lasts; those that are ignored, as under nohup, stay so."""
+        before = {number: signal.getsignal(number) for number in self.SIGNALS}
+        taken = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in taken:
+            signal.signal(number, self._handle)
+        try:
+            yield self
+        finally:
+            for number, handler in taken.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        again, self.requested = self.requested, True
+        if not again:
+            os.write(2, b"\nstopping: the current run saves its state; press Ctrl-C again to kill it\n")
+            self._terminate()
+        elif number == signal.SIGINT and self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _terminate(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()  # the launcher forwards it to its ranks
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """From now on this is the current run."""
+        self._process = process
+        if self.requested:  # between the last run and this one
+            self._terminate()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Keep other ablations out of a folder, also while a run of a killed ablation is still active in it.
+
+    The runs inherit the lock: the system releases it when the last process that holds it is gone.
+
+    Yields:
+        The file descriptor that a run must inherit.
+
+    Raises:
+        InputError: The folder cannot be written, or another process is active there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: another ablation, or a run that it started, is active there") from None
+        yield file.fileno()
+
+
+def do_runs(plan: Plan, stop: Stop, lock: int) -> list[Outcome]:
+    """Do the runs that are not finished, in order; one that fails does not stop the others.
+
+    Args:
+        plan: The ablation.
+        stop: Asked between the runs and while one is active.
+        lock: See `locked`.
+
+    Returns:
+        One outcome per run.
+    """
+    outcomes, epochs = [], plan.recipe.epochs
+    todo = {run.folder for run in plan.runs if state(run) != "finished"}
+    with tqdm(total=len(todo) * epochs, unit="ep", unit_scale=True, file=sys.stderr, disable=None, smoothing=0) as bar:
+        for number, run in enumerate(plan.runs, 1):
+            if run.folder not in todo or stop.requested:
+                outcomes.append(Outcome(run, None if run.folder in todo else read_results(run.folder)))
+                continue
+            before = bar.n
+            status = execute(run, plan.processes, stop, lock, bar)
+            outcome = judge(run, status)
+            if outcome.run is None and (stop.requested or status == EXIT_INTERRUPTED):
+                stop.requested = True  # others, such as a spot notice, may have told the run that the machine goes
+                outcomes.append(Outcome(run, None))
+                continue
+            bar.update(before + epochs - bar.n)
+            outcomes.append(outcome)
+            if outcome.run is None:
+                words = f"failed: {outcome.failure}"
+            else:
+                top1, seconds = (outcome.run.summary[name] for name in ("top1", "wall_seconds"))
+                words = f"top-1 {100 * top1:.2f} % at {run.config.eval.sizes[-1]} px, {seconds:.0f} s"
+            tell(f"[{number}/{len(plan.runs)}] {run.label}: {words}")
+            if status == EXIT_NOT_UPLOADED:
+                tell(f"its last state could not be uploaded; see {run.folder / 'console.txt'}")
+    return outcomes
+
+
+def execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[Any]) -> int:
+    """Start or resume a run, and wait for its end; its exit status.
+
+    Args:
+        run: Its `config.yaml` is written first, and its output is added to its `console.txt`.
+        processes: Of the run.
+        stop: Gets the process.
+        lock: See `locked`.
+        bar: Advanced by the epochs done.
+    """
+    from recipes.watch.files import replace_file  # with OpenCV, which --list does not need
+
+    before = bar.n
+    bar.set_description(run.label)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    config = run.folder / "config.yaml"
+    replace_file(config, [resolved(run.config).encode()])
+    launcher = [] if processes == 1 else ["-m", "composer.cli.launcher", "-n", str(processes)]
+    with (run.folder / "console.txt").open("ab") as console:
+        process = subprocess.Popen(
+            [sys.executable, *launcher, str(ENTRYPOINT), str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock],
+        )
+        stop.watch(process)
+        while True:
+            try:
+                return process.wait(POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                bar.update(before + epochs_done(run.folder) - bar.n)
+
+
+def judge(run: PlannedRun, status: int) -> Outcome:
+    """The outcome of a run whose process ended with this exit status."""
+    found, console = read_results(run.folder), run.folder / "console.txt"
+    if status in (0, EXIT_NOT_UPLOADED) and found.finished:
+        return Outcome(run, found)
+    how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+    lines = console.read_text(encoding="utf-8", errors="replace").split("\n") if console.is_file() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+    return Outcome(run, None, f"{how}: {escape(last if len(last) <= 120 else last[:117] + '...')}; see {console}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,32 @@
-"""The runs of an ablation, each with its config: all of it checked before the first one starts."""
+"""The variants of a recipe and the runs of an ablation, each with its config, checked before the first one starts."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from recipes.ablate.variants import Variant, all_variants, choose, techniques
+from algorithms.config import AlgorithmsConfig
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.read_run import read_run
 from recipes.resolved import config_digest, differing_keys
+from recipes.results import read_results
 
-if TYPE_CHECKING:
-    from data.source import Source
 
-State = Literal["finished", "begun", "new"]
+class Variant(NamedTuple):
+    """A recipe with some of its techniques, which are key paths below `algorithms` in the order of the config."""
+
+    name: str
+    """`recipe`, `without-TECHNIQUE`, `baseline` or `with-TECHNIQUE`."""
+    on: tuple[str, ...]
+    off: tuple[str, ...]
 
 
 class PlannedRun(NamedTuple):
@@ -33,18 +39,13 @@ class PlannedRun(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What people call it."""
+        """For people."""
         return f"{self.variant.name} seed {self.seed}"
 
     @property
     def folder(self) -> Path:
-        """The run's."""
+        """The run's; what it prints is added to console.txt there."""
         return Path(self.config.runs_folder) / self.config.run_name
-
-    @property
-    def console(self) -> Path:
-        """What the run printed."""
-        return self.folder / "console.txt"
 
 
 class Plan(NamedTuple):
@@ -52,7 +53,7 @@ class Plan(NamedTuple):
 
     recipe: RunConfig
     folder: Path
-    """Where the results go, with the runs' folders in it."""
+    """Receives the results, and holds the runs' folders."""
     processes: int
     """Of each run."""
     runs: tuple[PlannedRun, ...]
@@ -67,6 +68,59 @@ class Plan(NamedTuple):
     def seeds(self) -> tuple[int, ...]:
         """Those chosen."""
         return tuple(dict.fromkeys(run.seed for run in self.runs))
+
+
+def techniques(algorithms: AlgorithmsConfig) -> tuple[str, ...]:
+    """The techniques that are on; those under `composer` count one by one."""
+    found: list[str] = []
+    for name in type(algorithms).model_fields:
+        value = getattr(algorithms, name)
+        if name == "composer":
+            found += [f"composer.{inner}" for inner in value]
+        elif value is not None:
+            found.append(name)
+    return tuple(found)
+
+
+def choose_variants(names: Sequence[str], words: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """The recipe, the recipe without each technique, the baseline with none, the baseline with each alone.
+
+    Equal variants occur once: of two techniques, `without-a` is `with-b` as well.
+
+    Args:
+        names: The recipe's techniques.
+        words: Variants to choose, or techniques, each of which stands for both of its variants; none: all. What they
+            are compared with is included: the baseline, and the recipe where one of its techniques is taken away.
+
+    Raises:
+        InputError: A word names neither a variant nor a technique.
+    """
+    labels: dict[str, tuple[str, ...]] = {
+        "recipe": tuple(names),
+        **{f"without-{name}": tuple(other for other in names if other != name) for name in names},
+        "baseline": (),
+        **{f"with-{name}": (name,) for name in names},
+    }
+    known = {label: {label} for label in labels} | {name: {f"without-{name}", f"with-{name}"} for name in names}
+    plain = ", ".join(["recipe", "baseline", *names])
+    wrong = []
+    for word in words:
+        if word not in known:
+            close = difflib.get_close_matches(word, list(known), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            allowed = f"allowed: {plain}, and without-TECHNIQUE, with-TECHNIQUE{hint}"
+            wrong.append(f"--only: {word} is not a variant or a technique; {allowed}")
+    if wrong:
+        raise InputError(*wrong)
+    chosen = {"baseline"}.union(*(known[word] for word in words)) if words else set(labels)
+    if any(label.startswith("without-") for label in chosen):
+        chosen.add("recipe")
+    wanted = {labels[label] for label in chosen}
+    first: dict[tuple[str, ...], str] = {}
+    for label, on in labels.items():
+        if on in wanted and (on or label == "baseline"):
+            first.setdefault(on, label)
+    return tuple(Variant(label, on, tuple(name for name in names if name not in on)) for on, label in first.items())
 
 
 def make_plan(
@@ -86,74 +140,65 @@ def make_plan(
     """
     recipe = load_config(path, overrides)
     names = techniques(recipe.algorithms)
-    errors = []
-    if not names:
-        errors.append(f"{path}: algorithms: no technique is on, so there is nothing to compare")
-    if any(override.startswith("seed=") for override in overrides):
-        errors.append("seed: an ablation takes its seeds from --seeds")
-    if recipe.resume is not None:
-        errors.append("resume: the runs of an ablation start from zero; allowed: null")
-    if "{run_name}" not in recipe.checkpoints.folder:
-        errors.append("checkpoints.folder: each run needs a folder of its own; write {run_name} in it")
-    if errors:
-        raise InputError(*errors)
+    errors = {
+        f"{path}: algorithms: no technique is on, so there is nothing to compare": not names,
+        "seed: an ablation takes its seeds from --seeds": any(word.startswith("seed=") for word in overrides),
+        "resume: the runs of an ablation start from zero; allowed: null": recipe.resume is not None,
+        "checkpoints.folder: each run needs a folder of its own; write {run_name} in it": "{run_name}"
+        not in recipe.checkpoints.folder,
+    }
+    if any(errors.values()):
+        raise InputError(*(line for line, wrong in errors.items() if wrong))
     folder = Path(recipe.runs_folder) / f"{recipe.run_name}-ablate"
-    variants = choose(all_variants(names), only)
-
-    def planned(variant: Variant, seed: int) -> PlannedRun:
-        own = [
-            f"seed={seed}",
-            f"runs_folder={folder}",
-            f"run_name={recipe.run_name}-{variant.name}-seed{seed}",
-            "loggers.progress_bar=false",
-        ]
-        config = load_config(path, [*overrides, *variant.overrides, *own])
-        return PlannedRun(variant, seed, config, config_digest(config, processes))
-
+    variants = choose_variants(names, only)
     runs: list[PlannedRun] = []
     wrong: dict[str, list[str]] = {}
     for seed in seeds:
         for variant in variants:
+            own = [f"seed={seed}", f"runs_folder={folder}", "loggers.progress_bar=false"]
+            own.append(f"run_name={recipe.run_name}-{variant.name}-seed{seed}")
             try:
-                runs.append(planned(variant, seed))
+                config = load_config(path, [*overrides, *(f"algorithms.{name}=off" for name in variant.off), *own])
+                runs.append(PlannedRun(variant, seed, config, config_digest(config, processes)))
             except InputError as error:
-                _note(wrong, variant.name, error.lines)
-    _refuse(wrong, len(variants))
-    _refuse({line: [] for run in runs for line in conflicts(run, processes)}, 0)
+                for line in error.lines:
+                    wrong.setdefault(line, []).append(variant.name)
+    _raise_all(wrong, len(variants))
+    lines = [line for run in runs for line in conflicts(run, processes)]
+    if lines:
+        raise InputError(*lines)
     return Plan(recipe, folder, processes, tuple(runs))
 
 
-def state(run: PlannedRun) -> State:
+def _raise_all(wrong: dict[str, list[str]], of: int) -> None:
+    """Raise what was found, each line with the variants that it is about; one about all of them does not name them."""
+    named = {line: list(dict.fromkeys(names)) for line, names in wrong.items()}
+    if named:
+        raise InputError(*(line if len(all_) == of else f"{', '.join(all_)}: {line}" for line, all_ in named.items()))
+
+
+def state(run: PlannedRun) -> Literal["finished", "begun", "new"]:
     """How far a run is."""
-    try:
-        return "finished" if read_run(run.folder).summary.get("finished") is True else "begun"
-    except InputError:
-        return "new"
+    results = read_results(run.folder)
+    return "finished" if results.finished else "begun" if results.summary else "new"
 
 
 def conflicts(run: PlannedRun, processes: int) -> list[str]:
-    """Why what lies in a run's folder cannot count as that run; nothing: it can."""
-    try:
-        summary = read_run(run.folder).summary
-    except InputError:
-        return []
+    """Why the content of a run's folder cannot count as that run; empty: it can."""
+    summary = read_results(run.folder).summary
     instead = "delete that folder, or choose another run_name"
-    if summary.get("config_digest") != run.digest:
-        return [f"{run.folder}: is a run of another config ({_difference(run, processes)}); {instead}"]
-    sizes = {str(size) for size in run.config.eval.sizes}
-    missing = sizes - set(summary.get("eval_by_size") or {})
+    if summary and summary.get("config_digest") != run.digest:
+        try:
+            there = load_config(run.folder / "config.yaml").model_dump(mode="json")
+            lines = differing_keys(run.config.model_dump(mode="json"), there, processes, processes)
+            difference = "; ".join(lines) or "another number of processes"
+        except InputError:
+            difference = "its config.yaml cannot be read"
+        return [f"{run.folder}: is a run of another config ({difference}); {instead}"]
+    missing = {str(size) for size in run.config.eval.sizes} - set(summary.get("eval_by_size") or {})
     if summary.get("finished") is True and missing:
         return [f"{run.folder}: finished without evaluation at {', '.join(sorted(missing))} px; {instead}"]
     return []
-
-
-def _difference(run: PlannedRun, processes: int) -> str:
-    try:
-        there = load_config(run.folder / "config.yaml").model_dump(mode="json")
-    except InputError:
-        return "its config.yaml cannot be read"
-    lines = differing_keys(run.config.model_dump(mode="json"), there, processes, processes)
-    return "; ".join(lines) or "another number of processes"
 
 
 def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
@@ -164,19 +209,18 @@ def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
     Raises:
         InputError: All that is wrong, each line with the variants that it is about.
     """
-    first: dict[Variant, PlannedRun] = {}
-    for run in runs:
-        first.setdefault(run.variant, run)
+    first = {run.variant: run for run in reversed(runs)}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(problems, [run.config for run in first.values()], processes).result()
+        found = pool.submit(problems, [run.config for run in reversed(first.values())], processes).result()
     wrong: dict[str, list[str]] = {}
-    for run, lines in zip(first.values(), found, strict=True):
-        _note(wrong, run.variant.name, lines)
-    _refuse(wrong, len(first))
+    for variant, lines in zip(reversed(first), found, strict=True):
+        for line in lines:
+            wrong.setdefault(line, []).append(variant.name)
+    _raise_all(wrong, len(first))
 
 
 def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
-    """What would make each run fail at its start, as a run itself would say it; meant for a process of its own.
+    """What would make each run fail at its start, as a run itself would say it; for a process of its own.
 
     Args:
         configs: Of runs on the same images.
@@ -189,20 +233,12 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     from recipes.run import open_data
     from recipes.stages import epoch_plan
 
-    opened: list[tuple[Source, Source]] = []
-
-    def once(config: RunConfig) -> Callable[[], tuple[Source, Source]]:
-        def data() -> tuple[Source, Source]:
-            if not opened:  # a million files are listed once
-                opened.append(open_data(config))
-            return opened[0]
-
-        return data
+    data = lru_cache(lambda: open_data(configs[0]))  # a million files are listed once
 
     found: list[list[str]] = []
     for config in configs:
         try:
-            require_ready(config, processes, once(config))
+            require_ready(config, processes, data)
             epoch_plan(config, processes)
             config.algorithms.build(total_batches=config.epochs, epochs=config.epochs)
         except InputError as error:
@@ -212,20 +248,6 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
         else:
             found.append([])
     return found
-
-
-def _note(wrong: dict[str, list[str]], variant: str, lines: Sequence[str]) -> None:
-    for line in lines:
-        names = wrong.setdefault(line, [])
-        if variant not in names:
-            names.append(variant)
-
-
-def _refuse(wrong: dict[str, list[str]], of: int) -> None:
-    """Raise what was found; a line that is about all variants does not name them."""
-    lines = [line if len(names) in (0, of) else f"{', '.join(names)}: {line}" for line, names in wrong.items()]
-    if lines:
-        raise InputError(*lines)
 
 
 def listing(plan: Plan) -> str:

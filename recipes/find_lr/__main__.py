@@ -1,4 +1,4 @@
-"""`python -m recipes.find_lr YAML [key=value ...]`: which learning rate to train with, measured on the run itself."""
+"""`python -m recipes.find_lr YAML [key=value ...]`: the learning rate to train with, measured on the run itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,23 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
 
 from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
+from recipes.config import RunConfig
 from recipes.errors import InputError
+from recipes.find_lr.suggest import CHOSEN, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
+from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.stages import epoch_plan, peak_lr
+from recipes.watch.files import replace_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DESCRIPTION = """Raise the learning rate from step to step, watch the loss, and suggest a rate
 for the run.
@@ -24,73 +37,313 @@ EXAMPLES = """examples:
   python -m recipes.find_lr yamls/p3.yaml --batch-size 256 --runs 5
   composer -n 8 -m recipes.find_lr yamls/p3.yaml data.path=/data/imagenet
 
-The test's rates are for --batch-size images a step over all devices. The lines
-to paste hold that number as optimizer.lr_batch_size, or the YAML's own and the
-rate for that; training scales it linearly to its own batch."""
+The rates are for --batch-size images per step over all devices. The lines to
+paste contain that number as optimizer.lr_batch_size; if the YAML sets one, it
+stays and the rate is converted. Training scales the rate linearly to its batch."""
+HEADERS = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest")
+NOTHING = (
+    "No suggestion: too few steps before the loss rose, or a loss that never fell. "
+    "Try a lower --start-lr, more --steps, or a higher --end-lr."
+)
+DEVICES = (1, 2, 4, 8, 16)
+"""Numbers of devices for which the rate is shown."""
 
 
-def within(kind: Callable[[str], float], low: float, high: float) -> Callable[[str], float]:
-    """A reader for argparse: an int or a float from `low` to `high`."""
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line.
 
-    def read(text: str) -> float:
-        try:
-            value = kind(text)
-        except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            what = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low:g} to {high:g}")
-        return value
-
-    return read
-
-
-def arguments() -> argparse.ArgumentParser:
-    """The command line."""
+    Raises:
+        InputError: The arguments are wrong.
+    """
     parser = command_parser("find_lr", DESCRIPTION, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
 
     def option(name: str, kind: Callable[[str], float], low: float, high: float, default: object, text: str) -> None:
-        metavar = "N" if kind is int else "X"
-        parser.add_argument(name, type=within(kind, low, high), default=default, metavar=metavar, help=text)
+        def read(text: str) -> float:
+            try:
+                value = kind(text)
+            except ValueError:
+                value = float("nan")
+            if not low <= value <= high:
+                what = "a whole number" if kind is int else "a number"
+                raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low:g} to {high:g}")
+            return value
 
-    option("--runs", int, 1, 100, 3, "runs, with the seeds from the config's on (default: 3)")
+        parser.add_argument(name, type=read, default=default, metavar="N" if kind is int else "X", help=text)
+
+    option("--runs", int, 1, 100, 3, "number of runs, with consecutive seeds from the config's (default: 3)")
     option("--steps", int, 20, 10_000, 100, "steps of each run (default: 100)")
     option("--start-lr", float, 1e-12, 1e6, 1e-5, "rate of the first step (default: 1e-5)")
     option("--end-lr", float, 1e-12, 1e6, 10.0, "rate of the last step (default: 10)")
-    option("--batch-size", int, 1, 10**7, None, "images a step, all devices together (default: the run's)")
+    option("--batch-size", int, 1, 10**7, None, "images per step over all devices (default: the run's)")
     option("--size", int, 8, 4096, None, "side of the images in pixels (default: the run's in most epochs)")
     option(
         "--smoothing", float, 0.0, 0.999, None, "share of the average loss that a step keeps (default: 1 - 5 / steps)"
     )
-    option("--divergence", float, 1.01, 1e6, 4.0, "stop at so many times the lowest smoothed loss (default: 4)")
-    return parser
+    option("--divergence", float, 1.01, 1e6, 4.0, "stop at this multiple of the lowest smoothed loss (default: 4)")
+    given = parser.parse_intermixed_args(sys.argv[1:])
+    given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
+    if given.start_lr >= given.end_lr:
+        raise InputError(f"--start-lr: {given.start_lr:g} is not below --end-lr {given.end_lr:g}")
+    return given
+
+
+class Proposal(NamedTuple):
+    """A rate as the YAML holds it."""
+
+    lr: float  # `optimizer.lr`, to two significant digits: its spread is rarely below ten percent
+    lr_batch_size: int
+
+    @property
+    def yaml(self) -> str:
+        """The lines to paste."""
+        return f"optimizer:\n  lr: {self.lr}\n  lr_batch_size: {self.lr_batch_size}"
+
+    @property
+    def overrides(self) -> str:
+        """The same for a command line."""
+        return f"optimizer.lr={self.lr} optimizer.lr_batch_size={self.lr_batch_size}"
+
+
+class Peak(NamedTuple):
+    """The schedule's highest rate on some number of devices."""
+
+    devices: int
+    images: int  # per step over all devices, in the stage with most epochs
+    lr: float
+
+
+def propose(config: RunConfig, rate: float, batch_size: int) -> Proposal:
+    """The lines with which `batch_size` images per step train at `rate`, and other batches in proportion."""
+    reference = config.optimizer.lr_batch_size or batch_size
+    return Proposal(float(f"{rate * reference / batch_size:.2g}"), reference)
+
+
+def present_lr(config: RunConfig, batch_size: int) -> float:
+    """The config's highest rate at `batch_size` images per step; without `lr_batch_size` it is one for all."""
+    return config.optimizer.lr * batch_size / (config.optimizer.lr_batch_size or batch_size)
+
+
+def peaks(config: RunConfig, proposal: Proposal) -> list[Peak]:
+    """The highest rate of the run with the proposal, for each of `DEVICES` on which it could run."""
+    optimizer = config.optimizer.model_copy(update=proposal._asdict())
+    config = config.model_copy(update={"optimizer": optimizer})
+    found = []
+    for devices in DEVICES:
+        try:
+            lr = peak_lr(config, epoch_plan(config, devices))
+        except InputError:  # a global batch that does not divide by so many
+            continue
+        found.append(Peak(devices, round(lr / proposal.lr * proposal.lr_batch_size), lr))
+    return found
+
+
+class Result(NamedTuple):
+    """A finished test."""
+
+    config: RunConfig  # of the run
+    size: int  # side of the images in pixels
+    images: int  # per step over all devices
+    devices: int
+    ramp: Ramp
+    curves: list[Curve]
+    suggestions: dict[str, Suggestion]  # by method, without those that find nothing
+    command: str
+    versions: dict[str, str | None]
+
+    @property
+    def present(self) -> float:
+        """The rate that the config has at `images` per step."""
+        return present_lr(self.config, self.images)
+
+    @property
+    def proposal(self) -> Proposal | None:
+        """None where there is no suggestion."""
+        chosen = self.suggestions.get(CHOSEN)
+        return chosen and propose(self.config, chosen.geometric_mean, self.images)
+
+    @property
+    def peaks(self) -> list[Peak]:
+        """The schedule's highest rate with the proposal."""
+        return peaks(self.config, self.proposal) if self.proposal else []
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """The result as plain values, without the curves, which are in lr.csv."""
+    return {
+        "run_name": result.config.run_name,
+        "image_size": result.size,
+        "global_batch_size": result.images,
+        "devices": result.devices,
+        "ramp": result.ramp._asdict(),
+        "runs": [{"seed": curve.seed, "steps": len(curve.lrs), "end": curve.end} for curve in result.curves],
+        "present_lr": result.present,
+        "suggestions": {method: suggestion._asdict() for method, suggestion in result.suggestions.items()},
+        "chosen": CHOSEN if result.proposal else None,
+        "optimizer": result.proposal and result.proposal._asdict(),
+        "peak_lr_by_devices": {str(peak.devices): peak.lr for peak in result.peaks},
+        "command": result.command,
+        "versions": result.versions,
+    }
+
+
+def rows(found: dict[str, Suggestion]) -> list[tuple[str, ...]]:
+    """A row of `HEADERS` for each method, with dashes where no run had what it looks for."""
+    shown: list[tuple[str, ...]] = [(method, *["-"] * (len(HEADERS) - 1)) for method in METHODS]
+    for index, method in enumerate(METHODS):
+        if (one := found.get(method)) is not None:
+            name = method + (f" ({len(one.rates)} of {len(one.per_run)})" if None in one.per_run else "")
+            means = (f"{mean:.2g}" for mean in (one.geometric_mean, one.median, one.mean))
+            spread = f"x{one.spread:.2f}" if len(one.rates) > 1 else "-"
+            shown[index] = (name, *means, spread, f"{min(one.rates):.2g}", f"{max(one.rates):.2g}")
+    return shown
+
+
+def warning(result: Result) -> str:
+    """Where the ramp ended too early; else nothing."""
+    falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
+    if not falling:
+        return ""
+    return (
+        f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
+        f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
+    )
+
+
+def draw(figure: Figure, result: Result) -> None:
+    """Draw the loss against the rate, and below it each method's suggestions, into an empty figure."""
+    from matplotlib.ticker import NullFormatter
+
+    from recipes.output import COLORS
+
+    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
+    for index, curve in enumerate(result.curves):
+        above.plot(curve.lrs, curve.losses, ".", color=COLORS[0], alpha=0.25, markersize=4, markeredgewidth=0)
+        label = "smoothed training loss, one line per run" if index == 0 else None
+        above.plot(curve.lrs, curve.smoothed, color=COLORS[0], alpha=0.8, label=label)
+    losses = np.concatenate([curve.losses for curve in result.curves])
+    first = [float(curve.losses[0]) for curve in result.curves if np.isfinite(curve.losses[0])]
+    if first:  # above its first values the loss has diverged, and leaves the chart
+        top, bottom = 1.25 * max(first), float(losses[np.isfinite(losses)].min())
+        above.set_ylim(bottom - 0.05 * (top - bottom), top)
+    for row, method in enumerate(METHODS):
+        if (one := result.suggestions.get(method)) is not None:
+            dots, color = [row] * len(one.rates), COLORS[2]
+            below.plot(one.rates, dots, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
+            below.plot([one.geometric_mean], [row], "|", color=color, markersize=14, markeredgewidth=2.5)
+    below.set_yticks(range(len(METHODS)), list(METHODS))
+    below.set_ylim(len(METHODS) - 0.4, -0.6)
+    low, high = result.ramp.start_lr, max(curve.lrs.max() for curve in result.curves)
+    present, chosen = result.present, result.suggestions.get(CHOSEN)
+    for axes in (above, below):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlim(low, high)
+        if low <= present <= high:
+            axes.axvline(present, color="#59636e", linestyle=":", label=f"now in the config: {present:.2g}")
+        if chosen is not None:
+            axes.axvline(chosen.geometric_mean, color=COLORS[1], label=f"proposed: {chosen.geometric_mean:.2g}")
+    above.set_ylabel("loss")
+    above.legend(loc="lower left")
+    below.set_title("suggestions: a dot per run, a bar at their geometric mean", fontsize="small")
+    below.set_xlabel(f"learning rate (at {result.images} images per step, log scale)")
+
+
+def write_files(result: Result, folder: Path) -> None:
+    """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole.
+
+    Raises:
+        OSError: A file cannot be written.
+    """
+    from recipes.find_lr.range_test import ENDS
+    from recipes.output import Table, chart, csv_text, render_page, save, svg
+
+    alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
+    peaks = [(peak.devices, peak.images, f"{peak.lr:.3g}") for peak in result.peaks]
+    runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
+    with chart(height=5.2) as drawn:
+        draw(drawn, result)
+        save(drawn, folder / "lr.png")
+        html = render_page(
+            "find_lr/find_lr.html.jinja",
+            "Learning-rate range test",
+            f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
+            f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
+            result=result,
+            chosen=CHOSEN,
+            warning=warning(result),
+            nothing=NOTHING,
+            chart=svg(drawn, alt),
+            peaks=Table(("devices", "images per step", "highest rate"), peaks, range(3)),
+            suggestions=Table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))),
+            runs=Table(("seed", "steps", "last rate", "end"), runs, range(3)),
+            versions=[(name, value or "-") for name, value in result.versions.items()],
+        )
+    points = (
+        (run, curve.seed, step, *(float(value) for value in point))
+        for run, curve in enumerate(result.curves)
+        for step, point in enumerate(zip(curve.lrs, curve.losses, curve.smoothed, strict=True))
+    )
+    replace_text(folder / "lr.csv", csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
+    replace_text(folder / "lr.html", html)
+    replace_text(folder / "lr.json", to_json(as_json(result), indent=1) + "\n")
+
+
+def show(result: Result) -> None:
+    """Print the suggestions and the lines to paste, in 80 columns."""
+    from recipes.output import Table
+
+    console = Console(highlight=False)
+    if result.proposal is None:
+        console.print(NOTHING)
+        return
+    console.print(f"Learning rates at {result.images} images of {result.size} px per step\n")
+    console.print(Table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))).terminal(console.width))
+    console.print(f"\nFor the YAML ({CHOSEN}, geometric mean; the config has {result.present:.3g} now):\n")
+    console.print(result.proposal.yaml, markup=False)
+    console.print(f"\nor on the command line: {result.proposal.overrides}", soft_wrap=True)
+    if warning(result):
+        console.print(f"\n{warning(result)}")
+    if len({peak.lr for peak in result.peaks}) > 1:
+        scaled = ", ".join(f"{peak.lr:.2g} on {peak.devices}" for peak in result.peaks)
+        console.print(f"\nThe highest rate is then, by number of devices: {scaled}.")
 
 
 def main() -> int:
-    """Read the command line, test, write; the exit status, 1 where nothing can be suggested."""
-    parser = arguments()
-    given = parser.parse_intermixed_args(sys.argv[1:])
-    path, overrides = yaml_and_overrides(parser, given.words)
-    if given.start_lr >= given.end_lr:
-        raise InputError(f"--start-lr: {given.start_lr:g} is not below --end-lr {given.end_lr:g}")
-    config = load_config(path, overrides)
+    """Run the test, write the files and print what to paste; the exit status, 1 where nothing can be suggested."""
+    given = parse_arguments()
+    config = load_config(given.yaml, given.overrides)
     # Only now: importing torch and Composer takes seconds, and the errors above need neither.
-    from recipes.find_lr.curve import Ramp
-    from recipes.find_lr.run import run
-    from recipes.find_lr.trial import trial_config
+    from recipes.find_lr.range_test import run_tests, trial_config
+    from recipes.trainer import device_name
+    from recipes.watch.versions import versions
 
     require_launched()
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    trial = trial_config(path, overrides, size=given.size, batch_size=given.batch_size, world_size=world_size)
-    # The average remembers a twentieth of the ramp, so that a longer ramp smooths over the same range of rates.
+    devices, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    size, batch_size = given.size, given.batch_size
+    trial = trial_config(given.yaml, given.overrides, size=size, batch_size=batch_size, world_size=devices)
+    # The average covers a twentieth of the ramp, so that a longer ramp smooths over the same range of rates.
     smoothing = 1 - 5 / given.steps if given.smoothing is None else given.smoothing
     ramp = Ramp(given.start_lr, given.end_lr, given.steps, smoothing, given.divergence)
-    return run(config, trial, ramp, runs=given.runs, command=_command())
-
-
-def _command() -> str:
-    return shlex.join(["python", "-m", "recipes.find_lr", *sys.argv[1:]])
+    curves = run_tests(trial, ramp, given.runs)
+    if rank != 0:
+        return 0
+    result = Result(
+        config=config,
+        size=trial.data.train_size,
+        images=epoch_plan(trial, devices)[0].global_batch_size,
+        devices=devices,
+        ramp=ramp,
+        curves=curves,
+        suggestions=suggestions(curves, ramp.steps),
+        command=shlex.join(["python", "-m", "recipes.find_lr", *sys.argv[1:]]),
+        versions=versions(device_name(config.device)),
+    )
+    folder = Path(config.runs_folder) / config.run_name / "find_lr"
+    write_files(result, folder)
+    show(result)
+    print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
+    return 0 if result.proposal else 1
 
 
 if __name__ == "__main__":

@@ -1,35 +1,89 @@
-"""One run of the range test: the run's own Trainer and pipeline, with a rate that rises from step to step."""
+"""The range test itself: the run's own Trainer and pipeline, with a learning rate that rises from step to step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
 
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
+from tqdm import tqdm
 
 from data.sampler import PositionSampler
 from data.source import Source
-from recipes.config import RunConfig
+from data.stage import bring
+from recipes.config import OneCycleConfig, RunConfig
 from recipes.errors import InputError
-from recipes.find_lr.curve import Curve, End, Ramp, curve_of, end_of
-from recipes.stages import epoch_plan
+from recipes.find_lr.suggest import Curve, End, Ramp, curve_of, end_of
+from recipes.load import load_config
+from recipes.preflight import require_ready
+from recipes.run import open_data, start_processes
+from recipes.stages import epoch_plan, global_batch_size
 from recipes.trainer import build_trainer
 
-OnStep = Callable[[float, float], None]
+OFF = ("progressive_resizing", "fixres", "ema", "swa")
+"""Techniques that a test leaves out: it keeps one size, and averages do not change what is trained."""
+ENDS: dict[End, str] = {
+    "complete": "reached the last rate",
+    "diverged": "diverged, stopped",
+    "not finite": "loss no longer finite, stopped",
+}
+
+
+def trial_config(
+    path: Path, overrides: Sequence[str], *, size: int | None, batch_size: int | None, world_size: int
+) -> RunConfig:
+    """The config that a range test trains with.
+
+    It is the run's own, at one image size with random crops and with the momentum that the schedule has where its rate
+    is highest, without `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off.
+
+    Args:
+        path: The run's YAML.
+        overrides: `key.path=value`.
+        size: Side of the images in pixels; None: that of most epochs.
+        batch_size: Images per step over all devices; None: the run's at that size.
+        world_size: Number of processes.
+
+    Raises:
+        InputError: The config is wrong, or the batch does not divide by the processes.
+    """
+    config = load_config(path, overrides)
+    if batch_size is not None and batch_size % world_size:
+        raise InputError(
+            f"--batch-size: {batch_size} images do not divide by {world_size} processes; "
+            f"allowed: a multiple of {world_size}"
+        )
+    if size is None:
+        sizes = [entry.size for entry in epoch_plan(config, world_size)]
+        size = max(sizes, key=sizes.count)  # the first of those with equally many
+    images = global_batch_size(config, size, world_size) if batch_size is None else batch_size
+    schedule = config.scheduler
+    momentum = schedule.base_momentum if isinstance(schedule, OneCycleConfig) else config.optimizer.momentum
+    changes = [
+        *(f"algorithms.{name}=off" for name in OFF),
+        f"data.train_size={size}",
+        "device_batch_size=null",
+        f"global_batch_size={images}",
+        "scheduler={name: constant}",
+        f"optimizer.momentum={momentum}",
+        "compile=false",
+        "resume=null",
+        "autoresume=false",
+    ]
+    return load_config(path, [*overrides, *changes])
 
 
 class RisingRate(Callback):
-    """Sets each step's rate, keeps its loss, and ends the training where the test is over.
+    """Sets each step's rate, keeps its loss, and ends the training where the test stops."""
 
-    Args:
-        ramp: The test.
-        on_step: Told each step's rate and loss.
-    """
-
-    def __init__(self, ramp: Ramp, on_step: OnStep) -> None:
+    def __init__(self, ramp: Ramp, bar: tqdm[NoReturn]) -> None:
         self.ramp = ramp
-        self.on_step = on_step
+        self.bar = bar
         self.lrs = ramp.lrs()
         self.losses: list[float] = []
         self.end: End | None = None
@@ -47,8 +101,10 @@ class RisingRate(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """The loss is the mean over all processes, so all of them end together."""
         del logger
-        self.losses.append(float(state.total_loss_dict["loss/train/total"]))
-        self.on_step(float(self.lrs[len(self.losses) - 1]), self.losses[-1])
+        rate, loss = self.lrs[len(self.losses)], float(state.total_loss_dict["loss/train/total"])
+        self.losses.append(loss)
+        self.bar.set_postfix_str(f"lr {rate:.2g}, loss {loss:.3g}", refresh=False)
+        self.bar.update()
         self.end = end_of(self.losses, self.ramp)
         if self.end is not None:
             state.stop_training()
@@ -64,18 +120,18 @@ def same_randomness() -> Iterator[None]:
         reproducibility.load_rng_state(before)
 
 
-def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, on_step: OnStep) -> Curve:
+def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]) -> Curve:
     """Train a fresh model with a rising rate, and throw it away.
 
-    Nothing outside is touched: the model and the optimizer are its own, the generators are as before, no file is
-    written. Two tests with one config give the same bits.
+    Nothing outside changes: the model and the optimizer are its own, the generators are as before, no file is written.
+    Two tests with one config give the same bits.
 
     Args:
-        config: From `trial_config`; its seed is the test's, its `max_duration` is not used.
+        config: From `trial_config`; its `max_duration` is not used.
         train: Training images.
-        val: Evaluation images; they are not looked at.
+        val: Evaluation images, which the Trainer needs and the test does not.
         ramp: How the rate rises.
-        on_step: Called after each step with its rate and its loss.
+        bar: Advances by one each step.
 
     Raises:
         InputError: A technique does not accept its values.
@@ -85,11 +141,11 @@ def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, on_
     epochs = -(-ramp.steps // -(-len(train) // images))
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
     sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
-    rising = RisingRate(ramp, on_step)
+    rising = RisingRate(ramp, bar)
     with same_randomness():
         try:
             algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(epochs)), epochs)
-        except ValueError as error:  # Composer's own checks of what stands under `composer:`
+        except ValueError as error:  # Composer's own checks of the values under `composer:`
             raise InputError(*str(error).strip().splitlines()) from None
         trainer = build_trainer(
             config,
@@ -107,3 +163,31 @@ def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, on_
             trainer.close()
     assert rising.end is not None
     return curve_of(rising.losses, ramp, config.seed, rising.end)
+
+
+def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
+    """Run the test with so many seeds, from the config's on.
+
+    Raises:
+        InputError: The config or the data cannot be used; nothing was trained.
+        DataError: Likewise.
+    """
+    warnings.filterwarnings("ignore", message="No batches were trained")
+    start_processes(trial)
+    world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
+    train, val = require_ready(trial, world_size, lambda: open_data(trial))
+    data = trial.data
+    bring(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=dist.get_local_rank() == 0)
+    curves: list[Curve] = []
+    bar: tqdm[NoReturn]
+    with tqdm(total=runs * ramp.steps, unit="step", disable=None if leader else True) as bar:
+        for number in range(runs):
+            bar.set_description(f"run {number + 1}/{runs}")
+            seeded = trial.model_copy(update={"seed": (trial.seed + number) % 2**32})
+            curve = range_test(seeded, train=train, val=val, ramp=ramp, bar=bar)
+            curves.append(curve)
+            bar.update((number + 1) * ramp.steps - bar.n)
+            if leader:
+                reached = f"{len(curve.lrs)} steps up to {curve.lrs[-1]:.3g}, {ENDS[curve.end]}"
+                bar.write(f"run {number + 1}, seed {curve.seed}: {reached}", file=sys.stderr)
+    return curves

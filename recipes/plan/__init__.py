@@ -1,1 +1,1 @@
-"""What a run will be, take and cost, told before anyone pays: `python -m recipes.plan YAML [key=value ...]`."""
+"""`python -m recipes.plan`: what a run takes and costs, before it starts."""

@@ -1,4 +1,4 @@
-"""`python -m recipes.plan YAML [key=value ...]`: what a run will be, take and cost."""
+"""`python -m recipes.plan YAML [key=value ...]`: a run's stages, compute, time, price and memory before it starts."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from data.open import open_split_pair
 from data.remote import is_remote
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.json_text import to_json
 from recipes.load import load_config
-from recipes.plan.compute import Stage, by_area, plan_stages
-from recipes.plan.plan import Images, Plan, as_json, make_plan
-from recipes.plan.tables import PRICES, THROUGHPUT, MachineConfig, PricesConfig, ThroughputConfig, read_table
-from recipes.plan.text import render
-from recipes.plan.throughput import Throughput, measured, published, told
-from recipes.watch.files import replace_text
+from recipes.plan.compute import Images, Inputs, Plan, Stage, as_json, by_flops, device_memory, make_plan, schedule_of
+from recipes.plan.throughput import PRICES, REFERENCE_SIZE, PricesConfig, Throughput, measured, published, read_table
+from recipes.stages import epoch_plan
 
-IMAGENET = Images(1_281_167, 50_000, "ImageNet-1K's, since {} is not here")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from recipes.output import Table
+
+    Content = dict[str, list[str | Table]]
+    """Lines and tables by the title of their section."""
+
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
   %(prog)s yamls/p3.yaml max_duration=16ep \\
@@ -35,32 +40,40 @@ EXAMPLES = """examples:
   %(prog)s yamls/g5.yaml --images-per-second 3000
   %(prog)s yamls/p3.yaml --measured runs/p3-trial
 
-Prices stand in recipes/plan/prices.yaml, published throughput in
-recipes/plan/throughput.yaml, each with its source."""
+Prices are read from recipes/plan/prices.yaml, published throughput from
+recipes/plan/throughput.yaml. Each entry names its source."""
+SHOWN = 8
+"""Stages that are shown one by one; with more, short neighbours share a row."""
+POINTS = 2_000
+"""Points of a curve in the chart, at most."""
 
 
-def parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line.
 
     Raises:
-        InputError: The arguments make no sense.
+        InputError: The arguments are wrong.
     """
-    parser = command_parser("plan", "Tell a run's stages, compute, time and price before anyone pays.", EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
-    parser.add_argument("--machine", metavar="NAME", help="one of the price list (default: the YAML's `# Hardware:`)")
+    parser = command_parser("plan", "Show a run's stages, compute, time and price before it starts.", EXAMPLES)
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
+    parser.add_argument("--machine", metavar="NAME", help="from the price list (default: the YAML's `# Hardware:`)")
     parser.add_argument("--prices", type=Path, default=PRICES, metavar="FILE", help="the price list")
     parser.add_argument("--devices", type=int, metavar="N", help="processes (default: the machine's devices)")
     parser.add_argument(
-        "--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="how many (default: those at data.path)"
+        "--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="number of images (default: those at data.path)"
     )
     parser.add_argument(
         "--measured",
         type=Path,
         metavar="RUN",
-        help="take the throughput of this run's folder (default: runs_folder/run_name, if that has been measured)",
+        help="use the throughput measured in this run's folder (default: runs_folder/run_name, if it has any)",
     )
-    parser.add_argument("--images-per-second", type=float, metavar="N", help="of plain training at 224 px, all devices")
-    parser.add_argument("--memory", action="store_true", help="build the network: memory, and FLOPs instead of area")
+    parser.add_argument(
+        "--images-per-second", type=float, metavar="N", help="of plain training at 224 px, over all devices"
+    )
+    parser.add_argument(
+        "--memory", action="store_true", help="build the network: show memory, count FLOPs instead of area"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, and write no files")
     parser.add_argument(
         "--out", type=Path, metavar="FOLDER", help="for plan.html and schedule.png (default: runs_folder/run_name/plan)"
@@ -73,147 +86,301 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if given.images is not None and min(given.images) < 1:
         parser.error(f"argument --images: got {given.images[0]} {given.images[1]}; allowed: at least 1 each")
     if given.images_per_second is not None and given.measured is not None:
-        parser.error("--images-per-second and --measured are two answers to one question; give one")
+        parser.error("--images-per-second and --measured both set the throughput; give only one")
     return given
-
-
-def find_machine(
-    given: str | None, hardware: str, prices: PricesConfig, path: Path
-) -> tuple[str | None, MachineConfig | None]:
-    """The machine that is named on the command line, or in the recipe's comment.
-
-    Raises:
-        InputError: The price list has no such machine.
-    """
-    if given is not None and given not in prices.machines:
-        raise InputError(f"--machine: {given!r} is not in {path}; allowed: {', '.join(prices.machines)}")
-    words = set(re.findall(r"[\w.-]+", hardware))
-    name = given or next((name for name in prices.machines if name in words), None)
-    return name, prices.machines[name] if name else None
-
-
-def device_of(hardware: str, machine: MachineConfig | None) -> tuple[str, int]:
-    """Kind and number of devices: the machine's, else those of `8x A100` in the recipe's comment, else one."""
-    if machine is not None:
-        return machine.device, machine.devices
-    found = re.search(r"(\d+)x (\S+)", hardware)
-    return (found[2], int(found[1])) if found else (hardware, 1)
 
 
 def count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images, int]:
     """The images of the dataset, and its classes; ImageNet-1K's where it is not on this machine.
 
     Raises:
-        DataError: The dataset is here, and cannot be used.
+        DataError: The dataset is on this machine and cannot be used.
     """
-    path, most = config.data.path, config.data.train_samples
+    path, limit = config.data.path, config.data.train_samples
+    classes = 1000
     if given is not None:
-        images, classes = Images(given[0], given[1], "given: --images"), 1000
+        images = Images(given[0], given[1], "given: --images")
     elif is_remote(path) or not Path(path).exists():
-        images, classes = IMAGENET._replace(source=IMAGENET.source.format(path)), 1000
+        images = Images(1_281_167, 50_000, f"ImageNet-1K; {path} is not on this machine")
     else:
+        from data.open import open_split_pair  # imports OpenCV, which only a dataset needs
+
         train, val = open_split_pair(path, config.data.cache_folder)
         images, classes = Images(len(train), len(val), f"counted in {path}"), len(train.classes)
-    if most is not None and most < images.train:
-        images = images._replace(train=most, source="data.train_samples")
+    if limit is not None and limit < images.train:
+        images = images._replace(train=limit, source="data.train_samples")
     return images, config.model.num_classes or classes
 
 
-def find_throughput(
-    given: argparse.Namespace, config: RunConfig, device: str, devices: int, table: ThroughputConfig
-) -> Throughput | None:
-    """What is known best: told, measured by the run that is named or by this one, published.
+def find_throughput(given: argparse.Namespace, config: RunConfig, device: str, devices: int) -> Throughput | None:
+    """Given, else measured by the run that is named or by this one, else published; None: unknown.
 
     Raises:
-        InputError: The run that is named holds no figures.
+        InputError: The run that is named has no measurements.
     """
     if given.images_per_second is not None:
-        return told(given.images_per_second)
+        return Throughput({REFERENCE_SIZE: given.images_per_second}, "given: --images-per-second")
     if given.measured is not None:
         return measured(given.measured)
-    own = Path(config.runs_folder) / config.run_name
-    if (own / "metrics.jsonl").is_file():
-        try:
-            return measured(own)
-        except InputError:
-            pass  # it has hardly begun
-    return published(config, device, devices, table)
+    try:
+        return measured(Path(config.runs_folder) / config.run_name)
+    except InputError:
+        return published(config, device, devices)
 
 
-def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
-    """The plan of a command line.
+def gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs, int]:
+    """What the plan is made from, and the dataset's classes.
 
     Raises:
-        InputError: Something named does not exist or does not go together.
-        DataError: The dataset is here, and cannot be used.
+        InputError: Something that is named does not exist.
+        DataError: The dataset is on this machine and cannot be used.
     """
-    prices, table = read_table(given.prices, PricesConfig), read_table(THROUGHPUT, ThroughputConfig)
-    hardware = hardware_of(given.yaml)
-    name, machine = find_machine(given.machine, hardware, prices, given.prices)
-    device, devices = device_of(hardware, machine)
+    prices, hardware = read_table(given.prices, PricesConfig), hardware_of(given.yaml)
+    if given.machine is not None and given.machine not in prices.machines:
+        allowed = ", ".join(prices.machines)
+        raise InputError(f"--machine: {given.machine!r} is not in {given.prices}; allowed: {allowed}")
+    words = re.findall(r"[\w.-]+", hardware)
+    name = given.machine or next((name for name in prices.machines if name in words), None)
+    if name is not None:
+        device, devices = prices.machines[name].device, prices.machines[name].devices
+    else:
+        found = re.search(r"(\d+)x (\S+)", hardware)  # such as `8x A100`
+        device, devices = (found[2], int(found[1])) if found else (hardware, 1)
     if given.machine is not None:
         hardware = f"{devices}x {device} ({name})"
     devices = given.devices or devices
     images, classes = count_images(config, given.images)
-    work: Callable[[int], float] = by_area
-    work_name, memory = "area", dict[Stage, float]()
-    if given.memory:
-        if sys.stderr.isatty():
-            print("loading torch and Composer, building the network ...", file=sys.stderr)
-        from recipes.plan.network import memory_gb, work_of
-        from recipes.preflight import planned_network
-
-        network = planned_network(config, classes)
-        memory = memory_gb(network, config, plan_stages(config, images.train, devices), devices)
-        work, work_name = work_of(network), "FLOPs"
-    return make_plan(
-        config,
-        images=images,
-        hardware=hardware,
-        machine_name=name,
-        machine=machine,
-        machines=tuple(prices.machines),
-        devices=devices,
-        throughput=find_throughput(given, config, device, devices, table),
-        work=work,
-        work_name=work_name,
-        memory_gb=memory,
-    )
+    throughput = find_throughput(given, config, device, devices)
+    return Inputs(config, images, devices, hardware, prices, name, throughput), classes
 
 
-def write(plan: Plan, config: RunConfig, folder: Path) -> None:
-    """Leave plan.html and schedule.png in a folder.
+def describe(plan: Plan, inputs: Inputs) -> Content:
+    """The plan as text, in at most 80 columns."""
+    from recipes.output import Table  # with matplotlib, which --json does not need
+
+    def table(rows: Sequence[Sequence[str]], *headers: str) -> Table:
+        return Table(headers, rows, range(1, len(headers)))
+
+    stages, times, memory = [], [], []
+    vcpus = inputs.machine.vcpus if inputs.machine else None
+    for row in group_rows(plan.stages):
+        first, last, hours = row[0], row[-1], sum(stage.hours or 0.0 for stage in row)
+        own = inputs.config.optimizer.momentum  # of a schedule that leaves it unchanged
+        lrs = [number(rate.lr) for rate in (first.first, last.last)]
+        momenta = [f"{own if rate.momentum is None else rate.momentum:.3g}" for rate in (first.first, last.last)]
+        epochs = span(first.first_epoch + 1, last.first_epoch + last.epochs)
+        sizes, loader = span(*(stage.size for stage in row)), span(*(stage.loader_size for stage in row))
+        counts = (first.global_batch_size, sum(stage.steps for stage in row))
+        changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
+        compute = f"{sum(stage.epochs_at_224px for stage in row):.4g}"
+        stages.append((epochs, sizes, *(f"{count:,}" for count in counts), *changes, compute))
+        if hours:
+            rate = sum((stage.images_per_second or 0.0) * (stage.hours or 0.0) for stage in row) / hours
+            rates = (rate, rate / plan.devices, rate / vcpus if vcpus else None)
+            needed = ("-" if value is None else f"{value:,.0f}" for value in rates)
+            times.append((epochs, sizes, loader, *needed, duration(hours)))
+        available = "-" if plan.device_memory_gb is None else f"{plan.device_memory_gb:.1f}"
+        memory.append((epochs, sizes, f"{max(stage.memory_gb or 0.0 for stage in row):.1f}", available))
+    totals = {"evaluation": plan.evaluation_hours, "checkpoints": plan.checkpoint_hours, "all": plan.hours}
+    times += [(name, "", "", "", "", "", duration(hours)) for name, hours in totals.items() if hours is not None]
+    no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
+    stage_table = table(stages, "epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
+    time_table = table(times, "epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
+    memory_table = table(memory, "epochs", "px", "GB per device", "GB it has")
+    return {
+        "Schedule": [stage_table],
+        "Compute": [*describe_compute(plan)],
+        "Time and loader": [*([time_table] if plan.throughput else []), *describe_throughput(plan)],
+        "Price": [*describe_price(plan, inputs)],
+        "Memory": [no_memory if plan.stages[0].memory_gb is None else memory_table],
+    }
+
+
+def describe_run(plan: Plan) -> list[str]:
+    """What is planned, on which hardware."""
+    hardware = "any hardware" if plan.hardware == "any" else plan.hardware
+    return [
+        f"{plan.run_name}: {plan.epochs} epochs of {plan.images.train:,} images ({plan.images.source})",
+        f"on {hardware}, {plan.devices} process{'es' if plan.devices > 1 else ''}",
+        *([f"note: {plan.machine_note}"] if plan.machine_note else []),
+    ]
+
+
+def describe_compute(plan: Plan) -> list[str]:
+    """The highest learning rate, the compute and what is saved."""
+    saved = f"{share(plan.saving_against_224px)} than {plan.epochs} plain epochs at 224 px"
+    if plan.train_size != REFERENCE_SIZE:
+        saved += f", {share(plan.saving_against_train_size)} than at {plan.train_size} px"
+    if plan.saving_against_224px != plan.saving_by_size_alone:
+        saved += f"; by the sizes alone {share(plan.saving_by_size_alone)} than at 224 px"
+    evaluation = plan.evaluation
+    return [
+        f"highest learning rate: {number(plan.peak_lr)}, in epoch {plan.peak_epoch + 1}, "
+        f"at momentum {plan.peak_momentum:.3g}",
+        f"compute: {plan.epochs_at_224px:.4g} epochs at 224 px (scaled by {plan.compute_scaled_by}), {saved}",
+        f"evaluation, not included: {evaluation.times} times at {' and '.join(map(str, evaluation.sizes))} px, "
+        f"{evaluation.epochs_at_224px:.3g} epochs at 224 px",
+    ]
+
+
+def describe_throughput(plan: Plan) -> list[str]:
+    """The sources of the throughput and what is not included; or what to do where it is unknown."""
+    throughput = plan.throughput
+    if throughput is None:
+        return [
+            "no throughput: none is published for this model, hardware and precision, and no run was measured",
+            "use --measured RUN with a run of yours, or --images-per-second N with a value you know",
+        ]
+    known = ", ".join(map(str, throughput.images_per_second_by_size))
+    missing = ["start-up", "interruptions"]
+    if throughput.checkpoint_seconds is None:
+        missing.append("waiting for checkpoints")
+    if not throughput.whole_step:
+        missing.append("waiting for a loader that is slower than the devices")
+    return [
+        f"images/s {throughput.source} (at {known} px; other sizes scaled by {plan.compute_scaled_by})",
+        *(f"x {factor.factor:.3g} for {factor.name}: {factor.source}" for factor in throughput.factors),
+        f"not included: {', '.join(missing)}; in the price, storage and transfer",
+    ]
+
+
+def describe_price(plan: Plan, inputs: Inputs) -> list[str]:
+    """The price of the run, or of an hour where the hours are unknown; each with its date and source."""
+    if inputs.machine is None:
+        return [f"no price: no machine is given; choose one with --machine NAME: {', '.join(inputs.prices.machines)}"]
+    lines = []
+    for kind, price in (("on demand", inputs.machine.on_demand), ("spot", inputs.machine.spot)):
+        if price is None:
+            lines.append(f"{kind}: no price")
+            continue
+        total = next((f"{cost.dollars:,.2f} dollars at " for cost in plan.costs if cost.kind == kind), "")
+        varies = "; varies by the hour" if kind == "spot" and total else ""
+        where = f"{price.region}, {price.date}{varies}; {price.source}"
+        lines.append(f"{kind}: {total}{price.usd_per_hour:g} $/h ({where})")
+    return lines
+
+
+def group_rows(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """A row for each stage; of many, short neighbours that differ in size alone share one."""
+    total = sum(stage.epochs for stage in stages)
+
+    def key(index: int) -> object:
+        stage = stages[index]
+        short = len(stages) > SHOWN and 8 * stage.epochs < total
+        return (stage.global_batch_size, stage.crop) if short else index
+
+    return [[stages[index] for index in row] for _, row in groupby(range(len(stages)), key)]
+
+
+def span(*values: int) -> str:
+    """`224`, or `128-160`."""
+    return "-".join(map(str, dict.fromkeys((min(values), max(values)))))
+
+
+def number(value: float) -> str:
+    """A learning rate in three digits."""
+    return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
+
+
+def share(value: float) -> str:
+    """`3.9 % less` or `2.0 % more`."""
+    return f"{abs(100 * value):.1f} % {'less' if value >= 0 else 'more'}"
+
+
+def duration(hours: float) -> str:
+    """`5 h 03 min`, `12 min` or `30 s`."""
+    if round(hours * 3600) < 120:
+        return f"{hours * 3600:.3g} s"
+    minutes = round(hours * 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def print_plan(plan: Plan, content: Content) -> None:
+    """Print to the terminal."""
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    console.print(*describe_run(plan), sep="\n")
+    for blocks in content.values():
+        console.print()
+        for block in blocks:
+            console.print(block if isinstance(block, str) else block.terminal(console.width))
+
+
+def draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
+    """Draw image size, batch size, learning rate and momentum over the epochs into an empty figure."""
+    from recipes.output import COLORS
+
+    config, stages = inputs.config, plan.stages
+    steps, rate_at = schedule_of(config, epoch_plan(config, inputs.devices), plan.images.train)
+    stride = max(1, sum(steps) // POINTS)
+    points = [(e, batch) for e, count in enumerate(steps) for batch in sorted({*range(0, count, stride), count - 1})]
+    epochs = [epoch + batch / steps[epoch] for epoch, batch in points]
+    rates = [rate_at(epoch, batch) for epoch, batch in points]
+    momenta = [config.optimizer.momentum if rate.momentum is None else rate.momentum for rate in rates]
+    edges = [*(stage.first_epoch for stage in stages), config.epochs]
+    batches = [stage.global_batch_size for stage in stages]
+    line: dict[str, Any] = {"baseline": None, "linewidth": 1.8, "zorder": 3}
+    size_axes, batch_axes, lr_axes, momentum_axes = figure.subplots(4, 1, sharex=True)
+    size_axes.stairs([stage.size for stage in stages], edges, **line, color=COLORS[0], label="network")
+    if any(stage.size != stage.loader_size for stage in stages):
+        loader = [stage.loader_size for stage in stages]
+        size_axes.stairs(loader, edges, **line, color=COLORS[1], linestyle="--", label="loader")
+        size_axes.legend(loc="lower right")
+    batch_axes.stairs(batches, edges, **line, color=COLORS[0])
+    lr_axes.plot(epochs, [rate.lr for rate in rates], color=COLORS[0])
+    momentum_axes.plot(epochs, momenta, color=COLORS[0])
+    size_axes.set(title=f"{config.run_name}: schedule", ylabel="image size (px)")
+    batch_axes.set(ylabel="batch (images)", ylim=(0, 1.15 * max(batches)))
+    lr_axes.set(ylabel="learning rate", ylim=(0, None))
+    momentum_axes.set(ylabel="momentum", xlabel="epoch", xlim=(0, config.epochs))
+    figure.align_ylabels()
+
+
+def write_page(plan: Plan, inputs: Inputs, content: Content, folder: Path) -> None:
+    """Write plan.html and schedule.png.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: They cannot be written.
     """
-    from recipes.page.chart import chart, save, svg
-    from recipes.plan.draw import draw
-    from recipes.plan.page import plan_page
+    from recipes.output import chart, render_page, save, svg
+    from recipes.watch.files import replace_text
 
-    with chart(9, 8) as figure:
-        draw(figure, config, [part.stage for part in plan.stages], plan.images.train, plan.devices)
+    with chart(9, 8) as drawn:
+        draw_schedule(drawn, plan, inputs)
+        image, title, subtitle = (
+            svg(drawn, "the run's schedule"),
+            f"Plan: {plan.run_name}",
+            "; ".join(describe_run(plan)),
+        )
+        page = render_page("plan/plan.html.jinja", title, subtitle, content=content, chart=image)
         try:
-            save(figure, folder / "schedule.png")
-            replace_text(folder / "plan.html", plan_page(plan, svg(figure, "the run's schedule")))
+            save(drawn, folder / "schedule.png")
+            replace_text(folder / "plan.html", page)
         except OSError as error:
             raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the plan, then leave its page; returns the exit status."""
-    given = parse(argv)
+    """Print the plan, then write its page; returns the exit status."""
+    given = parse_arguments(argv)
     config = load_config(given.yaml, given.overrides)
-    plan = plan_of(given, config)
+    inputs, classes = gather_inputs(given, config)
+    if given.memory:
+        if sys.stderr.isatty():
+            print("loading torch and Composer, building the network ...", file=sys.stderr)
+        from recipes.preflight import planned_network
+
+        network = planned_network(config, classes)
+        plan = make_plan(inputs, by_flops(network), device_memory(network, config, inputs.devices))
+    else:
+        plan = make_plan(inputs)
     if given.json:
         print(to_json(as_json(plan), indent=2))
         return 0
-    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
-    for part in render(plan):
-        console.print(part)
-    sys.stdout.flush()  # the picture takes a second more
+    content = describe(plan, inputs)
+    print_plan(plan, content)
+    sys.stdout.flush()  # the chart takes another second
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
-    write(plan, config, folder)
+    write_page(plan, inputs, content, folder)
     print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 

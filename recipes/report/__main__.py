@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     given = parser.parse_args(argv)
     # Only now: --help needs no charts.
-    from recipes.report.write import REPORT, write_report
+    from recipes.report.page import REPORT, write_report
 
     folders = list(dict.fromkeys(given.runs))
     output = given.output or (folders[0] / REPORT if len(folders) == 1 else Path(REPORT))

@@ -5,24 +5,33 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from recipes.ablate.__main__ import present
-from recipes.ablate.plan import conflicts, make_plan, state
-from recipes.ablate.results import Spread, pareto, seed_noise, summarise
-from recipes.ablate.runs import Outcome
-from recipes.ablate.story import story_of
-from recipes.ablate.tables import accuracy_table, cost_table, csv_text, effect_table, markdown, notes
-from recipes.ablate.variants import all_variants, choose, techniques
-from recipes.ablate.write import show, write
+from recipes.ablate.__main__ import Outcome, present
+from recipes.ablate.compare import (
+    Spread,
+    accuracy_table,
+    compare,
+    compare_runs,
+    cost_table,
+    csv_table,
+    effect_table,
+    notes,
+    pareto,
+    pooled_std,
+    show,
+    write,
+)
+from recipes.ablate.plan import choose_variants, conflicts, make_plan, state, techniques
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.read_run import ReadRun
 from recipes.resolved import resolved
-from tests.recipes.test_read_run import leave
+from recipes.results import Results
+from tests.recipes.test_results import leave
 from tests.support import ROOT
 
 DEMO, P3 = ROOT / "yamls" / "demo.yaml", ROOT / "yamls" / "p3.yaml"
@@ -68,10 +77,10 @@ def test_a_technique_that_is_off_on_the_command_line_occurs_nowhere(tmp_path):
 
 
 def test_one_technique_makes_two_variants_and_its_effect_is_both_alone_and_in_the_recipe():
-    assert [variant.name for variant in all_variants(["ema"])] == ["recipe", "baseline"]
-    variants = all_variants(["ema"])
+    assert [variant.name for variant in choose_variants(["ema"])] == ["recipe", "baseline"]
+    variants = choose_variants(["ema"])
     runs = {variants[0]: {0: ran(0.9, 12.0)}, variants[1]: {0: ran(0.8, 10.0)}}
-    (effect,) = summarise(variants, runs, {}, seeds=1, sizes=(32,), size=32, target=None).effects
+    (effect,) = compare_runs(variants, runs, {}, 1, (32,), 32, None).effects
     assert effect.alone == effect.in_recipe
     assert effect.alone.top1.mean == pytest.approx(0.1)
     assert effect.alone.seconds_ratio == pytest.approx(1.2)
@@ -89,15 +98,15 @@ def test_one_technique_makes_two_variants_and_its_effect_is_both_alone_and_in_th
     ],
 )
 def test_a_choice_brings_what_it_is_compared_with(words, names):
-    assert [variant.name for variant in choose(all_variants(["a", "b", "c"]), words)] == names
+    assert [variant.name for variant in choose_variants(["a", "b", "c"], words)] == names
 
 
 def test_of_two_techniques_one_without_the_other_is_there_once():
-    variants = all_variants(["a", "b"])
+    variants = choose_variants(["a", "b"])
     assert [variant.name for variant in variants] == ["recipe", "without-a", "without-b", "baseline"]
-    assert [variant.on for variant in choose(variants, ["with-a"])] == [("a",), ()]
-    assert choose(variants, ["a"]) == variants
-    assert [variant.name for variant in choose(all_variants(["a"]), ["a"])] == ["recipe", "baseline"]
+    assert [variant.on for variant in choose_variants(["a", "b"], ["with-a"])] == [("a",), ()]
+    assert choose_variants(["a", "b"], ["a"]) == variants
+    assert [variant.name for variant in choose_variants(["a"], ["a"])] == ["recipe", "baseline"]
 
 
 def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
@@ -110,10 +119,8 @@ def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
         "eval_by_size": {str(size): {"top1": top1}, "16": {"top1": top1 / 2}},
         "versions": {"device": device},
     }
-    figures = [
-        {"batch": 1, "epoch": epoch, "wall_seconds": wall, f"eval/{size}/top1": value} for epoch, wall, value in curve
-    ]
-    return ReadRun(None, summary, tuple(figures))
+    names = ("epoch", "wall_seconds", f"eval/{size}/top1")
+    return Results(None, summary, dict(zip(names, np.array(curve, float).reshape(-1, 3).T, strict=True)), ())
 
 
 def brute_front(points):
@@ -128,7 +135,8 @@ COORDINATE = st.integers(0, 6).map(float) | st.floats(0, 10)
 
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), max_size=12))
 def test_the_front_is_what_no_other_point_beats(points):
-    assert pareto(points) == brute_front(points)
+    on = pareto(dict(enumerate(points)))
+    assert [place in on for place in range(len(points))] == brute_front(points)
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=5))
@@ -136,7 +144,7 @@ def test_seed_noise_pools_the_squares_about_each_mean(groups):
     squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
     freedom = sum(len(group) - 1 for group in groups)
     expected = None if not freedom else pytest.approx((squares / freedom) ** 0.5, abs=1e-12)
-    assert seed_noise(groups) == expected
+    assert pooled_std([Spread.of(group) for group in groups]) == expected
 
 
 def test_a_spread_of_one_value_has_no_deviation():
@@ -148,7 +156,7 @@ def test_a_spread_of_one_value_has_no_deviation():
 @pytest.fixture
 def results():
     """Of a recipe with a, b and c over two seeds: one run without a failed, and some were not reached."""
-    variants = all_variants(["a", "b", "c"])
+    variants = choose_variants(["a", "b", "c"])
     recipe, without_a, without_b, _, baseline, with_a, _, _ = variants
     runs = {
         recipe: {0: ran(0.90, 20.0, [(1, 10, 0.5), (2, 20, 0.90)]), 1: ran(0.92, 22.0, [(1, 11, 0.6), (2, 22, 0.92)])},
@@ -157,7 +165,7 @@ def results():
         baseline: {0: ran(0.70, 10.0, [(1, 5, 0.4), (2, 10, 0.7)]), 1: ran(0.74, 10.0, [(1, 5, 0.4), (2, 10, 0.74)])},
         with_a: {0: ran(0.71, 12.0), 1: ran(0.79, 12.0)},
     }
-    return summarise(variants, runs, {without_a: 1}, seeds=2, sizes=(16, 32), size=32, target=None)
+    return compare_runs(variants, runs, {without_a: 1}, 2, (16, 32), 32, None)
 
 
 def test_every_figure_is_compared_with_the_baseline(results):
@@ -166,21 +174,21 @@ def test_every_figure_is_compared_with_the_baseline(results):
     assert row["recipe"].top1[32].mean == pytest.approx(0.91)
     assert row["recipe"].top1[16].mean == pytest.approx(0.455)
     # The mean curve goes from 55 % after 10.5 s to 91 % after 21 s.
-    assert row["recipe"].reached == pytest.approx((1 + 17 / 36, 10.5 + 10.5 * 17 / 36), abs=1e-6)
+    assert row["recipe"].reached == pytest.approx((1 + 17 / 36, 10.5 + 10.5 * 17 / 36, 0.72), abs=1e-6)
     # By default the target is where the baseline's mean curve ends.
-    assert row["baseline"].reached == pytest.approx((2, 10), abs=1e-6)
+    assert row["baseline"].reached == pytest.approx((2, 10, 0.72), abs=1e-6)
     assert row["without-a"].reached is None
     assert (row["without-a"].failed, row["without-a"].missing) == (1, 0)
     assert (row["with-b"].failed, row["with-b"].missing) == (0, 2)
     assert {name for name in row if row[name].on_front} == {"baseline", "with-a", "without-a", "recipe"}
-    cells = {cells[0]: cells for cells in cost_table(results).rows}
+    cells = {cells[0]: tuple(cells) for cells in cost_table(results).rows}
     assert cells["recipe"] == ("recipe", "21.0 s", "2.10x", "48", "0.48x", "15.5 s", "1.5", "1.55x")
     assert cells["with b"][1:] == ("-",) * 7
     assert cells["without a"][5:] == ("never", "-", "-")
     unreached = results._replace(target=None, rows=tuple(row._replace(reached=None) for row in results.rows))
     assert {cells[5] for cells in cost_table(unreached).rows} == {"-"}
     assert cells["without b"][5:] == ("-", "-", "-")
-    cells = {cells[0]: cells for cells in accuracy_table(results, [16, 32]).rows}
+    cells = {cells[0]: tuple(cells) for cells in accuracy_table(results, [16, 32]).rows}
     assert cells["recipe"] == ("recipe", "2", "45.50 ± 0.71", "91.00 ± 1.41", "+19.00", "*")
     assert cells["without a"] == ("without a", "1", "40.00", "80.00", "+8.00", "* 1 failed")
     assert cells["with b"] == ("with b", "0", "-", "-", "-", "2 not run")
@@ -199,29 +207,19 @@ def test_effects_are_paired_by_seed(results):
 
 
 def test_without_the_recipe_nothing_is_said_of_techniques_in_it():
-    variants = choose(all_variants(["a", "b", "c"]), ["with-a"])
+    variants = choose_variants(["a", "b", "c"], ["with-a"])
     runs = {variant: {0: ran(0.5 + 0.1 * len(variant.on), 10.0)} for variant in variants}
-    (effect,) = summarise(variants, runs, {}, seeds=1, sizes=(32,), size=32, target=0.9).effects
+    (effect,) = compare_runs(variants, runs, {}, 1, (32,), 32, 0.9).effects
     assert effect.alone.top1.mean == pytest.approx(0.1)
     assert effect.in_recipe is None
 
 
-def test_markdown_reads_back_cell_by_cell(results):
-    for table in (accuracy_table(results, [16, 32]), cost_table(results), effect_table(results)):
-        header, rule, *rows = [
-            tuple(cell.strip() for cell in line.strip("|").split(" | ")) for line in markdown(table).splitlines()
-        ]
-        assert header == table.headers
-        assert set(rule) == {"---", "---:"}
-        assert rows == [tuple(cell or "" for cell in row) for row in table.rows]
-
-
 def test_csv_reads_back_to_every_digit(results):
-    lines = list(csv.DictReader(io.StringIO(csv_text(results))))
+    lines = list(csv.DictReader(io.StringIO(csv_table(results))))
     assert [line["variant"] for line in lines] == [row.variant.name for row in results.rows]
     for line, row in zip(lines, results.rows, strict=True):
         assert line["techniques_on"].split() == list(row.variant.on)
-        assert (int(line["n"]), int(line["failed"])) == (len(row.seeds), row.failed)
+        assert (int(line["n"]), int(line["failed"])) == (row.n, row.failed)
         for key, value in (
             ("top1", row.top1[32].mean if row.top1 else None),
             ("top1_16px", row.top1[16].mean if row.top1 else None),
@@ -234,10 +232,10 @@ def test_csv_reads_back_to_every_digit(results):
 
 
 def test_notes_say_what_chance_alone_does():
-    variants = all_variants(["a"])
+    variants = choose_variants(["a"])
     runs = {variant: {0: ran(0.4, 10.0), 1: ran(0.6, 10.0)} for variant in variants}
-    found = summarise(variants, runs, {}, seeds=2, sizes=(32,), size=32, target=None)
-    text = " ".join(notes(found, [[0.4, 0.6], [0.4, 0.6]], 3))
+    found = compare_runs(variants, runs, {}, 2, (32,), 32, None)
+    text = " ".join(notes(found, 3))
     assert "standard deviation of 14.14 points" in text
     assert "standard error of 14.14 points" in text  # times the root of 2 / n, and n is 2
     assert "one every 3 epochs" in text
@@ -256,9 +254,9 @@ def outcomes(plan, **options):
 
 def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
     plan = planned(DEMO, f"runs_folder={tmp_path}", seeds=(0, 1))
-    story = story_of(plan, outcomes(plan), 36, None, ["ablate", "eval.sizes=[32, 36]"])
+    found = compare(plan, outcomes(plan), 36, None, "ablate 'eval.sizes=[32, 36]'")
     out = io.StringIO()
-    show(story, Console(file=out, width=80))
+    show(found, Console(file=out, width=80))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     [headers] = [line for line in lines if line.startswith("technique ")]
@@ -266,7 +264,7 @@ def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
     # One line per variant and table: nothing is folded.
     assert sum(line.startswith("without progressive_resizing ") for line in lines) == 2
     assert "boom | <b>" in out.getvalue()
-    files = {path.name: path for path in write(story, tmp_path)}
+    files = {path.name: path for path in write(found, tmp_path)}
     assert set(files) == {"table.md", "table.csv", "accuracy.png", "ablation.html"}
     assert files["accuracy.png"].read_bytes().startswith(b"\x89PNG")
     html = files["ablation.html"].read_text()
@@ -279,10 +277,10 @@ def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
 
 def test_results_can_be_told_where_no_run_finished(tmp_path):
     plan = planned(DEMO, f"runs_folder={tmp_path}", only=["ema"])
-    story = story_of(plan, [Outcome(run, None, "exit status 1: x") for run in plan.runs], 36, None, ["ablate"])
-    show(story, Console(file=io.StringIO(), width=80))
-    assert {path.name for path in write(story, tmp_path)} == {"table.md", "table.csv", "ablation.html"}
-    assert story.results.target is None
+    found = compare(plan, [Outcome(run, None, "exit status 1: x") for run in plan.runs], 36, None, "ablate")
+    show(found, Console(file=io.StringIO(), width=80))
+    assert {path.name for path in write(found, tmp_path)} == {"table.md", "table.csv", "ablation.html"}
+    assert found.target is None
 
 
 def test_an_ablation_without_a_finished_run_leaves_earlier_files_alone(tmp_path, capsys):
@@ -298,9 +296,9 @@ def test_runs_on_different_machines_are_told_apart(tmp_path):
     plan = planned(DEMO, f"runs_folder={tmp_path}")
     mixed = outcomes(plan)
     mixed[1].run.summary["versions"]["device"] = "1 x NVIDIA V100"
-    told = story_of(plan, mixed, 36, None, []).remarks
+    told = compare(plan, mixed, 36, None, "").remarks
     assert any("device: cpu (16 runs), 1 x NVIDIA V100 (1 runs)" in line for line in told)
-    assert not any("device" in line for line in story_of(plan, outcomes(plan), 36, None, []).remarks)
+    assert not any("device" in line for line in compare(plan, outcomes(plan), 36, None, "").remarks)
 
 
 def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):

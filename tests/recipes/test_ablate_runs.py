@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from recipes.ablate.__main__ import main
+from recipes.ablate.__main__ import locked, main
 from recipes.ablate.plan import make_plan, preflight
-from recipes.ablate.runs import epochs_done, locked
 from recipes.cli import run_command
 from recipes.errors import InputError
 from tests.support import ROOT
@@ -78,7 +77,7 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 75, output
-    assert "the same command goes on" in output.splitlines()[-1]
+    assert "run the same command again to resume" in output.splitlines()[-1]
     assert not summary(folder, first)["finished"]
     assert not (folder / second).exists()
     assert "2 of 2 runs are not finished" in output
@@ -142,14 +141,3 @@ def test_what_a_variant_cannot_do_is_found_before_any_run(recipe, tmp_path):
     assert "takes no images of 32 px" in small
     assert data.startswith("data.path: /nowhere") or data.startswith("/nowhere")
     assert not (tmp_path / "tiny-ablate").exists()
-
-
-def test_how_far_a_run_is_shows_in_the_last_whole_line(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    assert epochs_done(metrics) == 0
-    metrics.write_text(
-        '{"batch": 1, "epoch": 0.5}\n' * 2000 + '{"batch": 2, "epoch": 1.25}\nnull\n{"batch": 3, "epoch": 2'
-    )
-    assert epochs_done(metrics) == 1.25
-    metrics.write_text("")
-    assert epochs_done(metrics) == 0

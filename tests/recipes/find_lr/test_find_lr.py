@@ -19,7 +19,9 @@ import yaml
 
 from recipes.cli import run_command
 from recipes.find_lr import __main__ as command
-from recipes.find_lr.trial import pasted, peaks, present_lr, trial_config
+from recipes.find_lr.__main__ import HEADERS, peaks, present_lr, propose, rows
+from recipes.find_lr.range_test import trial_config
+from recipes.find_lr.suggest import METHODS, over_runs
 from recipes.load import load_config
 from recipes.stages import epoch_plan, peak_lr
 from tests.support import ROOT
@@ -100,6 +102,17 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
         assert lines in page
 
 
+def test_every_method_has_a_row_also_where_it_found_nothing():
+    rates = {"steepest": (0.01, None, 0.04), "minimum": (0.1, 0.1, 0.1)}
+    shown = rows({method: over_runs(method, per_run) for method, per_run in rates.items()})
+    assert [row[0].split(" (")[0] for row in shown] == list(METHODS)
+    assert all(len(row) == len(HEADERS) for row in shown)
+    by_name = {row[0]: row[1:] for row in shown}
+    assert by_name["steepest (2 of 3)"][:3] == ("0.02", "0.025", "0.025")
+    assert by_name["minimum"] == ("0.1", "0.1", "0.1", "x1.00", "0.1", "0.1")
+    assert set(by_name["sliding window"]) == {"-"}
+
+
 def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
     said = "still falling at the last rate, 0.01: higher ones may be better"
     status, out, _ = find_lr(
@@ -161,7 +174,7 @@ def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices)
     """At the tested batch it is the suggested rate, at others in proportion, by what training itself computes."""
     overrides = [f"optimizer.lr_batch_size={'null' if reference is None else reference}"]
     config = load_config(recipe, overrides)
-    line = pasted(config, 0.123, batch_size=8)
+    line = propose(config, 0.123, batch_size=8)
     assert line.lr_batch_size == (reference or 8)
     after = load_config(recipe, [*overrides, *line.overrides.split()])
     assert peak_lr(after, epoch_plan(after, devices)) == pytest.approx(0.123 * devices, rel=0.05)
@@ -172,7 +185,7 @@ def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices)
 
 def test_a_global_batch_has_one_rate_on_all_devices_that_divide_it(recipe):
     config = load_config(recipe, ["device_batch_size=null", "global_batch_size=4"])
-    found = peaks(config, pasted(config, 0.1, batch_size=4))
+    found = peaks(config, propose(config, 0.1, batch_size=4))
     assert [(peak.devices, peak.images, peak.lr) for peak in found] == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
 
 
@@ -200,9 +213,15 @@ def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
 
 
 def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkeypatch):
+<<<<<<< HEAD
     launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0"}
     for name, value in (launched | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
         monkeypatch.setenv(name, value)
+=======
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+>>>>>>> h-plan
     assert find_lr("--batch-size", "7")[::2] == (
         2,
         "--batch-size: 7 images do not divide by 2 processes; allowed: a multiple of 2\n",

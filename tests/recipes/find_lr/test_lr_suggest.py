@@ -1,20 +1,23 @@
-"""The suggestions against independent statements of what fastai and torch-lr-finder publish."""
+"""The curve, and the suggestions against independent statements of what fastai and torch-lr-finder publish."""
 
 import bisect
 import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from recipes.find_lr.curve import curve_of
 from recipes.find_lr.suggest import (
+    CHOSEN,
     FEWEST,
     METHODS,
-    choose,
+    Ramp,
+    curve_of,
+    end_of,
     lowest,
     over_runs,
+    smooth,
     steepest,
     still_falling,
     suggestions,
@@ -23,10 +26,79 @@ from recipes.find_lr.suggest import (
     valley,
     window,
 )
-from tests.recipes.find_lr.test_lr_curve import RAMP, measured, quadratic
+
+RAMP = Ramp(start_lr=1e-4, end_lr=10.0, steps=101, smoothing=0.9, divergence=4.0)
+ANY = st.lists(st.floats(0.01, 100), min_size=1, max_size=60)
+
+
+def test_the_ramp_has_equal_ratios_and_both_ends():
+    lrs = RAMP.lrs()
+    assert len(lrs) == 101
+    assert (lrs[0], lrs[-1]) == (pytest.approx(1e-4), pytest.approx(10.0))
+    np.testing.assert_allclose(lrs[1:] / lrs[:-1], 10 ** (5 / 100))
+
+
+@given(ANY, st.floats(0, 0.99))
+def test_the_average_is_the_weighted_mean_of_what_was_seen(losses, smoothing):
+    for index, value in enumerate(smooth(losses, smoothing)):
+        weights = [smoothing ** (index - k) for k in range(index + 1)]
+        mean = math.fsum(w * x for w, x in zip(weights, losses, strict=False)) / math.fsum(weights)
+        assert value == pytest.approx(mean, rel=1e-9)
+
+
+def measured(loss_of_step, ramp):
+    """The test of a toy whose `loss_of_step(lr)` gives the loss and then makes the step."""
+    losses, end = [], None
+    for lr in ramp.lrs():
+        losses.append(loss_of_step(lr))
+        end = end_of(losses, ramp)
+        if end is not None:
+            break
+    return curve_of(losses, ramp, 0, end)
+
+
+def quadratic(curvatures):
+    """Gradient descent on sum(c * w**2) / 2, which falls along every axis below the rate 2 / max(c)."""
+    curvatures = np.asarray(curvatures, dtype=float)
+    weights = np.ones_like(curvatures)
+
+    def loss_of_step(lr):
+        nonlocal weights
+        loss = float((curvatures * weights**2).sum() / 2)
+        weights = weights - lr * curvatures * weights
+        return loss
+
+    return loss_of_step
+
+
+@pytest.mark.parametrize("curvature", [0.7, 8.0, 150.0])
+def test_on_a_quadratic_the_raw_loss_is_lowest_where_the_rate_passes_2_over_the_curvature(curvature):
+    curve = measured(quadratic([curvature]), RAMP._replace(smoothing=0.0, start_lr=1e-4))
+    first_above = int(np.argmax(RAMP.lrs() > 2 / curvature))
+    assert curve.losses.argmin() == first_above
+    assert curve.end == "diverged"
+    assert len(curve.lrs) < first_above + 12
+
+
+def test_the_test_stops_at_the_first_step_whose_average_is_so_many_times_the_lowest():
+    curve = measured(quadratic([30.0, 1.0, 0.1]), RAMP)
+    assert curve.end == "diverged"
+    assert curve.smoothed[-1] > 4 * curve.smoothed.min()
+    assert all(curve.smoothed[:-1] <= 4 * np.minimum.accumulate(curve.smoothed)[:-1])
+    assert len(curve.lrs) == len(curve.losses) == len(curve.smoothed) < RAMP.steps
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_a_loss_that_is_no_number_ends_the_test(bad):
+    assert end_of([2.0, 1.0, bad], RAMP) == "not finite"
+
+
+@given(ANY, st.floats(1e-6, 1e6))
+def test_the_unit_of_the_loss_does_not_change_the_end(losses, unit):
+    assert end_of(losses, RAMP) == end_of([unit * loss for loss in losses], RAMP)
+
 
 LOSSES = st.lists(st.integers(1, 400).map(lambda n: n / 64), min_size=20, max_size=80).map(np.array)
-NAMES = [method.name for method in METHODS]
 
 
 def rates(losses):
@@ -58,7 +130,6 @@ def fastai_slide(lrs, losses, threshold):
     return answer, right - 15 >= 0
 
 
-@settings(deadline=None)
 @given(LOSSES)
 def test_valley_is_fastais(losses):
     lrs = rates(losses)
@@ -67,7 +138,6 @@ def test_valley_is_fastais(losses):
     assert valley(lrs, losses) == (lrs[max(expected, 0)] if falls else None)
 
 
-@settings(deadline=None)
 @given(LOSSES, st.floats(0.01, 100))
 def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height(losses, height):
     assume(losses.argmin() > 0)
@@ -79,7 +149,6 @@ def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height
     assert window(lrs, losses) == (lrs[index] if found else None)
 
 
-@settings(deadline=None)
 @given(LOSSES)
 def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     lrs = rates(losses)
@@ -87,7 +156,6 @@ def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     assert tenth(lrs, losses) == (lrs[lowest] / 10 if lowest else None)
 
 
-@settings(deadline=None)
 @given(LOSSES)
 def test_steepest_is_torch_lr_finders(losses):
     lrs = rates(losses)
@@ -98,7 +166,6 @@ def test_steepest_is_torch_lr_finders(losses):
     assert steepest(lrs, losses) == (lrs[slopes.argmin()] if slopes.min() < 0 else None)
 
 
-@settings(deadline=None)
 @given(st.floats(-4, 0), st.floats(0.2, 2), st.floats(0.1, 5))
 def test_steepest_is_within_a_step_of_fastais_on_a_smooth_descent(centre, width, height):
     lrs = np.geomspace(1e-5, 10, 100)
@@ -112,34 +179,30 @@ def test_steepest_is_within_a_step_of_fastais_on_a_smooth_descent(centre, width,
 # What must hold whatever the curve.
 
 
-@pytest.mark.parametrize("method", METHODS, ids=NAMES)
-@settings(deadline=None)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @given(losses=LOSSES, unit=st.integers(-12, 12).map(lambda n: 2.0**n))
 def test_the_unit_of_the_loss_does_not_matter(method, losses, unit):
     lrs = rates(losses)
-    assert method.suggest(lrs, losses) == method.suggest(lrs, losses * unit)
+    assert method(lrs, losses) == method(lrs, losses * unit)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=NAMES)
-@settings(deadline=None)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @given(losses=LOSSES, factor=st.floats(1e-3, 1e3))
 def test_other_rates_scale_the_suggestion(method, losses, factor):
     lrs = rates(losses)
     slopes = np.gradient(losses)
     assume(np.sum(np.isclose(slopes, slopes.min())) == 1)  # equal slopes may swap by rounding
-    before, after = method.suggest(lrs, losses), method.suggest(lrs * factor, losses)
+    before, after = method(lrs, losses), method(lrs * factor, losses)
     assert after == (None if before is None else pytest.approx(before * factor))
 
 
 @pytest.mark.parametrize("suggest", [valley, tenth, lowest])
-@settings(deadline=None)
 @given(losses=LOSSES)
 def test_those_that_compare_only_are_the_same_for_any_rising_function_of_the_loss(suggest, losses):
     lrs = rates(losses)
     assert suggest(lrs, losses) == suggest(lrs, np.log(losses)) == suggest(lrs, losses**3)
 
 
-@settings(deadline=None)
 @given(LOSSES, st.lists(st.sampled_from([math.nan, math.inf]), max_size=3), st.integers(0, 79))
 def test_what_is_no_number_is_never_looked_at(losses, bad, place):
     place = min(place, len(losses))
@@ -181,12 +244,11 @@ def test_the_first_tenth_and_the_last_five_points_are_left_out():
 def test_too_few_points_suggest_nothing(kept):
     losses = falling(100)[: 10 + kept + 5]
     short = curve_of(losses, RAMP._replace(steps=100), 0, "diverged")
-    assert suggestions([short], 100) == []
-    assert choose([]) is None
+    assert suggestions([short], 100) == {}
 
 
 def test_a_loss_that_only_rises_suggests_nothing():
-    assert suggestions([curve(np.linspace(2, 3, 100))], 100) == []
+    assert suggestions([curve(np.linspace(2, 3, 100))], 100) == {}
 
 
 def test_the_runs_are_put_together():
@@ -200,7 +262,6 @@ def test_the_runs_are_put_together():
     assert over_runs("valley", [0.3]).spread == 1.0
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=6))
 def test_the_means_lie_within_the_runs_and_in_their_order(per_run):
     found = over_runs("valley", per_run)
@@ -213,8 +274,8 @@ def test_the_means_lie_within_the_runs_and_in_their_order(per_run):
 def test_on_a_quadratic_the_published_suggestions_are_rates_that_converge(curvature):
     ramp = RAMP._replace(start_lr=1e-4 / curvature, end_lr=100 / curvature)
     found = suggestions([measured(quadratic([curvature, 0.3 * curvature, 0.1 * curvature]), ramp)], ramp.steps)
-    assert [suggestion.method for suggestion in found] == NAMES
-    assert all(1e-2 / curvature < suggestion.geometric_mean < 2 / curvature for suggestion in found[:4])
+    assert list(found) == list(METHODS)
+    assert all(1e-2 / curvature < found[name].geometric_mean < 2 / curvature for name in METHODS if name != CHOSEN)
 
 
 def noisy_quadratic(curvature, seed):
@@ -237,7 +298,8 @@ def noisy_quadratic(curvature, seed):
 def test_with_noisy_gradients_the_proposed_rate_is_near_the_border_of_divergence(curvature, steps):
     """Above 2 / curvature nothing converges, and it is the same on a longer ramp."""
     ramp = RAMP._replace(start_lr=1e-4 / curvature, end_lr=100 / curvature, steps=steps, smoothing=1 - 5 / steps)
-    proposed = choose(suggestions([measured(noisy_quadratic(curvature, seed), ramp) for seed in range(5)], steps))
+    curves = [measured(noisy_quadratic(curvature, seed), ramp) for seed in range(5)]
+    proposed = suggestions(curves, steps)[CHOSEN]
     assert 1.2 / curvature < proposed.geometric_mean < 2.2 / curvature
     assert proposed.spread < 1.3
 
@@ -245,8 +307,7 @@ def test_with_noisy_gradients_the_proposed_rate_is_near_the_border_of_divergence
 def test_the_one_that_is_proposed_is_the_rate_of_the_lowest_loss():
     found = suggestions([curve(falling(100)), curve(falling(100) * 2)], 100)
     lrs, kept = usable(curve(falling(100)).lrs, falling(100), 100)
-    assert choose(found).geometric_mean == pytest.approx(lrs[kept.argmin()])
-    assert choose([suggestion for suggestion in found if suggestion.method != "minimum"]) is None
+    assert found[CHOSEN].geometric_mean == pytest.approx(lrs[kept.argmin()])
 
 
 def test_a_ramp_that_ended_before_the_loss_turned_is_told():

@@ -3,20 +3,13 @@ import torch
 from composer.algorithms.progressive_resizing import resize_batch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchvision.models import resnet50
 
 from data.sampler import PositionSampler
 from recipes.load import load_config
 from recipes.optimizer import Schedule
-from recipes.plan.compute import (
-    by_area,
-    equivalents,
-    evaluation_equivalents,
-    evaluation_of,
-    network_size,
-    plan_stages,
-    saving,
-    schedule_of,
-)
+from recipes.plan.compute import Images, Inputs, by_area, by_flops, flops, make_plan, network_size, schedule_of
+from recipes.plan.throughput import PricesConfig
 from recipes.stages import epoch_plan, peak_lr, rate_function
 from tests.support import ROOT
 
@@ -24,13 +17,14 @@ IMAGENET = 1_281_167
 P3, MOSAIC = (ROOT / "yamls" / f"{name}.yaml" for name in ("p3", "mosaic-medium"))
 
 
-def stages_of(path, devices, *overrides):
+def plan_of(path, devices, *overrides, train=IMAGENET):
     config = load_config(path, overrides)
-    return config, plan_stages(config, IMAGENET, devices)
+    inputs = Inputs(config, Images(train, 50_000, "test"), devices, "any", PricesConfig(machines={}))
+    return config, make_plan(inputs)
 
 
 def test_the_recipes_stages_by_hand():
-    _, stages = stages_of(P3, 8)
+    stages = plan_of(P3, 8)[1].stages
     assert [(s.first_epoch, s.epochs, s.size, s.loader_size, s.global_batch_size, s.cost) for s in stages] == [
         (0, 10, 128, 128, 6144, 1.0),
         (10, 75, 224, 224, 2048, 1.0),
@@ -43,43 +37,37 @@ def test_the_recipes_stages_by_hand():
     assert stages[-1].last.lr == pytest.approx(2.0 / 25 / 1e4, rel=1e-3)
 
 
-def test_the_recipes_schedule_saves_a_few_percent():
-    _, stages = stages_of(P3, 8)
-    by_hand = (10 * (128 / 224) ** 2 + 75 + 5 * (288 / 224) ** 2) / 90
-    assert saving(stages, by_area) == pytest.approx(1 - by_hand)
-    assert saving(stages, by_area) == pytest.approx(0.0386, abs=1e-4)
-
-
 def test_mosaics_schedule_saves_two_thirds_by_size_and_gives_some_back_for_sam():
-    config, stages = stages_of(MOSAIC, 8)
+    config, plan = plan_of(MOSAIC, 8)
     sizes = [network_size(config, epoch, 176) for epoch in range(90)]
     # Progress counts whole epochs: half scale until epoch 36 of 90 and while it still rounds to 88, all of it from 72.
     assert sizes[:37] == [88] * 37
     assert sizes[37] == 92
     assert sizes[72:] == [176] * 18
     by_size = 1 - sum((size / 224) ** 2 for size in sizes) / 90
-    assert saving([stage._replace(cost=1.0) for stage in stages], by_area) == pytest.approx(by_size)
+    assert plan.saving_by_size_alone == pytest.approx(by_size)
     assert 0.66 < by_size < 0.68
     # Two passes in every tenth step.
-    assert saving(stages, by_area) == pytest.approx(1 - 1.1 * (1 - by_size))
-    assert saving(stages, by_area, 176) == pytest.approx(1 - 1.1 * sum((size / 176) ** 2 for size in sizes) / 90)
+    assert plan.saving_against_224px == pytest.approx(1 - 1.1 * (1 - by_size))
+    assert plan.saving_against_train_size == pytest.approx(1 - 1.1 * sum((size / 176) ** 2 for size in sizes) / 90)
 
 
-def test_a_plain_run_is_its_epochs_and_sam_doubles_it():
-    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off")
-    config, (stage,) = stages_of(P3, 8, *off, "max_duration=30ep")
-    assert equivalents(stage, by_area) == pytest.approx(30)
-    assert saving([stage], by_area) == pytest.approx(0)
-    _, (doubled,) = stages_of(P3, 8, *off, "max_duration=30ep", "algorithms.sam=on")
-    assert equivalents(doubled, by_area) == pytest.approx(60)
-    _, (again,) = stages_of(P3, 8, *off, "max_duration=30ep", "model.activation_checkpointing=true")
-    assert equivalents(again, by_area) == pytest.approx(40)
-    assert config.epochs == 30
+@pytest.mark.parametrize(
+    ("override", "compute"),
+    [("seed=1", 30), ("algorithms.sam=on", 60), ("model.activation_checkpointing=true", 40)],
+)
+def test_a_plain_run_is_its_epochs_and_second_passes_count(override, compute):
+    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off", "max_duration=30ep")
+    _, plan = plan_of(P3, 8, *off, override)
+    assert len(plan.stages) == 1
+    assert plan.epochs_at_224px == pytest.approx(compute)
+    assert plan.saving_against_224px == pytest.approx(1 - compute / 30)
+    assert plan.saving_by_size_alone == pytest.approx(0)
 
 
 def test_fixres_on_the_classifier_has_no_backward_pass():
-    _, stages = stages_of(P3, 8, "algorithms.fixres.train=classifier")
-    assert [stage.cost for stage in stages] == [1.0, 1.0, pytest.approx(1 / 3)]
+    _, plan = plan_of(P3, 8, "algorithms.fixres.train=classifier")
+    assert [stage.cost for stage in plan.stages] == [1.0, 1.0, pytest.approx(1 / 3)]
 
 
 @pytest.mark.parametrize("mode", ["resize", "crop"])
@@ -101,19 +89,20 @@ def test_rates_are_those_the_trainer_sets(path, devices):
     sampler = PositionSampler(samples, plan, 0, 0, devices)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
     callback = Schedule(rate_function(config.scheduler, peak_lr(config, plan)), batches)
-    told = schedule_of(config, plan, samples)
+    steps, rate_at = schedule_of(config, plan, samples)
+    assert steps == batches
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0, momentum=0.123)
 
     class State:
         optimizers = (optimizer,)
 
-    for stage in plan_stages(config, samples, devices):
+    for stage in plan_of(path, devices, train=samples)[1].stages:
         end = stage.first_epoch + stage.epochs - 1
         for epoch, batch, rate in ((stage.first_epoch, 0, stage.first), (end, batches[end] - 1, stage.last)):
             State.timestamp = type("Stamp", (), {"epoch": epoch, "batch_in_epoch": batch})
             callback.batch_start(State, None)
             (group,) = optimizer.param_groups
-            assert group["lr"] == rate.lr == told(epoch, batch).lr
+            assert group["lr"] == rate.lr == rate_at(epoch, batch).lr
             assert rate.momentum in (None, group["momentum"])
 
 
@@ -126,7 +115,7 @@ def test_rates_are_those_the_trainer_sets(path, devices):
 )
 def test_stages_cover_the_run_and_sum_to_its_compute(epochs, size, delay, finetune, where):
     keys = {"where": where, "initial_scale": 0.5, "delay_fraction": delay, "finetune_fraction": finetune}
-    config, stages = stages_of(
+    config, plan = plan_of(
         P3,
         8,
         f"max_duration={epochs}ep",
@@ -134,22 +123,28 @@ def test_stages_cover_the_run_and_sum_to_its_compute(epochs, size, delay, finetu
         "algorithms.fixres=off",
         *(f"algorithms.progressive_resizing.{key}={value}" for key, value in keys.items()),
     )
-    assert [stage.first_epoch for stage in stages] == [
-        sum(stage.epochs for stage in stages[:index]) for index in range(len(stages))
-    ]
+    stages, epochs_of = plan.stages, epoch_plan(config, 8)
+    assert [s.first_epoch for s in stages] == [sum(s.epochs for s in stages[:index]) for index in range(len(stages))]
     assert sum(stage.epochs for stage in stages) == epochs
-    batches = [-(-IMAGENET // entry.global_batch_size) for entry in epoch_plan(config, 8)]
-    assert sum(stage.steps for stage in stages) == sum(batches)
-    total = sum(equivalents(stage, by_area) for stage in stages)
-    each = [by_area(network_size(config, e, entry.size)) for e, entry in enumerate(epoch_plan(config, 8))]
-    assert total == pytest.approx(sum(each))
-    assert saving(stages, by_area, size) >= -1e-12, "small images cost no more than large ones"
+    assert sum(stage.steps for stage in stages) == sum(-(-IMAGENET // entry.global_batch_size) for entry in epochs_of)
+    each = [by_area(network_size(config, epoch, entry.size)) for epoch, entry in enumerate(epochs_of)]
+    assert plan.epochs_at_224px == pytest.approx(sum(each))
+    assert plan.saving_against_train_size >= -1e-12, "small images cost no more than large ones"
 
 
 @pytest.mark.parametrize(("epochs", "interval", "times"), [(90, 1, 90), (12, 3, 4), (10, 3, 4), (2, 5, 1)])
 def test_evaluations_by_hand(epochs, interval, times):
-    config = load_config(P3, [f"max_duration={epochs}ep", f"eval.interval={interval}", "eval.sizes=[224, 448]"])
-    evaluation = evaluation_of(config, 50_000)
-    assert evaluation == (times, (224, 448), 50_000)
+    overrides = (f"max_duration={epochs}ep", f"eval.interval={interval}", "eval.sizes=[224, 448]")
+    _, plan = plan_of(P3, 8, *overrides, train=100_000)
     # A forward pass is a third of a step; 448 px is four times 224 px.
-    assert evaluation_equivalents(evaluation, 100_000, by_area) == pytest.approx(times * 0.5 / 3 * (1 + 4))
+    assert plan.evaluation == (times, (224, 448), 50_000, pytest.approx(times * 0.5 / 3 * (1 + 4)))
+
+
+def test_flops_count_what_area_does_not():
+    with torch.device("meta"):
+        network = resnet50()
+    # 4.09 G multiply-adds (torchvision, models/resnet.py, ResNet50_Weights: _ops 4.089).
+    assert flops(network, 224) / 2 == pytest.approx(4.089e9, rel=0.01)
+    work = by_flops(network)
+    assert work(448) == pytest.approx(4, rel=0.01)
+    assert work(88) > 1.08 * (88 / 224) ** 2, "11 px of 5.5, 3 px of 2.75"

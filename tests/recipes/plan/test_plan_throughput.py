@@ -6,23 +6,9 @@ from hypothesis import strategies as st
 
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.plan.compute import Evaluation, Stage, by_area
-from recipes.plan.tables import PRICES, THROUGHPUT, PricesConfig, ThroughputConfig, read_table
-from recipes.plan.throughput import (
-    Throughput,
-    evaluation_seconds,
-    images_per_second,
-    measured,
-    published,
-    rates_by_size,
-    told,
-    training_seconds,
-)
-from recipes.schedule import Rate
+from recipes.plan.compute import Images, Inputs, by_area, make_plan
+from recipes.plan.throughput import PRICES, PricesConfig, Throughput, measured, published, read_table
 from tests.support import ROOT
-
-TABLE = read_table(THROUGHPUT, ThroughputConfig)
-STAGE = Stage(0, 10, 224, 224, "random", 256, 1.0, 100, Rate(1.0, None), Rate(0.1, None))
 
 
 def p3(*overrides):
@@ -30,14 +16,14 @@ def p3(*overrides):
 
 
 def test_published_throughput_with_the_techniques_factors():
-    plain = published(p3("algorithms.blurpool=off"), "V100-16GB", 8, TABLE)
-    assert plain.at == {224: 8322}
-    assert plain.factors == ()
-    assert published(p3(), "V100-16GB", 8, TABLE).at == {224: pytest.approx(8322 * 911.91 / 1218.01, rel=1e-3)}
-    nchw = published(p3("algorithms.channels_last=off"), "V100-16GB", 8, TABLE)
-    assert nchw.at[224] == pytest.approx(8322 * 698.61 / 1218.01, rel=2e-3)
-    assert [name for name, _, _ in nchw.factors] == ["no channels_last", "blurpool"]
-    assert published(p3("precision=fp32"), "V100-16GB", 8, TABLE).at == {224: 2855}
+    plain = published(p3("algorithms.blurpool=off"), "V100-16GB", 8)
+    assert (plain.images_per_second_by_size, plain.factors) == ({224: 8322}, ())
+    blurred = published(p3(), "V100-16GB", 8).images_per_second_by_size
+    assert blurred == {224: pytest.approx(8322 * 911.91 / 1218.01, rel=1e-3)}
+    nchw = published(p3("algorithms.channels_last=off"), "V100-16GB", 8)
+    assert nchw.images_per_second_by_size[224] == pytest.approx(8322 * 698.61 / 1218.01, rel=2e-3)
+    assert [factor.name for factor in nchw.factors] == ["no channels_last", "blurpool"]
+    assert published(p3("precision=fp32"), "V100-16GB", 8).images_per_second_by_size == {224: 2855}
 
 
 @pytest.mark.parametrize(
@@ -45,41 +31,68 @@ def test_published_throughput_with_the_techniques_factors():
     [((), "A10G", 4), ((), "V100-16GB", 4), (("model.name=resnet101",), "V100-16GB", 8)],
 )
 def test_what_nobody_published_is_not_made_up(overrides, device, devices):
-    assert published(p3(*overrides), device, devices, TABLE) is None
+    assert published(p3(*overrides), device, devices) is None
+
+
+def given_rate(rate):
+    return Throughput({224: rate}, "given")
+
+
+def hours(throughput, *overrides, train=5000, val=300):
+    """(training, evaluation, checkpoints) of ten plain epochs at 224 px with five evaluations."""
+    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off", "max_duration=10ep")
+    config = p3(*off, "eval.interval=2", "eval.sizes=[224]", *overrides)
+    prices = PricesConfig(machines={})
+    plan = make_plan(Inputs(config, Images(train, val, "test"), 8, "any", prices, throughput=throughput))
+    assert plan.hours == sum(s.hours for s in plan.stages) + plan.evaluation_hours + (plan.checkpoint_hours or 0)
+    return sum(stage.hours for stage in plan.stages), plan.evaluation_hours, plan.checkpoint_hours
 
 
 def test_rates_scale_with_compute():
-    known = told(1000.0)
-    assert images_per_second(known, 224, 1.0, by_area) == 1000
-    assert images_per_second(known, 112, 1.0, by_area) == pytest.approx(4000)
-    assert images_per_second(known, 224, 2.0, by_area) == 500
-    assert training_seconds(known, STAGE, 5000, by_area) == pytest.approx(10 * 5000 / 1000)
-    # Forward passes only: three times as fast.
-    assert evaluation_seconds(known, Evaluation(2, (224,), 300), by_area) == pytest.approx(2 * 300 / 3000)
+    known = given_rate(1000.0)
+    assert known.rate(224, 1.0, by_area) == 1000
+    assert known.rate(112, 1.0, by_area) == pytest.approx(4000)
+    assert known.rate(224, 2.0, by_area) == 500
+    # Evaluation is forward passes only: three times as fast.
+    assert hours(known) == (pytest.approx(10 * 5 / 3600), pytest.approx(5 * 300 / 3000 / 3600), None)
+    assert hours(known, "algorithms.sam=on")[0] == pytest.approx(2 * 10 * 5 / 3600)
 
 
 def test_the_nearest_measured_size_is_scaled():
     known = Throughput({128: 900.0, 224: 400.0}, "", whole_step=True)
-    assert images_per_second(known, 128, 1.5, by_area) == 900
-    assert images_per_second(known, 256, 1.0, by_area) == pytest.approx(400 * (224 / 256) ** 2)
+    assert known.rate(128, 1.5, by_area) == 900
+    assert known.rate(256, 1.0, by_area) == pytest.approx(400 * (224 / 256) ** 2)
 
 
 @given(st.integers(32, 512), st.integers(32, 512), st.floats(1, 1e5), st.floats(0.3, 3))
 def test_more_pixels_never_go_faster(one, other, rate, cost):
-    low, high = sorted((one, other))
-    slow, fast = (images_per_second(told(rate), size, cost, by_area) for size in (high, low))
-    assert slow <= fast
+    small, large = sorted((one, other))
+    assert given_rate(rate).rate(large, cost, by_area) <= given_rate(rate).rate(small, cost, by_area)
 
 
 def line(samples, size, rate, **more):
-    return {"samples": samples, "train/image_size": size, "train/images_per_second": rate, **more}
+    return {
+        "batch": 0,
+        "epoch": 0.0,
+        "samples": samples,
+        "train/image_size": size,
+        "train/images_per_second": rate,
+        **more,
+    }
 
 
-def test_measured_rates_are_images_over_seconds():
+def test_measured_rates_are_images_over_seconds(tmp_path):
     # 100 images in 1 s and 300 in 6 s at 128 px; 100 in 4 s at 224 px. The first figures of a size do not count.
-    entries = [line(10, 128, 5.0), line(110, 128, 100.0), {"eval/224/top1": 0.5}, line(410, 128, 50.0)]
+    entries = [
+        line(10, 128, 5.0),
+        line(110, 128, 100.0),
+        {"batch": 110, "epoch": 0.1, "eval/224/top1": 0.5},
+        line(410, 128, 50.0),
+    ]
     entries += [line(500, 224, 1.0), line(600, 224, 25.0), line(600, 224, 25.0)]
-    assert rates_by_size(entries) == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
+    found = measured(write_run(tmp_path / "run", entries))
+    assert found.images_per_second_by_size == {128: pytest.approx(400 / 7), 224: pytest.approx(25)}
+    assert (found.evaluation_seconds, found.checkpoint_seconds) == (None, None)
 
 
 def write_run(folder, entries, torn=""):
@@ -100,23 +113,26 @@ def test_a_run_tells_its_evaluations_and_checkpoints(tmp_path):
     entries = [
         line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
         line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
-        {"eval/32/top1": 0.1, "samples": 64},
+        {"batch": 64, "epoch": 1.0, "eval/32/top1": 0.1, "samples": 64},
         line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
-        {"eval/32/top1": 0.2, "samples": 128},
+        {"batch": 128, "epoch": 2.0, "eval/32/top1": 0.2, "samples": 128},
     ]
     found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
-    assert found.at == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
+    assert found.images_per_second_by_size == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
     assert (found.evaluation_seconds, found.checkpoint_seconds) == (3.0, 2.0)
     assert found.whole_step
-    assert evaluation_seconds(found, Evaluation(5, (32,), 99), by_area) == 15
+    assert hours(found)[1:] == (5 * 3.0 / 3600, 10 * 2.0 / 3600)
     assert str(tmp_path) in found.source
 
 
-@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"eval/32/top1": 0.1}]])
+@pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 1, "epoch": 1.0, "eval/32/top1": 0.1}]])
 def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
-    with pytest.raises(InputError, match=r"metrics\.jsonl: too few figures of train/images_per_second; allowed: "):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: too few values of train/images_per_second; allowed: "):
         measured(write_run(tmp_path / "run", entries))
-    with pytest.raises(InputError, match=r"nothing/metrics\.jsonl: cannot be read: .*; allowed: the folder of a run"):
+    with pytest.raises(
+        InputError,
+        match=r"nothing/metrics\.jsonl: cannot be read: No such file or directory; allowed: the folder of a run",
+    ):
         measured(tmp_path / "nothing")
 
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from recipes.cli import run_command
 from recipes.report.__main__ import main
+from recipes.report.page import render
 from recipes.report.read import read_run
-from recipes.report.write import render
 from tests.recipes.report.folder import STEPS, figures, write_predictions, write_run
 from tests.support import ROOT
 
@@ -68,9 +68,9 @@ def test_one_run(run_folder):
     assert "one 0 to 2 24 32 64.0 10.0" in text
     assert "0:50:00 (80.5 %) 0:08:20 (13.4 %) 0:03:20 (5.4 %) 0:00:25 (0.7 %) 1:02:05" in text
     assert "24 px, from epoch 0 on" in text
-    assert "2 of 9 images at 36 px were taken for another class" in text
+    assert "2 of 9 images at 36 px were predicted as another class" in text
     assert f"class2 {EVIL} 2 3 66.7" in text
-    assert text.count(f"class2, taken for {EVIL} 60 % against 30 %") == 2
+    assert text.count(f"class2, predicted as {EVIL} 60 % against 30 %") == 2
     assert len(pictures(html)) == 4, "two grids, two errors"
     assert html.count("<svg role") == 4
     assert "Top-1 accuracy over time" in html
@@ -100,31 +100,37 @@ def test_an_unfinished_run(run_folder):
     text = text_of(report(run_folder))
     assert "one not finished: 0.5 of 12 epochs" in text
     assert "No evaluation yet" in text
-    assert text.count("Known when the run is finished") == 2
+    assert text.count("Available when the run is finished") == 2
     (run_folder / "metrics.jsonl").unlink()
     shutil.rmtree(run_folder / "images")
     text = text_of(report(run_folder))
     assert "No figures of the training yet" in text
-    assert "The run left no pictures of its batches" in text
+    assert "The run saved no pictures of its batches" in text
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "summary.json", "metrics.jsonl", "predictions.npz"])
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "noise", "folder"])
-def test_a_damaged_file_is_said_in_place(run_folder, name, damage):
-    path = run_folder / name
-    data = path.read_bytes()
-    path.unlink()
-    if damage == "folder":
-        path.mkdir()
-    elif damage != "missing":
-        noise = np.random.default_rng(0).bytes(2000)
-        path.write_bytes({"empty": b"", "cut": data[: len(data) * 2 // 3 + 1], "noise": noise}[damage])
+FILES = ("config.yaml", "summary.json", "metrics.jsonl", "predictions.npz")
+
+
+@pytest.mark.parametrize(
+    ("names", "damage"),
+    [*((FILES, damage) for damage in ("empty", "cut", "noise", "folder")), *(([name], "missing") for name in FILES)],
+)
+def test_damaged_files_are_named_in_place(run_folder, names, damage):
+    for name in names:
+        path = run_folder / name
+        data = path.read_bytes()
+        path.unlink()
+        if damage == "folder":
+            path.mkdir()
+        elif damage != "missing":
+            noise = np.random.default_rng(0).bytes(2000)
+            path.write_bytes({"empty": b"", "cut": data[: len(data) * 2 // 3 + 1], "noise": noise}[damage])
     text = text_of(report(run_folder))
     silent = {("predictions.npz", "missing"), ("metrics.jsonl", "empty"), ("config.yaml", "cut")}
-    if (name, damage) not in silent:
-        assert f"{path}:" in text
-    for section in ("Result", "Curves", "Throughput", "Where the time went", "Confused classes", "Surest errors"):
-        assert section in text
+    for name in names:
+        assert f"{run_folder / name}:" in text or (name, damage) in silent
+    for heading in ("Result", "Curves", "Throughput", "Where the time went", "Confused", "Most confident errors"):
+        assert heading in text
 
 
 def test_predictions_that_do_not_fit_each_other(run_folder):
@@ -140,18 +146,19 @@ def test_figures_that_are_no_numbers(run_folder):
     lines += [json.dumps(figures(STEPS, 0.5, 24) | odd), "[1]", "null", '{"batch": 1e999, "epoch": 1}', '{"batch": 1']
     (run_folder / "metrics.jsonl").write_text("\n".join(lines))
     text = text_of(report(run_folder))
-    assert "metrics.jsonl: 4 lines are torn or damaged, and left out" in text
+    assert "metrics.jsonl: 4 damaged lines skipped" in text
     assert "10 of 10 logged losses are not finite, the first at batch 1." in text
 
 
 @pytest.mark.parametrize("value", [None, "x", -1, float("nan"), float("inf"), [], {}, {"train": "x"}, 10**400])
-def test_a_summary_with_odd_values(run_folder, value):
+def test_summaries_with_odd_values(run_folder, value):
     summary = json.loads((run_folder / "summary.json").read_text())
-    (run_folder / "summary.json").write_text(json.dumps(dict.fromkeys(summary, value)))
-    assert "Where the time went" in report(run_folder)
-    everything = dict.fromkeys(summary, value) | {"seconds": {"train": value}, "eval_by_size": {"36": {"top1": value}}}
-    (run_folder / "summary.json").write_text(json.dumps(everything | {"versions": {"torch": value}}))
-    assert "Where the time went" in report(run_folder)
+    other = shutil.copytree(run_folder, run_folder.parent / "other")
+    odd = dict.fromkeys(summary, value)
+    (run_folder / "summary.json").write_text(json.dumps(odd))
+    odd |= {"seconds": {"train": value}, "eval_by_size": {"36": {"top1": value}}, "versions": {"torch": value}}
+    (other / "summary.json").write_text(json.dumps(odd))
+    assert "Where the time went" in report(run_folder, other)
 
 
 def test_hostile_names(run_folder, photos):
@@ -172,7 +179,7 @@ def test_images_that_are_gone_or_others(run_folder, tmp_path):
     config = (run_folder / "config.yaml").read_text()
     (run_folder / "config.yaml").write_text(re.sub(r"  path: .*", f"  path: {tmp_path / 'gone'}", config))
     text = text_of(report(run_folder))
-    assert f"The images cannot be shown: {tmp_path / 'gone' / 'val'}" in text
+    assert f"The images cannot be shown: {tmp_path / 'gone'}: no such folder" in text
     assert "60 % against 30 %" in text
     (run_folder / "config.yaml").write_text(config)
     write_predictions(run_folder, [0, 0, 1], [1, 0, 1], [EVIL, "class1", "class2"])
@@ -255,6 +262,6 @@ def test_bad_arguments(run_folder, tmp_path, monkeypatch, capsys, arguments, wor
 
 
 def test_it_answers_without_torch():
-    code = "import sys, recipes.report.write, recipes.report.__main__; print('torch' in sys.modules)"
+    code = "import sys, recipes.report.page, recipes.report.__main__; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.report.read import read_run
-from recipes.report.timeline import POINTS, averaged, moving_mean, resumes, speeds, stages, thinned
+from recipes.report.read import POINTS, moving_mean, read_run, resumes, stages, thin, throughput_curve
 
 
 @pytest.fixture
@@ -31,7 +30,7 @@ def test_a_stage_begins_with_its_epoch_and_not_with_its_first_figure(training):
 def test_a_slow_stretch_shows(training):
     slow = training["time/train_seconds"].copy()
     slow[25:] += 10
-    middles, rates, waits = speeds(training | {"time/train_seconds": slow})
+    middles, rates, waits = throughput_curve(training | {"time/train_seconds": slow})
     assert middles[np.argmin(rates)] == pytest.approx(2.55)
     assert rates[np.argmin(rates)] == pytest.approx(32 / 10.5)
     assert waits[np.argmin(rates)] == pytest.approx(0.05 / 10.5)
@@ -49,7 +48,7 @@ def test_resumes_by_the_names_of_checkpoints(training):
 def test_nothing_yet():
     nothing = {name: np.empty(0) for name in ("batch", "epoch", "train/image_size", "samples")}
     assert stages(nothing) == []
-    assert [len(column) for column in speeds(nothing)] == [0, 0, 0]
+    assert [len(column) for column in throughput_curve(nothing)] == [0, 0, 0]
     assert np.isnan(resumes(["ep001-ba000015"], nothing)[0].epoch)
     assert len(moving_mean(np.empty(0))) == 0
 
@@ -57,24 +56,24 @@ def test_nothing_yet():
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=300), st.integers(1, 50))
 def test_thinning_keeps_the_mean_and_the_range(values, points):
     y = np.array(values)
-    x, thin = thinned(np.arange(len(y), dtype=float), y, points)
-    assert len(x) == len(thin) <= max(points, 1)
+    x, means = thin(np.arange(len(y), dtype=float), y, points)
+    assert len(x) == len(means) <= max(points, 1)
     assert (np.diff(x) > 0).all()
     finite = y[np.isfinite(y)]
-    assert np.isfinite(thin).any() == bool(len(finite))
-    for curve in (thin, moving_mean(y)):
+    assert np.isfinite(means).any() == bool(len(finite))
+    for curve in (means, moving_mean(y)):
         assert len(finite) == 0 or np.nanmin(curve) >= finite.min() - 1e-6
         assert len(finite) == 0 or np.nanmax(curve) <= finite.max() + 1e-6
 
 
 def test_half_a_million_figures_become_as_many_points_as_a_screen_shows():
     x = np.linspace(0, 90, 450_000)
-    thin_x, thin_y = thinned(x, 3 * x)
+    thin_x, thin_y = thin(x, 3 * x)
     assert len(thin_x) <= POINTS
     np.testing.assert_allclose(thin_y, 3 * thin_x)
 
 
 @pytest.mark.parametrize("points", [0, 1, 49, 50, 300])
-def test_a_bold_line_is_told_of_only_where_it_is_another_one(points):
+def test_short_curves_are_their_own_moving_mean(points):
     y = np.random.default_rng(points).normal(size=points)
-    assert averaged(y) == (not np.array_equal(moving_mean(y), y))
+    assert (points < 50) == np.array_equal(moving_mean(y), y)

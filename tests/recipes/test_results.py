@@ -1,11 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.errors import InputError
-from recipes.read_run import Evaluation, Reached, evaluation_curve, mean_curve, reach, read_run
+from recipes.results import Evaluation, epochs_done, first_reached, mean_curve, read_results
 
 CURVE = (Evaluation(1.0, 10.0, 0.2), Evaluation(2.0, 30.0, 0.6), Evaluation(3.0, 40.0, 0.5), Evaluation(4.0, 80.0, 0.9))
 
@@ -33,19 +33,19 @@ def leave(folder, summary, lines):
     ],
 )
 def test_an_accuracy_is_reached_on_a_line_between_two_evaluations(target, expected):
-    found = reach(CURVE, target)
-    assert found == (None if expected is None else pytest.approx(expected))
+    found = first_reached(CURVE, target)
+    assert found[:2] == pytest.approx(expected) if expected else found is None
 
 
 def test_nothing_is_reached_by_a_run_without_evaluations():
-    assert reach((), 0.0) is None
+    assert first_reached((), 0.0) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1))
 def test_a_target_is_reached_no_later_than_the_first_evaluation_above_it_and_after_the_one_before(accuracies, target):
     curve = [Evaluation(float(place), 10.0 * place, top1) for place, top1 in enumerate(accuracies, 1)]
     first = next((place for place, entry in enumerate(curve) if entry.top1 >= target), None)
-    found = reach(curve, target)
+    found = first_reached(curve, target)
     if first is None:
         assert found is None
     else:
@@ -63,30 +63,48 @@ def test_the_mean_of_curves_is_over_the_epochs_that_all_have():
     assert mean_curve([]) == ()
 
 
-def test_a_run_is_read_with_torn_lines_left_out(tmp_path):
+def test_a_run_is_read_with_damaged_lines_skipped(tmp_path):
     lines = [
-        {"batch": 1, "epoch": 0.1, "wall_seconds": 1.0, "train/loss": 2.0},
         {"batch": 9, "epoch": 1.0, "wall_seconds": 10.0, "eval/32/top1": 0.25, "eval/36/top1": 0.5},
+        {"batch": 1, "epoch": 0.1, "wall_seconds": 1.0, "train/loss": 2.0, "train/lr": 0.1},
         "7",
         {"batch": 18, "epoch": 2.0, "wall_seconds": 20.0, "eval/32/top1": None, "eval/36/top1": 0.75},
+        {"batch": 20, "epoch": 2.1, "wall_seconds": 21.0, "train/loss": None, "train/lr": 0.2, "other": "x"},
         '{"batch": 27, "epo',
     ]
-    run = read_run(leave(tmp_path / "run", {"finished": True}, lines))
+    run = read_results(leave(tmp_path / "run", {"finished": True}, lines))
     assert run.summary == {"finished": True}
-    assert len(run.figures) == 3
-    assert evaluation_curve(run, 36) == (Evaluation(1.0, 10.0, 0.5), Evaluation(2.0, 20.0, 0.75))
-    assert evaluation_curve(run, 32) == (Evaluation(1.0, 10.0, 0.25),)
-    assert evaluation_curve(run, 224) == ()
-    assert reach(evaluation_curve(run, 36), 0.625) == Reached(1.5, 15.0)
+    assert run.finished
+    assert run.metrics["batch"].tolist() == [1, 9, 18, 20], "in the order of the batches"
+    assert run.training["batch"].tolist() == [1, 20]
+    np.testing.assert_array_equal(run.training["train/loss"], [2.0, np.nan])
+    assert run.problems == (f"{tmp_path / 'run' / 'metrics.jsonl'}: 2 damaged lines skipped",)
+    assert run.sizes == [32, 36]
+    assert run.evaluations(36) == (Evaluation(1.0, 10.0, 0.5), Evaluation(2.0, 20.0, 0.75))
+    assert run.evaluations(32) == (Evaluation(1.0, 10.0, 0.25),)
+    assert run.evaluations(224) == ()
+    assert first_reached(run.evaluations(36), 0.625) == (1.5, 15.0, 0.625)
 
 
-def test_what_is_no_run_is_refused_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="not the folder of a run"):
-        read_run(tmp_path)
-    for text in ("{", "[]", "\udcff"):
-        (tmp_path / "summary.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-        with pytest.raises(InputError) as caught:
-            read_run(tmp_path)
-        assert len(caught.value.lines) == 1
-    (tmp_path / "summary.json").write_text("{}")
-    assert read_run(tmp_path).figures == ()
+def test_what_is_missing_or_damaged_is_a_problem_in_one_line(tmp_path):
+    nothing = read_results(tmp_path)
+    assert [problem.rpartition(": ")[0] for problem in nothing.problems] == [
+        f"{tmp_path / name}: cannot be read" for name in ("summary.json", "metrics.jsonl")
+    ]
+    assert len(nothing.training["epoch"]) == len(nothing.evaluations(36)) == 0
+    (tmp_path / "metrics.jsonl").write_text("")
+    for data in (b"{", b"[]", b"\xff", b"[" * 100_000):
+        (tmp_path / "summary.json").write_bytes(data)
+        run = read_results(tmp_path)
+        assert (len(run.problems), run.summary, run.finished) == (1, {}, False)
+
+
+def test_how_far_a_run_is_shows_in_the_last_whole_line(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    assert epochs_done(tmp_path) == 0
+    metrics.write_text(
+        '{"batch": 1, "epoch": 0.5}\n' * 2000 + '{"batch": 2, "epoch": 1.25}\nnull\n{"batch": 3, "epoch": 2'
+    )
+    assert epochs_done(tmp_path) == 1.25
+    metrics.write_text("")
+    assert epochs_done(tmp_path) == 0

@@ -1,0 +1,150 @@
+"""What commands show, in one style: tables in the terminal, Markdown and CSV; charts; pages that work offline.
+
+A page is a Jinja template below recipes/, with the macros of templates/parts.html.jinja, that is rendered into
+templates/page.html.jinja: one HTML file without scripts, from which a browser has nothing to fetch. Jinja escapes text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rich.markup
+import rich.table
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
+
+from recipes.watch.files import replace_file
+
+# Okabe & Ito's colours, told apart by colour-blind readers too; the pale yellow is left out.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
+STYLE: dict[Any, Any] = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": "medium",
+    "axes.titlelocation": "left",
+    "axes.prop_cycle": cycler(color=COLORS),
+    "grid.color": "#e3e7eb",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "font.size": 10,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "composer-resnet",  # the same chart is the same bytes
+}
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+class Table(NamedTuple):
+    """Cells of text, or of what has a text."""
+
+    headers: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    numbers: Sequence[int] = ()
+    """Indices of the columns of numbers, which are set flush right."""
+
+    def terminal(self, width: int) -> rich.table.Table:
+        """For rich, with three spaces between the columns, or as many of them as a terminal of `width` has room for."""
+        text = sum(max(len(str(cell)) for cell in column) for column in zip(self.headers, *self.rows, strict=True))
+        gap = max(1, min(3, (width - text) // len(self.headers)))
+        shown = rich.table.Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
+        for index, header in enumerate(self.headers):
+            shown.add_column(header, justify="right" if index in self.numbers else "left", overflow="fold")
+        for row in self.rows:
+            shown.add_row(*(rich.markup.escape(str(cell)) for cell in row))
+        return shown
+
+    def markdown(self) -> str:
+        """For a Markdown file."""
+        rule = ["---:" if index in self.numbers else "---" for index in range(len(self.headers))]
+        lines = [self.headers, rule, *self.rows]
+        return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def csv_text(headers: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A CSV file; numbers with every digit, None as an empty cell."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(headers)
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def time_unit(seconds: float) -> tuple[float, str]:
+    """The unit that suits a length of time: its seconds, and its name."""
+    return (3600, "h") if seconds >= 7200 else (60, "min") if seconds >= 600 else (1, "s")
+
+
+@contextmanager
+def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
+    """A figure to draw in, inches wide and high, whose axes have the project's style.
+
+    `with chart() as figure: axes = figure.subplots(...)`, with `cycle(COLORS)` for the lines. No global state of
+    pyplot is touched, and no screen is needed.
+    """
+    with rc_context(STYLE):
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(drawn)
+        yield drawn
+
+
+def plain(text: str, longest: int = 40) -> str:
+    """Foreign text as a label: one line, cut at `longest` characters, and no mathematics between dollar signs."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    return (line if len(line) <= longest else line[: longest - 1] + "…").replace("$", r"\$")
+
+
+def svg(drawn: Figure, alt: str) -> Markup:
+    """A figure as an SVG element for a page; `alt` says what it shows, for those who cannot see it."""
+    buffer = io.StringIO()
+    with rc_context(STYLE):
+        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    element = buffer.getvalue().partition("<svg")[2]
+    return Markup('<svg role="img" aria-label="{}"').format(escape(alt)) + Markup(element)
+
+
+def png(drawn: Figure) -> bytes:
+    """A figure as a PNG file of 150 dots per inch."""
+    buffer = io.BytesIO()
+    drawn.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def save(drawn: Figure, path: Path) -> None:
+    """Write a figure as a PNG file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, [png(drawn)])
+
+
+def render_page(template: str | Template, title: str, subtitle: str, **values: Any) -> str:
+    """A whole page.
+
+    Args:
+        template: Of the page's body, by its path below recipes/. More than three `<h2>` become a list of links on top.
+        title: Heading and title of the window.
+        subtitle: The line below it.
+        values: For the template.
+    """
+    before, *parts = TEMPLATES.get_template(template).render(values).split("<h2>")
+    numbered = (f'<h2 id="s{number}">{part}' for number, part in enumerate(parts, 1))
+    headings = [Markup(re.split("</h2>", part, maxsplit=1)[0]) for part in parts]
+    body = Markup("".join([before, *numbered]))
+    return TEMPLATES.get_template("templates/page.html.jinja").render(
+        title=title, subtitle=subtitle, headings=headings, body=body
+    )

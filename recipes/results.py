@@ -1,0 +1,195 @@
+"""What a run left, read once for all commands: summary.json as a dict, metrics.jsonl as columns of numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUMMARY, METRICS = "summary.json", "metrics.jsonl"
+COLUMNS = (
+    *("batch", "epoch", "samples", "wall_seconds"),
+    *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size", "train/images_per_second"),
+    *(f"time/{phase}_seconds" for phase in ("train", "loader_wait", "evaluation", "checkpointing")),
+)
+"""Columns that every table of metrics has; `eval/SIZE/top1`, `top5` and `loss` are there for each evaluated size."""
+_EVALUATED = re.compile(r"eval/(\d{1,9})/(top1|top5|loss)")
+_TAIL_BYTES = 16384
+
+Metrics = dict[str, NDArray[np.float64]]
+"""Lines of metrics.jsonl in the order of the batches: float64 (n,) by name, nan where a line has no finite number."""
+
+
+class Evaluation(NamedTuple):
+    """An evaluation at one image size, or a point between two of them."""
+
+    epoch: float
+    """Epochs trained until then."""
+    wall_seconds: float
+    """Time until then over all processes of the run: training, waiting, evaluation, checkpoints."""
+    top1: float
+    """In [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run's folder says about it; empty where a file is missing or damaged."""
+
+    folder: Path
+    summary: dict[str, Any]
+    """summary.json; see watch/summary.py."""
+    metrics: Metrics
+    """metrics.jsonl; see watch/metrics_file.py."""
+    problems: tuple[str, ...]
+    """What could not be used, one line each."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run is complete."""
+        return self.summary.get("finished") is True
+
+    @property
+    def training(self) -> Metrics:
+        """The lines that hold figures of the training."""
+        names = [name for name in COLUMNS if name.startswith("train/")]
+        return rows(self.metrics, np.any([np.isfinite(self.metrics[name]) for name in names], axis=0))
+
+    @property
+    def sizes(self) -> list[int]:
+        """Image sizes in pixels with evaluations, in ascending order."""
+        found = map(_EVALUATED.fullmatch, self.metrics)
+        return sorted({int(match[1]) for match in found if match and match[2] == "top1"})
+
+    def evaluations(self, size: int) -> tuple[Evaluation, ...]:
+        """The evaluations at an image size in pixels, in order of time."""
+        top1 = self.metrics.get(f"eval/{size}/top1", np.empty(0))
+        kept = np.flatnonzero(np.isfinite(top1))
+        columns = (self.metrics["epoch"], self.metrics["wall_seconds"], top1)
+        return tuple(map(Evaluation, *(column[kept].tolist() for column in columns)))
+
+
+def read_results(folder: Path) -> Results:
+    """Read a run's folder, finished or not; nothing that is missing or damaged in it raises an error."""
+    problems: list[str] = []
+    summary: dict[str, Any] = {}
+    path = folder / SUMMARY
+    try:
+        summary = parse_summary(path.read_bytes())
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    except ValueError as error:
+        problems.append(f"{path}: {error}")
+    return Results(folder, summary, _read_metrics(folder / METRICS, problems), tuple(problems))
+
+
+def parse_summary(data: bytes) -> dict[str, Any]:
+    """The content of a summary.json.
+
+    Raises:
+        ValueError: It is not a JSON object.
+    """
+
+    def whole(digits: str) -> float:  # one that no run reaches becomes infinity: no later conversion overflows
+        return int(digits) if len(digits) < 19 else float(digits)
+
+    try:
+        summary = json.loads(data, parse_int=whole)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(summary, dict):
+        raise ValueError("holds no JSON object")
+    return summary
+
+
+def _read_metrics(path: Path, problems: list[str]) -> Metrics:
+    columns, count, damaged = {name: array("d") for name in COLUMNS}, 0, 0
+    try:
+        with path.open("rb") as lines:
+            for line in lines:
+                try:
+                    entry = json.loads(line)
+                    if not all(math.isfinite(_number(entry[name])) for name in ("batch", "epoch")):
+                        raise ValueError
+                except (ValueError, TypeError, KeyError, RecursionError):
+                    damaged += 1
+                    continue
+                for name, value in entry.items():
+                    if name in columns or _EVALUATED.fullmatch(name):
+                        column = columns.setdefault(name, array("d"))
+                        column.extend([math.nan] * (count - len(column)))
+                        column.append(_number(value))
+                count += 1
+    except OSError as error:
+        problems.append(f"{path}: cannot be read: {error.strerror or error}")
+    if damaged:
+        problems.append(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'} skipped")
+    padded = {name: np.array([*column, *[math.nan] * (count - len(column))]) for name, column in columns.items()}
+    return rows(padded, np.argsort(padded["batch"], kind="stable"))
+
+
+def _number(value: Any) -> float:
+    """A finite number as it is; nan for everything else that JSON may hold."""
+    known = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
+    return float(value) if known and math.isfinite(value) else math.nan
+
+
+def rows(metrics: Metrics, chosen: NDArray[Any]) -> Metrics:
+    """The same columns with some of the rows: their indices, or a mask bool (n,)."""
+    return {name: column[chosen] for name, column in metrics.items()}
+
+
+def epochs_done(folder: Path) -> float:
+    """The epoch in the last whole line of a run's metrics.jsonl, without reading the others; 0 where there is none."""
+    try:
+        with (folder / METRICS).open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return 0.0
+    for line in reversed(lines[:-1]):
+        try:
+            return float(json.loads(line)["epoch"])
+        except (ValueError, TypeError, KeyError):
+            continue
+    return 0.0
+
+
+def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]:
+    """The mean of several runs' evaluations, at the epochs that all of them have: mean top-1 at mean time."""
+    by_epoch = [{entry.epoch: entry for entry in curve} for curve in curves]
+    common = sorted(set.intersection(*map(set, by_epoch))) if by_epoch else []
+    means = (np.mean([curve[epoch] for curve in by_epoch], axis=0).tolist() for epoch in common)
+    return tuple(Evaluation(*mean) for mean in means)
+
+
+def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | None:
+    """The point at which a curve first reaches an accuracy; None where it never does.
+
+    Accuracy is known at evaluations only. Between the first one at or above the target and the one before it, it is
+    assumed to grow linearly; where the very first evaluation is above the target, that evaluation counts.
+
+    Args:
+        curve: In order of time.
+        target: Top-1 in [0, 1].
+    """
+    for before, after in zip([None, *curve], curve, strict=False):
+        if after.top1 >= target:
+            if before is None:
+                return after
+            share = (target - before.top1) / (after.top1 - before.top1)
+            return Evaluation(*(a + share * (b - a) for a, b in zip(before, after, strict=True)))
+    return None
+
+
+def short_commit(text: str) -> str:
+    """A commit's hash in twelve digits, which are enough to find it; other text as it is."""
+    return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text)
