@@ -1,1 +1,25 @@
-"""One room per technique; `config.py` is the index that knows them all."""
+"""The techniques: each is a module here with its card (`NAME.py`, `NAME.md`); `config.py` is the index.
+
+Reading a config must stay fast, so a technique imports torch and Composer only inside its functions. A class that
+extends one of theirs is therefore defined in the function that builds it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Technique(BaseModel):
+    """A technique's YAML line: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    not_resumable: ClassVar[str | None] = None
+    """Why an interrupted run cannot be resumed bit for bit with this technique; None: it can."""

@@ -1,4 +1,4 @@
-"""The index of techniques: one typed field each, in the order they run."""
+"""The index of techniques: one typed field each, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, model_validator
 
+from algorithms import Technique
 from algorithms.augmix import AugMixConfig
 from algorithms.blurpool import BlurPoolConfig
 from algorithms.channels_last import ChannelsLastConfig
@@ -17,14 +18,12 @@ from algorithms.fixres import FixResConfig
 from algorithms.gradient_clipping import GradientClippingConfig
 from algorithms.label_smoothing import LabelSmoothingConfig
 from algorithms.mix import CutMixConfig, MixUpConfig, build_mix
-from algorithms.progressive_resizing import ProgressiveResizingConfig
-from algorithms.progressive_resizing.progressive_resizing import TOLERANCE
+from algorithms.progressive_resizing import TOLERANCE, ProgressiveResizingConfig
 from algorithms.randaugment import RandAugmentConfig
 from algorithms.sam import SAMConfig
 from algorithms.squeeze_excite import SqueezeExciteConfig
 from algorithms.stochastic_depth import StochasticDepthConfig
 from algorithms.swa import SWAConfig
-from algorithms.technique import Technique
 
 if TYPE_CHECKING:
     from composer.core import Algorithm
@@ -55,27 +54,8 @@ class AlgorithmsConfig(BaseModel):
     swa: SWAConfig | None = None
     sam: SAMConfig | None = None
 
-    @property
-    def not_resumable(self) -> dict[str, str]:
-        """The techniques that are on and cannot go on bit for bit after an interruption, each with the reason."""
-        rooms = {name: getattr(self, name) for name in type(self).model_fields}
-        reasons = {name: room.not_resumable for name, room in rooms.items() if isinstance(room, Technique)}
-        reasons |= {f"composer.{name}": NOT_RESUMABLE.get(name) for name in self.composer}
-        return {name: reason for name, reason in reasons.items() if reason}
-
-    @model_validator(mode="after")
-    def _go_together(self) -> AlgorithmsConfig:
-        lines = [f"{key}: {reason}" for key, reason in self.conflicts()]
-        if lines:
-            raise ValueError("\n".join(lines))
-        return self
-
-    def conflicts(self) -> list[tuple[str, str]]:
-        """Techniques that are on and do not go together: (key path, reason)."""
-        return [*mixing_conflicts(self), *averaging_conflicts(self), *stage_conflicts(self)]
-
     def build(self, total_batches: int, epochs: int) -> list[Algorithm]:
-        """Composer's algorithms of the techniques that are on, in the order they run.
+        """Composer's algorithms of the techniques that are on, in the order in which they run.
 
         Args:
             total_batches: Length of the run in batches.
@@ -97,7 +77,10 @@ class AlgorithmsConfig(BaseModel):
             self.swa.build(epochs) if self.swa else None,
             self.sam.build() if self.sam else None,
         ]
-        return [algorithm for algorithm in built if algorithm is not None]
+        found = [algorithm for algorithm in built if algorithm is not None]
+        for kind in map(type, found):
+            kind.__qualname__ = kind.__name__  # checkpoints hold it, and a class in a function has that in its own
+        return found
 
     def image_transforms(self) -> list[Callable[[Image], Image]]:
         """What the loader applies to each cropped training image, in this order; draws from the global RNGs."""
@@ -108,61 +91,60 @@ class AlgorithmsConfig(BaseModel):
         ]
         return [transform for transform in transforms if transform is not None]
 
+    @property
+    def not_resumable(self) -> dict[str, str]:
+        """The techniques that are on and with which a run cannot be resumed bit for bit, each with the reason."""
+        techniques = {name: getattr(self, name) for name in type(self).model_fields}
+        reasons = {name: item.not_resumable for name, item in techniques.items() if isinstance(item, Technique)}
+        reasons |= {f"composer.{name}": NOT_RESUMABLE.get(name) for name in self.composer}
+        return {name: reason for name, reason in reasons.items() if reason}
 
-def mixing_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
-    """Rules about mixed images and their targets."""
-    found: list[tuple[str, str]] = []
-    for name in ("mixup", "cutmix"):
-        mix = getattr(config, name)
-        if mix is not None and mix.interpolate_loss and config.label_smoothing is not None:
-            found.append(
-                (
+    @model_validator(mode="after")
+    def _go_together(self) -> AlgorithmsConfig:
+        if lines := [f"{key}: {reason}" for key, reason in self.conflicts()]:
+            raise ValueError("\n".join(lines))
+        return self
+
+    def conflicts(self) -> list[tuple[str, str]]:
+        """Techniques that are on and do not go together: (key path, reason)."""
+        found: list[tuple[str, str]] = []
+
+        def refuse(key: str, reason: str) -> None:
+            found.append((key, reason))
+
+        mixup, cutmix, fixres, resizing = self.mixup, self.cutmix, self.fixres, self.progressive_resizing
+        for name, mix in (("mixup", mixup), ("cutmix", cutmix)):
+            if mix and mix.interpolate_loss and self.label_smoothing:
+                refuse(
                     f"{name}.interpolate_loss",
-                    "does not go with label_smoothing, which would smooth one of the two losses only; "
+                    "does not go with label_smoothing, which would smooth only one of the two losses; "
                     "allowed: false, or label_smoothing off",
                 )
-            )
-    if config.mixup and config.cutmix and config.mixup.interpolate_loss != config.cutmix.interpolate_loss:
-        found.append(("cutmix.interpolate_loss", "must equal mixup.interpolate_loss where both are on"))
-    return found
-
-
-def averaging_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
-    """Rules about averages of weights."""
-    found: list[tuple[str, str]] = []
-    if config.ema and config.swa:
-        found.append(("swa", "does not go with ema: both replace the weights by an average; allowed: one of them"))
-    if config.swa and config.fixres and config.fixres.train == "classifier":
-        found.append(
-            (
+        if mixup and cutmix and mixup.interpolate_loss != cutmix.interpolate_loss:
+            refuse("cutmix.interpolate_loss", "must equal mixup.interpolate_loss if both are on")
+        if self.ema and self.swa:
+            refuse("swa", "does not go with ema: both replace the weights by an average; allowed: one of them")
+        if self.swa and fixres and fixres.train == "classifier":
+            refuse(
                 "swa",
                 "does not go with fixres.train: classifier, which holds BatchNorm's statistics, so the average would "
                 "never get its own; allowed: fixres.train: all",
             )
-        )
-    return found
-
-
-def stage_conflicts(config: AlgorithmsConfig) -> list[tuple[str, str]]:
-    """Rules about what the FixRes stage trains on."""
-    found: list[tuple[str, str]] = []
-    fixres, resizing = config.fixres, config.progressive_resizing
-    if fixres is None:
-        return found
-    if config.colout and config.colout.batch:
-        found.append(
-            (
+        if fixres and self.colout and self.colout.batch:
+            refuse(
                 "colout.batch",
                 "true does not go with fixres: it would shrink the images of the stage below fixres.size; "
                 "allowed: false, which leaves the stage alone",
             )
-        )
-    if resizing and resizing.where == "batch" and fixres.start + resizing.finetune_fraction < 1 - TOLERANCE:
-        found.append(
-            (
+        if (
+            fixres
+            and resizing
+            and resizing.where == "batch"
+            and fixres.start + resizing.finetune_fraction < 1 - TOLERANCE
+        ):
+            refuse(
                 "progressive_resizing.finetune_fraction",
                 f"{resizing.finetune_fraction} with where: batch would scale the images of the FixRes stage; "
                 f"allowed: at least {1 - fixres.start:.4g}, the share of the run after fixres.start, or where: loader",
             )
-        )
-    return found
+        return found

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from algorithms.fixres.fixres import freeze, hold_statistics
+from algorithms.fixres import freeze, hold_statistics
 from recipes.model import heads, residual_blocks
 
 CONTEXT_BYTES = 0.7e9

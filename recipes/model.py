@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from algorithms.fixres.fixres import classifier
+from algorithms.fixres import classifier
 from data.loader import IGNORED_LABEL
 from recipes.errors import InputError
 

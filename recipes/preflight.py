@@ -14,7 +14,7 @@ from composer.algorithms.blurpool import apply_blurpool
 from composer.algorithms.squeeze_excite import apply_squeeze_excite
 from torch import nn
 
-from algorithms.fixres.fixres import classifier, last_batchnorm
+from algorithms.fixres import classifier, last_batchnorm
 from data.epoch_plan import EpochPlan
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms import v2
 
-from algorithms.mix.mix import is_cutmix
+from algorithms.mix import is_cutmix
 from data.open import open_split_pair
 from data.sampler import PositionSampler, epoch_order
 from recipes.load import load_config

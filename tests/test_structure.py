@@ -1,4 +1,4 @@
-"""The rooms and their walls: who may import whom, and how large a file may get."""
+"""Who may import whom, and what the repository must not contain."""
 
 import ast
 import subprocess
@@ -25,25 +25,8 @@ def test_a_file_imports_only_what_its_room_may(path):
     room = path.relative_to(ROOT).parts[0]
     ours = {name for name in imported(path) if name.split(".")[0] in {*ALLOWED, "entrypoint"}}
     assert {name.split(".")[0] for name in ours} <= ALLOWED[room]
-    parts = path.relative_to(ROOT).parts
-    if room == "algorithms" and len(parts) > 2:
-        mine = f"algorithms.{parts[1]}"
-        strangers = [name for name in ours if name != "algorithms.technique" and not name.startswith(mine)]
-        assert not strangers, "a technique's room imports no other room"
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_can_be_read_in_one_go(path):
-    assert len(path.read_text().splitlines()) <= 600
-
-
-def test_each_technique_has_its_room_and_its_card():
-    from algorithms.config import AlgorithmsConfig
-
-    rooms = {path.parent.name for path in (ROOT / "algorithms").glob("*/__init__.py")}
-    shared = {"mixup": "mix", "cutmix": "mix", "composer": "composer_library"}
-    assert {shared.get(name, name) for name in AlgorithmsConfig.model_fields} == rooms
-    assert all((ROOT / "algorithms" / room / "README.md").is_file() for room in rooms)
+    if room == "algorithms" and path.name != "config.py":
+        assert ours <= {"algorithms"}, "a technique imports no other technique"
 
 
 def test_nothing_names_a_package_index_or_a_home_folder():

@@ -17,7 +17,6 @@ from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
 from recipes.checkpoints.patience import seconds
 from recipes.checkpoints.resume import Resume
-from recipes.checkpoints.world_size import fit_averages, without_wrapper
 from recipes.checkpoints.write import Snapshot, Writer
 from recipes.divergence import diverged, is_finite
 from recipes.errors import InputError
@@ -101,7 +100,7 @@ class Checkpoints(Callback):
             self._rng, self._resume.content = content["rng"], None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Give EMA's averages, saved without DDP's prefix, the names that they have in this run, and restore the RNG.
+        """Restore the random number generators.
 
         Raises:
             InputError: A part's state cannot be saved: told now, and not when the first checkpoint is due.
@@ -110,7 +109,6 @@ class Checkpoints(Callback):
         if self._rng is not None:
             reproducibility.load_rng_state(self._rng)
         self._state = state
-        fit_averages(state)
         for part in (*state.algorithms, *state.callbacks):
             try:
                 pack(part.state_dict())
@@ -226,7 +224,7 @@ class Checkpoints(Callback):
 
     def _content(self, state: State) -> dict[str, Any]:
         """What a checkpoint holds; every process takes part."""
-        return {"state": to_save(without_wrapper(state.state_dict())), "rng": reproducibility.get_rng_state()}
+        return {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
 
     def _save(self, snapshot: Snapshot) -> None:
         self._saved_at = time.monotonic()

@@ -10,7 +10,7 @@ from composer.core import Precision, State
 from composer.devices import DeviceCPU
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
-from tiny_run import BATCH, CLASSES, Run, assert_equal, bottlenecks, convnet
+from tiny_run import BATCH, CLASSES, Run, assert_equal
 from torch import nn
 
 
@@ -28,20 +28,21 @@ def run() -> Any:
 
 
 @pytest.fixture
-def same_weights() -> Callable:
-    return assert_equal
+def resumed(run: Any, tmp_path: Path) -> Callable:
+    """Save after some batches and let the run finish, then resume from each: (through, [resumed, ...]), all finished.
 
+    The final weights must be the same bits.
+    """
 
-@pytest.fixture
-def assert_resumes(run: Any, tmp_path: Path) -> Callable:
-    """Save after a batch, let the run finish, resume another from there: the final weights must be the same bits."""
-
-    def check(techniques: dict[str, Any], batch: int, **options: Any) -> None:
-        path = tmp_path / "checkpoint.pt"
-        through = run(techniques, save=(batch, path), **options).fit()
-        resumed = run(techniques, load=path, **options)
-        assert resumed.trainer.state.timestamp.batch == batch
-        assert_equal(through, resumed.fit())
+    def check(techniques: dict[str, Any], batches: list[int], **options: Any) -> tuple[Run, list[Run]]:
+        paths = {batch: tmp_path / f"{batch}.pt" for batch in batches}
+        through, others = run(techniques, save=paths, **options), []
+        final = through.fit()
+        for batch, path in paths.items():
+            others.append(run(techniques, load=path, **options))
+            assert others[-1].trainer.state.timestamp.batch == batch
+            assert_equal(final, others[-1].fit())
+        return through, others
 
     return check
 
@@ -71,8 +72,3 @@ def state() -> Callable:
 @pytest.fixture
 def logger() -> Logger:
     return Logger(State.__new__(State), [])
-
-
-@pytest.fixture
-def networks() -> dict[str, Callable[[], nn.Module]]:
-    return {"convnet": convnet, "bottlenecks": bottlenecks}

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from composer.algorithms import ColOut, ColOutTransform
 from composer.core import Event
@@ -57,12 +56,6 @@ def test_single_images_lose_their_own_in_the_loader():
         check_rows_and_columns(grid, 30, 36)
     assert not np.array_equal(first, second)
     assert ColOutConfig().image_transform() is None
-
-
-@pytest.mark.parametrize("batch", [7])
-def test_it_changes_the_run_and_resumes(run, assert_resumes, batch):
-    assert_resumes({"colout": {}}, batch=batch)
-    assert not torch.equal(run({"colout": {}}).fit()["module.0.weight"], run({}).fit()["module.0.weight"])
 
 
 def test_the_loader_makes_batches_of_the_smaller_images(images):

@@ -2,12 +2,14 @@ import pytest
 import torch
 from composer import Callback
 from composer.algorithms import EMA
+from composer.core import Event
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.utils import ModelEmaV2, ModelEmaV3
+from tiny_run import assert_equal, convnet
+from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.ema import EMAConfig, in_batches
-from algorithms.ema.ema import PortableEMA, bare, renamed
+from algorithms.ema import EMAConfig, bare, in_batches, renamed
 
 
 @pytest.mark.parametrize(
@@ -59,25 +61,25 @@ class Evaluated(Callback):
 
 
 @pytest.mark.parametrize(("config", "smoothing"), [({"half_life": "4ba"}, 2 ** (-1 / 4)), ({"smoothing": 0.6}, 0.6)])
-def test_the_average_is_evaluated_and_the_trained_weights_stay(run, same_weights, config, smoothing):
+def test_the_average_is_evaluated_and_the_trained_weights_stay(run, config, smoothing):
     watch = Evaluated()
     final = run({"ema": config}, callbacks=(watch,), evaluate=True).fit()
     average = watch.trained[0]
     for weights in watch.trained:
         average = smoothing * average + (1 - smoothing) * weights
     torch.testing.assert_close(watch.evaluated, average)
-    same_weights(final, run({}, evaluate=True).fit())
+    assert_equal(final, run({}, evaluate=True).fit())
 
 
-def test_a_run_equals_composers(run, same_weights):
+def test_a_run_equals_composers(run):
     theirs, ours = (
         EMA(half_life="4ba", update_interval="2ba"),
         EMAConfig(half_life="4ba", update_interval="2ba").build(15),
     )
     run([theirs], evaluate=True).fit()
     run([ours], evaluate=True).fit()
-    same_weights(dict(theirs.ema_model.named_parameters()), dict(ours.ema_model.named_parameters()))
-    same_weights(dict(theirs.ema_model.named_buffers()), dict(ours.ema_model.named_buffers()))
+    assert_equal(dict(theirs.ema_model.named_parameters()), dict(ours.ema_model.named_parameters()))
+    assert_equal(dict(theirs.ema_model.named_buffers()), dict(ours.ema_model.named_buffers()))
 
 
 class Timms(Callback):
@@ -111,37 +113,46 @@ def test_the_average_is_timms(run, interval):
     assert not torch.allclose(average["0.weight"], ours.weights()["module.0.weight"], atol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [2, 7, 10])
-def test_a_resume_has_the_same_average(run, tmp_path, same_weights, batch):
-    config = {"ema": {"half_life": "4ba", "update_interval": "2ba", "start": 0.2}}
-    through = run(config, save=(batch, tmp_path / "saved.pt"))
-    resumed_from = tmp_path / "saved.pt"
-    same_weights(through.fit(), (resumed := run(config, load=resumed_from)).fit())
-    averages = [item.trainer.state.algorithms[0].ema_model.named_parameters_dict for item in (through, resumed)]
-    same_weights(*averages)
-
-
 def test_names_are_equal_up_to_wrappers():
     assert bare("module.module.conv.weight") == bare("module.conv.weight") == bare("conv.weight") == "conv.weight"
     weight = torch.zeros(1)
     assert renamed({"module.module.a": weight}, ["module.a", "module.b"]) == {"module.a": weight}
-    with pytest.raises(ValueError, match=r"module\.c, which the model has not"):
+    with pytest.raises(ValueError, match=r"module\.c, which the model lacks"):
         renamed({"module.c": weight}, ["module.a"])
 
 
-def test_a_checkpoint_of_several_processes_serves_one(run, same_weights):
-    """DDP names weights `module.module.*`; the average must be used all the same."""
-    source = run({"ema": {"half_life": "4ba"}}, evaluate=True)
-    source.fit()
-    state = source.trainer.state.algorithms[0].state_dict()
-    for kind in ("named_parameters_dict", "named_buffers_dict"):
-        state["ema_model"][kind] = {f"module.{name}": value for name, value in state["ema_model"][kind].items()}
-    expected = state["ema_model"]["named_parameters_dict"]["module.module.0.weight"].clone()
+@pytest.fixture
+def one_process():
+    """A process group of one, so that the model can be wrapped as it is among several."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
 
-    watch = Evaluated()
-    target = run({"ema": {"half_life": "4ba"}}, evaluate=True, callbacks=(watch,))
-    (algorithm,) = target.trainer.state.algorithms
-    assert isinstance(algorithm, PortableEMA)
-    algorithm.load_state_dict(state)
-    target.trainer.eval()
-    assert torch.equal(watch.evaluated, expected)
+
+@pytest.mark.parametrize("saved_wrapped", [False, True])
+@pytest.mark.parametrize("resumed_wrapped", [False, True])
+def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logger, saved_wrapped, resumed_wrapped):
+    def start(wrapped):
+        made = state(convnet())
+        names = set(dict(made.model.named_parameters()))
+        made.model = DistributedDataParallel(made.model) if wrapped else made.model
+        algorithm = EMAConfig(half_life="4ba").build(100)
+        algorithm.apply(Event.INIT, made, logger)
+        return made, algorithm, names
+
+    _, before, names = start(saved_wrapped)
+    saved = before.state_dict()
+    assert saved["ema_model"]["named_parameters_dict"].keys() == names
+    run, after, _ = start(resumed_wrapped)
+    after.load_state_dict(saved)
+    averages = saved["ema_model"]["named_parameters_dict"] | saved["ema_model"]["named_buffers_dict"]
+    averages = {bare(name): tensor.clone() for name, tensor in averages.items()}
+    after.apply(Event.EVAL_START, run, logger)
+    assert_equal({bare(name): tensor for name, tensor in run.model.state_dict().items()}, averages)
+
+
+def test_an_average_that_fits_nothing_is_an_error(state, logger):
+    algorithm = EMAConfig(half_life="4ba").build(100)
+    algorithm.apply(Event.INIT, state(torch.nn.Linear(2, 2)), logger)
+    with pytest.raises(ValueError, match="which the model lacks"):
+        algorithm.apply(Event.FIT_START, state(torch.nn.Sequential(torch.nn.Linear(2, 2))), logger)

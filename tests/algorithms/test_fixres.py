@@ -7,12 +7,17 @@ from composer.algorithms.blurpool import apply_blurpool
 from composer.core import Event
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import convnet
 from torch import nn
 
-from algorithms.fixres import FixResConfig, start_epoch
-from algorithms.fixres.fixres import FixRes, classifier, freeze, hold_statistics, last_batchnorm
+from algorithms.fixres import FixResConfig, classifier, freeze, hold_statistics, last_batchnorm, start_epoch
 
 STAGE = {"fixres": {"start": 0.34, "train": "classifier"}}  # from epoch 1 of 3 on
+
+
+def fixres(epoch):
+    """The algorithm whose stage begins at an epoch of ten."""
+    return FixResConfig(start=epoch / 10, train="classifier").build(10)
 
 
 @given(start=st.floats(0, 1), epochs=st.integers(1, 1000))
@@ -39,6 +44,11 @@ def resnet_blurred():
     return network
 
 
+def regnet():
+    with torch.device("cpu"):  # it computes its widths with tensors
+        return torchvision.models.regnet_y_400mf()
+
+
 @pytest.mark.parametrize(
     ("build", "norm", "linear"),
     [
@@ -47,7 +57,7 @@ def resnet_blurred():
         (resnet_blurred, "layer4.2.bn3", "fc"),
         (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(torchvision.models.resnet18()), "layer4.1.bn2", "fc"),
         (lambda: torchvision.models.mobilenet_v2(), "features.18.1", "classifier.1"),
-        (lambda: torchvision.models.regnet_y_400mf(), "trunk_output.block4.block4-5.f.c.1", "fc"),
+        (regnet, "trunk_output.block4.block4-5.f.c.1", "fc"),
         (lambda: timm.create_model("resnet50d"), "layer4.2.bn3", "fc"),
         (lambda: timm.create_model("resnet10t"), "layer4.0.bn2", "fc"),  # its last block has a shortcut
         (lambda: timm.create_model("efficientnet_b0"), "bn2", "classifier"),
@@ -55,7 +65,8 @@ def resnet_blurred():
     ],
 )
 def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
-    network = build()
+    with torch.device("meta"):  # the structure is enough
+        network = build()
     for model in (network, nn.DataParallel(network)):  # wrapped, as by DDP
         assert last_batchnorm(model) is network.get_submodule(norm)
         assert classifier(model) is network.get_submodule(linear)
@@ -67,12 +78,12 @@ def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
 def test_a_network_without_them_is_refused_before_the_stage_begins(network, state, logger):
     for start in (0, 5):
         with pytest.raises(ValueError, match="the model has no"):
-            FixRes(start).apply(Event.INIT, state(network), logger)
+            fixres(start).apply(Event.INIT, state(network), logger)
 
 
-def test_before_the_stage_nothing_is_frozen(state, networks, logger):
-    run = state(networks["convnet"]())
-    FixRes(5).apply(Event.INIT, run, logger)
+def test_before_the_stage_nothing_is_frozen(state, logger):
+    run = state(convnet())
+    fixres(5).apply(Event.INIT, run, logger)
     assert all(param.requires_grad for param in run.model.parameters())
 
 
@@ -93,15 +104,15 @@ def test_only_the_last_batchnorm_keeps_taking_statistics():
 
 
 @pytest.mark.parametrize("epoch", [0, 4, 5, 9])
-def test_it_acts_from_its_epoch_on(epoch, state, networks):
-    run = state(networks["convnet"](), epoch=epoch)
-    matched = {event for event in Event if FixRes(5).match(event, run)}
+def test_it_acts_from_its_epoch_on(epoch, state):
+    run = state(convnet(), epoch=epoch)
+    matched = {event for event in Event if fixres(5).match(event, run)}
     acts = {Event.INIT, Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD}
     assert matched == (acts if epoch >= 5 else {Event.INIT})
 
 
-def test_momentum_and_weight_decay_do_not_move_what_is_frozen(state, networks, logger):
-    run = state(networks["convnet"](), epoch=5)
+def test_momentum_and_weight_decay_do_not_move_what_is_frozen(state, logger):
+    run = state(convnet(), epoch=5)
     (optimizer,), model = run.optimizers, run.model
     pictures = (torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 3]))
     model.loss(model(pictures), pictures).backward()
@@ -109,7 +120,7 @@ def test_momentum_and_weight_decay_do_not_move_what_is_frozen(state, networks, l
     assert all("momentum_buffer" in optimizer.state[param] for param in model.parameters())
 
     optimizer.zero_grad()
-    FixRes(5).apply(Event.EPOCH_START, run, logger)
+    fixres(5).apply(Event.EPOCH_START, run, logger)
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     model.loss(model(pictures), pictures).backward()
     optimizer.step()
@@ -135,20 +146,10 @@ def test_in_a_real_run_only_two_layers_change_in_the_stage(run, microbatch):
     assert {name for name in changed if "running" in name} == {"module.5.running_mean", "module.5.running_var"}
 
 
-@pytest.mark.parametrize("batch", [3, 5, 8, 10])
-def test_a_resume_before_in_and_between_the_stages_epochs_is_exact(assert_resumes, batch):
-    assert_resumes(STAGE, batch=batch)
-
-
-def test_a_run_frozen_from_the_outset_resumes(assert_resumes):
-    assert_resumes({"fixres": {"start": 0, "train": "classifier"}}, batch=8)
-
-
-def test_it_changes_the_run_and_needs_no_algorithm_where_all_is_trained(run):
-    assert not torch.equal(run(STAGE).fit()["module.0.weight"], run({}).fit()["module.0.weight"])
+def test_no_algorithm_is_needed_where_everything_is_trained():
     assert FixResConfig(train="all").build(90) is None
 
 
 @pytest.mark.parametrize(("start", "unused"), [(0, False), (3, True)])
 def test_ddp_is_told_of_parameters_that_freeze_later(start, unused):
-    assert FixRes(start).find_unused_parameters is unused
+    assert fixres(start).find_unused_parameters is unused

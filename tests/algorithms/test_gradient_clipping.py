@@ -2,6 +2,7 @@ import pytest
 import timm.utils.agc
 import torch
 from composer.core import Event
+from tiny_run import convnet
 
 from algorithms.gradient_clipping import GradientClippingConfig
 
@@ -13,11 +14,11 @@ ORIGINALS = {
 
 
 @pytest.mark.parametrize("kind", ORIGINALS)
-def test_the_gradients_are_the_originals(kind, state, networks, logger):
+def test_the_gradients_are_the_originals(kind, state, logger):
     gradients = []
     for clip in ("ours", "theirs", None):
         torch.manual_seed(2)
-        run = state(networks["convnet"]())
+        run = state(convnet())
         for param in run.model.parameters():
             if param.ndim == 1:
                 param.data.normal_()
@@ -34,10 +35,3 @@ def test_the_gradients_are_the_originals(kind, state, networks, logger):
     torch.testing.assert_close(ours, theirs)
     assert all((mine.abs() <= free.abs()).all() for mine, free in zip(ours, unclipped, strict=True))
     assert not torch.equal(ours[0], unclipped[0])
-
-
-@pytest.mark.parametrize("kind", ORIGINALS)
-def test_it_changes_the_run_and_resumes(run, assert_resumes, kind):
-    config = {"gradient_clipping": {"type": kind, "threshold": 0.01}}
-    assert_resumes(config, batch=7)
-    assert not torch.equal(run(config).fit()["module.0.weight"], run({}).fit()["module.0.weight"])

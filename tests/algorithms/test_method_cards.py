@@ -10,23 +10,22 @@ import pytest
 import yaml
 
 import algorithms
-from algorithms.composer_library import NOT_RESUMABLE, ROOMS, UNSUITABLE
-from algorithms.composer_library.library import signatures
+from algorithms.composer_library import NOT_RESUMABLE, UNSUITABLE, USABLE
 from algorithms.config import AlgorithmsConfig
 
 ROOT = Path(algorithms.__file__).parent
 TECHNIQUES = {name: field for name, field in AlgorithmsConfig.model_fields.items() if name != "composer"}
 CONFIGS = {name: next(iter(field.annotation.__args__)) for name, field in TECHNIQUES.items()}
-ALL_ROOMS = sorted(path.name for path in ROOT.iterdir() if (path / "__init__.py").exists())
+MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"__init__", "config"})
 HEADINGS = ["In the step", "Fields", "Cost and gain", "Does not go with", "Resuming", "Source"]
 
 
-def room(name):
+def module(name):
     return CONFIGS[name].__module__.removeprefix("algorithms.")
 
 
-def card(folder):
-    return (ROOT / folder / "README.md").read_text(encoding="utf-8")
+def card(name):
+    return (ROOT / f"{name}.md").read_text(encoding="utf-8")
 
 
 def rows(text):
@@ -40,9 +39,9 @@ def rows(text):
 
 def documented(config):
     """Field -> (default, meaning) as the config has them: the meaning is the docstring under the field."""
-    module = ast.parse((ROOT / room(config) / "__init__.py").read_text(encoding="utf-8"))
+    source = ast.parse((ROOT / f"{module(config)}.py").read_text(encoding="utf-8"))
     name = CONFIGS[config].__name__
-    body = next(node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == name)
+    body = next(node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == name)
     meanings = {
         field.target.id: below.value.value
         for field, below in itertools.pairwise(body)
@@ -57,34 +56,34 @@ def documented(config):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_table_of_fields_is_the_configs(name):
-    text = card(room(name))
-    if room(name) == "mix":
+    text = card(module(name))
+    if module(name) == "mix":
         text = text.split(f"### `{name}`\n")[1]
     written, expected = rows(text), documented(name)
     assert list(written) == list(expected)
     assert written == expected
 
 
-@pytest.mark.parametrize("folder", ALL_ROOMS)
-def test_every_card_has_the_same_shape(folder):
-    text = card(folder)
+@pytest.mark.parametrize("name", MODULES)
+def test_every_card_has_the_same_shape(name):
+    text = card(name)
     assert text.startswith("# ")
     assert re.findall(r"^## (.*)$", text, re.MULTILINE) == HEADINGS
     assert 25 <= len(text.splitlines()) <= 55
     assert all(len(line) <= 125 or line.startswith("|") for line in text.splitlines())
 
 
-@pytest.mark.parametrize("folder", ALL_ROOMS)
-def test_the_yaml_of_a_card_is_valid_and_turns_its_technique_on(folder):
-    (written,) = re.findall(r"```yaml\n(.*?)```", card(folder), re.DOTALL)
+@pytest.mark.parametrize("name", MODULES)
+def test_the_yaml_of_a_card_is_valid_and_turns_its_technique_on(name):
+    (written,) = re.findall(r"```yaml\n(.*?)```", card(name), re.DOTALL)
     chosen = yaml.safe_load(written)["algorithms"]
     config = AlgorithmsConfig.model_validate(chosen)
-    assert all(getattr(config, name) for name in chosen)
-    assert {room(name) if name in CONFIGS else "composer_library" for name in chosen} == {folder}
+    assert all(getattr(config, key) for key in chosen)
+    assert {module(key) if key in CONFIGS else "composer_library" for key in chosen} == {name}
 
 
-def test_each_technique_has_a_room_and_each_room_a_technique():
-    assert {*map(room, CONFIGS), "composer_library"} == set(ALL_ROOMS)
+def test_each_technique_has_a_module_and_a_card():
+    assert {*map(module, CONFIGS), "composer_library"} == set(MODULES) == {path.stem for path in ROOT.glob("*.md")}
 
 
 def test_the_librarys_card_names_what_is_usable_and_what_is_not():
@@ -92,11 +91,10 @@ def test_the_librarys_card_names_what_is_usable_and_what_is_not():
     assert dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE)) == UNSUITABLE
     assert all(reason in text for reason in NOT_RESUMABLE.values())
     fields = text.split("## Fields\n")[1].split("```")[0]
-    usable = set(signatures()) - set(ROOMS) - set(UNSUITABLE)
-    assert set(re.findall(r"`([A-Z]\w+)`", fields)) == usable
+    assert set(re.findall(r"`([A-Z]\w+)`", fields)) == set(USABLE)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_card_that_promises_an_exact_resume_is_of_a_resumable_technique(name):
-    resuming = card(room(name)).split("## Resuming\n")[1]
+    resuming = card(module(name)).split("## Resuming\n")[1]
     assert resuming.startswith("Exactly") == (CONFIGS[name].not_resumable is None)

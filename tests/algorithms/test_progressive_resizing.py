@@ -6,10 +6,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from algorithms.config import AlgorithmsConfig
-from algorithms.progressive_resizing import ProgressiveResizingConfig, size_at
+from algorithms.progressive_resizing import ProgressiveResizingConfig
 
 BATCHES = 90
+
+
+def schedule(scale, delay, finetune, increment):
+    return ProgressiveResizingConfig(
+        initial_scale=scale, delay_fraction=delay, finetune_fraction=finetune, size_increment=increment
+    )
 
 
 def composers_widths(algorithm, state, full_size, batches=BATCHES):
@@ -37,7 +42,8 @@ def test_the_sizes_are_composers_over_a_whole_run(full_size, increment, scale, d
         initial_scale=scale, delay_fraction=delay, finetune_fraction=finetune, size_increment=increment
     )
     theirs = composers_widths(algorithm, state, full_size)
-    ours = [size_at(batch / BATCHES, full_size, scale, delay, finetune, increment) for batch in range(BATCHES)]
+    config = schedule(scale, delay, finetune, increment)
+    ours = [config.size_at(batch / BATCHES, full_size) for batch in range(BATCHES)]
     # torch rounds size * (wanted / size) down, so Composer's picture can be one pixel short of what it computed.
     assert all(mine - 1 <= their <= mine for mine, their in zip(ours, theirs, strict=True))
     assert sum(mine != their for mine, their in zip(ours, theirs, strict=True)) <= len(ours) / 10
@@ -55,8 +61,7 @@ def test_where_batch_without_a_ramp_is_the_same_step(mode, state):
     )
     widths = composers_widths(config.build(), state, 224)
     assert widths == [128] * 10 + [224] * 80
-    values = (config.initial_scale, config.delay_fraction, config.finetune_fraction, config.size_increment)
-    assert widths == [size_at(batch / BATCHES, 224, *values) for batch in range(BATCHES)]
+    assert widths == [config.size_at(batch / BATCHES, 224) for batch in range(BATCHES)]
 
 
 @pytest.mark.parametrize(("delay", "finetune"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
@@ -85,18 +90,12 @@ fractions = st.floats(0, 1)
 )
 @example(full=224, scale=0.5, shares=(0.1, 0.9), increment=32, times=[0.0, 0.1, 1.0])
 def test_sizes_grow_from_the_first_to_the_full_one(full, scale, shares, increment, times):
-    sizes = [size_at(time, full, scale, *shares, increment) for time in times]
+    config = schedule(scale, *shares, increment)
+    sizes = [config.size_at(time, full) for time in times]
     assert sizes == sorted(sizes)
     assert all(size == full or size % increment == 0 for size in sizes)
     assert all(0 < size <= full for size in sizes)
-    first, last = (size_at(time, full, scale, *shares, increment) for time in (0.0, 1.0))
+    first, last = (config.size_at(time, full) for time in (0.0, 1.0))
     if shares[0] > 1e-6:
         assert abs(first - scale * full) <= max(increment, full - first if first == full else 0)
     assert full - last < increment
-
-
-def test_it_changes_the_run(run):
-    techniques = {"progressive_resizing": {"where": "batch"}}
-    AlgorithmsConfig.model_validate(techniques)
-    with_it, without = run(techniques).fit(), run({}).fit()
-    assert not torch.equal(with_it["module.0.weight"], without["module.0.weight"])

@@ -4,8 +4,6 @@ import torchvision
 from composer.algorithms import SqueezeExcite2d, SqueezeExciteConv2d
 from composer.algorithms.warnings import NoEffectWarning
 
-SMALL = {"squeeze_excite": {"min_channels": 16, "latent_channels": 0.25}}
-
 
 def test_wide_convolutions_get_a_block(run):
     trainer = run({"squeeze_excite": {"min_channels": 512}}, network=torchvision.models.resnet50).trainer
@@ -31,9 +29,3 @@ def test_a_block_scales_each_channel_as_in_the_paper():
 def test_no_effect_is_said(run):
     with pytest.warns(NoEffectWarning, match="no convolution has 128 channels"):
         run({"squeeze_excite": {}})
-
-
-def test_it_changes_the_run_and_resumes(run, assert_resumes):
-    with_it = run(SMALL).fit()
-    assert any("se.pool_and_mlp" in name for name in with_it)
-    assert_resumes(SMALL, batch=7)

@@ -66,15 +66,15 @@ class SeedByPosition(Callback):
 
 
 class SaveAt(Callback):
-    """Saves a checkpoint after a batch, and the run goes on."""
+    """Saves checkpoints after some batches while the run continues."""
 
-    def __init__(self, batch: int, path: Path) -> None:
-        self.batch, self.path = batch, path
+    def __init__(self, paths: dict[int, Path]) -> None:
+        self.paths = paths
         self.trainer: Trainer | None = None
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        if state.timestamp.batch.value == self.batch:
-            self.trainer.save_checkpoint(str(self.path))
+        if path := self.paths.get(state.timestamp.batch.value):
+            self.trainer.save_checkpoint(str(path))
 
 
 def images() -> TensorDataset:
@@ -99,7 +99,7 @@ class Run:
         network: Callable[[], nn.Module] = convnet,
         epochs: int = EPOCHS,
         load: Path | None = None,
-        save: tuple[int, Path] | None = None,
+        save: dict[int, Path] | None = None,
         callbacks: tuple[Callback, ...] = (),
         microbatch: int = BATCH,
         evaluate: bool = False,
@@ -110,7 +110,7 @@ class Run:
             techniques = config.build(epochs * BATCHES_PER_EPOCH, epochs)
         torch.manual_seed(0)
         model = ComposerClassifier(network(), num_classes=CLASSES)
-        saver = [SaveAt(*save)] if save else []
+        saver = SaveAt(save or {})
         self.trainer = Trainer(
             model=model,
             train_dataloader=loader(),
@@ -118,15 +118,15 @@ class Run:
             max_duration=f"{epochs}ep",
             optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-3),
             algorithms=techniques,
-            callbacks=[SeedByPosition(), *callbacks, *saver],
+            callbacks=[SeedByPosition(), *callbacks, saver],
             device_train_microbatch_size=microbatch,
             load_path=str(load) if load else None,
             device="cpu",
             seed=3,
             progress_bar=False,
+            python_log_level=None,
         )
-        for callback in saver:
-            callback.trainer = self.trainer
+        saver.trainer = self.trainer
 
     def fit(self) -> dict[str, torch.Tensor]:
         """Train, and return the final weights."""

@@ -29,15 +29,19 @@ class Stage(Callback):
         if state.timestamp.epoch == 1:
             self.start = {name: value.clone() for name, value in state.model.module.state_dict().items()}
 
+    def batch_start(self, state, logger):
+        self.images = state.batch[0].clone()
+
     def before_loss(self, state, logger):
-        mix = state.algorithms[1]
-        self.choices.append(type(mix._chosen(state)).__name__)
+        # CutMix takes every value from some image as it is; MixUp blends.
+        whole = torch.isin(state.batch[0], self.images).all().item()
+        self.choices.append("CutMix" if whole else "MixUp")
 
 
 def through_and_resumed(out, name, techniques, epochs, batch, *, network=convnet, callbacks=()):
     """The final weights of an uninterrupted run and of one resumed from its checkpoint."""
     path = out / f"{name}.pt"
-    through = Run(techniques, epochs=epochs, network=network, save=(batch, path), callbacks=callbacks)
+    through = Run(techniques, epochs=epochs, network=network, save={batch: path}, callbacks=callbacks)
     through.trainer.fit()
     resumed = Run(techniques, epochs=epochs, network=network, load=path)
     resumed.trainer.fit()

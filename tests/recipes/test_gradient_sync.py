@@ -3,7 +3,7 @@
 import pytest
 from composer.algorithms import EMA, LayerFreezing
 
-from algorithms.fixres.fixres import FixRes
+from algorithms.fixres import FixResConfig
 from recipes.gradient_sync import FixedBuckets, sync_strategy
 
 
@@ -13,7 +13,7 @@ from recipes.gradient_sync import FixedBuckets, sync_strategy
         ([], "single_auto_sync"),
         ([EMA("4ba")], "single_auto_sync"),
         ([LayerFreezing()], "multi_auto_sync"),
-        ([EMA("4ba"), FixRes(start_epoch=2)], "multi_auto_sync"),
+        ([EMA("4ba"), FixResConfig(start=0.5, train="classifier").build(4)], "multi_auto_sync"),
     ],
 )
 def test_gradients_are_added_up_once_a_step_unless_a_technique_leaves_some_out(techniques, strategy):

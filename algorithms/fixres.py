@@ -1,0 +1,135 @@
+"""FixRes: finish at the resolution and crop of the test, on all parameters or on the classifier's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from algorithms import Fraction, Technique
+
+if TYPE_CHECKING:
+    from composer.core import Algorithm, Event, State
+    from composer.loggers import Logger
+    from torch import nn
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def start_epoch(start: float, epochs: int) -> int:
+    """The first epoch of the FixRes stage, counted from 0; `epochs` if there is none.
+
+    Args:
+        start: Share of the run before the stage, in [0, 1].
+        epochs: Length of the run.
+
+    Returns:
+        The nearest epoch to `start * epochs`, such that the stage has at least one epoch when `start` is below 1, and
+        something comes before it when `start` is above 0. A run of one epoch cannot have both, and has no stage then.
+    """
+    first = round(start * epochs)
+    if start < 1:
+        first = min(first, epochs - 1)
+    if start > 0:
+        first = max(first, 1)
+    return first
+
+
+def classifier(model: nn.Module) -> nn.Linear:
+    """The last linear layer in the order of definition, which is the classifier in torchvision's and timm's networks.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    from torch import nn
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ValueError("the model has no linear layer to take for its classifier")
+    return layers[-1]
+
+
+def last_batchnorm(model: nn.Module) -> _BatchNorm:
+    """The last BatchNorm in the order of definition, not counting those on shortcuts, which blocks define last.
+
+    Raises:
+        ValueError: The model has none.
+    """
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    found = None
+    for name, module in model.named_modules():
+        if isinstance(module, _BatchNorm) and not {"downsample", "shortcut"} & set(name.split(".")):
+            found = module
+    if found is None:
+        raise ValueError("the model has no BatchNorm")
+    return found
+
+
+def freeze(model: nn.Module) -> None:
+    """Leave only the parameters of the classifier and the last BatchNorm trainable.
+
+    A frozen parameter gets no gradient, and torch's and Composer's optimizers skip parameters without one: neither
+    momentum nor weight decay moves it.
+    """
+    model.requires_grad_(False)
+    classifier(model).requires_grad_(True)
+    last_batchnorm(model).requires_grad_(True)
+
+
+def hold_statistics(model: nn.Module) -> None:
+    """Put every BatchNorm but the last in evaluation mode, so that it uses its running statistics and keeps them."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    last = last_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module is not last:
+            module.eval()
+
+
+class FixResConfig(Technique):
+    """Finish at `size` px with test-time crops (Touvron et al. 2019), on all parameters or the classifier's only."""
+
+    start: Fraction = 85 / 90
+    """Share of the run before the stage; it begins at the nearest epoch, and lasts at least one."""
+    size: Annotated[int, Field(ge=8, le=4096)] = 288
+    """Side of the images in the stage, in pixels."""
+    train: Literal["all", "classifier"] = "all"
+    """What is trained in the stage: everything, or only the last Linear and the last BatchNorm."""
+
+    def build(self, epochs: int) -> Algorithm | None:
+        """The algorithm that trains the classifier only (section 4 of the paper); None with `train: all`.
+
+        The size and crop of the images are the sampler's business. Being frozen is not part of a checkpoint.
+
+        Args:
+            epochs: Length of the run.
+        """
+        if self.train == "all":
+            return None
+        from composer.core import Algorithm, Event
+
+        first = start_epoch(self.start, epochs)
+
+        class FixRes(Algorithm):
+            # DDP must know that parameters will stop having gradients after it has counted them. The alternative,
+            # computing gradients only to drop them, would cost the backward pass of the whole stage.
+            find_unused_parameters = first > 0
+
+            def match(self, event: Event, state: State) -> bool:
+                # EPOCH_START does not fire where a run is resumed inside an epoch, so FIT_START freezes as well.
+                # Composer puts the whole model in training mode at the start of a fit and after an evaluation, so
+                # the statistics are held before each forward pass.
+                in_stage = state.timestamp.epoch >= first
+                events = (Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD)
+                return event == Event.INIT or (in_stage and event in events)
+
+            def apply(self, event: Event, state: State, logger: Logger) -> None:
+                if event == Event.BEFORE_FORWARD:
+                    hold_statistics(state.model)
+                elif state.timestamp.epoch >= first:
+                    freeze(state.model)
+                else:  # fail now if the model has no such layers, not when the stage begins
+                    classifier(state.model)
+                    last_batchnorm(state.model)
+
+        return FixRes()  # type: ignore[no-untyped-call]  # Composer's
