@@ -17,10 +17,10 @@ from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overr
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.json_text import to_json
-from recipes.load import load_config
+from recipes.load import load_config, load_table
 from recipes.plan.compute import Stage, by_area, plan_stages
 from recipes.plan.plan import Images, Plan, as_json, make_plan
-from recipes.plan.tables import PRICES, THROUGHPUT, MachineConfig, PricesConfig, ThroughputConfig, read_table
+from recipes.plan.tables import PRICES, THROUGHPUT, MachineConfig, PricesConfig, ThroughputConfig
 from recipes.plan.text import render
 from recipes.plan.throughput import Throughput, measured, published, told
 from recipes.watch.files import replace_text
@@ -147,7 +147,7 @@ def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
         InputError: Something named does not exist or does not go together.
         DataError: The dataset is here, and cannot be used.
     """
-    prices, table = read_table(given.prices, PricesConfig), read_table(THROUGHPUT, ThroughputConfig)
+    prices, table = load_table(given.prices, PricesConfig), load_table(THROUGHPUT, ThroughputConfig)
     hardware = hardware_of(given.yaml)
     name, machine = find_machine(given.machine, hardware, prices, given.prices)
     device, devices = device_of(hardware, machine)

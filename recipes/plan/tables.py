@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from recipes.config import Part, PositiveFloat, PositiveInt
-from recipes.errors import InputError
-from recipes.explain import explain
-from recipes.read_yaml import parse
 
 PRICES = Path(__file__).with_name("prices.yaml")
 THROUGHPUT = Path(__file__).with_name("throughput.yaml")
@@ -19,7 +15,6 @@ THROUGHPUT = Path(__file__).with_name("throughput.yaml")
 Text = Annotated[str, Field(min_length=1)]
 Day = Annotated[str, Field(pattern=r"^(after )?[0-9]{4}(-[0-9]{2}){0,2}$", examples=["2026-11-09", "after 2025-08"])]
 Price = Annotated[float, Field(ge=0)]
-Table = TypeVar("Table", bound=Part)
 
 
 class PriceConfig(Part):
@@ -90,20 +85,3 @@ class ThroughputConfig(Part):
 
     published: tuple[PublishedConfig, ...]
     factors: FactorsConfig
-
-
-def read_table(path: Path, table: type[Table]) -> Table:
-    """Read and check a file of figures.
-
-    Raises:
-        InputError: Every error, `FILE:LINE: key.path: what is wrong; allowed: ...`.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    entry = parse(text, str(path))
-    try:
-        return table.model_validate_json(json.dumps(entry.plain()), strict=True)
-    except ValidationError as error:
-        raise InputError(*(line for _, line in explain(error, entry, table))) from None

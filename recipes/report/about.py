@@ -12,9 +12,8 @@ from markupsafe import Markup
 from recipes.config import RunConfig
 from recipes.page.html import paragraph, table
 from recipes.read_run import short_commit
-from recipes.read_yaml import parse
 from recipes.report.read import Run
-from recipes.resolved import resolved
+from recipes.resolved import resolved_values
 from recipes.watch.clock import duration
 
 ABSENT = "-"
@@ -161,7 +160,7 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def defaults() -> dict[str, str]:
     """The defaults of the config's keys, flattened; those without one are left out."""
     least = {"run_name": "x", "data": {"path": "x"}, "device_batch_size": 1}
-    flat = flattened(parse(resolved(RunConfig.model_validate(least)), "defaults").plain())
+    flat = flattened(resolved_values(RunConfig.model_validate(least)))
     return {key: value for key, value in flat.items() if key not in ("run_name", "data.path", "device_batch_size")}
 
 

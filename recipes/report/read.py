@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from data.text import escape
 from recipes.errors import InputError
-from recipes.read_yaml import read_file
+from recipes.load import read_document
 
 FILES = ("config.yaml", "summary.json", "metrics.jsonl")
 """A folder with none of them is no run's."""
@@ -126,7 +126,7 @@ def read_run(folder: Path) -> Run:
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = read_file(path).plain()
+        config: dict[str, Any] = read_document(path).value
     except InputError as error:
         problems.append(str(error))
         return {}

@@ -9,6 +9,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from algorithms.config import AlgorithmsConfig
 from recipes.checkpoints.places import Places
@@ -153,10 +154,9 @@ def test_the_architecture_is_that_of_the_trainer(name):
 
     from algorithms.config import AlgorithmsConfig
     from recipes.model import Classifier, build_network
-    from recipes.read_yaml import parse
     from recipes.surgery import for_inference, operated_network
 
-    algorithms = AlgorithmsConfig.model_validate(parse(CHANGES[name], "test", numbered=False).plain())
+    algorithms = AlgorithmsConfig.model_validate(yaml.safe_load(CHANGES[name]))
     model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model=model, optimizers=optimizer, algorithms=algorithms.build(10, 5), python_log_level=None)
