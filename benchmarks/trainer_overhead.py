@@ -30,8 +30,7 @@ from recipes.config import OneCycleConfig, RunConfig
 from recipes.model import build_classifier
 from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer, exempt_norms_and_biases
 from recipes.position import PositionSeed
-from recipes.schedule import step_at
-from recipes.stages import rate_function
+from recipes.schedule import rate_function, step_at
 from recipes.trainer import split
 from recipes.watch.build import build_watchers
 

@@ -23,7 +23,7 @@ from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
 from recipes.memory import Load, Setting, check_memory
 from recipes.model import AUXILIARY_WEIGHTS, build_network, heads
-from recipes.stages import epoch_plan, image_size
+from recipes.schedule import epoch_plan, image_size
 from recipes.trainer import device_name
 
 Data = tuple[Source, Source]

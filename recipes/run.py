@@ -39,7 +39,7 @@ from recipes.errors import DivergedError, InputError
 from recipes.gradient_sync import FixedBuckets
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 from recipes.trainer import build_trainer, device_name
 from recipes.watch.build import Watchers, build_watchers
 from recipes.watch.files import replace_text

@@ -24,7 +24,7 @@ from recipes.gradient_sync import sync_strategy
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
 from recipes.position import PositionSeed
-from recipes.stages import peak_lr, rate_function
+from recipes.schedule import peak_lr, rate_function
 from recipes.sync_batchnorm import SameStatistics
 
 

@@ -25,7 +25,7 @@ from data.open import open_split_pair
 from data.sampler import PositionSampler, epoch_order
 from recipes.load import load_config
 from recipes.position import position_seed
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 from recipes.trainer import build_train_data
 from tests.support import ROOT, write_images
 

@@ -187,7 +187,7 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     from data.errors import DataError
     from recipes.preflight import require_ready
     from recipes.run import open_data
-    from recipes.stages import epoch_plan
+    from recipes.schedule import epoch_plan
 
     opened: list[tuple[Source, Source]] = []
 

@@ -13,7 +13,7 @@ from data.source import Source
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.find_lr.curve import Curve, End, Ramp, curve_of, end_of
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 from recipes.trainer import build_trainer
 
 OnStep = Callable[[float, float], None]

@@ -19,7 +19,7 @@ from recipes.find_lr.trial import pasted, peaks, present_lr
 from recipes.find_lr.write import ENDS, Result, show, write
 from recipes.preflight import require_ready
 from recipes.run import open_data, start_processes
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
 from recipes.watch.versions import versions
 

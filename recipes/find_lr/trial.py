@@ -9,7 +9,7 @@ from typing import NamedTuple
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.stages import epoch_plan, global_batch_size, peak_lr
+from recipes.schedule import epoch_plan, global_batch_size, peak_lr
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
 """Techniques that a test leaves out: it stays at one size, and averages do not change what is trained."""

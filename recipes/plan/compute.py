@@ -13,8 +13,7 @@ from typing import NamedTuple
 from algorithms.fixres import start_epoch
 from data.epoch_plan import Crop, EpochPlan
 from recipes.config import RunConfig
-from recipes.schedule import Rate, step_at
-from recipes.stages import epoch_plan, peak_lr, rate_function
+from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at
 
 REFERENCE_SIZE = 224
 """Side in pixels of the images that an epoch-equivalent is counted in."""

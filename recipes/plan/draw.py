@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from recipes.config import RunConfig
 from recipes.page.chart import COLORS
 from recipes.plan.compute import Stage, batches_per_epoch, schedule_of
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 
 POINTS = 2_000
 """Points of a curve, at most."""

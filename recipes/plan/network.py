@@ -15,7 +15,7 @@ from recipes.errors import InputError
 from recipes.memory import step_bytes
 from recipes.plan.compute import REFERENCE_SIZE, Stage, Work
 from recipes.preflight import loads, setting_of
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 
 
 def flops(network: nn.Module, size: int) -> int:

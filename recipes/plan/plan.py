@@ -19,7 +19,7 @@ from recipes.plan.compute import (
 )
 from recipes.plan.tables import MachineConfig, PriceConfig
 from recipes.plan.throughput import Throughput, evaluation_seconds, images_per_second, training_seconds
-from recipes.stages import epoch_plan, peak_lr
+from recipes.schedule import epoch_plan, peak_lr
 
 HOUR = 3600.0
 

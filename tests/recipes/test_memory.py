@@ -9,7 +9,7 @@ from recipes.load import load_config
 from recipes.memory import Load, Setting, activations, check_memory, fixed_bytes
 from recipes.model import build_network, checkpoint_activations
 from recipes.preflight import loads, planned_network
-from recipes.stages import epoch_plan
+from recipes.schedule import epoch_plan
 from tests.support import ROOT
 
 V100, A10G, RTX3090 = 15.78 * 2**30, 22.2 * 2**30, 23.70 * 2**30

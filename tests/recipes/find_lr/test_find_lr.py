@@ -21,7 +21,7 @@ from recipes.cli import run_command
 from recipes.find_lr import __main__ as command
 from recipes.find_lr.trial import pasted, peaks, present_lr, trial_config
 from recipes.load import load_config
-from recipes.stages import epoch_plan, peak_lr
+from recipes.schedule import epoch_plan, peak_lr
 from tests.support import ROOT
 
 RECIPE = """

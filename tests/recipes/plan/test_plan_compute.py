@@ -17,7 +17,7 @@ from recipes.plan.compute import (
     saving,
     schedule_of,
 )
-from recipes.stages import epoch_plan, peak_lr, rate_function
+from recipes.schedule import epoch_plan, peak_lr, rate_function
 from tests.support import ROOT
 
 IMAGENET = 1_281_167
