@@ -20,7 +20,7 @@ def main() -> int:
     if arguments.show:
         print(resolved(config), end="")
         return 0
-    # Not torch's advice against what recipes/gradient_sync.py asks for on purpose. Read when torch is imported.
+    # Hides torch's warning about what FixedBuckets (recipes/trainer.py) does on purpose; read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Only now: importing torch and Composer takes seconds, and the answers above need neither.
     from recipes.run import run

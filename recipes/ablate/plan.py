@@ -187,7 +187,6 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     from data.errors import DataError
     from recipes.preflight import require_ready
     from recipes.run import open_data
-    from recipes.schedule import epoch_plan
 
     opened: list[tuple[Source, Source]] = []
 
@@ -203,7 +202,6 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     for config in configs:
         try:
             require_ready(config, processes, once(config))
-            epoch_plan(config, processes)
             config.algorithms.build(total_batches=config.epochs, epochs=config.epochs)
         except InputError as error:
             found.append(list(error.lines))

@@ -46,7 +46,7 @@ def run(config: RunConfig, trial: RunConfig, ramp: Ramp, *, runs: int, command: 
     warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(trial)
     world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
-    train, val = require_ready(trial, world_size, lambda: open_data(trial))
+    train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
     where = trial.data
     bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=dist.get_local_rank() == 0)
     curves: list[Curve] = []

@@ -160,8 +160,8 @@ def plan_of(given: argparse.Namespace, config: RunConfig) -> Plan:
     if given.memory:
         if sys.stderr.isatty():
             print("loading torch and Composer, building the network ...", file=sys.stderr)
+        from recipes.model import planned_network
         from recipes.plan.network import memory_gb, work_of
-        from recipes.preflight import planned_network
 
         network = planned_network(config, classes)
         memory = memory_gb(network, config, plan_stages(config, images.train, devices), devices)

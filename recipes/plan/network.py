@@ -12,10 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from data.epoch_plan import EpochPlan
 from recipes.config import RunConfig
 from recipes.errors import InputError
-from recipes.memory import step_bytes
 from recipes.plan.compute import REFERENCE_SIZE, Stage, Work
-from recipes.preflight import loads, setting_of
-from recipes.schedule import epoch_plan
+from recipes.preflight import pass_images, step_memory
 
 
 def flops(network: nn.Module, size: int) -> int:
@@ -45,7 +43,7 @@ def work_of(network: nn.Module) -> Work:
 
 
 def memory_gb(network: nn.Module, config: RunConfig, stages: Sequence[Stage], devices: int) -> dict[Stage, float]:
-    """Memory that one device needs in each stage, in GB (1e9 bytes); see recipes/memory.py.
+    """Memory that one device needs in each stage, in GB (1e9 bytes); see recipes/preflight.py.
 
     Args:
         network: On the meta device, after surgery.
@@ -53,11 +51,9 @@ def memory_gb(network: nn.Module, config: RunConfig, stages: Sequence[Stage], de
         stages: The run's.
         devices: Processes of the run.
     """
-    plan, setting = epoch_plan(config, devices), setting_of(config, devices)
-    by_plan = dict(zip(dict.fromkeys(plan), loads(config, devices, plan), strict=True))
     found = {}
     for stage in stages:
-        load = by_plan[EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size)]
-        fixed, per_image = step_bytes(network, load._replace(size=stage.size), setting)
-        found[stage] = (fixed + per_image * load.images) / 1e9
+        images = pass_images(config, EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size), devices)
+        fixed, per_image = step_memory(network, config, devices, stage.size, stage.crop == "center")
+        found[stage] = (fixed + per_image * images) / 1e9
     return found

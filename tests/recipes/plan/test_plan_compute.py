@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from data.sampler import PositionSampler
 from recipes.load import load_config
-from recipes.optimizer import Schedule
 from recipes.plan.compute import (
     by_area,
     equivalents,
@@ -18,6 +17,7 @@ from recipes.plan.compute import (
     schedule_of,
 )
 from recipes.schedule import epoch_plan, peak_lr, rate_function
+from recipes.trainer import Schedule
 from tests.support import ROOT
 
 IMAGENET = 1_281_167

@@ -153,8 +153,7 @@ def test_the_architecture_is_that_of_the_trainer(name):
     from composer import Trainer
 
     from algorithms.config import AlgorithmsConfig
-    from recipes.model import Classifier, build_network
-    from recipes.surgery import for_inference, operated_network
+    from recipes.model import Classifier, build_network, for_inference, operated_network
 
     algorithms = AlgorithmsConfig.model_validate(yaml.safe_load(CHANGES[name]))
     model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
@@ -185,7 +184,7 @@ def test_stochastic_depth_folds_into_a_plain_network():
     import torchvision
 
     from algorithms.config import AlgorithmsConfig
-    from recipes.surgery import for_inference, operated_network
+    from recipes.model import for_inference, operated_network
 
     algorithms = AlgorithmsConfig.model_validate({"stochastic_depth": {"drop_rate": 0.5}})
     network = operated_network("resnet50", 3, algorithms)
