@@ -157,15 +157,13 @@ def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
     found, skipped = [], 0
     for key in listed:
         try:
-            is_file = key not in folders and "\ufffd" not in relative_path(
-                key
-            )  # which stands for bytes that no UTF-8 has
+            # U+FFFD stands for bytes that no UTF-8 has.
+            is_file = key not in folders and "\ufffd" not in relative_path(key)
         except ValueError:
             is_file = False
-        name = key.rpartition("/")[2]
         if not is_file:
             skipped += 1
-        elif "/" in key and name.lower().endswith(EXTENSIONS) and not key.startswith(".") and not name.startswith("."):
+        elif "/" in key and key.lower().endswith(EXTENSIONS) and not any(part[0] == "." for part in key.split("/")):
             found.append(key)
     return sorted(found, key=lambda key: (key.split("/")[0], *key.rpartition("/")[::2])), skipped
 

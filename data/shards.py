@@ -148,7 +148,8 @@ def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{path}: {shown(where)[1:-1]}: {first['msg'].removeprefix('Value error, ')}") from None
+        reason = first["msg"].removeprefix("Value error, ").split(" or instance of")[0]
+        raise DataError(f"{path}: {shown(where)[1:-1]}: {reason}") from None
     except (ValueError, RecursionError) as error:  # ValueError: of another encoding, too
         raise DataError(f"{path}: not JSON ({type(error).__name__})") from None
 
@@ -176,8 +177,13 @@ def read_index(folder: Path, url: str) -> list[Shard]:
 
 def _size(file: Path, name: str) -> int:
     """Size of a regular file in bytes; raises DataError where it is none: to open it could block for ever."""
-    with named(name):
-        status = file.stat()
+    try:
+        with named(name):
+            status = file.stat()
+    except DataError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise DataError(f"{name}: not found") from None
+        raise
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{name}: is no regular file")
     return status.st_size
@@ -562,11 +568,12 @@ def cached_metadata(path: str, cache_folder: str) -> Path:
 
 
 def _list_sizes(store: Any, path: str) -> dict[str, int] | None:
-    """Size of each object of a dataset, by its path; None where a key may read objects but not list them."""
+    """Size of each object of a dataset, by its path; None where objects may be read but are not listed."""
     root = path.removeprefix("s3://")
     with named(path):
         try:
             found = store.find(root, detail=True)
         except PermissionError:
             return None
-    return _below({name: entry["size"] for name, entry in found.items()}, root)
+    sizes = _below({name: entry["size"] for name, entry in found.items()}, root)
+    return sizes if MANIFEST in sizes else None

@@ -80,19 +80,23 @@ class _Batches:
         # Pinning memory in a new thread would take the first GPU for this process's.
         device = torch.cuda.current_device() if pin_memory and torch.cuda.is_available() else None
         arguments = (batches, self._asked, self._answers, device)
-        threading.Thread(target=_fetch, args=arguments, name="loader", daemon=True).start()
+        self._thread = threading.Thread(target=_fetch, args=arguments, name="loader", daemon=True)
+        self._thread.start()
 
     def __iter__(self) -> _Batches:
         return self
 
     def __del__(self) -> None:
         self._asked.put(False)
+        self._thread.join(POLL_SECONDS)  # which gives the workers' memory back; a thread that hangs is left behind
 
     def __next__(self) -> Batch:
         self._asked.put(True)
         answer = self._wait()
         trouble = self._dead() if isinstance(answer, Exception) and not isinstance(answer, StopIteration) else None
         self._pass(True, trouble)
+        if isinstance(answer, StopIteration):
+            raise StopIteration  # of its own, as that one's traceback holds on to the workers' memory
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -146,3 +150,5 @@ def _fetch(
             answers.put(next(batches))  # no name here holds on to the batch
         except Exception as error:
             answers.put(error)
+            if isinstance(error, StopIteration):
+                return

@@ -253,7 +253,7 @@ class CheckpointsConfig(Part):
     patience: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "5m"])] = "5m"
     """How long the start and the end of a run wait for a bucket that is out of reach; training never waits."""
     restart: bool = False
-    """Start from zero where checkpoints seem to exist but none can be used, instead of refusing."""
+    """Instead of refusing: begin at zero where no checkpoint can be used; let a later run replace an earlier one."""
     metadata: Annotated[str, Field(pattern=r"^https?://[^@\s]+$", examples=["http://169.254.169.254"])] | None = None
     """Address of EC2's instance metadata, which is asked for spot interruption notices; null: it is not asked."""
 
@@ -306,9 +306,9 @@ class RunConfig(Part):
     max_duration: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}ep$", examples=["90ep"])] = "90ep"
     """Epochs to train, such as 90ep; everything that depends on time is a share of it."""
     autoresume: bool = True
-    """Go on from the newest checkpoint of this run_name, if there is one."""
+    """Go on from the newest checkpoint of this run_name; false: begin at zero, and go on only from what began so."""
     resume: str | None = None
-    """Start from this checkpoint instead: a file, or the folder that holds it."""
+    """Begin with this checkpoint, a file or the folder that holds it; then go on from the run's own newer ones."""
     device_batch_size: BySize | None = None
     """Images per device and optimizer step, one number or one per image size; unset where global_batch_size is set."""
     global_batch_size: BySize | None = None

@@ -193,6 +193,6 @@ def _write(store: Store, record: Beginning) -> None:
     try:
         store.put(RECORD, json.dumps(asdict(record)).encode())
     except StoreError as error:
-        if not isinstance(store, LocalStore):
+        if error.mistake:
             raise
-        log.warning("%s", error)  # a full disk: training goes on, and complains at each checkpoint
+        log.warning("%s", error)  # a full disk or bucket, which may get room; an upload writes it, too

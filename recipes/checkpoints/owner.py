@@ -30,7 +30,7 @@ RENEWED_EVERY = 20.0
 """Seconds between two renewals of the note in the bucket."""
 DEAD_AFTER = 90.0
 """Seconds without a renewal after which the note's owner counts as dead."""
-_LAST = 3.0
+_LAST = 2.0
 """Seconds that giving the bucket's note back may take."""
 
 
@@ -63,6 +63,7 @@ class Owner:
             "started": _started(os.getpid()),
         }
         self._holds = False
+        self._reached = False
         self.superseded = False
         """Whether the bucket belongs to another by now."""
         self._stop = threading.Event()
@@ -82,7 +83,7 @@ class Owner:
     def close(self) -> None:
         """Give up what is held, for the next owner to take at once."""
         self._stop.set()
-        if self._thread.is_alive():
+        if self._thread.is_alive() and self._reached:
             self._thread.join(_LAST)
         for descriptor in self._locks:
             os.close(descriptor)
@@ -151,6 +152,7 @@ class Owner:
         Raises:
             StoreError: The bucket failed.
         """
+        self._reached = False
         found = self._read(store)
         if found is not None and found[0].get("id") != self._me["id"] and (self._holds or not _is_dead(*found)):
             if not self.superseded:
@@ -188,7 +190,7 @@ class Owner:
 
     def _write(self, store: S3Store) -> None:
         store.put(NOTE, json.dumps(self._me).encode())
-        self._holds = True
+        self._holds = self._reached = True
 
     def _refusal(self, other: dict[str, Any], where: str) -> str:
         who = f"process {other.get('pid', '?')} on {other.get('host', '?')}, since {other.get('since', '?')}"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
+from recipes.checkpoints.begin import RECORD
 from recipes.checkpoints.find import load_manifest, survey
 from recipes.checkpoints.manifest import DamagedError, Manifest
 from recipes.checkpoints.owner import Owner
@@ -157,6 +158,8 @@ class Uploader:
             store = self._open()
             self._require_owned(store)
             store.abort_leftovers()
+            with suppress(FileNotFoundError):
+                store.put(RECORD, self._local.read(RECORD))
             with self._changed:
                 self._store = store
         return self._store

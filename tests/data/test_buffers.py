@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.errors import StalledError
 from data.imagefolder import ImageFolder
 from data.sampler import EpochPlan
 from tests.data.test_loader import PLAN, evaluation, run, same, training
@@ -127,7 +128,7 @@ def test_a_fork_that_lets_a_batch_go_does_not_free_it(source):
 
 
 def test_a_killed_worker_is_an_error_and_leaves_held_batches_whole(source):
-    child = os.fork()  # torch raises the error from a signal handler, wherever the process is by then
+    child = os.fork()
     if not child:
         status = 1
         with contextlib.suppress(BaseException):
@@ -137,7 +138,7 @@ def test_a_killed_worker_is_an_error_and_leaves_held_batches_whole(source):
             try:
                 os.kill(iterator._workers[0].pid, signal.SIGKILL)
                 list(iterator)
-            except (RuntimeError, OSError, EOFError):  # the last two where memory was on its way
+            except (StalledError, RuntimeError, OSError, EOFError):  # the last two where memory was on its way
                 status = 0 if torch.equal(images, copy) else 2
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -148,4 +149,4 @@ def test_evaluation_whose_workers_end_leaves_no_memory_behind(source):
     loader = evaluation(source, workers=2)
     for _ in range(2):
         assert sum(len(labels) for _, labels in loader) == 60
-        assert len(mapped()) <= before + 1
+        assert len(mapped()) <= before + 2  # which images are bad, and what each worker reads

