@@ -11,8 +11,8 @@ from recipes.resolved import resolved
 
 
 def main() -> int:
-    """Read the command line, and train as it says; the exit status."""
-    arguments = parse(sys.argv[1:], "Train an image classifier as a YAML says, or go on where it was interrupted.")
+    """Train as the command line asks; returns the exit status."""
+    arguments = parse(sys.argv[1:], "Train an image classifier from a YAML config, or resume its run.")
     if arguments.list_configs or arguments.path is None:
         print(list_configs())
         return 0

@@ -171,8 +171,8 @@ def test_copies_and_company_count():
     assert fixed(precision="amp_fp16") == pytest.approx(fixed() + weights / 2, rel=1e-3)
 
 
-def test_it_takes_less_than_three_seconds():
-    begin = time.perf_counter()
+def test_it_takes_less_than_three_seconds_of_a_cpu():
+    begin = time.process_time()
     network = planned_network(load_config(ROOT / "yamls" / "p3.yaml"), 1000)
     problems(network, [(128, 768), (224, 256), (288, 128)], V100)
-    assert time.perf_counter() - begin < 3
+    assert time.process_time() - begin < 3

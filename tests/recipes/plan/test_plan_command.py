@@ -195,7 +195,7 @@ def test_flops_count_what_area_does_not():
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which YAML file?"),
+        ([], "no YAML file given"),
         ([P3, MOSAIC], "one YAML file at a time"),
         ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
         ([P3, "--measured", "/nowhere"], "/nowhere/metrics.jsonl: cannot be read: No such file or directory"),
