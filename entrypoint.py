@@ -11,8 +11,8 @@ from recipes.resolved import resolved
 
 
 def main() -> int:
-    """Read the command line, and train as it says; the exit status."""
-    arguments = parse(sys.argv[1:], "Train an image classifier as a YAML says, or go on where it was interrupted.")
+    """Train as the command line asks; returns the exit status."""
+    arguments = parse(sys.argv[1:], "Train an image classifier from a YAML config, or resume its run.")
     if arguments.list_configs or arguments.path is None:
         print(list_configs())
         return 0
@@ -20,7 +20,7 @@ def main() -> int:
     if arguments.show:
         print(resolved(config), end="")
         return 0
-    # Not torch's advice against what recipes/gradient_sync.py asks for on purpose. Read when torch is imported.
+    # Hides torch's warning about what FixedBuckets (recipes/trainer.py) does on purpose; read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Only now: importing torch and Composer takes seconds, and the answers above need neither.
     from recipes.run import run

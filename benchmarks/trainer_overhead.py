@@ -28,14 +28,20 @@ from composer import Callback, DataSpec, Logger, State, Trainer
 from data.normalise import Normalise
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.model import build_classifier
-from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer, exempt_norms_and_biases
-from recipes.position import PositionSeed
-from recipes.schedule import step_at
-from recipes.stages import rate_function
-from recipes.trainer import split
+from recipes.schedule import rate_function, step_at
+from recipes.trainer import (
+    ExemptNormsAndBiases,
+    PositionSeed,
+    Schedule,
+    build_optimizer,
+    exempt_norms_and_biases,
+    split,
+)
 from recipes.watch.build import build_watchers
 
 CLASSES = 10
+CONFIG = RunConfig.model_validate({"run_name": "overhead", "device_batch_size": 1, "data": {"path": "unused"}})
+"""The defaults: ResNet-50, and SGD with Nesterov's momentum."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NORMALISE = Normalise(MEAN, STD)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
@@ -58,14 +64,12 @@ class Seconds(Callback):
 
 def network(device: torch.device) -> torch.nn.Module:
     torch.manual_seed(0)
-    options = {"zero_init_residual": True, "loss": "cross_entropy", "sync_batchnorm": False}
-    model = build_classifier("resnet50", CLASSES, device_type=device.type, **options)
+    model = build_classifier(CONFIG, CLASSES, device.type)
     return model.to(device, memory_format=torch.channels_last)
 
 
 def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
-    settings = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-5}
-    return build_optimizer(model.parameters(), name="sgd", lr=0.05, **settings)
+    return build_optimizer(CONFIG.optimizer, model.parameters(), 0.05)
 
 
 def bare(batches: Batches, device: torch.device) -> float:

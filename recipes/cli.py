@@ -31,8 +31,8 @@ EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml device_batch_size='{128: 256, 288: 128}'
   %(prog)s yamls/local.yaml --lr 0.5 --show
 
-A value is written as in the YAML. algorithms.NAME=off takes a technique away,
-algorithms.NAME=on adds it with its defaults. --show prints every key with its
+Values are written as in YAML. algorithms.NAME=off removes a technique,
+algorithms.NAME=on adds it with its defaults. --show prints every key and its
 value."""
 
 
@@ -50,7 +50,11 @@ class Arguments(NamedTuple):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as for any other wrong input."""
+    """Reports a wrong command line in one line with exit status 2, as any other wrong input."""
+
+    def __init__(self, prog: str | None, description: str, epilog: str) -> None:
+        style = argparse.RawDescriptionHelpFormatter
+        super().__init__(prog, None, description, epilog, formatter_class=style, allow_abbrev=False)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -68,30 +72,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser for `python -m recipes.COMMAND`, whose complaints are one line and exit status 2.
-
-    Add the command's own arguments to it.
-
-    Args:
-        command: The command's name.
-        description: What it does, for `--help`.
-        epilog: Examples, shown as written.
-    """
-    return _Parser(
-        prog=f"python -m recipes.{command}",
-        description=description,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """A parser for `python -m recipes.COMMAND`; add the command's own arguments to it."""
+    return _Parser(f"python -m recipes.{command}", description, epilog)
 
 
 def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[Path, list[str]]:
-    """Tell `YAML [key=value ...]` apart.
-
-    Args:
-        parser: Says what is wrong.
-        words: The positional arguments, in any order.
+    """The YAML file and the overrides among the positional arguments.
 
     Raises:
         InputError: Not exactly one YAML file is given.
@@ -100,7 +86,7 @@ def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) ->
     if len(files) > 1:
         parser.error(f"one YAML file at a time, got {' and '.join(files)}; an override is key.path=value")
     if not files:
-        parser.error("which YAML file? such as yamls/demo.yaml")
+        parser.error("no YAML file given, such as yamls/demo.yaml (python entrypoint.py --list-configs lists them)")
     return Path(files[0]), [word for word in words if _is_override(word)]
 
 
@@ -115,41 +101,30 @@ def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arg
     Raises:
         InputError: The arguments make no sense.
     """
-    parser = _Parser(
-        prog=prog,
-        description=description,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
+    parser = _Parser(prog, description, EXAMPLES)
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     parser.add_argument("--lr", metavar="X", help="short for optimizer.lr=X")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="PATH|s3://...",
-        help="go on from this checkpoint, a file or the folder that holds it (short for resume=PATH); alone: from the "
-        "newest of this run_name (short for autoresume=true)",
+        help="resume from this checkpoint, a file or the folder that holds it (short for resume=PATH); without a path, "
+        "from the newest checkpoint of this run_name (short for autoresume=true)",
     )
-    parser.add_argument("--show", action="store_true", help="print the whole config, as it would run, and exit")
+    parser.add_argument("--show", action="store_true", help="print the resolved config with every default, and exit")
     parser.add_argument("--list-configs", action="store_true", help="list the YAML files in yamls/, and exit")
     given = parser.parse_intermixed_args(list(argv))
     words, resume = list(given.words), given.resume
     if resume and (_is_override(resume) or (_is_yaml(resume) and not any(map(_is_yaml, words)))):
         words.insert(0 if _is_yaml(resume) else len(words), resume)  # `--resume` alone, and the next word after it
         resume = ""
-    overrides = [word for word in words if _is_override(word)]
-    files = [word for word in words if not _is_override(word)]
-    if len(files) > 1:
-        parser.error(f"one YAML file at a time, got {' and '.join(files)}; an override is key.path=value")
-    if not files and not given.list_configs:
-        parser.error("which YAML file? such as yamls/demo.yaml (--list-configs lists them)")
+    path, overrides = (None, words) if given.list_configs else yaml_and_overrides(parser, words)
     if given.lr is not None:
         overrides.append(f"optimizer.lr={given.lr}")
     if resume is not None:
         overrides.append(f"resume={resume}" if resume else "autoresume=true")
-    return Arguments(Path(files[0]) if files else None, overrides, given.show, given.list_configs)
+    return Arguments(path, overrides, given.show, given.list_configs)
 
 
 def _is_override(word: str) -> bool:
@@ -161,10 +136,9 @@ def _is_yaml(word: str) -> bool:
 
 
 def list_configs(folder: Path = YAMLS) -> str:
-    """A table of every YAML below a folder: its path, model, epochs and hardware; what it is stands below each.
+    """A table of every YAML below a folder: path, model, epochs, hardware, and below each its first comment line.
 
-    What it is stands in the file's first comment line, the hardware in a comment line `# Hardware: ...`. A file with
-    errors is listed with the first of them.
+    The hardware is a comment line `# Hardware: ...`. A file with errors is listed with the first of them.
     """
     rows = [("CONFIG", "MODEL", "EPOCHS", "HARDWARE", "")]
     for path in sorted(folder.rglob("*.y*ml")):
@@ -197,10 +171,10 @@ def hardware_of(path: Path) -> str:
 
 
 def require_launched() -> None:
-    """Refuse what a launcher has left in the environment: a process would wait for others that nobody starts.
+    """Refuse an incomplete launcher's environment, in which a process would wait for others that nobody starts.
 
     Raises:
-        InputError: The environment tells of other processes, but not where they are.
+        InputError: The environment announces other processes, but not where they are.
     """
     processes = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED if name not in os.environ]
@@ -213,11 +187,11 @@ def require_launched() -> None:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command and give its exit status: what is wrong with the input becomes lines on stderr and status 2.
+    """Run a command and return its exit status; wrong input becomes lines on stderr and status 2.
 
     Of several processes only the first on each machine prints. An interruption before there is anything to save is
-    status 1; other exceptions pass. What is printed holds no secret and fails for no character (data/text.py), and no
-    process that hangs keeps this one from ending.
+    status 1; other exceptions propagate. Printed text holds no secret (data/text.py), and a worker that hangs does not
+    keep this process from ending.
     """
     guard()
     status = 1

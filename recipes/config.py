@@ -6,10 +6,11 @@ field can state stand on the field; rules between fields stand in the validators
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from string import Formatter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -52,6 +53,9 @@ def at_size(values: int | dict[int, int], size: int) -> int:
     if isinstance(values, int):
         return values
     return values[min((listed for listed in values if listed >= size), default=max(values))]
+
+
+_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")
 
 
 class ModelConfig(Part):
@@ -345,6 +349,13 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
         switch = "autoresume to false" if config.autoresume else "resume to null"
         for name, reason in config.algorithms.not_resumable.items():
             yield f"algorithms.{name}: cannot go on after an interruption, {reason}; to train without, set {switch}"
+    for key, value in flat_items(config.model_dump(mode="json")):
+        if _PASSWORD.search(str(value)):
+            # Every run and checkpoint keeps and shows its config.
+            yield (
+                f"{key}: holds a password, which the run's files would show; allowed: an address without one (keys "
+                "and passwords come from the environment, such as AWS_ACCESS_KEY_ID or MLFLOW_TRACKING_PASSWORD)"
+            )
     swa = config.algorithms.swa
     if swa is not None and config.epochs < 3:
         yield f"algorithms.swa: needs a run of at least 3 epochs, got {config.max_duration}"
@@ -352,3 +363,124 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
     if resizing is not None and resizing.size_at(0.0, config.data.train_size) < 8:
         smallest = resizing.size_at(0.0, config.data.train_size)
         yield f"algorithms.progressive_resizing.initial_scale: makes images of {smallest} px; allowed: at least 8 px"
+
+
+def flat_items(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Every value with its key path, `a.b`; a section without keys counts as a value."""
+    out: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        path = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            out += flat_items(item, f"{path}.")
+        else:
+            out.append((path, item))
+    return out
+
+
+KeyPath = tuple[str, ...]
+
+
+class Schema:
+    """What a key takes, from pydantic's JSON schema.
+
+    Args:
+        node: The key's JSON schema.
+        definitions: The schemas that it refers to.
+        is_item: It is a value of a mapping whose keys are free.
+    """
+
+    def __init__(self, node: Mapping[str, Any], definitions: Mapping[str, Any], is_item: bool = False) -> None:
+        self.definitions = definitions
+        options = [
+            definitions[option["$ref"].rpartition("/")[2]] if "$ref" in option else option
+            for option in node.get("anyOf") or node.get("oneOf") or [node]
+        ]
+        self.options = [option for option in options if option.get("type") != "null"]
+        """The types it takes, without null: of a section chosen by its `name`, several."""
+        self.nullable = len(self.options) < len(options)
+        self.types = ["literal" if {"enum", "const"} & option.keys() else option.get("type") for option in self.options]
+        self.is_section = all(kind == "object" for kind in self.types)
+        self.is_technique = is_item and self.is_section
+        """One of any names, each with arguments, as under `algorithms.composer`."""
+        self.tag: str | None = node.get("discriminator", {}).get("propertyName")
+        """The key that chooses between several sections."""
+        self.tags = [option["properties"][self.tag]["const"] for option in self.options] if self.tag else []
+        self.default = node.get("default")
+        self.description = node.get("description", "")
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of a section, of all its variants."""
+        return list(dict.fromkeys(key for option in self.options for key in option.get("properties", ())))
+
+    def child(self, key: str) -> Schema:
+        """The schema of a key, or of a list's element; ANY where there is no such key."""
+        for option in self.options:
+            if key in option.get("properties", ()):
+                return Schema(option["properties"][key], self.definitions)
+            if option.get("additionalProperties"):
+                items = option["additionalProperties"]
+                return Schema({} if items is True else items, self.definitions, is_item=True)
+            if option.get("type") == "array" and key.isdigit():
+                return Schema(option.get("items") or option["prefixItems"][0], self.definitions)
+        return ANY
+
+    def find(self, path: KeyPath) -> Schema | None:
+        """The schema of a key path; None where there is none."""
+        found = functools.reduce(Schema.child, path, self)
+        return None if found is ANY else found
+
+    def paths(self, prefix: KeyPath = ()) -> Iterator[KeyPath]:
+        """Every key path below."""
+        for key in self.keys:
+            yield (*prefix, key)
+            yield from self.child(key).paths((*prefix, key))
+
+    def allowed(self) -> str:
+        """The values it takes, in words."""
+        if self.keys or not self.options[0].get("additionalProperties", True):
+            words = [f"a section with the keys {', '.join(self.keys)}"]
+        else:
+            words = [self._words(option) for option in self.options]
+        if self.nullable:
+            words.append("off" if self.is_section else "null")
+        return ", or ".join(dict.fromkeys(words))
+
+    def _words(self, option: Mapping[str, Any]) -> str:
+        if "examples" in option:
+            return f"text such as {' or '.join(option['examples'])}"
+        if "enum" in option or "const" in option:
+            return ", ".join(map(str, option.get("enum") or [option["const"]]))
+        kind = option.get("type", "")
+        if kind == "object":
+            if "integer" in self.child("").types:
+                return "one per image size such as {128: 256, 224: 128}"
+            return f"{'names, each with' if self.child('').is_section else 'a section with'} arguments"
+        if kind == "array":
+            count = f" of {option['maxItems']}" if "maxItems" in option else ""
+            return f"a list{count}, each {self.child('0').allowed()}"
+        if kind == "string":
+            # A pattern says little to a person; the field's own words say what it takes.
+            limited = self.description and {"pattern", "minLength"} & option.keys()
+            return f"text: {self.description.rstrip('.')}" if limited else "text"
+        words = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
+        limits = {
+            "minimum": "from",
+            "exclusiveMinimum": "above",
+            "maximum": "to" if "minimum" in option else "at most",
+            "exclusiveMaximum": "below",
+        }
+        parts = [f" {word} {option[name]:.12g}" for name, word in limits.items() if name in option]
+        joined = ("" if {"minimum", "maximum"} <= option.keys() else ",").join(parts)
+        return words.get(kind, "any value") + joined
+
+
+ANY = Schema({}, {})
+"""Takes anything."""
+
+
+@functools.lru_cache
+def schema_of(model: type[BaseModel]) -> Schema:
+    """The schema of a class; it takes 20 ms."""
+    node = model.model_json_schema()
+    return Schema(node, node.get("$defs", {}))

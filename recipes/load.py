@@ -1,25 +1,46 @@
-"""The only reader of YAML files and of `key.path=value`: both become one RunConfig, or one list of all errors."""
+"""From YAML files and `key.path=value` to one RunConfig, or to a list of everything that is wrong.
+
+The dialect is YAML without its surprises: `on`, `off`, `yes`, `no` and dates are text until the key's type says what
+they mean, `017` is seventeen, `1e-3` is a number, and a key given twice is an error.
+"""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import re
-from collections.abc import Sequence
+import stat
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+import yaml
+from pydantic import BaseModel, ValidationError
 
-from recipes.config import RunConfig
+from recipes.config import ANY, KeyPath, RunConfig, Schema, schema_of
 from recipes.errors import InputError
-from recipes.explain import explain, show
-from recipes.read_yaml import Entry, holds_control, parse, read_file
-from recipes.resolved import flat_items
-from recipes.schema import Slot, find
 
-_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")
+Table = TypeVar("Table", bound=BaseModel)
+MAX_BYTES = 100_000
+MAX_DEPTH = 40
+MAX_VALUES = 10_000
 ON, OFF = ("on", "yes", "true"), ("off", "no", "false")
+TAG = "tag:yaml.org,2002:"
+RESOLVERS: dict[str, tuple[re.Pattern[str], list[str]]] = {
+    "null": (re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]),
+    "bool": (re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    "int": (re.compile(r"^[-+]?[0-9][0-9_]*$"), list("-+0123456789")),
+    "float": (
+        re.compile(
+            r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?$"
+            r"|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"
+        ),
+        list("-+.0123456789"),
+    ),
+    "merge": (re.compile(r"^<<$"), ["<"]),
+}
+"""What a word without quotes is, and the characters that it may begin with; anything else is text."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -35,60 +56,64 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: Every error found, one line each: `FILE:LINE: key.path: what is wrong; allowed: ...`.
     """
-    layers, errors = _files(Path(path))
-    whole = not errors
+    schema = schema_of(RunConfig)
+    layers, errors = _read_layers(Path(path), schema)
+    complete = not errors
     for override in overrides:
         try:
-            layers.append(_override(override))
+            layers.append(_read_override(override, schema))
         except InputError as error:
             errors += error.lines
-    root = Slot((RunConfig,))
-    merged = Entry({}, str(path))
+    data: Any = {}
+    places: dict[KeyPath, str] = {}
     for layer in layers:
-        merged = _merge(merged, _switches(layer, root, (), errors), root)
-    merged = Entry(_finish(merged.value, root), str(path))
-    config, wrong = _validate(merged)
-    # What is missing may stand in the base that could not be read.
-    errors += [line for line in wrong if line not in errors and (whole or ": missing" not in line)]
+        data = _merge(data, layer.value, schema)
+        places |= layer.places
+        errors += layer.errors
+    config, wrong = _validate(data, places | {(): str(path)}, schema)
+    # A missing key may be in the base that could not be read.
+    errors += [line for line in wrong if line not in errors and (complete or ": missing" not in line)]
     if errors or config is None:
         raise InputError(*errors)
-    return _without_passwords(config)
-
-
-def _without_passwords(config: RunConfig) -> RunConfig:
-    """The config, which every run and checkpoint keeps and shows, and so may hold no secret.
-
-    Raises:
-        InputError: An address in it holds a password.
-    """
-    for key, value in flat_items(config.model_dump(mode="json"), ""):
-        if _PASSWORD.search(str(value)):
-            raise InputError(
-                f"{key}: holds a password, which the run's files would show; allowed: an address without one (keys "
-                "and passwords come from the environment, such as AWS_ACCESS_KEY_ID or MLFLOW_TRACKING_PASSWORD)"
-            )
     return config
 
 
-def _files(path: Path) -> tuple[list[Entry], list[str]]:
-    """The file's entries, after its base's, and what is wrong with the base."""
-    top = read_file(path, _suggest_file(path))
-    base = top.value.pop("base", None)
-    if base is None:
-        return [top], []
-    here = f"{base.where}: base: "
-    if not isinstance(base.value, str):
-        return [top], [f"{here}got {show(base.plain())}; allowed: a YAML file, its path from this one's folder"]
-    base_path = path.parent / base.value
+def load_table(path: Path, table: type[Table]) -> Table:
+    """Read and check a YAML file that is not a run's config.
+
+    Raises:
+        InputError: Every error, as in `load_config`.
+    """
+    schema = schema_of(table)
+    document = read_document(path, schema)
+    errors = document.errors
     try:
-        below = read_file(base_path, _suggest_file(base_path))
+        loaded = table.model_validate_json(json.dumps(document.value), strict=True)
+        if not errors:
+            return loaded
+    except ValidationError as error:
+        errors += [line for _, line in explain(error, document.value, document.places | {(): str(path)}, schema)]
+    raise InputError(*errors)
+
+
+def _read_layers(path: Path, schema: Schema) -> tuple[list[Document], list[str]]:
+    """The base and the file, and what is wrong with the base."""
+    top = read_document(path, schema)
+    if "base" not in top.value:
+        return [top], []
+    base, here = top.value.pop("base"), f"{top.places['base',]}: base: "
+    if not isinstance(base, str):
+        return [top], [f"{here}got {show(base)}; allowed: a YAML file, its path from this one's folder"]
+    base_path = path.parent / base
+    try:
+        below = read_document(base_path, schema)
     except InputError as error:
         return [top], [here + line for line in error.lines]
     if base_path.resolve() == path.resolve():
         return [top], [f"{here}is this file itself"]
-    deeper = below.value.pop("base", None)
-    if deeper is not None:
-        return [below, top], [f"{deeper.where}: base: the base of {path} must not have a base of its own"]
+    if "base" in below.value:
+        del below.value["base"]
+        return [below, top], [f"{below.places['base',]}: base: the base of {path} must not have a base of its own"]
     return [below, top], []
 
 
@@ -102,123 +127,350 @@ def _suggest_file(path: Path) -> str:
     return ""
 
 
-def _override(text: str) -> Entry:
-    """`a.b=value` as the nested entry {a: {b: value}}."""
+def _read_override(text: str, schema: Schema) -> Document:
+    """`a.b=value` as a document that holds {a: {b: value}}."""
     where = f"{text!r} on the command line"
-    key, equals, value = text.partition("=")
-    keys = key.strip().split(".")
-    if not equals or not all(keys) or not key.isprintable():
+    name, equals, value = text.partition("=")
+    path = tuple(name.strip().split("."))
+    if not equals or not all(path) or not name.isprintable():
         raise InputError(f"{where}: an override is key.path=value, such as optimizer.lr=0.5")
-    if keys[0] == "base":
+    if path[0] == "base":
         raise InputError(f"{where}: base: can be set in the YAML file only")
     if not value.strip():
-        raise InputError(f"{where}: {key}: no value; allowed: key.path=value")
-    slot = find(RunConfig, keys)
-    if slot and slot.members == (str,) and not value.lstrip().startswith(("'", '"')) and value.strip() != "null":
+        raise InputError(f"{where}: {name}: no value; allowed: key.path=value")
+    document, target = Document(where, numbered=False), schema.find(path) or ANY
+    if target.types == ["string"] and not value.lstrip().startswith(("'", '"')) and value.strip() != "null":
         if holds_control(value):
-            raise InputError(f"{where}: {key}: holds a control character")
-        entry = Entry(value, where, value)  # `{runs_folder}/x`, `a: b` and `#1` are text here
+            raise InputError(f"{where}: {name}: holds a control character")
+        document.value = value  # `{runs_folder}/x`, `a: b` and `#1` are text here
     else:
-        entry = parse(value, where, numbered=False)
-    for name in reversed(keys):
-        entry = Entry({name: entry}, where)
-    return entry
+        document.parse(value, target, path)
+    for end in range(len(path), 0, -1):
+        document.value = {path[end - 1]: document.value}
+        document.places[path[:end]] = where
+    return document
 
 
-def _switches(entry: Entry, slot: Slot | None, path: tuple[str, ...], errors: list[str], named: bool = False) -> Entry:
-    """Resolve `on` and `off` by what the key takes, and refuse a section that holds nothing.
-
-    A technique that is `off` becomes None, one that is `on` an empty section; for a flag both become booleans, and for
-    a text every scalar stays as it was written.
-    """
-    if slot is None:
-        return entry
-    word = str(entry.value).lower() if isinstance(entry.value, (str, bool)) else None
-    if slot.is_section and path:
-        optional = slot.nullable or named
-        if entry.value is None:
-            hint = f"write '{path[-1]}: {{}}' for on, '{path[-1]}: off' for off" if optional else "give it keys"
-            errors.append(f"{entry.where}: {'.'.join(path)}: empty; {hint}")
-            return Entry({}, entry.where)
-        if optional and word in ON + OFF:
-            return Entry({} if word in ON else None, entry.where)
-    if slot.members == (bool,) and word in ON + OFF:
-        return Entry(word in ON, entry.where)
-    if slot.members == (str,) and entry.text is not None and entry.value is not None:
-        return Entry(entry.text, entry.where)
-    if isinstance(entry.value, dict):
-        named = slot.holds_techniques
-        items = {
-            key: _switches(item, slot.child(key), (*path, key), errors, named) for key, item in entry.value.items()
-        }
-        return Entry(items, entry.where)
-    return entry
-
-
-def _merge(below: Entry, above: Entry, slot: Slot | None) -> Entry:
-    """Lay one entry over another."""
-    if not (isinstance(below.value, dict) and isinstance(above.value, dict)):
+def _merge(below: Any, above: Any, schema: Schema) -> Any:
+    """Lay one value over another; a section that is chosen by its `name` and has none gets the default's."""
+    if not isinstance(above, dict):
         return above
-    if slot and slot.discriminator:
-        old, new = (e.value.get(slot.discriminator) for e in (below, above))
-        default = getattr(slot.default, slot.discriminator, None)
-        if new is not None and new.plain() != (old.plain() if old else default):
-            return above
-    merged = dict(below.value)
-    for key, entry in above.value.items():
-        merged[key] = _merge(merged[key], entry, slot.child(key) if slot else None) if key in merged else entry
-    return Entry(merged, above.where)
+    tag = schema.tag
+    default = schema.default[tag] if tag and schema.default else None
+    if not isinstance(below, dict) or (tag in above and above[tag] != below.get(tag, default)):
+        below = {}
+    merged = {tag: default, **below} if default is not None else dict(below)
+    for key, value in above.items():
+        child = schema.child(key)
+        merged[key] = _merge(merged.get(key), value, child)
+        if value is None and child.is_technique:
+            del merged[key]
+    return merged
 
 
-def _finish(items: dict[str, Entry], slot: Slot) -> dict[str, Entry]:
-    """Write the default's `name` into a section that is chosen by one and has none; drop what is off by name."""
-    out: dict[str, Entry] = {}
-    for key, entry in items.items():
-        child = slot.child(key)
-        if child and isinstance(entry.value, dict):
-            value = _finish(entry.value, child)
-            if child.discriminator and child.default is not None:
-                name = Entry(getattr(child.default, child.discriminator), entry.where)
-                value = {child.discriminator: name, **value}
-            entry = Entry(value, entry.where)
-        if entry.value is not None or not slot.holds_techniques:
-            out[key] = entry
-    return out
-
-
-def _validate(merged: Entry) -> tuple[RunConfig | None, list[str]]:
+def _validate(data: Any, places: dict[KeyPath, str], schema: Schema) -> tuple[RunConfig | None, list[str]]:
     """The config, or every error.
 
     pydantic checks the rules between fields only once all the fields are right. So that those errors come in the same
-    list, what is wrong is taken out and the rest is checked again; what then complains of something taken out is left.
+    list, what is wrong is taken out and the rest is checked again; complaints about something taken out are ignored.
     """
     errors: list[str] = []
-    data, removed = merged.plain(), list[tuple[str, ...]]()
+    removed: list[KeyPath] = []
+    rest = copy.deepcopy(data)
     for _ in range(4):
         try:
             # JSON, because pydantic's strict mode (no number from text, no 1 from true) takes lists for tuples there.
-            config = RunConfig.model_validate_json(json.dumps(data), strict=True)
+            config = RunConfig.model_validate_json(json.dumps(rest), strict=True)
             return (None if errors else config), errors
         except ValidationError as error:
-            found = explain(error, merged, RunConfig)
-        errors += [line for path, line in found if line not in errors and not _about(path, line, removed)]
-        fresh = [path for path, _ in found if path not in removed and _take_out(data, path)]
+            found = explain(error, data, places, schema)
+        known = {path[-1] for path in removed if schema.find(path)}
+        for path, line in found:
+            if line not in errors and path not in removed and known.isdisjoint(re.findall(r"\w+", line)):
+                errors.append(line)
+        fresh = [path for path, _ in found if path not in removed and _take_out(rest, path)]
         if not fresh:
             break
         removed += fresh
     return None, errors
 
 
-def _about(path: tuple[str, ...], line: str, removed: Sequence[tuple[str, ...]]) -> bool:
-    """Whether an error may come of what was taken out; an unknown key that is gone is missed nowhere."""
-    known = {gone[-1] for gone in removed if find(RunConfig, gone)}
-    return path in removed or not known.isdisjoint(re.findall(r"\w+", line))
-
-
-def _take_out(data: Any, path: Sequence[str]) -> bool:
+def _take_out(data: Any, path: KeyPath) -> bool:
     for key in path[:-1]:
         data = data.get(key) if isinstance(data, dict) else None
     if not path or not isinstance(data, dict) or path[-1] not in data:
         return False
     del data[path[-1]]
     return True
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name and type
+
+
+for _name, (_pattern, _first) in RESOLVERS.items():
+    _Loader.add_implicit_resolver(TAG + _name, _pattern, _first)
+
+
+class Document:
+    """A YAML document as dicts, lists and scalars.
+
+    Args:
+        source: The file, or the argument of the command line, that errors name.
+        numbered: Whether errors name lines.
+    """
+
+    def __init__(self, source: str, numbered: bool = True) -> None:
+        self.source, self.numbered = source, numbered
+        self.value: Any = None
+        self.places: dict[KeyPath, str] = {}
+        """Where each key was written: `FILE:LINE`, or the argument of the command line."""
+        self.errors: list[str] = []
+        """Sections that are empty."""
+        self._twice: list[str] = []
+        self._count = 0
+
+    def parse(self, text: str, schema: Schema, path: KeyPath = ()) -> None:
+        """Read the value of a key.
+
+        Raises:
+            InputError: Not YAML, a key given twice, a tag, or a document that is too deep or grows too large.
+        """
+        try:
+            node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode(TAG + "null", "")
+            self.value = self._value(node, schema, path)
+        except RecursionError:
+            raise InputError(f"{self.source}: nested more than {MAX_DEPTH} levels deep") from None
+        except yaml.MarkedYAMLError as error:
+            problem = f"not valid YAML: {' '.join((error.problem or 'cannot be parsed').split())}"
+            if "'\\t'" in problem:
+                problem = "not valid YAML: a tab cannot indent; use spaces"
+            if "single document" in (error.context or ""):
+                problem = "more than one document (a line `---`); a config is one"
+            raise InputError(f"{self._where(error.problem_mark)}: {problem}") from None
+        except yaml.YAMLError as error:
+            reason = f"character {error.character!r}" if isinstance(error, yaml.reader.ReaderError) else str(error)
+            raise InputError(f"{self.source}: not valid YAML: {reason}") from None
+        if self._twice:
+            raise InputError(*self._twice)
+
+    def _where(self, mark: yaml.Mark | None) -> str:
+        return f"{self.source}:{mark.line + 1}" if self.numbered and mark is not None else self.source
+
+    def _refuse(self, node: yaml.Node, path: KeyPath, message: str) -> InputError:
+        return InputError(f"{self._where(node.start_mark)}: {'.'.join(path) + ': ' if path else ''}{message}")
+
+    def _value(self, node: yaml.Node, schema: Schema, path: KeyPath, depth: int = 0) -> Any:
+        self._count += 1
+        if self._count > MAX_VALUES:
+            raise InputError(f"{self.source}: more than {MAX_VALUES:,} values once its aliases are written out")
+        if depth > MAX_DEPTH:
+            raise self._refuse(node, (), f"nested more than {MAX_DEPTH} levels deep")
+        if isinstance(node, yaml.ScalarNode):
+            return self._typed(self._scalar(node, path), node, schema, path)
+        if node.tag not in (TAG + "map", TAG + "seq"):
+            raise self._refuse(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, schema, path, depth)
+        element = schema.child("0") if "array" in schema.types else ANY
+        return [self._value(child, element, path, depth + 1) for child in node.value]
+
+    def _mapping(self, node: yaml.MappingNode, schema: Schema, path: KeyPath, depth: int) -> dict[str, Any]:
+        """Its values; those of merge keys, whose later sources give way to earlier ones, come first."""
+        merged: dict[str, Any] = {}
+        own: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            if key_node.tag == TAG + "merge":
+                for part in reversed(list(self._merge_sources(value_node))):
+                    merged |= self._mapping(part, schema, path, depth + 1)
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise self._refuse(key_node, (), "a key must be a word or a number")
+            key, at = key_node.value, (*path, key_node.value)
+            if not key.isprintable():
+                raise self._refuse(key_node, (), f"the key {key!r} holds a character that cannot be printed")
+            own[key] = self._value(value_node, schema.child(key), at, depth + 1)
+            if key in lines:
+                first = f", first at line {lines[key]}" if self.numbered else ""
+                self._twice.append(f"{self._where(key_node.start_mark)}: {'.'.join(at)}: given twice{first}")
+            lines[key] = key_node.start_mark.line + 1
+            self.places[at] = self._where(key_node.start_mark)
+        return {**merged, **own}
+
+    def _merge_sources(self, node: yaml.Node) -> Iterator[yaml.MappingNode]:
+        for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+            self._count += 1
+            if not isinstance(part, yaml.MappingNode) or self._count > MAX_VALUES:
+                raise self._refuse(node, ("<<",), "takes an alias of a mapping, or a list of such")
+            yield part
+
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        text, tag = node.value, node.tag.removeprefix(TAG)
+        if holds_control(text):
+            raise self._refuse(node, path, "holds a control character")
+        try:
+            if tag == "null":
+                return None
+            if tag == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            if tag == "int":
+                return int(text.replace("_", ""))
+            if tag == "float":
+                return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+        except (ValueError, KeyError):
+            raise self._refuse(node, path, f"{text[:40]!r} is not a valid {tag}") from None
+        if tag not in ("str", "merge"):
+            raise self._refuse(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
+        return text
+
+    def _typed(self, value: Any, node: yaml.ScalarNode, schema: Schema, path: KeyPath) -> Any:
+        """A scalar as what its key takes: a technique's `on` is an empty section, `off` is None; a name may be `7`."""
+        word = str(value).lower() if isinstance(value, (str, bool)) else None
+        if schema.is_section and path:
+            optional = schema.nullable or schema.is_technique
+            if value is None:
+                hint = f"write '{path[-1]}: {{}}' for on, '{path[-1]}: off' for off" if optional else "give it keys"
+                self.errors.append(f"{self._where(node.start_mark)}: {'.'.join(path)}: empty; {hint}")
+                return {}
+            if optional and word in ON + OFF:
+                return {} if word in ON else None
+        if schema.types == ["boolean"] and word in ON + OFF:
+            return word in ON
+        return node.value if schema.types == ["string"] and value is not None else value
+
+
+def holds_control(text: str) -> bool:
+    """Whether a text holds what no name or path may: a control character, or half of a surrogate pair."""
+    return any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text)
+
+
+def read_document(path: Path, schema: Schema = ANY) -> Document:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        InputError: No such file, not readable as UTF-8, too large, not YAML, empty, or not a mapping.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder, not a YAML file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise InputError(f"{path}: is {kind}{_suggest_file(path)}")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes, so not a config")
+        text = path.read_bytes().decode("utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path}: no such file{_suggest_file(path)}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    document = Document(str(path))
+    document.parse(text, schema)
+    if not isinstance(document.value, dict):
+        kinds = {type(None): "empty", list: "holds a list"}
+        found = kinds.get(type(document.value), "holds a single value")
+        raise InputError(f"{path}: {found}; allowed: lines of `key: value`")
+    return document
+
+
+def explain(
+    error: ValidationError, data: Any, places: Mapping[KeyPath, str], schema: Schema
+) -> list[tuple[KeyPath, str]]:
+    """Every error as its key path and one line, `WHERE: key.path: what is wrong; allowed: ...`.
+
+    Several complaints about the members of one union become one line.
+
+    Args:
+        error: What pydantic found.
+        data: The config as written.
+        places: Where each key was written; for () the file.
+        schema: Of what was validated.
+    """
+    lines: dict[str, KeyPath] = {}
+    for item in error.errors(include_url=False):
+        for path, text in _explain_one(item, data, schema):
+            written = (path[:end] for end in range(len(path), -1, -1) if _written(path[:end], data) is not _ABSENT)
+            place = next(places[section] for section in written if section in places)
+            lines.setdefault(f"{place}: {'.'.join(path) + ': ' if path else ''}{text}", path)
+    return [(path, line) for line, path in lines.items()]
+
+
+_ABSENT = object()
+
+
+def _written(path: KeyPath, data: Any) -> Any:
+    for key in path:
+        data = data.get(key, _ABSENT) if isinstance(data, dict) else _ABSENT
+    return data
+
+
+def _explain_one(item: Any, data: Any, schema: Schema) -> list[tuple[KeyPath, str]]:
+    kind, root = item["type"], schema
+    path: KeyPath = ()
+    for key in map(str, item["loc"]):
+        child = schema.child(key)
+        if child is ANY and key in schema.tags:
+            schema = Schema(schema.options[schema.tags.index(key)], schema.definitions)
+            continue
+        if child is ANY and kind == "extra_forbidden":
+            what = "unknown technique" if path == ("algorithms",) else "unknown key"
+            hint = _nearest_key((*path, key), schema, root)
+            return [((*path, key), f"{what}; allowed: {', '.join(schema.keys)}{hint}")]
+        if child is ANY or not schema.is_section:
+            break
+        path, schema = (*path, key), child
+    if kind in ("value_error", "assertion_error"):
+        return [_own(line, path, root) for line in str(item["ctx"]["error"]).splitlines() if line.strip()]
+    allowed = schema.allowed()
+    if kind.startswith("union_tag") and schema.tag:
+        path, kind, allowed = (*path, schema.tag), "literal_error", ", ".join(schema.tags)
+    written = _written(path, data)
+    if kind == "missing" and written is _ABSENT:
+        return [(path, f"missing; allowed: {allowed}")]
+    hint = _nearest(str(written), allowed.split(", ")) if kind == "literal_error" else ""
+    return [(path, f"got {show(written)}; allowed: {allowed}{hint}")]
+
+
+def _own(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
+    """A line of one of our validators, which may name its key itself: `key.path: what is wrong`."""
+    name, colon, rest = line.partition(": ")
+    if colon and re.fullmatch(r"[\w.]+", name):
+        for at in (tuple(name.split(".")), (*path, *name.split("."))):
+            if root.find(at) is not None:
+                return at, rest
+    return path, line
+
+
+def show(value: Any) -> str:
+    """A value as it may stand in an error, in YAML's notation: one line, at most 60 characters."""
+
+    def flow(value: Any) -> str:
+        if isinstance(value, dict):
+            return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
+        if isinstance(value, list):
+            return "[" + ", ".join(map(flow, value)) + "]"
+        return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+
+    text = "nothing" if value is None or value is _ABSENT else flow(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _nearest(word: str, choices: Sequence[str]) -> str:
+    """`; did you mean 'x'?`, or nothing where no choice is near."""
+    lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(lower), n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(repr(lower[choice]) for choice in close)}?" if close else ""
+
+
+def _nearest_key(path: KeyPath, section: Schema, root: Schema) -> str:
+    """`; did you mean 'x'?` for an unknown key: one of its level, else the same or a like one anywhere."""
+    if hint := _nearest(path[-1], section.keys):
+        return hint
+    word, everywhere = path[-1].lower().replace("-", "_"), [other for other in root.paths() if other != path]
+    found = [".".join(other) for other in everywhere if other[-1] == word][:2]
+    if not found:
+        by_name = {other[-1]: ".".join(other) for other in reversed(everywhere)}
+        found = [by_name[name] for name in difflib.get_close_matches(word, list(by_name), n=1, cutoff=0.75)]
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""

@@ -1,29 +1,38 @@
-"""The classifier that is trained: torchvision's or timm's, in the form that Composer's Trainer takes."""
+"""The classifier that is trained: its network, the surgery of the techniques, its loss and metrics."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from composer import Event, Logger, State
+from composer.algorithms.ghost_batchnorm.ghost_batchnorm import _GhostBatchNorm
 from composer.models import ComposerModel
+from composer.utils import dist as composer_dist
+from composer.utils import get_device
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 from torch.utils.checkpoint import checkpoint
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
+from torchvision.models.resnet import Bottleneck
 
+from algorithms.config import AlgorithmsConfig
 from algorithms.fixres import classifier
 from data.loader import IGNORED_LABEL
+from recipes.config import RunConfig
 from recipes.errors import InputError
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
-Forward = Callable[..., Any]
-Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
 def build_network(name: str, num_classes: int) -> nn.Module:
@@ -36,8 +45,6 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     Raises:
         InputError: No classifier has that name; the message holds the nearest ones.
     """
-    import difflib
-
     if name.startswith("timm/"):
         import timm
 
@@ -68,15 +75,6 @@ def last_norms(network: nn.Module) -> list[nn.Module]:
     ]
 
 
-def set_last_norms(network: nn.Module, scale: float) -> None:
-    """Start each residual block with this scale of its last BatchNorm: 0 makes it the identity, 1 is torch's default.
-
-    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 5.1.
-    """
-    for norm in last_norms(network):
-        nn.init.constant_(norm.get_parameter("weight"), scale)
-
-
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm computes with the batch's statistics, and leaves its running ones as they are."""
@@ -104,18 +102,16 @@ def checkpoint_activations(network: nn.Module) -> int:
     """
     blocks = residual_blocks(network)
     for block in blocks:
-        plain = block.forward
-
-        def contexts(block: nn.Module = block) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return nullcontext(), _frozen_statistics(block)
-
-        def forward(*args: Any, plain: Forward = plain, contexts: Contexts = contexts) -> Any:
-            if not torch.is_grad_enabled():
-                return plain(*args)
-            return checkpoint(plain, *args, use_reentrant=False, context_fn=contexts)
-
-        block.forward = forward
+        block.forward = functools.partial(_recompute, block, block.forward)
     return len(blocks)
+
+
+def _recompute(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args)
+    return checkpoint(
+        forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(block))
+    )
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -207,30 +203,130 @@ class Classifier(ComposerModel):
         return {}
 
 
-def build_classifier(
-    name: str, num_classes: int, *, zero_init_residual: bool, loss: str, sync_batchnorm: bool, device_type: str
-) -> Classifier:
+def build_classifier(config: RunConfig, num_classes: int, device_type: str) -> Classifier:
     """The model that the Trainer gets.
 
+    With binary cross-entropy the classifier's bias starts at -log(num_classes), so that each class starts at
+    probability 1 / num_classes (mosaicml/benchmarks, blogs/resnet/model.py).
+
     Args:
-        name: As in `build_network`.
+        config: The run.
         num_classes: Number of classes.
-        zero_init_residual: Start each residual block as the identity.
-        loss: `cross_entropy` or `binary_cross_entropy`. With the latter the classifier's bias starts at
-            -log(num_classes), so that each class starts at probability 1 / num_classes
-            (mosaicml/benchmarks, blogs/resnet/model.py).
-        sync_batchnorm: Take BatchNorm's statistics over all processes.
         device_type: torch's name of the device type, such as `cuda`.
 
     Raises:
         InputError: No classifier has that name.
     """
-    network = build_network(name, num_classes)
-    set_last_norms(network, 0.0 if zero_init_residual else 1.0)
-    if loss == "binary_cross_entropy":
+    network = build_network(config.model.name, num_classes)
+    for norm in last_norms(network):  # at zero each block starts as the identity (Goyal et al. 2017, section 5.1)
+        nn.init.constant_(norm.get_parameter("weight"), 0.0 if config.model.zero_init_residual else 1.0)
+    if config.loss.name == "binary_cross_entropy":
         nn.init.constant_(classifier(network).bias, -math.log(num_classes))
-    if sync_batchnorm:
-        from recipes.sync_batchnorm import convert
+    if config.model.sync_batchnorm and composer_dist.get_world_size() > 1:
+        network = sync_batchnorm(network, device_type)
+    return Classifier(network, num_classes, config.loss.name)
 
-        network = convert(network, device_type)
-    return Classifier(network, num_classes, loss)
+
+def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) -> nn.Module:
+    """A classifier with the layers that a run's techniques put into it, which its weights fit; in evaluation mode.
+
+    The techniques themselves do it, through the events that the Trainer would give them. Memory formats and wrappers
+    are left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after
+    `drop_warmup`.
+
+    Args:
+        name: As in `build_network`.
+        num_classes: Outputs of the last layer.
+        algorithms: The run's.
+
+    Raises:
+        InputError: No classifier has that name.
+    """
+    classifier = Classifier(build_network(name, num_classes), num_classes, "cross_entropy")
+    kept = ("blurpool", "squeeze_excite", "stochastic_depth", "composer")
+    others = {field: None for field in type(algorithms).model_fields if field not in kept}
+    state = State(classifier, rank_zero_seed=0, run_name="", device=get_device("cpu"))
+    logger = Logger(state)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what had no effect was said when the run was trained
+        for algorithm in algorithms.model_copy(update=others).build(total_batches=1, epochs=3):
+            for event in (Event.INIT, Event.BEFORE_LOAD):  # the Trainer's before it loads a checkpoint
+                if algorithm.match(event, state):
+                    algorithm.apply(event, state, logger)
+    return state.model.get_submodule("module").eval()
+
+
+def planned_network(config: RunConfig, num_classes: int) -> nn.Module:
+    """The network after surgery on torch's meta device: shapes without numbers.
+
+    Composer's other algorithms, some of which need numbers, and stochastic depth are left out.
+
+    Raises:
+        InputError: No classifier has that name.
+    """
+    algorithms = config.algorithms.model_copy(update={"stochastic_depth": None, "composer": {}})
+    with torch.device("meta"):
+        return operated_network(config.model.name, num_classes, algorithms)
+
+
+def for_inference(network: nn.Module) -> None:
+    """Take out what only training needs and what is a plain layer's work at the test, in place.
+
+    Stochastic depth multiplies each residual branch by its share of training steps at the test
+    (composer/algorithms/stochastic_depth/stochastic_layers.py); the branch ends in a BatchNorm, and that factor on its
+    weight and bias is the same function. Ghost BatchNorm normalises with the running statistics of the BatchNorm within
+    it, but refuses small batches (composer/algorithms/ghost_batchnorm/ghost_batchnorm.py).
+
+    Args:
+        network: Of `operated_network`, with its weights.
+    """
+    for block in network.modules():
+        if isinstance(block, Bottleneck) and hasattr(block, "drop_rate"):
+            keep = 1.0 - float(block.drop_rate)
+            block.bn3.weight.data.mul_(keep)
+            block.bn3.bias.data.mul_(keep)
+            del block.drop_rate
+            block.__dict__.pop("forward", None)
+    for name, norm in [(name, one) for name, one in network.named_modules() if isinstance(one, _GhostBatchNorm)]:
+        network.set_submodule(name, norm.batchnorm)
+
+
+class CPUSyncBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose training statistics are those of the batches of all processes; torch's refuses CPU tensors.
+
+    Input and output (N, C, H, W). N may differ between processes. Without a process group it is BatchNorm2d.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise; in training with the statistics over all processes."""
+        if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(input)
+        channels, shape = input.shape[1], (1, -1, 1, 1)
+        count: Tensor = all_reduce(input.new_tensor(input.numel() / channels))
+        mean: Tensor = all_reduce(input.sum((0, 2, 3))) / count
+        centred = input - mean.view(shape)
+        variance: Tensor = all_reduce(centred.square().sum((0, 2, 3))) / count
+        if self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():  # without `track_running_stats` there are none of the three
+                self.num_batches_tracked += 1
+                momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * count / (count - 1), momentum)
+        output = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if not self.affine:
+            return output
+        return output * self.weight.view(shape) + self.bias.view(shape)
+
+
+def sync_batchnorm(network: nn.Module, device_type: str) -> nn.Module:
+    """The network with synchronised BatchNorm; `device_type` is torch's, such as `cuda`."""
+    if device_type == "cpu":
+        for module in network.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = CPUSyncBatchNorm2d
+        return network
+    # timm's handles its own BatchNormAct2d, and everything else as torch's does.
+    from timm.layers.norm_act import convert_sync_batchnorm
+
+    converted: nn.Module = convert_sync_batchnorm(network)
+    return converted

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
-from composer.algorithms.blurpool import apply_blurpool
-from composer.algorithms.squeeze_excite import apply_squeeze_excite
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from algorithms.fixres import classifier, last_batchnorm
+from algorithms.fixres import classifier, freeze, hold_statistics, last_batchnorm
 from data.epoch_plan import EpochPlan
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler
 from data.source import Source
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
-from recipes.memory import Load, Setting, check_memory
-from recipes.model import AUXILIARY_WEIGHTS, build_network, heads
-from recipes.stages import epoch_plan, image_size
+from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network, residual_blocks
+from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
 
 Data = tuple[Source, Source]
 Made = TypeVar("Made")
 
 
-def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], Data]) -> Data:
+def require_ready(
+    config: RunConfig, world_size: int, open_data: Callable[[], Data]
+) -> tuple[Source, Source, tuple[EpochPlan, ...]]:
     """Refuse a run that cannot work here.
 
     Args:
@@ -39,24 +40,25 @@ def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], Da
         open_data: Opens the training and the evaluation images.
 
     Returns:
-        What `open_data` returned, so that a million files are listed once.
+        What `open_data` returned, so that a million files are listed once, and the plan of epochs.
 
     Raises:
         InputError: Everything that is wrong, one line each, named by its key or path.
     """
-    lines = [*device_problems(config), *_batches(config, world_size), *_packages(config), *_folders(config)]
+    lines = list(device_problems(config))
+    plan = _collect(lines, lambda: epoch_plan(config, world_size))
+    lines += [*_portions(config, world_size, plan or ()), *_packages(config), *_folders(config)]
     data = _collect(lines, open_data)
-    if not any(line.startswith("global_batch_size") for line in lines):
-        plan = epoch_plan(config, world_size)
-        if data is not None:
-            lines += _samples(config, world_size, plan, *data)
-        classes = config.model.num_classes or (len(data[0].classes) if data is not None else 1000)
+    if plan and data:
+        lines += _samples(config, world_size, plan, *data)
+    if plan:
+        classes = config.model.num_classes or (len(data[0].classes) if data else 1000)
         network = _collect(lines, lambda: planned_network(config, classes))
         if network is not None:
-            lines += _network(config, network, world_size, plan)
-    if lines or data is None:
+            lines += _network_problems(config, network, world_size, plan)
+    if lines or data is None or plan is None:
         raise InputError(*lines)
-    return data
+    return *data, plan
 
 
 def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
@@ -71,18 +73,19 @@ def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
 
 
 def device_problems(config: RunConfig) -> Iterator[str]:
-    """The device is there, for each process, and can compute in this precision."""
-    there = {"cpu": True, "gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """The device is available, for each process, and can compute in this precision."""
+    available = {"cpu": True, "gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = device_name(config.device)
-    if not there[device]:
-        yield f"device: {device} is not there; allowed here: auto, {', '.join(name for name in there if there[name])}"
+    if not available[device]:
+        names = ", ".join(name for name in available if available[name])
+        yield f"device: {device} is not available here; available: auto, {names}"
         return
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     devices = {"cpu": processes, "gpu": torch.cuda.device_count(), "mps": 1}[device]
     if processes > devices:
         yield f"device: {processes} processes on a machine with {devices} {device.upper()}; allowed: -n {devices}"
     if config.precision != "fp32" and device != "gpu":
-        # Composer refuses it on a CPU and leaves it out without a word on MPS (core/precision.py).
+        # Composer refuses it on a CPU and silently ignores it on MPS (core/precision.py).
         yield f"precision: {config.precision} needs a GPU, and this run is on the {device}; allowed: fp32"
     if (
         config.precision == "amp_bf16"
@@ -92,25 +95,14 @@ def device_problems(config: RunConfig) -> Iterator[str]:
         yield f"precision: amp_bf16 is not supported by {torch.cuda.get_device_name()}; allowed: fp32, amp_fp16"
 
 
-def _batches(config: RunConfig, world_size: int) -> Iterator[str]:
-    """At the size of every stage, the batch divides by the processes and by its portions."""
-    for size in dict.fromkeys(image_size(config, epoch) for epoch in range(config.epochs)):
-        if config.device_batch_size is not None:
-            batch = at_size(config.device_batch_size, size)
-        else:
-            assert config.global_batch_size is not None  # a config has one of the two
-            batch, rest = divmod(at_size(config.global_batch_size, size), world_size)
-            if rest:
-                yield (
-                    f"global_batch_size: {batch * world_size + rest} images of {size} px do not divide by "
-                    f"{world_size} processes; allowed: a multiple of {world_size}"
-                )
-                continue
-        portion = None if config.device_microbatch_size is None else at_size(config.device_microbatch_size, size)
-        if portion is not None and portion < batch and batch % portion:
+def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> Iterator[str]:
+    """The batch of each stage is a multiple of its portions."""
+    for size, images in dict.fromkeys((entry.size, entry.global_batch_size // world_size) for entry in plan):
+        portion = images if config.device_microbatch_size is None else at_size(config.device_microbatch_size, size)
+        if portion < images and images % portion:
             yield (
-                f"device_microbatch_size: {portion} does not divide the device's batch of {batch} images of {size} px; "
-                f"allowed: a divisor of {batch}"
+                f"device_microbatch_size: {portion} does not divide the device's batch of {images} images of {size} "
+                f"px; allowed: a divisor of {images}"
             )
 
 
@@ -136,7 +128,7 @@ def _folders(config: RunConfig) -> Iterator[str]:
             yield f"{key}: {folder} cannot be written: {nearest.resolve()}: {error.strerror or error}"
 
 
-def _samples(config: RunConfig, world_size: int, plan: tuple[EpochPlan, ...], train: Source, val: Source) -> list[str]:
+def _samples(config: RunConfig, world_size: int, plan: Sequence[EpochPlan], train: Source, val: Source) -> list[str]:
     """There are outputs for all classes, and images for all processes."""
     lines = []
     if config.model.num_classes is not None and len(train.classes) > config.model.num_classes:
@@ -151,23 +143,9 @@ def _samples(config: RunConfig, world_size: int, plan: tuple[EpochPlan, ...], tr
     return lines
 
 
-def planned_network(config: RunConfig, num_classes: int) -> nn.Module:
-    """The network after surgery, on the meta device: shapes without numbers.
-
-    Raises:
-        InputError: No classifier has that name.
-    """
-    algorithms = config.algorithms
-    with torch.device("meta"):
-        network = build_network(config.model.name, num_classes)
-        if algorithms.blurpool is not None:
-            apply_blurpool(network, **algorithms.blurpool.model_dump())
-        if algorithms.squeeze_excite is not None:
-            apply_squeeze_excite(network, **algorithms.squeeze_excite.model_dump())
-    return network
-
-
-def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple[EpochPlan, ...]) -> list[str]:
+def _network_problems(
+    config: RunConfig, network: nn.Module, world_size: int, plan: Sequence[EpochPlan]
+) -> Sequence[str]:
     """The network takes images of every size, and the device has the memory for a step at each."""
     lines = []
     trained = dict.fromkeys((entry.size, True) for entry in plan)
@@ -176,29 +154,24 @@ def _network(config: RunConfig, network: nn.Module, world_size: int, plan: tuple
             _, auxiliary = heads(network.train(training)(torch.empty(2, 3, size, size, device="meta")))
             if auxiliary and type(network).__name__ not in AUXILIARY_WEIGHTS:
                 return [f"model.name: {config.model.name} has several outputs in training, which is not supported"]
-        except NotImplementedError:
-            return []  # a layer that knows no meta device: nothing can be told
         except Exception as error:
-            if "meta" in str(error):
-                return []
+            if isinstance(error, NotImplementedError) or "meta" in str(error):
+                return []  # a layer that cannot run on the meta device: nothing can be told
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             lines.append(f"model.name: {config.model.name} takes no images of {size} px: {reason}")
     lines += _last_layers(config, network)
     memory = device_bytes(config)
-    if lines or memory is None:
-        return lines
-    key = "device_batch_size" if config.global_batch_size is None else "global_batch_size"
-    if config.device_microbatch_size is not None:
-        key = "device_microbatch_size"
-    return check_memory(network, loads(config, world_size, plan), memory, setting_of(config, world_size), key)
+    return lines if lines or memory is None else check_memory(network, config, world_size, plan, memory)
 
 
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
-    """The layers that single keys name without naming them."""
-    last = config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
+    """The network has the layers that a loss or FixRes needs."""
+    fixres = config.algorithms.fixres
     needs: dict[str, list[Callable[[nn.Module], object]]] = {
         "loss.name: binary_cross_entropy": [classifier] if config.loss.name == "binary_cross_entropy" else [],
-        "algorithms.fixres.train: classifier": [classifier, last_batchnorm] if last else [],
+        "algorithms.fixres.train: classifier": (
+            [classifier, last_batchnorm] if fixres is not None and fixres.train == "classifier" else []
+        ),
     }
     for key, layers in needs.items():
         for layer in layers:
@@ -206,6 +179,33 @@ def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
                 layer(network)
             except ValueError as error:
                 yield f"{key}: {error}"
+
+
+# Memory: the network runs on torch's meta device, which computes shapes and no numbers, and every tensor that autograd
+# keeps for the backward pass is counted. In mixed precision the network is cast to half for the count: for
+# convolutions, BatchNorm and ReLU autocast keeps the same tensors in the same types, and its half copies of the weights
+# are added. Networks with LayerNorm or softmax keep some of theirs in FP32, and need more than is said here.
+
+CONTEXT_BYTES = 0.7e9
+"""CUDA's context and the handles of cuDNN and cuBLAS."""
+NCCL_BYTES = 0.4e9
+"""NCCL's buffers, where several processes train; an assumption, not a measurement."""
+OVERHEAD = 1.06
+"""Bytes taken for each byte of activations: gradients on their way back, cuDNN's workspace, fragments.
+
+With CONTEXT_BYTES it tells which batches fit an RTX 3090 (23.70 GiB) in timm's AMP training benchmark, which tries
+512, 384, 256, 192, ... (pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv): from resnet50,
+which fits at 512, it is at most 1.075; from resnetaa50, which does not, more than 1.05. It agrees with NVIDIA's
+ResNet-50 v1.5, which trains 256 images per V100-16GB in AMP and 128 in FP32 (DeepLearningExamples,
+PyTorch/Classification/ConvNets/resnet50v1.5/training). VGG, whose first layers are its largest, needs about 5 % more.
+"""
+
+
+class Memory(NamedTuple):
+    """Bytes that one device needs at their most: `fixed + per_image * images`."""
+
+    fixed: float
+    per_image: float
 
 
 def device_bytes(config: RunConfig) -> float | None:
@@ -217,24 +217,138 @@ def device_bytes(config: RunConfig) -> float | None:
     return torch.cuda.get_device_properties(int(os.environ.get("LOCAL_RANK", "0"))).total_memory
 
 
-def setting_of(config: RunConfig, world_size: int) -> Setting:
-    """What needs memory besides the images."""
-    return Setting(
-        half=config.precision != "fp32",
-        copies=sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam")),
-        processes=world_size,
-        checkpointing=config.model.activation_checkpointing,
-    )
+def check_memory(
+    network: nn.Module, config: RunConfig, world_size: int, plan: Sequence[EpochPlan], available: float
+) -> list[str]:
+    """Which stages do not fit a device, one line each.
 
+    Args:
+        network: Of `planned_network`.
+        config: The run.
+        world_size: Its processes.
+        plan: Its epochs.
+        available: Bytes of memory of one device.
 
-def loads(config: RunConfig, world_size: int, plan: tuple[EpochPlan, ...]) -> list[Load]:
-    """What one device works on at a time, in each stage."""
-    fixres, portions = config.algorithms.fixres, config.device_microbatch_size
-    only_classifier = fixres is not None and fixres.train == "classifier"
-    found = []
+    Returns:
+        Lines `KEY: N images of S px need about X GB, the device has Y GB; at most M fit`.
+    """
+    key = "device_batch_size" if config.global_batch_size is None else "global_batch_size"
+    key = key if config.device_microbatch_size is None else "device_microbatch_size"
+    lines = list[str]()
     for entry in dict.fromkeys(plan):
-        images = entry.global_batch_size // world_size
-        if portions is not None:
-            images = min(images, at_size(portions, entry.size))
-        found.append(Load(entry.size, images, only_classifier and entry.crop == "center"))
-    return found
+        images = pass_images(config, entry, world_size)
+        fixed, per_image = step_memory(network, config, world_size, entry.size, entry.crop == "center")
+        needed = fixed + per_image * images
+        if needed > available:
+            lines.append(
+                f"{key}: {images} images of {entry.size} px need about {needed / 1e9:.1f} GB, the device has "
+                f"{available / 1e9:.1f} GB; at most {max(0, int((available - fixed) / per_image))} fit"
+            )
+    return lines
+
+
+def pass_images(config: RunConfig, entry: EpochPlan, world_size: int) -> int:
+    """Images in one forward and backward pass of a device."""
+    images, portions = entry.global_batch_size // world_size, config.device_microbatch_size
+    return images if portions is None else min(images, at_size(portions, entry.size))
+
+
+def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: int, fixres: bool = False) -> Memory:
+    """All that one device needs for a training step.
+
+    Args:
+        network: Of `planned_network`.
+        config: The run.
+        world_size: Its processes.
+        size: Side of the images in pixels.
+        fixres: The step is one of the FixRes stage.
+    """
+    frozen = fixres and config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
+    half = config.precision != "fp32"
+    kept = activation_memory(
+        network, size, half=half, frozen=frozen, checkpointing=config.model.activation_checkpointing
+    )
+    copies = sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam"))
+    together = world_size > 1
+    # Weight, gradient, momentum, copies; DDP's buckets are a second gradient, autocast's copies half a weight.
+    times = 3 + copies + together + (0.5 if half else 0)
+    weights = 4 * times * sum(parameter.numel() for parameter in network.parameters())
+    fixed = weights + CONTEXT_BYTES + (NCCL_BYTES if together else 0)
+    # The images in FP32, and the uint8 they came in.
+    return Memory(fixed + kept.fixed * OVERHEAD, kept.per_image * OVERHEAD + 3 * size**2 * 5)
+
+
+def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool, checkpointing: bool) -> Memory:
+    """What autograd keeps for the backward pass; in a frozen stage, also what passes in the forward one.
+
+    Args:
+        network: Maps images (N, 3, size, size) to logits; on the meta device.
+        size: Side of the images in pixels.
+        half: Mixed precision.
+        frozen: Only the classifier and the last BatchNorm are trained.
+        checkpointing: Residual blocks keep their inputs only.
+
+    Raises:
+        Exception: The network cannot take images of this size; whatever the network raises.
+    """
+    network = copy.deepcopy(network).train()
+    if frozen:
+        freeze(network)
+        hold_statistics(network)
+    if half:
+        network = network.half()
+    two, four = (_kept_bytes(network, images, size, checkpointing) for images in (2, 4))
+    per_image = (four - two) / 2
+    return Memory(two - 2 * per_image, per_image + (_passing_bytes(network, 2, size) / 2 if frozen else 0))
+
+
+def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool) -> int:
+    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    blocks = residual_blocks(network) if checkpointing else []
+    kept: dict[nn.Module | None, dict[int, Tensor]] = {None: {}, **{block: {} for block in blocks}}
+    current: list[nn.Module | None] = [None]
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in own and storage not in kept[None]:
+            kept[current[-1]][storage] = tensor  # held, so that no other storage gets its address
+        return tensor
+
+    def enter(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept[None].update({tensor.untyped_storage()._cdata: tensor for tensor in inputs})
+        current.append(block)
+
+    def leave(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        current.pop()
+
+    batch = torch.empty(images, 3, size, size, device="meta", dtype=next(network.parameters()).dtype)
+    handles = [block.register_forward_pre_hook(enter) for block in blocks]
+    handles += [block.register_forward_hook(leave) for block in blocks]
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits, auxiliary = heads(network(batch))
+        for one in (logits, *auxiliary):
+            nn.functional.cross_entropy(one.float(), torch.empty_like(one, dtype=torch.float32))
+    for handle in handles:
+        handle.remove()
+    # A block that computes its activations again has them all at once, one block at a time.
+    again = max((_bytes(tensors) for block, tensors in kept.items() if block is not None), default=0)
+    return _bytes(kept[None]) + again
+
+
+def _passing_bytes(network: nn.Module, images: int, size: int) -> int:
+    """What is alive at once in a forward pass that keeps nothing: a block's input, a layer's input and its output."""
+    outputs: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output.untyped_storage().nbytes()))
+        for layer in network.modules()
+        if not list(layer.children())
+    ]
+    with torch.no_grad():
+        network(torch.empty(images, 3, size, size, device="meta", dtype=next(network.parameters()).dtype))
+    for handle in handles:
+        handle.remove()
+    return 3 * max(outputs)
+
+
+def _bytes(tensors: dict[int, Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors.values())

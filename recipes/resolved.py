@@ -8,11 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 
-from recipes.config import RunConfig
-from recipes.read_yaml import RESOLVERS, TAG
-from recipes.schema import slot_of
+from recipes.config import RunConfig, Schema, flat_items, schema_of
+from recipes.load import RESOLVERS, TAG
 
 NO_EFFECT_ON_WEIGHTS = frozenset(
     {
@@ -75,18 +73,16 @@ def resolved(config: RunConfig) -> str:
     )
 
 
-def resolved_values(section: BaseModel) -> dict[str, Any]:
-    """The config as nested dicts, lists and scalars, as its YAML has them."""
-    out: dict[str, Any] = {}
-    for name, info in type(section).model_fields.items():
-        value, slot = getattr(section, name), slot_of(info)
-        if isinstance(value, BaseModel):
-            out[name] = resolved_values(value)
-        elif value is None and slot.is_section:
-            out[name] = "off"
-        else:
-            out[name] = list(value) if isinstance(value, tuple) else value
-    return out
+def resolved_values(config: RunConfig) -> dict[str, Any]:
+    """The whole config as dicts, lists and scalars; a section that is not there is `off`."""
+
+    def plain(value: Any, schema: Schema) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item, schema.child(str(key))) for key, item in value.items()}
+        return "off" if value is None and schema.is_section else list(value) if isinstance(value, tuple) else value
+
+    values: dict[str, Any] = plain(config.model_dump(), schema_of(RunConfig))
+    return values
 
 
 def config_digest(config: RunConfig, world_size: int = 1) -> str:
@@ -130,7 +126,7 @@ def _shown(flat: Mapping[str, Any], key: str) -> str:
 
 def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """The config's values that count, by key path, with the batch size over all devices."""
-    flat = {key: value for key, value in flat_items(config, "") if not _excluded(key)}
+    flat = {key: value for key, value in flat_items(config) if not _excluded(key)}
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:
@@ -142,15 +138,3 @@ def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
 def _excluded(key: str) -> bool:
     parts = key.split(".")
     return any(".".join(parts[:end]) in NO_EFFECT_ON_WEIGHTS for end in range(1, len(parts) + 1))
-
-
-def flat_items(value: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
-    """Every value with its key path, `a.b`; a section without keys counts as a value."""
-    out: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        path = f"{prefix}{key}"
-        if isinstance(item, Mapping) and item:
-            out += flat_items(item, f"{path}.")
-        else:
-            out.append((path, item))
-    return out

@@ -37,11 +37,9 @@ from recipes.cli import require_launched
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
 from recipes.errors import DivergedError, InputError
-from recipes.gradient_sync import FixedBuckets
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
-from recipes.stages import epoch_plan
-from recipes.trainer import build_trainer, device_name
+from recipes.trainer import FixedBuckets, build_trainer, device_name
 from recipes.watch.build import Watchers, build_watchers
 from recipes.watch.files import replace_text
 from recipes.watch.profile import build_profiler
@@ -150,8 +148,7 @@ def run(config: RunConfig) -> int:
 
 def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitStack) -> int:
     start_processes(config)
-    train, val = require_ready(config, dist.get_world_size(), lambda: open_data(config))
-    plan = epoch_plan(config, dist.get_world_size())
+    train, val, plan = require_ready(config, dist.get_world_size(), lambda: open_data(config))
     sampler = PositionSampler(len(train), plan, config.seed, dist.get_global_rank(), dist.get_world_size())
     try:
         batches = [sampler.batches(epoch) for epoch in range(config.epochs)]

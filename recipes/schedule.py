@@ -1,4 +1,4 @@
-"""Learning rate and momentum as pure functions of how far the run has come.
+"""What each epoch trains on, and each step's learning rate and momentum: pure functions of the config.
 
 A step is counted in fractional epochs over all epochs and stretched to the run's number of steps, so that a change of
 the batch size between two stages never makes the rate jump, and a run that was interrupted sees the same rates.
@@ -7,7 +7,66 @@ the batch size between two stages never makes the rate jump, and a run that was 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
+
+from algorithms.fixres import start_epoch
+from data.epoch_plan import EpochPlan
+from recipes.config import RunConfig, SchedulerConfig, at_size
+from recipes.errors import InputError
+
+
+def image_size(config: RunConfig, epoch: int) -> int:
+    """Side in pixels of the training images that the loader makes in an epoch (counted from 0)."""
+    fixres, resizing = config.algorithms.fixres, config.algorithms.progressive_resizing
+    if fixres is not None and epoch >= start_epoch(fixres.start, config.epochs):
+        return fixres.size
+    if resizing is None or resizing.where == "batch":
+        return config.data.train_size
+    # The middle of the epoch, so that a stage's border falls on the nearest epoch.
+    return resizing.size_at((epoch + 0.5) / config.epochs, config.data.train_size)
+
+
+def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
+    """Images per optimizer step over all devices at an image size.
+
+    Raises:
+        InputError: `global_batch_size` is not divisible by the number of devices.
+    """
+    if config.device_batch_size is not None:
+        return at_size(config.device_batch_size, size) * world_size
+    assert config.global_batch_size is not None  # a config has one of the two
+    images = at_size(config.global_batch_size, size)
+    if images % world_size:
+        raise InputError(
+            f"global_batch_size: {images} images at {size} px do not divide by {world_size} processes; "
+            f"allowed: a multiple of {world_size}"
+        )
+    return images
+
+
+def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
+    """Image size, crop and global batch size of each epoch of the run.
+
+    Raises:
+        InputError: `global_batch_size` is not divisible by the number of devices; one line for each image size.
+    """
+    sizes = [image_size(config, epoch) for epoch in range(config.epochs)]
+    images, errors = dict[int, int](), list[str]()
+    for size in dict.fromkeys(sizes):
+        try:
+            images[size] = global_batch_size(config, size, world_size)
+        except InputError as error:
+            errors += error.lines
+    if errors:
+        raise InputError(*errors)
+    fixres = config.algorithms.fixres
+    center = start_epoch(fixres.start, config.epochs) if fixres is not None else config.epochs
+    return tuple(
+        EpochPlan(size, "center" if epoch >= center else "random", images[size]) for epoch, size in enumerate(sizes)
+    )
 
 
 class Rate(NamedTuple):
@@ -19,13 +78,11 @@ class Rate(NamedTuple):
     """Momentum; None where the schedule leaves the optimizer's own."""
 
 
-def cosine_between(start: float, end: float, fraction: float) -> float:
-    """The half cosine from `start` (fraction 0) to `end` (fraction 1)."""
+def _cosine_between(start: float, end: float, fraction: float) -> float:
     return end + (start - end) / 2.0 * (math.cos(math.pi * fraction) + 1.0)
 
 
-def linear_between(start: float, end: float, fraction: float) -> float:
-    """The straight line from `start` (fraction 0) to `end` (fraction 1)."""
+def _linear_between(start: float, end: float, fraction: float) -> float:
     return (end - start) * fraction + start
 
 
@@ -60,7 +117,7 @@ def one_cycle(
     Returns:
         The rate and the momentum of that step.
     """
-    between = cosine_between if anneal == "cos" else linear_between
+    between = _cosine_between if anneal == "cos" else _linear_between
     first = lr / div_factor
     # torch counts phases by the index of their last step. In a run so short that the rise has no step of its own,
     # the run starts at the top.
@@ -92,7 +149,7 @@ def cosine(step: float, total_steps: float, *, lr: float, warmup: float, final_l
     progress = min(step / total_steps, 1.0)
     if progress < warmup:
         return Rate(lr * progress / warmup, None)
-    return Rate(cosine_between(lr, lr * final_lr_ratio, (progress - warmup) / (1.0 - warmup)), None)
+    return Rate(_cosine_between(lr, lr * final_lr_ratio, (progress - warmup) / (1.0 - warmup)), None)
 
 
 def constant(step: float, total_steps: float, *, lr: float) -> Rate:
@@ -116,3 +173,26 @@ def step_at(epoch: int, batch: int, batches: int, epochs: int, total_steps: int)
         size it is the number of batches done.
     """
     return (epoch * batches + batch) * total_steps / (batches * epochs)
+
+
+def peak_lr(config: RunConfig, plan: Sequence[EpochPlan]) -> float:
+    """The schedule's highest learning rate: `optimizer.lr`, scaled linearly where `lr_batch_size` asks for it.
+
+    The scale is one number for the whole run, that of the global batch size with most epochs, so the rate does not jump
+    where a stage changes the batch size (linear scaling: Goyal et al. 2017, section 2.1).
+    """
+    if config.optimizer.lr_batch_size is None:
+        return config.optimizer.lr
+    ((main, _),) = Counter(entry.global_batch_size for entry in plan).most_common(1)
+    return config.optimizer.lr * main / config.optimizer.lr_batch_size
+
+
+def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
+    """The schedule as a function of (step, total steps).
+
+    Args:
+        scheduler: The schedule's name and numbers.
+        lr: Its highest learning rate.
+    """
+    functions: dict[str, Callable[..., Rate]] = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
+    return partial(functions[scheduler.name], lr=lr, **scheduler.model_dump(exclude={"name"}))

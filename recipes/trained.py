@@ -27,9 +27,9 @@ from recipes.checkpoints.s3 import S3Store
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
+from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems
 from recipes.results import SUMMARY, parse_summary
-from recipes.surgery import for_inference, operated_network
 from recipes.trainer import device_name
 from recipes.watch.fingerprint import bare_name, weights_sha256
 

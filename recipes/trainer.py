@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State, Trainer
 from composer.loggers import LoggerDestination
+from composer.optim import DecoupledSGDW
 from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
+from torch.nn import Parameter
 
 from data.augment import Augment
 from data.loader import eval_loader, train_loader
@@ -18,14 +22,10 @@ from data.sampler import PositionSampler
 from data.source import Source
 from data.wait import Gate
 from recipes.checkpoints.patience import seconds
-from recipes.config import RunConfig, at_size
+from recipes.config import OptimizerConfig, RunConfig, at_size
 from recipes.errors import InputError
-from recipes.gradient_sync import sync_strategy
 from recipes.model import build_classifier, checkpoint_activations
-from recipes.optimizer import ExemptNormsAndBiases, Schedule, build_optimizer
-from recipes.position import PositionSeed
-from recipes.stages import peak_lr, rate_function
-from recipes.sync_batchnorm import SameStatistics
+from recipes.schedule import Rate, peak_lr, rate_function, step_at
 
 
 def device_name(device: str) -> str:
@@ -35,50 +35,6 @@ def device_name(device: str) -> str:
     if torch.cuda.is_available():
         return "gpu"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-class Microbatches(Callback):
-    """Accumulates gradients over portions whose size depends on the image size.
-
-    Args:
-        images: Images per device and forward pass at an image size in pixels.
-    """
-
-    def __init__(self, images: Callable[[int], int]) -> None:
-        self.images = images
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        """The batch's size is known, and it is not split yet."""
-        del logger
-        state.device_train_microbatch_size = self.images(state.batch[0].shape[-1])
-
-
-class WholeEpochs(Callback):
-    """Tells Composer how many batches the coming epoch has.
-
-    Composer 0.32.1 asks the loader for its length once (`State.set_dataloader`) and ends every epoch after so many
-    batches: where a later stage has smaller batches, and so more of them, the rest of its images would be left out.
-
-    Args:
-        sampler: Of the training loader.
-    """
-
-    def __init__(self, sampler: PositionSampler) -> None:
-        self.sampler = sampler
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """A run that goes on in the middle of an epoch does not start one."""
-        del logger
-        self._measure(state)
-
-    def epoch_start(self, state: State, logger: Logger) -> None:
-        """Runs before the loader is iterated, and before Composer tells the sampler which epoch it is."""
-        del logger
-        self._measure(state)
-
-    def _measure(self, state: State) -> None:
-        self.sampler.set_epoch(int(state.timestamp.epoch))
-        state.dataloader_len = -1  # ask the loader again
 
 
 def evaluate_every(interval: int) -> Callable[[State, Event], bool]:
@@ -145,6 +101,34 @@ def build_train_data(
     return DataSpec(loader, microbatch_transforms=Normalise(config.data.mean, config.data.std), split_batch=split)
 
 
+def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: float) -> torch.optim.Optimizer:
+    """SGD over all parameters in one group.
+
+    `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
+    weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019).
+
+    Args:
+        config: The optimizer.
+        params: The model's parameters.
+        lr: The schedule's highest rate.
+    """
+    build = torch.optim.SGD if config.name == "sgd" else DecoupledSGDW
+    nesterov = config.nesterov and config.momentum > 0  # without momentum it is plain SGD
+    return build(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
+
+
+def exempt_norms_and_biases(optimizer: torch.optim.Optimizer) -> None:
+    """Move parameters of at most one dimension (BatchNorm's and biases) to a group of their own without weight decay.
+
+    The rule by dimension is timm's (optim/_param_groups.py) and torchvision's references'.
+    """
+    (group,) = optimizer.param_groups
+    exempt = [param for param in group["params"] if param.ndim <= 1]
+    group["params"] = [param for param in group["params"] if param.ndim > 1]
+    others = {key: value for key, value in group.items() if key not in ("params", "weight_decay")}
+    optimizer.add_param_group({"params": exempt, "weight_decay": 0.0, **others})
+
+
 def build_callbacks(config: RunConfig, sampler: PositionSampler, batches: Sequence[int]) -> list[Callback]:
     """What the recipe itself needs at each step: whole epochs, seeds, rates, portions, equal statistics."""
     plan = sampler.plan
@@ -192,20 +176,13 @@ def build_trainer(
     device, plan = device_name(config.device), sampler.plan
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
     reproducibility.seed_all(config.seed)
-    model = build_classifier(
-        config.model.name,
-        config.model.num_classes or len(train.classes),
-        zero_init_residual=config.model.zero_init_residual,
-        loss=config.loss.name,
-        sync_batchnorm=config.model.sync_batchnorm and dist.get_world_size() > 1,
-        device_type="cuda" if device == "gpu" else device,
-    )
-    settings = config.optimizer.model_dump(include={"name", "momentum", "nesterov", "weight_decay"})
+    classes = config.model.num_classes or len(train.classes)
+    model = build_classifier(config, classes, "cuda" if device == "gpu" else device)
     trainer = Trainer(
         model=model,
         train_dataloader=build_train_data(config, train, sampler, device, gate),
         eval_dataloader=build_evaluators(config, val, device, gate),
-        optimizers=build_optimizer(model.parameters(), lr=peak_lr(config, plan), **settings),
+        optimizers=build_optimizer(config.optimizer, model.parameters(), peak_lr(config, plan)),
         max_duration=config.max_duration,
         algorithms=list(algorithms),
         callbacks=[*build_callbacks(config, sampler, batches), *callbacks],
@@ -233,3 +210,170 @@ def build_trainer(
     except ValueError as error:
         raise InputError(f"the checkpoint's position is not one of this run: {error}") from None
     return trainer
+
+
+# What the recipe does at each step and epoch.
+
+
+def position_seed(seed: int, rank: int, batch: int) -> int:
+    """A 32-bit seed for one process and one step of the run.
+
+    Args:
+        seed: The run's seed, in [0, 2**32).
+        rank: Global rank of the process.
+        batch: Steps done since the start of the run.
+    """
+    return int(np.random.SeedSequence((seed, rank, batch)).generate_state(1)[0])
+
+
+class PositionSeed(Callback):
+    """Seeds the generators of Python, NumPy and torch before each step from (seed, rank, step).
+
+    MixUp, CutMix, stochastic depth, dropout and whatever else draws from them then depend on the position only: not on
+    the loader's workers, not on what was drawn before, and not on where the run was interrupted.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_dataloader(self, state: State, logger: Logger) -> None:
+        """Runs before the batch is fetched, the first event of a step."""
+        del logger
+        value = position_seed(self.seed, dist.get_global_rank(), int(state.timestamp.batch))
+        random.seed(value)
+        np.random.seed(value)
+        torch.manual_seed(value)
+
+
+class ExemptNormsAndBiases(Callback):
+    """Splits the optimizer's group after model surgery, which can add parameters to one group only."""
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        """The surgery (Event.INIT) is done, and no checkpoint is loaded yet."""
+        del logger
+        exempt_norms_and_biases(state.optimizers[0])
+
+
+class Schedule(Callback):
+    """Sets the learning rate and the momentum of each step from the run's position alone.
+
+    A Composer scheduler would see the first position twice, could not set the momentum, and would convert epochs to
+    batches by the current stage's batch size (see docs on decisions); this has no state to save either.
+
+    Args:
+        rate: The schedule: (step, total steps) -> Rate.
+        batches: Batches of each epoch of the run.
+    """
+
+    def __init__(self, rate: Callable[[float, float], Rate], batches: Sequence[int]) -> None:
+        self.rate = rate
+        self.batches = batches
+        self.total_steps = sum(batches)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Runs before every step."""
+        del logger
+        epoch = int(state.timestamp.epoch)
+        step = step_at(
+            epoch, int(state.timestamp.batch_in_epoch), self.batches[epoch], len(self.batches), self.total_steps
+        )
+        rate = self.rate(step, self.total_steps)
+        for group in state.optimizers[0].param_groups:
+            group["lr"] = rate.lr
+            if rate.momentum is not None:
+                group["momentum"] = rate.momentum
+
+
+class Microbatches(Callback):
+    """Accumulates gradients over portions whose size depends on the image size.
+
+    Args:
+        images: Images per device and forward pass at an image size in pixels.
+    """
+
+    def __init__(self, images: Callable[[int], int]) -> None:
+        self.images = images
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """The batch's size is known, and it is not split yet."""
+        del logger
+        state.device_train_microbatch_size = self.images(state.batch[0].shape[-1])
+
+
+class WholeEpochs(Callback):
+    """Tells Composer how many batches the coming epoch has.
+
+    Composer 0.32.1 asks the loader for its length once (`State.set_dataloader`) and ends every epoch after so many
+    batches: where a later stage has smaller batches, and so more of them, the rest of its images would be left out.
+
+    Args:
+        sampler: Of the training loader.
+    """
+
+    def __init__(self, sampler: PositionSampler) -> None:
+        self.sampler = sampler
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """A run that goes on in the middle of an epoch does not start one."""
+        del logger
+        self._measure(state)
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """Runs before the loader is iterated, and before Composer tells the sampler which epoch it is."""
+        del logger
+        self._measure(state)
+
+    def _measure(self, state: State) -> None:
+        self.sampler.set_epoch(int(state.timestamp.epoch))
+        state.dataloader_len = -1  # ask the loader again
+
+
+class SameStatistics(Callback):
+    """Evaluates with the first process's running statistics everywhere.
+
+    DDP copies them before each training step, so after a step each process has added its own batch to them; without
+    this an evaluation shared by several processes would be of several models.
+    """
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """Runs after EMA and its like have put their weights in place."""
+        del logger
+        if torch.distributed.is_initialized():
+            for buffer in state.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+
+class FixedBuckets(Algorithm):
+    """Makes DDP keep its first gradient buckets, by asking for its `find_unused_parameters`.
+
+    Without it, DDP orders its buckets anew after a process's first step (`Reducer::should_rebuild_buckets` in torch's
+    reducer.cpp). The first step after a resume would then add the gradients of more than two processes in another order
+    than the same step of a run that went on, and the two would end with other weights. An algorithm, because Composer's
+    Trainer has no argument for it and asks only these (composer/trainer/trainer.py:1583).
+    """
+
+    find_unused_parameters = True
+
+    def __init__(self) -> None:  # Composer's has no types
+        pass
+
+    def match(self, event: Event, state: State) -> bool:
+        """Never: only the attribute counts."""
+        del event, state
+        return False
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Nothing."""
+
+
+def sync_strategy(algorithms: Sequence[Algorithm]) -> str:
+    """Composer's name for when gradients are added up: once a step, or after each of its portions.
+
+    Once is enough, and costs less, unless a technique really leaves parameters unused, which may differ from portion to
+    portion; Composer's own choice cannot tell `FixedBuckets` from such a technique (composer/trainer/trainer.py:494).
+    """
+    uneven = any(item.find_unused_parameters for item in algorithms if not isinstance(item, FixedBuckets))
+    return "multi_auto_sync" if uneven else "single_auto_sync"

@@ -24,9 +24,8 @@ from algorithms.mix import is_cutmix
 from data.open import open_split_pair
 from data.sampler import PositionSampler, epoch_order
 from recipes.load import load_config
-from recipes.position import position_seed
-from recipes.stages import epoch_plan
-from recipes.trainer import build_train_data
+from recipes.schedule import epoch_plan
+from recipes.trainer import build_train_data, position_seed
 from tests.support import ROOT, write_images
 
 SEED, EPOCHS, BATCH, CLASSES, STEPS = 5, 7, 8, 3, 21

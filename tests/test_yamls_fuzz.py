@@ -15,17 +15,16 @@ from hypothesis import strategies as st
 
 import entrypoint
 from recipes.cli import run_command
-from recipes.config import RunConfig
+from recipes.config import RunConfig, schema_of
 from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.resolved import config_digest, resolved
-from recipes.schema import paths
 from tests.support import ROOT
 
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
 MUTANTS = int(os.environ.get("FUZZ_MUTANTS", "2000"))
 """Half of them spoil the text, half one value of a key."""
-KEYS = [".".join(path) for path in paths(RunConfig)]
+KEYS = [".".join(path) for path in schema_of(RunConfig).paths()]
 PLAIN = "null ~ on off yes no true 0 -1 1 3 1e-3 1e999 .nan -.inf 017 0x10 1_0 1:30 2024-01-01 90ep 5ba 0.1dur fp32 gpu"
 ODD = "{} [] [1] [32,40] {a:1} {128:3} {x:{y:z}} '' '3' \"\\0\" ! & * *x &x !!int !!binary % @ ` | > - ? : , # [ ] { }"
 MORE = "{<<:3} resnet50 constant one_cycle é \ufeff \u2028 \U0001f600 999999999999999999999999 -0.0 1.0 ../x / s3://a"

@@ -231,7 +231,6 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     from data.errors import DataError
     from recipes.preflight import require_ready
     from recipes.run import open_data
-    from recipes.stages import epoch_plan
 
     data = lru_cache(lambda: open_data(configs[0]))  # a million files are listed once
 
@@ -239,7 +238,6 @@ def problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     for config in configs:
         try:
             require_ready(config, processes, data)
-            epoch_plan(config, processes)
             config.algorithms.build(total_batches=config.epochs, epochs=config.epochs)
         except InputError as error:
             found.append(list(error.lines))

@@ -142,7 +142,7 @@ def main() -> int:
         raise InputError(f"{words[0]}: no such command; allowed: {', '.join(_COMMANDS)}")
     arguments = parse(words[1:], _COMMANDS[words[0]].capitalize(), f"python -m recipes.checkpoints {words[0]}")
     if arguments.path is None:
-        raise InputError("which YAML file?")
+        raise InputError("no YAML file given")
     config = load_config(arguments.path, arguments.overrides)
     try:
         local, remote = stores_of(config)

@@ -16,7 +16,7 @@ from recipes.config import RunConfig
 from recipes.export.programs import OPSET
 from recipes.export.weights import TOLERANCE, Architecture
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS
-from recipes.stages import image_size
+from recipes.schedule import image_size
 from recipes.trained import Content, Trained
 
 TEMPLATES = Environment(

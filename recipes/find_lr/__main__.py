@@ -19,7 +19,7 @@ from recipes.errors import InputError
 from recipes.find_lr.suggest import CHOSEN, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
 from recipes.json_text import to_json
 from recipes.load import load_config
-from recipes.stages import epoch_plan, peak_lr
+from recipes.schedule import epoch_plan, peak_lr
 from recipes.watch.files import replace_text
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from recipes.find_lr.suggest import Curve, End, Ramp, curve_of, end_of
 from recipes.load import load_config
 from recipes.preflight import require_ready
 from recipes.run import open_data, start_processes
-from recipes.stages import epoch_plan, global_batch_size
+from recipes.schedule import epoch_plan, global_batch_size
 from recipes.trainer import build_trainer
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
@@ -175,7 +175,7 @@ def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(trial)
     world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
-    train, val = require_ready(trial, world_size, lambda: open_data(trial))
+    train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
     data = trial.data
     bring(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=dist.get_local_rank() == 0)
     curves: list[Curve] = []

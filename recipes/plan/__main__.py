@@ -18,10 +18,10 @@ from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overr
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.json_text import to_json
-from recipes.load import load_config
+from recipes.load import load_config, load_table
 from recipes.plan.compute import Images, Inputs, Plan, Stage, as_json, by_flops, device_memory, make_plan, schedule_of
-from recipes.plan.throughput import PRICES, REFERENCE_SIZE, PricesConfig, Throughput, measured, published, read_table
-from recipes.stages import epoch_plan
+from recipes.plan.throughput import PRICES, REFERENCE_SIZE, PricesConfig, Throughput, measured, published
+from recipes.schedule import epoch_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -135,7 +135,7 @@ def gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs,
         InputError: Something that is named does not exist.
         DataError: The dataset is on this machine and cannot be used.
     """
-    prices, hardware = read_table(given.prices, PricesConfig), hardware_of(given.yaml)
+    prices, hardware = load_table(given.prices, PricesConfig), hardware_of(given.yaml)
     if given.machine is not None and given.machine not in prices.machines:
         allowed = ", ".join(prices.machines)
         raise InputError(f"--machine: {given.machine!r} is not in {given.prices}; allowed: {allowed}")
@@ -367,7 +367,7 @@ def main(argv: Sequence[str]) -> int:
     if given.memory:
         if sys.stderr.isatty():
             print("loading torch and Composer, building the network ...", file=sys.stderr)
-        from recipes.preflight import planned_network
+        from recipes.model import planned_network
 
         network = planned_network(config, classes)
         plan = make_plan(inputs, by_flops(network), device_memory(network, config, inputs.devices))

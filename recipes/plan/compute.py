@@ -20,8 +20,7 @@ from data.epoch_plan import Crop, EpochPlan
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.plan.throughput import FORWARD, REFERENCE_SIZE, MachineConfig, PriceConfig, PricesConfig, Throughput, Work
-from recipes.schedule import Rate, step_at
-from recipes.stages import epoch_plan, peak_lr, rate_function
+from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at
 
 if TYPE_CHECKING:
     from torch import nn
@@ -289,15 +288,12 @@ def flops(network: nn.Module, size: int) -> int:
 
 
 def device_memory(network: nn.Module, config: RunConfig, devices: int) -> Callable[[Stage], float]:
-    """Memory in GB that one device needs in a stage (recipes/memory.py); the network is on the meta device."""
-    from recipes.memory import step_bytes
-    from recipes.preflight import loads, setting_of
-
-    setting = setting_of(config, devices)
+    """Memory in GB that one device needs in a stage (recipes/preflight.py); the network is on the meta device."""
+    from recipes.preflight import pass_images, step_memory
 
     def memory_gb(stage: Stage) -> float:
-        (load,) = loads(config, devices, (EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size),))
-        fixed, per_image = step_bytes(network, load._replace(size=stage.size), setting)
-        return (fixed + per_image * load.images) / 1e9
+        images = pass_images(config, EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size), devices)
+        fixed, per_image = step_memory(network, config, devices, stage.size, stage.crop == "center")
+        return (fixed + per_image * images) / 1e9
 
     return memory_gb

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NamedTuple, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
 from recipes.errors import InputError
-from recipes.explain import explain
-from recipes.read_yaml import parse
+from recipes.load import load_table
 from recipes.results import METRICS, Metrics, read_results
 
 PRICES = Path(__file__).with_name("prices.yaml")
@@ -92,23 +90,6 @@ class ThroughputConfig(Part):
     """In mixed precision."""
 
 
-def read_table(path: Path, table: type[Table]) -> Table:
-    """Read and check prices.yaml or throughput.yaml.
-
-    Raises:
-        InputError: Every error, `FILE:LINE: key.path: what is wrong; allowed: ...`.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    entry = parse(text, str(path))
-    try:
-        return table.model_validate_json(json.dumps(entry.plain()), strict=True)
-    except ValidationError as error:
-        raise InputError(*(line for _, line in explain(error, entry, table))) from None
-
-
 class Factor(NamedTuple):
     """A published figure is multiplied by this for a technique."""
 
@@ -143,7 +124,7 @@ class Throughput(NamedTuple):
 
 def published(config: RunConfig, device: str, devices: int) -> Throughput | None:
     """The published figure for the run's model and precision on so many devices; None where there is none."""
-    table = read_table(THROUGHPUT, ThroughputConfig)
+    table = load_table(THROUGHPUT, ThroughputConfig)
     half, model = config.precision != "fp32", config.model.name
     channels_last, blurpool = (getattr(config.algorithms, name) is not None for name in ("channels_last", "blurpool"))
     for entry in table.published:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from data.text import escape
 from recipes.errors import InputError
-from recipes.read_yaml import read_file
+from recipes.load import read_document
 from recipes.results import METRICS, SUMMARY, Metrics, Results, read_results
 
 CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
@@ -181,7 +181,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: not a run's folder, it has no {CONFIG}, {SUMMARY} or {METRICS}{hint}")
     results, config, problems = read_results(folder), {}, []
     try:
-        config = read_file(folder / CONFIG).plain()
+        config = read_document(folder / CONFIG).value
     except InputError as error:
         problems.append(str(error))
     predictions = _read_predictions(folder / PREDICTIONS, problems)

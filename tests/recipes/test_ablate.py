@@ -328,7 +328,7 @@ ABLATE = [sys.executable, "-m", "recipes.ablate"]
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ([], "which YAML file?"),
+        ([], "no YAML file given"),
         ([str(DEMO), "--only", "mixupp"], "did you mean 'mixup'?"),
         ([str(DEMO), "--target", "97"], "--target: got 97; allowed: a share"),
         ([str(DEMO), "--size", "33"], "--size: got 33; allowed: one of eval.sizes, 32, 36"),

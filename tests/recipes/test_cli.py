@@ -64,8 +64,8 @@ def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "train: which YAML file?"),
-        (["seed=1"], "train: which YAML file?"),
+        ([], "train: no YAML file given"),
+        (["seed=1"], "train: no YAML file given"),
         (["a.yaml", "b.yaml"], "train: one YAML file at a time, got a.yaml and b.yaml"),
         (["a.yaml", "--sow"], "train: unrecognized arguments: --sow"),
         (["a.yaml", "--lr"], "train: argument --lr: expected one argument"),

@@ -4,7 +4,7 @@ import pytest
 from composer.algorithms import EMA, LayerFreezing
 
 from algorithms.fixres import FixResConfig
-from recipes.gradient_sync import FixedBuckets, sync_strategy
+from recipes.trainer import FixedBuckets, sync_strategy
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,21 @@ import torch
 from torch import nn
 
 from data.loader import IGNORED_LABEL
+from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.model import Classifier, build_classifier, build_network, checkpoint_activations, last_norms
 
-OPTIONS = {"zero_init_residual": True, "loss": "cross_entropy", "sync_batchnorm": False, "device_type": "cpu"}
+
+def build(name, classes, **settings):
+    model = {"name": name} | settings.pop("model", {})
+    least = {"run_name": "a", "device_batch_size": 8, "data": {"path": "x"}}
+    config = RunConfig.model_validate(least | {"model": model} | settings)
+    return build_classifier(config, classes, "cpu")
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("resnet18", 8), ("resnet50", 16), ("timm/resnet18", 8)])
 def test_zero_init_makes_each_residual_block_the_identity(name, blocks):
-    network = build_classifier(name, 7, **OPTIONS).module
+    network = build(name, 7).module
     norms = last_norms(network)
     assert len(norms) == blocks
     assert all(not norm.weight.any() for norm in norms)
@@ -24,7 +30,7 @@ def test_zero_init_makes_each_residual_block_the_identity(name, blocks):
 
 @pytest.mark.parametrize("name", ["resnet18", "timm/resnet18"])
 def test_without_zero_init_every_scale_is_one(name):
-    network = build_classifier(name, 7, **OPTIONS | {"zero_init_residual": False}).module
+    network = build(name, 7, model={"zero_init_residual": False}).module
     assert all((m.weight == 1).all() for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -32,7 +38,7 @@ def test_zero_init_is_torchvisions():
     import torchvision
 
     original = torchvision.models.resnet50(zero_init_residual=True)
-    ours = build_classifier("resnet50", 1000, **OPTIONS).module
+    ours = build("resnet50", 1000).module
     for (name, theirs), (_, mine) in zip(original.named_parameters(), ours.named_parameters(), strict=True):
         if "bn" in name:
             assert torch.equal(theirs, mine), name
@@ -47,7 +53,7 @@ def test_an_unknown_model_is_named_with_its_neighbours(name, near):
 
 
 def test_binary_cross_entropy_starts_each_class_at_its_share():
-    model = build_classifier("resnet18", 50, **OPTIONS | {"loss": "binary_cross_entropy"})
+    model = build("resnet18", 50, loss={"name": "binary_cross_entropy"})
     assert torch.allclose(torch.sigmoid(model.module.fc.bias), torch.tensor(1 / 50), rtol=0.03)
     assert model.module.fc.bias[0].item() == pytest.approx(-math.log(50))
 
@@ -115,7 +121,7 @@ def test_activation_checkpointing_changes_no_gradient_and_no_buffer():
 
 @pytest.mark.parametrize(("name", "size", "weights"), [("googlenet", 32, [0.3, 0.3]), ("inception_v3", 299, [0.4])])
 def test_auxiliary_classifiers_are_trained_with_torchvisions_weights(name, size, weights):
-    model = build_classifier(name, 5, **OPTIONS).train()
+    model = build(name, 5).train()
     images, labels = torch.rand(2, 3, size, size), torch.tensor([1, 3])
     seen = []
     hook = model.module.register_forward_hook(lambda *args: seen.append(args[2]))

@@ -1,16 +1,19 @@
 import pytest
 import torch
 
+from recipes.config import OptimizerConfig
 from recipes.model import build_network
-from recipes.optimizer import build_optimizer, exempt_norms_and_biases
+from recipes.trainer import build_optimizer, exempt_norms_and_biases
 
-OPTIONS = {"lr": 0.5, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-2}
+
+def build(params, name, momentum=0.9):
+    return build_optimizer(OptimizerConfig(name=name, momentum=momentum, nesterov=True, weight_decay=1e-2), params, 0.5)
 
 
 @pytest.mark.parametrize("name", ["sgd", "decoupled_sgdw"])
 def test_norms_and_biases_are_exempt_from_decay_and_from_nothing_else(name):
     network = build_network("resnet18", 10)
-    optimizer = build_optimizer(network.parameters(), name=name, **OPTIONS)
+    optimizer = build(network.parameters(), name)
     exempt_norms_and_biases(optimizer)
     decayed, exempt = optimizer.param_groups
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-2, 0.0)
@@ -25,7 +28,7 @@ def test_norms_and_biases_are_exempt_from_decay_and_from_nothing_else(name):
 
 def test_without_gradient_only_decay_moves_a_weight():
     weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
-    optimizer = build_optimizer([weight, bias], name="decoupled_sgdw", **OPTIONS)
+    optimizer = build([weight, bias], "decoupled_sgdw")
     exempt_norms_and_biases(optimizer)
     weight.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
     optimizer.step()
@@ -34,5 +37,5 @@ def test_without_gradient_only_decay_moves_a_weight():
 
 
 def test_no_momentum_means_no_nesterov():
-    optimizer = build_optimizer([torch.nn.Parameter(torch.ones(2))], name="sgd", **OPTIONS | {"momentum": 0.0})
+    optimizer = build([torch.nn.Parameter(torch.ones(2))], "sgd", momentum=0.0)
     assert optimizer.defaults["nesterov"] is False

@@ -6,7 +6,8 @@ import torch
 
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.preflight import planned_network, require_ready
+from recipes.model import planned_network
+from recipes.preflight import require_ready
 from recipes.run import open_data
 from tests.support import ROOT, write_images
 
@@ -33,7 +34,7 @@ def lines(tmp_path, images):
     def lines(*overrides, world_size=1):
         config = load_config(MEDIUM, [f"data.path={images}", f"runs_folder={tmp_path}", *TINY, *overrides])
         try:
-            train, val = require_ready(config, world_size, lambda: open_data(config))
+            train, val, _ = require_ready(config, world_size, lambda: open_data(config))
         except InputError as error:
             return list(error.lines)
         assert len(train) > len(val) > 0
@@ -71,13 +72,13 @@ def test_a_device_must_be_there(device, lines):
         assert found == []
     else:
         (line,) = found
-        assert line.startswith(f"device: {device} is not there; allowed here: auto, cpu")
+        assert line.startswith(f"device: {device} is not available here; available: auto, cpu")
 
 
 def test_batches_divide_at_every_size(lines):
     sizes = ["data.train_size=64", "device_batch_size=null"]
     assert lines(*sizes, "global_batch_size={32: 9, 64: 8}", world_size=2) == [
-        "global_batch_size: 9 images of 32 px do not divide by 2 processes; allowed: a multiple of 2"
+        "global_batch_size: 9 images at 32 px do not divide by 2 processes; allowed: a multiple of 2"
     ]
     assert lines(*sizes, "global_batch_size={32: 10, 64: 8}", "device_microbatch_size=4", world_size=2) == [
         "device_microbatch_size: 4 does not divide the device's batch of 5 images of 32 px; allowed: a divisor of 5"

@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from recipes.model import build_network
-from recipes.sync_batchnorm import CPUSyncBatchNorm2d, SameStatistics, convert
+from recipes.model import CPUSyncBatchNorm2d, build_network, sync_batchnorm
+from recipes.trainer import SameStatistics
 
 
 def free_port():
@@ -41,7 +41,7 @@ def test_two_processes_compute_what_one_does(shares, tmp_path):
     plain = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.Flatten()
     ).double()
-    synchronised = convert(copy.deepcopy(plain), "cpu")
+    synchronised = sync_batchnorm(copy.deepcopy(plain), "cpu")
     images = torch.randn(10, 3, 8, 8, dtype=torch.float64)
     plain(images).square().sum().div(10).backward()
     context, port = multiprocessing.get_context("spawn"), free_port()
@@ -63,7 +63,7 @@ def test_two_processes_compute_what_one_does(shares, tmp_path):
 
 def test_alone_and_in_evaluation_it_is_batchnorm():
     plain = build_network("resnet18", 10)
-    synchronised = convert(copy.deepcopy(plain), "cpu")
+    synchronised = sync_batchnorm(copy.deepcopy(plain), "cpu")
     assert sum(type(module) is CPUSyncBatchNorm2d for module in synchronised.modules()) == 20
     images = torch.randn(2, 3, 32, 32)
     for mode in (True, False):
@@ -71,7 +71,7 @@ def test_alone_and_in_evaluation_it_is_batchnorm():
 
 
 def test_on_a_gpu_it_is_torchs():
-    network = convert(build_network("resnet18", 10), "cuda")
+    network = sync_batchnorm(build_network("resnet18", 10), "cuda")
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) == 20
 
 

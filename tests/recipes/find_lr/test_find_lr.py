@@ -23,7 +23,7 @@ from recipes.find_lr.__main__ import HEADERS, peaks, present_lr, propose, rows
 from recipes.find_lr.range_test import trial_config
 from recipes.find_lr.suggest import METHODS, over_runs
 from recipes.load import load_config
-from recipes.stages import epoch_plan, peak_lr
+from recipes.schedule import epoch_plan, peak_lr
 from tests.support import ROOT
 
 RECIPE = """

@@ -181,7 +181,7 @@ def test_flops_and_memory_of_the_network(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "which YAML file?"),
+        ([], "no YAML file given"),
         ([P3, MOSAIC], "one YAML file at a time"),
         ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
         (

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.errors import InputError
-from recipes.load import load_config
+from recipes.load import load_config, load_table
 from recipes.plan.compute import Images, Inputs, by_area, make_plan
-from recipes.plan.throughput import PRICES, PricesConfig, Throughput, measured, published, read_table
+from recipes.plan.throughput import PRICES, PricesConfig, Throughput, measured, published
 from tests.support import ROOT
 
 
@@ -137,7 +137,7 @@ def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
 
 
 def test_every_price_and_throughput_names_its_source():
-    prices = read_table(PRICES, PricesConfig)
+    prices = load_table(PRICES, PricesConfig)
     assert prices.machines["p3.16xlarge"].on_demand.usd_per_hour == 24.48
     assert prices.machines["g5.12xlarge"].on_demand.usd_per_hour == 5.672
     found = [price for machine in prices.machines.values() for price in (machine.on_demand, machine.spot) if price]
@@ -164,19 +164,19 @@ GOOD = """machines:
         ),
         (GOOD.replace("devices: 2", "devces: 2"), "prices.yaml:4: machines.m.devces: unknown key"),
         (GOOD.replace("devices: 2", "device: B"), "prices.yaml:4: machines.m.device: given twice"),
-        ("", "prices.yaml: got nothing"),
+        ("", "prices.yaml: empty; allowed: lines of"),
         ("machines: [", "prices.yaml:1: not valid YAML"),
-        ("- a", "prices.yaml:1: got ['a']"),
+        ("- a", "prices.yaml: holds a list; allowed: lines of"),
     ],
 )
 def test_a_wrong_price_list_names_the_key(text, message, tmp_path):
     path = tmp_path / "prices.yaml"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
-        read_table(path, PricesConfig)
+        load_table(path, PricesConfig)
     assert any(message in line for line in caught.value.lines), caught.value.lines
 
 
 def test_a_price_list_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match=r"x\.yaml: cannot be read: No such file"):
-        read_table(tmp_path / "x.yaml", PricesConfig)
+    with pytest.raises(InputError, match=r"x\.yaml: no such file"):
+        load_table(tmp_path / "x.yaml", PricesConfig)

@@ -175,7 +175,7 @@ def test_the_cards_code_loads_the_network(tiny, tmp_path, techniques, model, fil
     from recipes.export.folder import preprocessing
     from recipes.export.programs import fixed_blurs, write_torch_export
     from recipes.export.weights import architecture, examples, write_pth, write_safetensors
-    from recipes.surgery import operated_network
+    from recipes.model import operated_network
     from recipes.trained import load_trained
 
     algorithms = AlgorithmsConfig.model_validate_json(techniques)
@@ -211,7 +211,7 @@ def test_timm_loads_the_weights_of_a_timm_network(tmp_path):
 
     from algorithms.config import AlgorithmsConfig
     from recipes.export.weights import architecture, examples, write_safetensors
-    from recipes.surgery import operated_network
+    from recipes.model import operated_network
 
     techniques = AlgorithmsConfig.model_validate({"label_smoothing": {}})
     network, probe = operated_network("timm/resnet10t", 3, techniques), examples(32, 2, (0.5,) * 3, (0.2,) * 3)
@@ -226,7 +226,7 @@ def test_programs_of_changed_networks_are_right_too(tmp_path):
     from algorithms.config import AlgorithmsConfig
     from recipes.export.programs import fixed_blurs, write_onnx, write_torch_export
     from recipes.export.weights import architecture, examples
-    from recipes.surgery import operated_network
+    from recipes.model import operated_network
 
     techniques = AlgorithmsConfig.model_validate({"blurpool": {}, "squeeze_excite": {}})
     network, probe = operated_network("resnet18", 3, techniques), examples(32, 3, (0.5,) * 3, (0.2,) * 3)

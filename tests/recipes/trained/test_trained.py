@@ -9,6 +9,7 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from algorithms.config import AlgorithmsConfig
 from recipes.checkpoints.places import Places
@@ -152,11 +153,9 @@ def test_the_architecture_is_that_of_the_trainer(name):
     from composer import Trainer
 
     from algorithms.config import AlgorithmsConfig
-    from recipes.model import Classifier, build_network
-    from recipes.read_yaml import parse
-    from recipes.surgery import for_inference, operated_network
+    from recipes.model import Classifier, build_network, for_inference, operated_network
 
-    algorithms = AlgorithmsConfig.model_validate(parse(CHANGES[name], "test", numbered=False).plain())
+    algorithms = AlgorithmsConfig.model_validate(yaml.safe_load(CHANGES[name]))
     model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model=model, optimizers=optimizer, algorithms=algorithms.build(10, 5), python_log_level=None)
@@ -185,7 +184,7 @@ def test_stochastic_depth_folds_into_a_plain_network():
     import torchvision
 
     from algorithms.config import AlgorithmsConfig
-    from recipes.surgery import for_inference, operated_network
+    from recipes.model import for_inference, operated_network
 
     algorithms = AlgorithmsConfig.model_validate({"stochastic_depth": {"drop_rate": 0.5}})
     network = operated_network("resnet50", 3, algorithms)
