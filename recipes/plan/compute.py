@@ -149,7 +149,7 @@ def step_cost(config: RunConfig, epoch: int) -> float:
 def schedule_of(
     config: RunConfig, epochs: Sequence[EpochPlan], samples: int
 ) -> tuple[list[int], Callable[[int, int], Rate]]:
-    """Steps of each epoch, and (epoch, batch) -> learning rate and momentum, as recipes/optimizer.py sets them."""
+    """Steps of each epoch, and (epoch, batch) -> learning rate and momentum, as recipes/trainer.py sets them."""
     steps = [math.ceil(samples / entry.global_batch_size) for entry in epochs]
     total, rate = sum(steps), rate_function(config.scheduler, peak_lr(config, epochs))
     return steps, lambda epoch, batch: rate(step_at(epoch, batch, steps[epoch], len(steps), total), total)
