@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml --data /data/imagenet-v2 \\
       --sizes 224 256 288 --crop-ratios 0.875 1.0 --flip --save figures.json
   %(prog)s yamls/p3.yaml --weights raw \\
-      --checkpoint s3://bucket/runs/p3/ep090-ba056250.safetensors --csv classes.csv
+      --checkpoint s3://bucket/runs/p3 --csv classes.csv
   composer -n 8 -m recipes.evaluate yamls/p3.yaml
       the images shared among eight GPUs
 
