@@ -7,7 +7,6 @@ import sys
 
 from recipes.cli import list_configs, parse, run_command
 from recipes.load import load_config
-from recipes.resolved import resolved
 
 
 def main() -> int:
@@ -18,6 +17,8 @@ def main() -> int:
         return 0
     config = load_config(arguments.path, arguments.overrides)
     if arguments.show:
+        from recipes.resolved import resolved
+
         print(resolved(config), end="")
         return 0
     # Hides torch's warning about what FixedBuckets (recipes/trainer.py) does on purpose; read when torch is imported.
