@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -236,6 +237,10 @@ def close(trainer: Trainer) -> None:
     if end_workers() and isinstance(trainer.state.train_dataloader, WaitingLoader):
         trainer.state.train_dataloader.abandon()
     trainer.close()
+    if dist.get_world_size() > 1:
+        # The launcher sends SIGTERM as soon as the first has left with a status. Python takes its handlers away as it
+        # exits: this process would die of that, and -15 be the launcher's status.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def watch(

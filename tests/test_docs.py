@@ -221,6 +221,7 @@ def test_the_picture_of_the_rooms_is_what_is_there():
 
 CALLS = {
     "list_objects_v2": "s3:ListBucket",
+    "head_object": "s3:GetObject",
     "get_object": "s3:GetObject",
     "download_object": "s3:GetObject",
     "put_object": "s3:PutObject",

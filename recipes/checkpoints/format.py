@@ -20,7 +20,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +30,7 @@ import torch
 from composer import Algorithm, Logger, State
 from torch import Tensor, nn
 
+from data.files import open_regular
 from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest
 from recipes.errors import InputError
 
@@ -217,13 +217,9 @@ def read_verified(path: Path, entry: FileEntry) -> bytes:
         DamagedError: The file is missing, is not a regular one, or has another size or other bytes.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO must not block us
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            if not stat.S_ISREG(found.st_mode):
-                raise DamagedError("is not a regular file")
-            if found.st_size != entry.size:
-                raise DamagedError(f"{found.st_size} bytes instead of {entry.size}")
+        with os.fdopen(open_regular(path), "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) != entry.size:
+                raise DamagedError(f"{size} bytes instead of {entry.size}")
             data = file.read(entry.size)
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror or error}") from None

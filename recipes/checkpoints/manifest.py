@@ -14,7 +14,7 @@ SUFFIX = ".safetensors"
 """Of a checkpoint's data; its manifest has the same name with `.json`."""
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
 _MAX_BYTES = 4 * 2**20
-"""Of a manifest: far beyond what 20,000 class names need."""
+"""Of a manifest: far beyond what 20,000 class names need; below `SMALL` of store.py."""
 _CHUNK = 4 * 2**20
 
 

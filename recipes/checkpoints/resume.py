@@ -29,7 +29,7 @@ _PROBE = "write-test"
 Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Resume:
     """From where a run goes on."""
 
@@ -41,7 +41,7 @@ class Resume:
     damaged: tuple[str, ...] = ()
     """Stems that were passed over."""
     content: dict[str, Any] | None = field(default=None, repr=False)
-    """The checkpoint's, as `read_state` gives it."""
+    """The checkpoint's, as `read_state` gives it; None once `Checkpoints` has restored it, as it is large."""
     resumable: bool = True
     """Whether the same command can go on after an interruption."""
 

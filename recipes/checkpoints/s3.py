@@ -13,7 +13,7 @@ import botocore.exceptions
 from composer.utils.object_store import S3ObjectStore
 
 from data.text import hide, scrub
-from recipes.checkpoints.store import Entry, StoreError
+from recipes.checkpoints.store import SMALL, Entry, StoreError
 
 _MIB = 2**20
 _CLIENT = {
@@ -92,16 +92,23 @@ class S3Store:
             ]
 
     def read(self, name: str) -> bytes:
-        """A small object's bytes."""
+        """The first `SMALL` bytes of an object."""
         return self.read_with_age(name)[0]
 
     def read_with_age(self, name: str) -> tuple[bytes, float]:
-        """A small object's bytes, and the seconds since it was written, by the server's clock."""
+        """The first `SMALL` bytes of an object, and the seconds since it was written, by the server's clock."""
         with self._named(name):
             answer = self._objects.client.get_object(Bucket=self._objects.bucket, Key=self._objects.get_key(name))
-            data: bytes = answer["Body"].read()
+            data: bytes = answer["Body"].read(SMALL)
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return data, (now - answer["LastModified"]).total_seconds()
+
+    def size(self, name: str) -> int:
+        """An object's size in bytes."""
+        with self._named(name):
+            answer = self._objects.client.head_object(Bucket=self._objects.bucket, Key=self._objects.get_key(name))
+        size: int = answer["ContentLength"]
+        return size
 
     def fetch(self, name: str, path: Path) -> None:
         """Download an object to `path`, through a temporary name."""

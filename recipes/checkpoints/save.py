@@ -89,13 +89,15 @@ class Checkpoints(Callback):
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
         self._state: State | None = None
-        self._resume: Resume | None = resume
+        self._resume = resume
+        self._rng: list[dict[str, Any]] | None = None
         self._final: str | None = None
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Fill in the saved state where Composer would load it: after surgery, before the model is wrapped."""
-        if self._resume is not None and self._resume.content is not None:
-            restore(state, self._resume.content["state"], logger, self._resume.resumed_from or "")
+        if (content := self._resume.content) is not None:
+            restore(state, content["state"], logger, self._resume.resumed_from or "")
+            self._rng, self._resume.content = content["rng"], None
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Restore the random number generators.
@@ -104,9 +106,8 @@ class Checkpoints(Callback):
             InputError: A part's state cannot be saved: told now, and not when the first checkpoint is due.
         """
         del logger
-        if self._resume is not None and self._resume.content is not None:
-            reproducibility.load_rng_state(self._resume.content["rng"])
-        self._resume = None  # with its tensors
+        if self._rng is not None:
+            reproducibility.load_rng_state(self._rng)
         self._state = state
         for part in (*state.algorithms, *state.callbacks):
             try:

@@ -11,7 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from data.files import open_regular
 from data.text import escape
+
+SMALL = 8 * 2**20
+"""Bytes that are read of a manifest or a note, whatever lies in its place."""
 
 
 class StoreError(Exception):
@@ -37,8 +41,8 @@ class Entry(NamedTuple):
 class Store(Protocol):
     """A flat set of named files. `put` is atomic: a name shows either the whole file or nothing.
 
-    Every method raises `StoreError`; `read` and `fetch` raise `FileNotFoundError` for a name that is not there, and
-    `delete` is silent about one.
+    Every method raises `StoreError`; `read`, `size` and `fetch` raise `FileNotFoundError` for a name that is not there,
+    and `delete` is silent about one.
     """
 
     location: str
@@ -47,7 +51,10 @@ class Store(Protocol):
         """All files."""
 
     def read(self, name: str) -> bytes:
-        """A small file's bytes."""
+        """The first `SMALL` bytes of a file: all of one that is as small as it should be."""
+
+    def size(self, name: str) -> int:
+        """A file's size in bytes."""
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to `path`, through a temporary name."""
@@ -86,9 +93,19 @@ class LocalStore:
             raise _failed(self.folder, error) from None
 
     def read(self, name: str) -> bytes:
-        """A file's bytes."""
+        """The first `SMALL` bytes of a file."""
         try:
-            return self.path(name).read_bytes()
+            with os.fdopen(open_regular(self.path(name)), "rb") as file:
+                return file.read(SMALL)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _failed(self.path(name), error) from None
+
+    def size(self, name: str) -> int:
+        """A file's size in bytes."""
+        try:
+            return self.path(name).stat().st_size
         except FileNotFoundError:
             raise
         except OSError as error:

@@ -149,4 +149,4 @@ def test_evaluation_whose_workers_end_leaves_no_memory_behind(source):
     loader = evaluation(source, workers=2)
     for _ in range(2):
         assert sum(len(labels) for _, labels in loader) == 60
-        assert len(mapped()) <= before + 1
+        assert len(mapped()) <= before + 2  # which images are bad, and what each worker reads

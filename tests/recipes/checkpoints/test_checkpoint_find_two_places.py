@@ -168,3 +168,12 @@ def test_a_disk_on_which_the_bucket_s_cannot_be_kept_is_named(disk, bucket):
     with pytest.raises(StoreError) as failed:
         look(disk, bucket)
     assert str(failed.value) == f"{disk.folder / NEWER}.safetensors: Is a directory"
+
+
+def test_an_object_of_another_size_is_refused_before_it_fills_the_disk(disk, bucket):
+    path = bucket.folder / f"{NEWER}.safetensors"
+    with path.open("ab") as file:
+        file.truncate(2**40)  # a hole: only its size is large
+    search = look(disk, bucket)
+    assert search.found.manifest.stem == OLDER
+    assert f"{2**40} bytes instead of" in search.skipped[NEWER]

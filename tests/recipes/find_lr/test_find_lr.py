@@ -200,7 +200,9 @@ def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
 
 
 def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0"}
+    for name, value in (launched | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
     assert find_lr("--batch-size", "7")[::2] == (
         2,
         "--batch-size: 7 images do not divide by 2 processes; allowed: a multiple of 2\n",
