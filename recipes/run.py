@@ -8,11 +8,11 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
-from composer import State, Trainer
+from composer import Event, State, Trainer
 from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
@@ -30,7 +30,7 @@ from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
 from recipes.checkpoints.owner import Owner
 from recipes.checkpoints.places import Places
-from recipes.checkpoints.resume import Resume, find_resume
+from recipes.checkpoints.resume import Resume, find_resume, on_first
 from recipes.checkpoints.save import Checkpoints, Interval
 from recipes.checkpoints.spot import SpotNotices
 from recipes.cli import require_launched
@@ -39,6 +39,7 @@ from recipes.divergence import StopOnNan
 from recipes.errors import DivergedError, InputError
 from recipes.preflight import require_ready
 from recipes.resolved import config_digest, resolved
+from recipes.results import SUMMARY, parse_summary
 from recipes.trainer import FixedBuckets, build_trainer, device_name
 from recipes.watch.build import Watchers, build_watchers
 from recipes.watch.files import replace_text
@@ -89,12 +90,15 @@ def final_weights(state: State) -> dict[str, torch.Tensor]:
 
 
 def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
-    """Train to the end; the exit status.
+    """Train to the end, unless the run has been trained, and write what a finished run leaves; the exit status.
 
     Raises:
         Interrupted: The process was asked to stop.
     """
-    trainer.fit()
+    if trainer.state.timestamp < trainer.state.max_duration:
+        trainer.fit()
+    else:  # which Composer refuses to fit (trainer/trainer.py:2128)
+        trainer.engine.run_event(Event.FIT_START)
     status = checkpoints.finish()
     digest = watchers.summary.finish(final_weights(trainer.state))
     log.info("finished: weights_sha256 %s", digest)
@@ -105,6 +109,13 @@ def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
     if page is not None:
         say(f"report: {page}")
     return status
+
+
+def has_summary(folder: Path) -> bool:
+    """Whether the last thing that a run writes is there, which one that died after its last checkpoint lacks."""
+    with suppress(OSError, ValueError):
+        return bool(parse_summary((folder / SUMMARY).read_bytes()).get("weights_sha256"))
+    return False
 
 
 def report(folder: Path) -> Path | None:
@@ -171,8 +182,10 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         patience=patience,
         resumable=not config.algorithms.not_resumable,
     )
+    kept = True
     if resume.finished:
         kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, owner=owner, resume=resume)
+    if resume.finished and on_first(lambda: has_summary(folder)):
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
         return 0 if kept else EXIT_NOT_UPLOADED
     where, leader = config.data, dist.get_local_rank() == 0
@@ -210,7 +223,8 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()
     try:
-        return fit(trainer, checkpoints, watchers)
+        status = fit(trainer, checkpoints, watchers)
+        return status if kept else EXIT_NOT_UPLOADED
     except Interrupted as stop:
         log.info("%s", stop, extra=FILE_ONLY)
         close(trainer)  # which ends the progress bar's line: what is said next begins one of its own
