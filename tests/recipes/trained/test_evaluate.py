@@ -235,7 +235,7 @@ def test_images_that_cannot_be_decoded_do_not_count_and_are_named(command, figur
         (["--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
         (["modle.name=x"], "did you mean"),
         (["run_name=never"], "no checkpoint of run 'never'"),
-        (["device=gpu"], "device: gpu is not there"),
+        (["device=gpu"], "device: gpu is not available"),
         (["other.yaml"], "one YAML file at a time"),
     ],
 )
