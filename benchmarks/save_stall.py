@@ -65,6 +65,8 @@ def main() -> None:
             disk_patience=60.0,
             upload_patience=0.0,
             resume=Resume(),
+            goes_on=True,
+            stop_on_nan=True,
         )
         for _ in range(repeats + 1):
             state.timestamp = state.timestamp.to_next_batch(samples=2)
