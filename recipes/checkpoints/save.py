@@ -11,7 +11,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from recipes.checkpoints.format import pack, restore, to_save
+from recipes.checkpoints.format import pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
@@ -106,7 +106,7 @@ class Checkpoints(Callback):
         """
         del logger
         if self._resume is not None and self._resume.content is not None:
-            reproducibility.load_rng_state(self._resume.content["rng"])
+            restore_generators(self._resume.content["rng"], self._resume.resumed_from or "")
         self._resume = None  # with its tensors
         self._state = state
         fit_averages(state)
