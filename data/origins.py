@@ -298,6 +298,8 @@ def _members(path: Path, start: int = 0, size: int | None = None) -> list[tuple[
             with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's own end mark
                 for member in tar:
                     name = member.name.removeprefix("./")
+                    if member.size < 0:  # tarfile would come back to it for ever
+                        raise DataError(f"{path}: the tar file is damaged at {escape(member.name)}")
                     if not member.isfile() or name.startswith("._"):  # what macOS puts beside a file
                         continue
                     if not is_file_name(name):

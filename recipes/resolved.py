@@ -131,7 +131,8 @@ def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
         images = flat.pop(key)
         if images is not None:
             flat.pop("global_batch_size", None)
-            flat[key.replace("device", "global", 1)] = images * world_size
+            # Of a checkpoint's config, it may be anything.
+            flat[key.replace("device", "global", 1)] = images * world_size if isinstance(images, int) else images
     return flat
 
 

@@ -265,6 +265,9 @@ def watch(
     """What shows and records the run; `config.yaml` is there from the start. `classes`: folders, and names."""
     if dist.get_global_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in (folder / name for name in ("config.yaml", "log.txt", "metrics.jsonl", "summary.json")):
+            if path.is_symlink() or (path.exists() and not path.is_file()):  # leads elsewhere, or blocks for ever
+                raise InputError(f"{path}: is no regular file; move it away")
         replace_text(folder / "config.yaml", resolved(config))
     return build_watchers(
         run_folder=folder,

@@ -6,18 +6,20 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import safetensors.torch
 import torch
 from composer.utils import dist, get_device
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from algorithms.config import AlgorithmsConfig
 from data.listing import class_folders
 from data.text import escape
+from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.mirror import FOLDER
 from recipes.checkpoints.places import Places
@@ -71,6 +73,26 @@ class Trained:
     def classes(self) -> tuple[str, ...]:
         """Class folder names in label order; empty where the checkpoint does not say."""
         return () if self.content.manifest is None else self.content.manifest.classes
+
+
+class _Figures(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    top1: float
+    top5: float
+    loss: float
+
+
+class _Summary(BaseModel):
+    """What is used of a summary.json, which may be anybody's."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    weights_sha256: str
+    eval_by_size: dict[Annotated[str, Field(pattern="^[0-9]{1,5}$")], _Figures] = {}
+    wall_seconds: float = 0.0
+    images_per_second: float | None = None
+    versions: dict[str, str | None] = {}
 
 
 def load_network(config: RunConfig, checkpoint: str | None, weights: Weights | None) -> Trained:
@@ -128,14 +150,38 @@ def _read_foreign(path: Path) -> Tensors:
     return {bare_name(str(name)): tensor for name, tensor in found.items()}
 
 
-def _fill(network: nn.Module, tensors: Tensors, location: str, name: str) -> None:
+def _network(config: RunConfig, num_classes: int, content: Content) -> nn.Module:
+    """The network that a checkpoint's config describes; memory is taken for it only where its weights fit.
+
+    Raises:
+        InputError: They do not, or there is no such network.
+    """
+    name = config.model.name
     try:
-        network.load_state_dict(tensors)
+        with torch.device("meta"):
+            outline = operated_network(name, num_classes, config.algorithms)
+    except NotImplementedError:  # a few networks compute with their first weights
+        outline = None
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{content.location}: {name} of {num_classes} outputs cannot be built: {reason}") from None
+    if outline is not None:
+        _load(outline, content.tensors, content.location, name, assign=True)
+    return operated_network(name, num_classes, config.algorithms)
+
+
+def _fill(network: nn.Module, tensors: Tensors, location: str, name: str) -> None:
+    _load(network, tensors, location, name)
+    for_inference(network)
+    network.eval()
+
+
+def _load(network: nn.Module, tensors: Tensors, location: str, name: str, *, assign: bool = False) -> None:
+    try:
+        network.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
         reason = " ".join(str(error).partition("\n")[2].split())[:300]
         raise InputError(f"{location}: its weights do not fit {name}: {reason}") from None
-    for_inference(network)
-    network.eval()
 
 
 def load_trained(places: Places, run_name: str, checkpoint: str | None, weights: Weights | None) -> Trained:
@@ -155,7 +201,7 @@ def load_trained(places: Places, run_name: str, checkpoint: str | None, weights:
     content, manifest = on_first(lambda: _content(places, run_name, checkpoint, weights))
     config = run_config(manifest, content.location)
     num_classes = config.model.num_classes or len(manifest.classes) or _outputs(content.location, content.tensors)
-    network = operated_network(config.model.name, num_classes, config.algorithms)
+    network = _network(config, num_classes, content)
     _fill(network, content.tensors, content.location, config.model.name)
     return Trained(content, network, config, num_classes)
 
@@ -186,8 +232,8 @@ def choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> 
     Raises:
         InputError: The average is asked for, and there is none.
     """
-    model = {bare_name(name): tensor for name, tensor in state["model"].items() if isinstance(tensor, Tensor)}
-    average = _average(state)
+    model = {bare_name(name): tensor for name, tensor in state["model"].items()}
+    average = _average(state, location)
     if weights == "ema" and average is None:
         raise InputError(f"--weights: {location} holds no moving average (algorithms.ema was off, or had not begun)")
     if weights == "raw" or average is None:
@@ -195,10 +241,12 @@ def choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> 
     return "ema", {name: average.get(name, tensor) for name, tensor in model.items()}
 
 
-def _average(state: Mapping[str, Any]) -> Tensors | None:
+def _average(state: Mapping[str, Any], location: str) -> Tensors | None:
     for _, algorithm in state["algorithms"]:
         if isinstance(algorithm.get("ema_model"), Mapping) and algorithm.get("ema_started"):
             stores = algorithm["ema_model"].values()
+            if not all(map(is_tensors, stores)):
+                raise InputError(f"{location}: its moving average is malformed")
             return {bare_name(name): tensor for store in stores for name, tensor in store.items()}
     return None
 
@@ -231,21 +279,19 @@ def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None
     """summary.json of the checkpoint's run, where it stands for these weights: told by their fingerprint."""
     for read in _summaries(taken, places):
         try:
-            summary = parse_summary(read())
+            text = read()
+            if _Summary.model_validate_json(text).weights_sha256 == sha256:
+                return parse_summary(text)
         except (OSError, StoreError, ValueError):
             continue
-        if summary.get("weights_sha256") == sha256:
-            return summary
     return None
 
 
 def _summaries(taken: Taken, places: Places) -> list[Any]:
     store = taken.store
-    own = (places.run_folder / SUMMARY).read_bytes
-    if isinstance(store, S3Store):
-        return [own, lambda: store.below(FOLDER).read(SUMMARY)]
-    assert isinstance(store, LocalStore)
-    return [own, (store.folder.parent / SUMMARY).read_bytes]
+    folders = [places.run_folder, *([store.folder.parent] if isinstance(store, LocalStore) else [])]
+    found = [partial(LocalStore(folder).read, SUMMARY) for folder in folders]
+    return [*found, *([lambda: store.below(FOLDER).read(SUMMARY)] if isinstance(store, S3Store) else [])]
 
 
 def to_device(network: nn.Module, device: str) -> tuple[nn.Module, torch.device]:

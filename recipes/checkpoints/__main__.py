@@ -88,15 +88,13 @@ def verify_all(stores: Sequence[Store]) -> int:
 
 
 def _verified(store: Store, manifest: Manifest) -> str:
-    entry = manifest.files[0]
     try:
         if isinstance(store, LocalStore):
-            read_state(store.path(entry.name), manifest)
+            read_state(store.path(manifest.files[0].name), manifest)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                store.fetch(entry.name, Path(folder) / entry.name)
-                read_state(Path(folder) / entry.name, manifest)
-    except (DamagedError, FileNotFoundError) as error:
+                read_state(bring(store, manifest, LocalStore(Path(folder))), manifest)
+    except DamagedError as error:
         return f"damaged: {error}"
     return "good"
 

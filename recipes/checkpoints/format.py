@@ -28,10 +28,11 @@ import numpy as np
 import safetensors
 import torch
 from composer import Algorithm, Logger, State
+from composer.utils import reproducibility
 from torch import Tensor, nn
 
 from data.files import open_regular
-from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest
+from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest, parse_int
 from recipes.errors import InputError
 
 TREE = "tree.json"
@@ -41,6 +42,11 @@ _RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "sca
 """What is kept of Composer's state. The rest (run name, portions, versions) is each process's own."""
 _REQUIRED = {"model", "optimizers", "timestamp", "algorithms"}
 _MAX_DEPTH = 48
+_MAX_DIMS = 16
+"""Of a tensor; putting them in order takes time that grows with their square."""
+_LARGEST_KEY = 2**60
+"""Of a dict's keys that are numbers; beyond it they can be chosen so that Python's dict takes hours."""
+_LONGEST_TIME = datetime.timedelta(days=10**6)
 _SMALL = 256 * 1024
 """Bytes that the header and the tree may each have in a file of any size ..."""
 _SHARE = 64
@@ -145,7 +151,7 @@ def unpack(data: bytes) -> Any:
     if tree is None or tree["dtype"] != "U8" or len(tree["data"]) > bound:
         raise DamagedError(f"is not a checkpoint: {TREE} is missing, or too long for a file of {len(data)} bytes")
     try:
-        parsed = json.loads(tree["data"].decode(), parse_int=_parse_int, parse_constant=_refuse_constant)
+        parsed = json.loads(tree["data"].decode(), parse_int=parse_int, parse_constant=_refuse_constant)
         content = _decode(parsed, tensors, 0)
     except DamagedError:
         raise
@@ -154,12 +160,6 @@ def unpack(data: bytes) -> Any:
     if tensors:
         raise DamagedError(f"holds {len(tensors)} tensors that its {TREE} does not name")
     return content
-
-
-def _parse_int(text: str) -> int:
-    if len(text) > 40:
-        raise ValueError("a number of more than 40 digits")
-    return int(text)
 
 
 def _refuse_constant(text: str) -> None:
@@ -190,9 +190,9 @@ def _decode_marked(kind: str, value: Any, tensors: dict[str, Any], depth: int) -
     if kind == "$tuple" and isinstance(value, list):
         return tuple(_decode(item, tensors, depth + 1) for item in value)
     if kind == "$dict" and isinstance(value, list):
-        decoded = {key: _decode(item, tensors, depth + 1) for key, item in value}
-        if all(type(key) in (str, int) for key in decoded):
-            return decoded
+        pairs = [(key, _decode(item, tensors, depth + 1)) for key, item in value]
+        if all(type(key) is str or (type(key) is int and abs(key) < _LARGEST_KEY) for key, _ in pairs):
+            return dict(pairs)
     if kind == "$float" and value in ("nan", "inf", "-inf"):
         return float(value)
     if kind == "$timedelta" and type(value) is int:
@@ -202,6 +202,8 @@ def _decode_marked(kind: str, value: Any, tensors: dict[str, Any], depth: int) -
 
 def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
     dtype, shape, data = _DTYPES[stored["dtype"]], stored["shape"], stored["data"]
+    if len(shape) > _MAX_DIMS:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
     tensor = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
     if order is None:
         return tensor
@@ -223,6 +225,8 @@ def read_verified(path: Path, entry: FileEntry) -> bytes:
             data = file.read(entry.size)
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise DamagedError(f"has {entry.size} bytes, more than there is memory") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
         raise DamagedError("its SHA-256 is not the manifest's")
     return data
@@ -244,7 +248,7 @@ def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] |
     if not isinstance(state, dict) or not state.keys() >= _REQUIRED or not isinstance(content.get("rng"), list):
         raise DamagedError("is not a training state")
     found, model = state["algorithms"], state["model"]
-    if not isinstance(model, dict) or not all(isinstance(tensor, Tensor) for tensor in model.values()):
+    if not isinstance(model, dict) or not is_tensors(model):
         raise DamagedError("its weights are malformed")
     if not isinstance(found, list) or not all(
         isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], dict)
@@ -258,6 +262,13 @@ def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] |
     if _position(state) != (manifest.epoch, manifest.batch_in_epoch, manifest.batch, manifest.samples):
         raise DamagedError("its position is not the manifest's")
     return content
+
+
+def is_tensors(found: Any) -> bool:
+    """Whether these are tensors by name."""
+    return isinstance(found, Mapping) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
+    )
 
 
 def _position(state: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -309,6 +320,26 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
         raise InputError(f"{location}: does not fit this run: {type(error).__name__}: {reason}") from None
 
 
+def restore_generators(saved: list[Any], location: str) -> None:
+    """Put the random generators of this process where a checkpoint left them.
+
+    Args:
+        saved: `rng` of `read_state`, one entry for each process.
+        location: The checkpoint's, for messages.
+
+    Raises:
+        InputError: They are not what a run saves.
+    """
+    try:
+        for generators in saved:
+            if not 0 <= generators["numpy"][2] <= 624:  # NumPy would read memory that is not its own
+                raise ValueError("numpy's position")
+        reproducibility.load_rng_state(saved)
+    except Exception as error:  # of Python, NumPy, torch
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{location}: its random generators are malformed: {type(error).__name__}: {reason}") from None
+
+
 class _Optimizer(NamedTuple):
     """Stands for the state of an optimizer, which begins to exist with its first step."""
 
@@ -328,6 +359,8 @@ def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
         return f"{path} is not a tensor of shape {tuple(own.shape)}"
     if isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
         return f"{path} is not of type {type(own).__name__}"
+    if isinstance(own, datetime.timedelta) and abs(theirs) > _LONGEST_TIME:
+        return f"{path} is longer than any run"
     return None
 
 
@@ -337,12 +370,17 @@ def _optimizer_mismatch(own: _Optimizer, theirs: Any, path: str) -> str | None:
         return f"{path} has other parts than here"
     groups, states = theirs["param_groups"], theirs["state"]
     shapes = {name: parameter.shape for name, parameter in own.model.named_parameters()}
+    names = {id(parameter): name for name, parameter in own.model.named_parameters()}
     if not isinstance(groups, list) or len(groups) != len(own.optimizer.param_groups):
         return f"{path}/param_groups are not {len(own.optimizer.param_groups)}"
     for index, (ours, group) in enumerate(zip(own.optimizer.param_groups, groups, strict=True)):
         settings = {key: value for key, value in ours.items() if key != "params"}
         if not isinstance(group, Mapping) or not group.keys() >= {*settings, "params"}:
             return f"{path}/param_groups/{index} has other parts than here"
+        if not isinstance(group["params"], list) or set(map(str, group["params"])) != {
+            names.get(id(parameter)) for parameter in ours["params"]
+        }:
+            return f"{path}/param_groups/{index} is of other parameters than here"
         if reason := _mismatch(settings, {key: group[key] for key in settings}, f"{path}/param_groups/{index}"):
             return reason
     return _slots_mismatch(shapes, states, f"{path}/state")
@@ -355,7 +393,6 @@ def _slots_mismatch(shapes: Mapping[str, torch.Size], states: Any, path: str) ->
         if not isinstance(state, Mapping):
             return f"{path}/{name} is not a mapping"
         for key, value in state.items():
-            fits = value.shape in (shapes[name], ()) if isinstance(value, Tensor) else value is None
-            if not fits and not isinstance(value, int | float):
+            if value is not None and (not isinstance(value, Tensor) or value.shape != shapes[name]):
                 return f"{path}/{name}/{key} is not of shape {tuple(shapes[name])}"
     return None

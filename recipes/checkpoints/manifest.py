@@ -114,7 +114,7 @@ def parse(text: bytes, stem: str) -> Manifest:
     if len(text) > _MAX_BYTES:
         raise DamagedError(f"its manifest has {len(text)} bytes")
     try:
-        stored = json.loads(text)
+        stored = json.loads(text, parse_int=parse_int)
         if _checksum(stored["manifest"]) != stored["sha256"]:
             raise DamagedError("its manifest's SHA-256 is not the one in it")
         manifest = Manifest.model_validate(stored["manifest"])
@@ -129,6 +129,17 @@ def parse(text: bytes, stem: str) -> Manifest:
     if manifest.files[0].name != f"{stem}{SUFFIX}":
         raise DamagedError(f"its manifest names the file {manifest.files[0].name}")
     return manifest
+
+
+def parse_int(text: str) -> int:
+    """A whole number in somebody else's JSON, of a length that can be computed with and printed.
+
+    Raises:
+        ValueError: It has more than 40 digits.
+    """
+    if len(text) > 40:
+        raise ValueError("a number of more than 40 digits")
+    return int(text)
 
 
 def _checksum(content: object) -> str:

@@ -257,5 +257,6 @@ def _lives(other: dict[str, Any]) -> bool | None:
     """Whether a note's process, another than this, is alive; None: in another machine or container, not known here."""
     if _machine() is None or other.get("machine") != _machine():
         return None
-    started = _started(other.get("pid", 0))
-    return started is not None and started == other.get("started") and other.get("pid") != os.getpid()
+    pid = other.get("pid")
+    started = _started(pid) if isinstance(pid, int) else None
+    return started is not None and started == other.get("started") and pid != os.getpid()

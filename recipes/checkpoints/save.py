@@ -11,7 +11,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from recipes.checkpoints.format import pack, restore, to_save
+from recipes.checkpoints.format import pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import Position
 from recipes.checkpoints.mirror import Mirror
@@ -107,7 +107,7 @@ class Checkpoints(Callback):
         """
         del logger
         if self._rng is not None:
-            reproducibility.load_rng_state(self._rng)
+            restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
         for part in (*state.algorithms, *state.callbacks):
             try:

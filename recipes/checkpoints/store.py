@@ -116,6 +116,7 @@ class LocalStore:
         partial = path.with_name(f".{path.name}.part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)
             shutil.copyfile(self.path(name), partial)
             partial.replace(path)
         except FileNotFoundError:
@@ -129,7 +130,8 @@ class LocalStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                with partial.open("wb") as file:
+                partial.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe block for ever
+                with partial.open("xb") as file:
                     if isinstance(source, Path):
                         with source.open("rb") as original:
                             shutil.copyfileobj(original, file, 4 * 2**20)

@@ -21,7 +21,8 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
     """
     beside = path.with_name(f".{path.name}.new")
     try:
-        with beside.open("wb") as file:
+        beside.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe block for ever
+        with beside.open("xb") as file:
             file.writelines(chunks)
             file.flush()
             sync(file.fileno())

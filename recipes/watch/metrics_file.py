@@ -27,10 +27,11 @@ def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
             try:
                 entry = json.loads(line)
                 at = entry["batch"]
-            except (ValueError, TypeError, KeyError):
+                names = {name for name in entry if "/" in name}
+                stays = at < batch or (at == batch and names <= figures)
+            except (ValueError, TypeError, KeyError, RecursionError):
                 continue
-            names = {name for name in entry if "/" in name}
-            if line.endswith("\n") and (at < batch or (at == batch and names <= figures)):
+            if line.endswith("\n") and stays:
                 yield line
 
 

@@ -298,6 +298,16 @@ def test_a_member_that_claims_to_be_larger_than_its_tar(ilsvrc, jpegs):
         open_origin(str(ilsvrc))
 
 
+def test_a_member_of_negative_size_is_damage_and_not_endless(ilsvrc):
+    head = bytearray(tarfile.TarInfo("n01.tar").tobuf(tarfile.USTAR_FORMAT))
+    head[124:136] = b"\xff" * 8 + (2**32 - 512).to_bytes(4, "big")  # -512: back to this very member
+    head[148:156] = b" " * 8
+    head[148:155] = b"%06o\0" % sum(head)
+    (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(bytes(head) + bytes(2048))
+    with pytest.raises(DataError, match=r"img_train.tar: the tar file is damaged at n01.tar"):
+        open_origin(str(ilsvrc))
+
+
 def test_a_devkit_that_unpacks_to_gigabytes_is_refused(ilsvrc, monkeypatch):
     monkeypatch.setattr("data.origins._LARGEST_TABLE", 100_000)
     (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(10_000_000)))

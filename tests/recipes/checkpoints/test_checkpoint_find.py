@@ -146,6 +146,17 @@ def test_another_recipe_is_refused_with_the_keys_that_differ(folder):
     )
 
 
+@pytest.mark.parametrize("batch_size", ["x" * 1000, [1] * 1000, {}, {"a": {"b": None}}, None, True, 10**39])
+def test_another_recipe_whose_batch_size_is_anything_is_refused_in_lines(folder, batch_size):
+    store, stem = LocalStore(folder), survey(LocalStore(folder)).complete[-1]
+    config = {"device_batch_size": batch_size}
+    changed = load_manifest(store, stem).model_copy(
+        update={"config": config, "config_digest": "x", "world_size": 10**12}
+    )
+    store.put(f"{stem}.json", changed.to_json())
+    assert "made by another recipe" in refusal(folder, identity())[0]
+
+
 def test_other_data_are_refused_where_both_sides_know_them(tmp_path):
     store, known = LocalStore(tmp_path), dataclasses.replace(identity(), train_images=24, classes=("cat", "dog"))
     save(store, 1, who=known)

@@ -1,5 +1,6 @@
 """A checkpoint is data: nothing in one runs, hangs or eats the memory, and what loads is what was saved."""
 
+import datetime
 import json
 import os
 import pickle
@@ -16,8 +17,10 @@ from composer import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recipes.checkpoints.find import load_manifest
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.manifest import DamagedError
+from recipes.checkpoints.store import LocalStore
 from recipes.errors import InputError
 from tests.recipes.checkpoints.mutants import tree_of, with_tree
 from tests.recipes.checkpoints.tiny import Tiny, content_of, plant
@@ -200,6 +203,11 @@ def test_what_is_no_state_of_this_run_is_skipped_and_the_older_one_taken(run, ch
         lambda state: state["optimizers"]["SGD"]["state"].update(x={}),
         lambda state: state["optimizers"]["SGD"]["state"]["module.4.weight"].update(momentum_buffer=torch.zeros(3)),
         lambda state: state["optimizers"]["SGD"]["state"]["module.4.weight"].update(momentum_buffer="x"),
+        lambda state: state["optimizers"]["SGD"]["state"]["module.4.weight"].update(momentum_buffer=3),
+        lambda state: state["optimizers"]["SGD"]["state"]["module.4.weight"].update(momentum_buffer=torch.tensor(1.0)),
+        lambda state: state["optimizers"]["SGD"]["param_groups"][0].update(params=[]),
+        lambda state: state["optimizers"]["SGD"]["param_groups"][0].update(params=3),
+        lambda state: state["timestamp"]["Timestamp"].update(total_wct=datetime.timedelta.max),
         lambda state: state["timestamp"]["Timestamp"].update(total_wct=3),
         lambda state: state["timestamp"]["Timestamp"].update(token="many"),
         lambda state: state.update(callbacks=7),
@@ -211,6 +219,49 @@ def test_what_does_not_fit_this_run_is_one_line_and_no_traceback(run, change):
         run.go()
     assert len(refused.value.lines) == 1
     assert NEWEST in refused.value.lines[0]
+
+
+@pytest.mark.parametrize(
+    "generators",
+    [
+        lambda one: 3,
+        lambda one: {},
+        lambda one: one | {"torch": torch.zeros(5056, dtype=torch.uint8)},
+        lambda one: one | {"python": (3, (1, 2), None)},
+        lambda one: one | {"numpy": (*one["numpy"][:2], 2**31 - 1, 0, 0.0)},
+        lambda one: one | {"numpy": (*one["numpy"][:2], -1, 0, 0.0)},
+    ],
+)
+def test_generators_that_are_none_are_refused_in_one_line(run, generators):
+    tampered(run, lambda content: content.update(rng=[generators(content["rng"][0])]))
+    with pytest.raises(InputError, match=f"{NEWEST}.*its random generators are malformed") as refused:
+        run.go()
+    assert len(refused.value.lines) == 1
+
+
+def test_names_of_weights_that_are_no_text_are_refused(run):
+    tampered(run, lambda content: content["state"]["model"].update({5: torch.zeros(1)}))
+    assert run.find().manifest.stem == OLDER
+
+
+def test_a_file_larger_than_the_memory_is_passed_over(run):
+    """A sparse one takes no room on the disk."""
+    store, path = LocalStore(run.places.local), run.places.local / f"{NEWEST}.safetensors"
+    try:
+        os.truncate(path, 7 * 2**40)
+    except OSError:
+        pytest.skip("no such files on this disk")
+    manifest = load_manifest(store, NEWEST)
+    entry = manifest.files[0].model_copy(update={"size": 7 * 2**40})
+    store.put(f"{NEWEST}.json", manifest.model_copy(update={"files": (entry,)}).to_json())
+    assert run.find().manifest.stem == OLDER
+
+
+def test_dimensions_and_keys_that_take_hours_are_refused():
+    with pytest.raises(DamagedError, match="20 dimensions"):
+        unpack(whole({"w": torch.ones([1] * 20)}))
+    with pytest.raises(DamagedError, match="dict is not known or malformed"):
+        unpack(whole({2**61 - 1: 0}))
 
 
 def test_where_no_checkpoint_can_be_used_the_run_is_refused(run):

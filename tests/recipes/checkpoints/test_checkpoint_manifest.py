@@ -70,6 +70,8 @@ OTHERS = FILE | {"name": "ep001-ba000004.safetensors"}
             changed(files=[FILE | {"size": 0}]),
             "its manifest is unreadable: files.0.size: Input should be greater than or equal to 1",
         ),
+        (changed(files=[FILE | {"size": 10**400}]), "its manifest is unreadable"),
+        (changed(samples=10**41), "its manifest is unreadable"),
         (changed(batch=4), "its manifest is that of ep001-ba000004"),
         (changed(batch=4, files=[OTHERS]), "its manifest is that of ep001-ba000004"),
         (changed(files=[OTHERS]), "its manifest names the file ep001-ba000004.safetensors"),

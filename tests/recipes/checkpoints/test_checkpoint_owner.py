@@ -105,6 +105,13 @@ def test_a_note_that_is_none_is_of_another_machine(text):
     assert module._lives(module._parsed(text)) is None
 
 
+def test_a_note_whose_process_is_no_number_names_none(tmp_path):
+    """It would be a part of a path below /proc."""
+    os.mkfifo(tmp_path / "stat")
+    note = {"pid": f"../{tmp_path}", "machine": module._machine(), "started": 1}
+    assert module._machine() is None or module._lives(note) is False
+
+
 def test_an_owner_on_another_machine_is_waited_for_until_its_note_is_old(tmp_path, url, monkeypatch):
     monkeypatch.setattr(module, "DEAD_AFTER", 3.0)
     S3Store(url).put(NOTE, note().encode())

@@ -41,6 +41,19 @@ def test_a_disk_that_fails_is_said(tmp_path, monkeypatch, number, of):
         LocalStore(tmp_path).put("a", b"1")
 
 
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("victim")], ids=["pipe", "link"])
+def test_what_lies_in_the_place_of_a_part_is_not_written_to(tmp_path, plant):
+    (tmp_path / "victim").write_text("precious")
+    for name in (".a.part", ".c.part", ".b.new"):
+        plant(tmp_path / name)
+    store = LocalStore(tmp_path)
+    store.put("a", b"1")
+    store.fetch("a", tmp_path / "c")
+    replace_file(tmp_path / "b", [b"2"])
+    assert [(tmp_path / name).read_bytes() for name in "abc"] == [b"1", b"2", b"1"]
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
 def test_what_is_no_file_is_no_entry_and_a_file_that_goes_meanwhile_hides_no_other(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # as a file that is removed after it was listed

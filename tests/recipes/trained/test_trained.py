@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import resource
 import shutil
 
 import pytest
@@ -12,11 +13,18 @@ import torch
 import yaml
 
 from algorithms.config import AlgorithmsConfig
+from recipes.checkpoints.find import load_manifest
+from recipes.checkpoints.format import pack
+from recipes.checkpoints.manifest import Manifest
 from recipes.checkpoints.places import Places
+from recipes.checkpoints.resume import Resume
+from recipes.checkpoints.store import LocalStore
 from recipes.errors import InputError
 from recipes.model import build_network
+from recipes.run import watch
 from recipes.trained import load_network, load_trained
 from recipes.watch.fingerprint import weights_sha256
+from tests.recipes.checkpoints.tiny import content_of, plant
 
 
 def load(run, checkpoint=None, weights=None, folder=None):
@@ -41,6 +49,15 @@ def spoil(folder, stem):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "log.txt", "metrics.jsonl", "summary.json"])
+@pytest.mark.parametrize("plant", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("elsewhere")])
+def test_a_run_does_not_write_through_what_lies_in_its_files_places(tiny, tmp_path, name, plant):
+    plant(tmp_path / name)
+    with pytest.raises(InputError, match=f"{name}: is no regular file") as refused:
+        watch(tiny.config, tmp_path, [], Resume(), ((), ()), None)
+    assert len(refused.value.lines) == 1
 
 
 def test_the_average_is_what_the_run_ended_with(tiny):
@@ -108,6 +125,68 @@ def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tiny, copied, 
     with pytest.raises(InputError, match="is not a checkpoint"):
         load(tiny, str(path))
     assert not (tmp_path / "it ran").exists()
+
+
+def forge(folder, stem, change=None, content=None):
+    """A manifest, or content, that is changed, with a true checksum."""
+    if content is not None:
+        found = content_of(folder, stem)
+        content(found["state"])
+        plant(folder, stem, pack(found))
+    store = LocalStore(folder)
+    manifest = json.loads(load_manifest(store, stem).to_json())["manifest"]
+    if change is not None:
+        change(manifest)
+    store.put(f"{stem}.json", Manifest.model_validate(manifest).to_json())
+
+
+@pytest.mark.parametrize("outputs", [10**7, 10**13, 2**70])
+def test_a_config_that_asks_for_a_network_beyond_the_memory_is_refused_before_it_is_built(tiny, copied, outputs):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forge(copied, "ep003-ba000009", lambda manifest: manifest["config"]["model"].update(num_classes=outputs))
+    with pytest.raises(InputError, match=r"ep003-ba000009.*(do not fit|cannot be built)") as refused:
+        load(tiny, str(copied / "ep003-ba000009.safetensors"))
+    assert len(refused.value.lines) == 1
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("averages", [{"x": 3}, {"x": {5: torch.ones(1)}}, {"x": {"y": "z"}}])
+def test_an_average_that_is_none_is_refused_in_a_line(tiny, copied, averages):
+    def change(state):
+        next(item for _, item in state["algorithms"] if "ema_model" in item)["ema_model"] = averages
+
+    forge(copied, "ep003-ba000009", content=change)
+    with pytest.raises(InputError, match=r"ep003-ba000009.*its moving average is malformed"):
+        load(tiny, str(copied / "ep003-ba000009.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"eval_by_size": [1]},
+        {"eval_by_size": {"x": {"top1": 1.0, "top5": 1.0, "loss": 1.0}}},
+        {"eval_by_size": {"40": {"top1": None, "top5": 1.0, "loss": 1.0}}},
+        {"wall_seconds": "x"},
+        {"images_per_second": "x"},
+        {"versions": [3]},
+    ],
+)
+def test_a_summary_of_other_types_is_not_used(tiny, copied, change):
+    path = copied.parent / "summary.json"
+    path.write_text(json.dumps(tiny.summary | change))
+    assert from_copy(copied).content.summary is None
+    path.write_text(json.dumps(tiny.summary))
+    assert from_copy(copied).content.summary == tiny.summary
+
+
+def from_copy(folder):
+    return load_trained(Places.of(str(folder), "nowhere", "tiny"), "tiny", None, None)
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.write_text("[" * 100_000)], ids=["pipe", "deep"])
+def test_what_lies_in_the_place_of_a_summary_does_no_harm(copied, plant):
+    plant(copied.parent / "summary.json")
+    assert from_copy(copied).content.summary is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import pytest
 from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from recipes.watch.metrics_file import kept_lines
+
 TIMED = ("time/", "train/images_per_second", "train/loader_wait_fraction")
 
 # Saved in the middle of an epoch; at its last batch, before the evaluation; after the evaluation. Death just after the
@@ -179,3 +181,12 @@ def test_a_full_disk_does_not_stop_the_training(run, limit, epochs):
         assert [step for step, _ in points(result.folder)["train/loss"]][-2:] == [10, 12]
     else:
         assert console.count("TensorBoard cannot be written") == 1
+
+
+@pytest.mark.parametrize(
+    "line", ['{"batch": "x"}', '{"batch": null}', '{"batch": [1]}', "[" * 100_000, "9" * 5000, "3"]
+)
+def test_a_line_that_is_none_of_ours_is_left_out(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"batch": 1}}\n{line}\n{{"batch": 2}}\n')
+    assert list(kept_lines(path, 2, set())) == ['{"batch": 1}\n', '{"batch": 2}\n']
