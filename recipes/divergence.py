@@ -57,8 +57,8 @@ def is_finite(state: State) -> bool:
         for tensor in (*state.model.parameters(), *state.model.buffers())
         if tensor.is_floating_point() and tensor.numel()
     ]
-    largest = torch.stack([norm.float() for norm in torch._foreach_norm(tensors, ord=math.inf)])
-    return bool(largest.isfinite().all().item())
+    # A sum shows what is not finite, several times as fast on a CPU as the largest magnitude does.
+    return bool(torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all())
 
 
 def diverged(state: State) -> DivergedError:
