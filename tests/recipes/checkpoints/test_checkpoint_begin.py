@@ -69,7 +69,7 @@ def test_what_cannot_go_on_begins_anew_each_time_until_it_has_finished(tmp_path,
 def test_back_to_an_own_older_checkpoint_removes_the_newer_only(saved, tmp_path):
     shutil.copytree(saved.places.local, tmp_path / "checkpoints")
     tiny = Tiny(tmp_path)
-    assert tiny.find(resume=str(tiny.places.local / "ep001-ba000006.pt")).manifest.batch == 6
+    assert tiny.find(resume=str(tiny.places.local / "ep001-ba000006.safetensors")).manifest.batch == 6
     assert tiny.stems() == [stem for stem in saved.stems() if stem <= "ep001-ba000006"]
 
 
