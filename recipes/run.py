@@ -28,6 +28,7 @@ from data.workers import end_workers
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
+from recipes.checkpoints.mirror import CONFIG
 from recipes.checkpoints.owner import Owner
 from recipes.checkpoints.places import Places
 from recipes.checkpoints.resume import Resume, find_resume, on_first
@@ -184,6 +185,8 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     )
     kept = True
     if resume.finished:
+        if dist.get_global_rank() == 0 and not (folder / CONFIG).exists():
+            replace_text(folder / CONFIG, resolved(config))
         kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, owner=owner, resume=resume)
     if resume.finished and on_first(lambda: has_summary(folder)):
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
@@ -265,10 +268,10 @@ def watch(
     """What shows and records the run; `config.yaml` is there from the start. `classes`: folders, and names."""
     if dist.get_global_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
-        for path in (folder / name for name in ("config.yaml", "log.txt", "metrics.jsonl", "summary.json")):
+        for path in (folder / name for name in (CONFIG, "log.txt", "metrics.jsonl", "summary.json")):
             if path.is_symlink() or (path.exists() and not path.is_file()):  # leads elsewhere, or blocks for ever
                 raise InputError(f"{path}: is no regular file; move it away")
-        replace_text(folder / "config.yaml", resolved(config))
+        replace_text(folder / CONFIG, resolved(config))
     return build_watchers(
         run_folder=folder,
         run_name=config.run_name,

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "logs"
 """Below the checkpoints' prefix."""
+CONFIG = "config.yaml"
 _EVERY = 30.0
 _IN_MEMORY = 64 * 2**20
 _BETWEEN_COMPLAINTS = 600.0
@@ -143,6 +144,8 @@ def restore_logs(folder: Path, store: S3Store) -> list[str]:
         inside = f"{entry.name}/"
         if entry.name.endswith("/") or (entry.size == 0 and _any_begins_with(inside, names)):
             continue  # What browsers and mounts of buckets put there for a folder.
+        if entry.name == CONFIG:
+            continue  # A config is trusted, and the run writes its own.
         try:
             # Whoever can write to the bucket must not reach beyond the run's folder.
             path = folder / relative_path(entry.name)

@@ -197,6 +197,14 @@ def test_a_log_cannot_be_written_elsewhere(tmp_path, caplog):
     assert "12 of the run's logs" in caplog.text or "13 of the run's logs" in caplog.text
 
 
+def test_a_config_is_not_taken_from_a_bucket(store, tmp_path):
+    """What stands in one is trusted where somebody runs it again; each run writes its own."""
+    logs = store.below("logs")
+    logs.put("config.yaml", b"data: {path: /elsewhere}")
+    logs.put("log.txt", b"1\n")
+    assert restore_logs(tmp_path, logs) == ["log.txt"]
+
+
 def test_the_longer_of_two_logs_is_kept_on_the_disk_and_in_the_bucket(store, url, tmp_path):
     logs = store.below("logs")
     for name in ("log.txt", "metrics.jsonl", "summary.json"):
