@@ -106,7 +106,7 @@ def test_a_whole_run_leaves_its_answers_and_names_its_report(train, tmp_path, im
     assert loss == pytest.approx(summary["eval_by_size"]["36"]["loss"], rel=1e-4)
     page = folder / "report.html"
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {page}"
-    assert "of 8 images at 36 px were taken for another class" in page.read_text()
+    assert "of 8 images at 36 px were predicted as another class" in page.read_text()
 
 
 def test_a_report_that_cannot_be_written_does_not_spoil_the_run(train, tmp_path, overrides, capsys):
