@@ -116,14 +116,14 @@ def evaluate(
 
     Args:
         trained: The network.
-        source: The images, whose labels are the network's outputs.
-        config: Device, precision, batch sizes and workers. No figure depends on the batch size.
+        source: The images; their labels are the network's outputs.
+        config: Device, precision, batch sizes and workers.
         settings: (size in pixels, crop ratio) of each pass.
         data: Where the images are, for people.
         flip: Average the logits of each image and its mirror image, as libffcv/ffcv-imagenet does.
 
     Returns:
-        What `--json --per-class` prints: names as they may be shown, accuracies in [0, 1].
+        What `--json --per-class` prints: escaped names, accuracies in [0, 1].
 
     Raises:
         InputError: The network does not take images of such a size, or cannot tell the source's classes.
@@ -201,9 +201,9 @@ def _count(
     device: torch.device,
     bar: tqdm[Any],
 ) -> tuple[list[list[int]], float]:
-    """One pass over a loader: images, top-1 and top-5 hits of each class, and the mean cross-entropy.
+    """Images, top-1 and top-5 hits of each class, and the mean cross-entropy, over all processes.
 
-    All are over all processes. Images with the label IGNORED_LABEL, which cannot be decoded, do not count.
+    Images that cannot be decoded have the label IGNORED_LABEL and do not count.
     """
     import torch
     import torch.nn.functional as F

@@ -194,12 +194,9 @@ def _from_run(
 
 
 def normalised(logits: NDArray[np.floating[Any]], independent: bool) -> NDArray[np.float64]:
-    """Probabilities in [0, 1] of logits (N, num_classes), in float64.
+    """Probabilities in float64 of logits (N, num_classes): softmax, or sigmoid if each class is `independent`.
 
-    Args:
-        logits: Of a network.
-        independent: The network was trained with binary cross-entropy, so each class has a probability of its own
-            (sigmoid); otherwise they sum to one (softmax).
+    The classes are independent if the network was trained with binary cross-entropy.
     """
     wide: NDArray[np.float64] = logits.astype(np.float64)
     if independent:

@@ -25,7 +25,7 @@ from tests.support import ROOT
 
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
 MUTANTS = int(os.environ.get("FUZZ_MUTANTS", "800"))
-"""Half of them spoil the text, half one value of a key."""
+"""Half of them damage the text, half one value of a key."""
 KEYS = [".".join(path) for path in schema_of(RunConfig).paths()]
 PLAIN = "null ~ on off yes no true 0 -1 1 3 1e-3 1e999 .nan -.inf 017 0x10 1_0 1:30 2024-01-01 90ep 5ba 0.1dur fp32 gpu"
 ODD = "{} [] [1] [32,40] {a:1} {128:3} {x:{y:z}} '' '3' \"\\0\" ! & * *x &x !!int !!binary % @ ` | > - ? : , # [ ] { }"
@@ -107,7 +107,7 @@ def show(path, monkeypatch):
 
 @pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
 def test_mutated_yamls(yaml, tmp_path, monkeypatch):
-    """Spoilt text, mostly no YAML any more."""
+    """Damaged text, mostly not YAML any more."""
     original = resolved(load_config(yaml)) + "\n" + "".join(f"# {line}\n" for line in yaml.read_text().split("\n"))
     short = yaml.read_text(encoding="utf-8")
     (tmp_path / "medium.yaml").write_text((yaml.parent / "medium.yaml").read_text())
@@ -139,7 +139,7 @@ def shown_or_refused(path, monkeypatch):
 
 
 @pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
-def test_wrong_values_are_told_by_their_key(yaml, tmp_path, monkeypatch):
+def test_wrong_values_are_reported_by_their_key(yaml, tmp_path, monkeypatch):
     """One key of the whole config gets another value; the text stays YAML, so that each complaint can name a key."""
     whole = pyyaml.safe_load(resolved(load_config(yaml)))
     rng, count, refused, path = random.Random(yaml.stem), -(-MUTANTS // 2 // len(YAMLS)), 0, tmp_path / "mutant.yaml"

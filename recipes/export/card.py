@@ -39,13 +39,8 @@ def card(
 ) -> str:
     """The model card as Markdown.
 
-    Args:
-        trained: The network and its run.
-        shape: How its architecture differs from the plain one.
-        preprocessing: As in preprocessing.json.
-        differences: Of each program's logits from the network's, by file.
-        evaluation: What `recipes.evaluate --save` wrote for these weights, if anything.
-        files: Names of the files beside the card.
+    `differences` are those of each program's logits from the network's, by file; `evaluation` is what
+    `recipes.evaluate --save` wrote for these weights, if anything; `files` are the names of the files beside the card.
     """
     config = trained.config
     recipe = {"model": config.model.model_dump()} if trained.manifest is None else _determining(config)

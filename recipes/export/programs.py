@@ -31,14 +31,7 @@ OPSET = 17
 def examples(size: int, count: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Images to compare two networks on: smooth coloured patterns with some noise, always the same.
 
-    Args:
-        size: Side in pixels.
-        count: How many.
-        mean: Per channel, of images in [0, 1].
-        std: Per channel, of images in [0, 1].
-
-    Returns:
-        Normalised images, float32 (count, 3, size, size).
+    Normalised by the mean and deviation of images in [0, 1]; float32 (count, 3, size, size).
     """
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
@@ -144,16 +137,8 @@ def _require_equal(found: dict[str, Tensor], expected: dict[str, Tensor], path: 
 def write_torch_export(network: nn.Module, path: Path, probe: Tensor) -> float:
     """Write the program of `torch.export`, for batches of any size, and compare it with the network.
 
-    Args:
-        network: In evaluation mode.
-        path: The file, `.pt2`.
-        probe: Images (N, 3, H, W), N at least 2; H and W are the program's.
-
-    Returns:
-        The largest `difference` of the logits.
-
-    Raises:
-        InputError: The network cannot be exported, or the program's logits differ.
+    `probe` are at least 2 images (N, 3, H, W); H and W become the program's. Returns the largest `difference` of the
+    logits; raises InputError if the network cannot be exported, or the program's logits differ.
     """
     try:
         # torch.export takes a size of 1 for a constant, hence two images.

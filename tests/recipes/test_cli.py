@@ -71,7 +71,7 @@ def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatc
         (["a.yaml", "--lr"], "train: argument --lr: expected one argument"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_one_line(argv, message):
+def test_a_wrong_command_line_is_reported_in_one_line(argv, message):
     with pytest.raises(InputError) as caught:
         arguments(*argv)
     (line,) = caught.value.lines

@@ -182,7 +182,7 @@ def test_what_is_missing_is_asked_for_once(tmp_path):
         ("a: 1\n" * 30_000, "larger than 100,000 bytes"),
     ],
 )
-def test_what_is_no_config_is_told_in_one_line(text, message, tmp_path):
+def test_what_is_not_a_config_is_reported_in_one_line(text, message, tmp_path):
     (line,) = errors(tmp_path, text)
     assert message in line
     assert line.startswith("a.yaml")

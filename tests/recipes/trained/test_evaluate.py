@@ -201,17 +201,17 @@ def test_a_prepared_dataset_in_another_order_counts_the_same(figures, more, tmp_
 
 
 def test_images_that_cannot_be_decoded_do_not_count_and_are_named(command, figures, tiny, more, tmp_path):
-    spoilt = shutil.copytree(more / "val", tmp_path / "spoilt")
-    (spoilt / "class1" / "3.jpg").write_bytes(b"no image")
-    found = figures("--data", spoilt)
+    damaged = shutil.copytree(more / "val", tmp_path / "damaged")
+    (damaged / "class1" / "3.jpg").write_bytes(b"no image")
+    found = figures("--data", damaged)
     assert [one["images"] for one in found["results"]] == [32, 32]
-    assert found["bad_images"] == [f"{spoilt}/class1/3.jpg: not an image, or of an unknown format"]
-    status, out, _ = command("evaluate", tiny.yaml, "--data", spoilt)
+    assert found["bad_images"] == [f"{damaged}/class1/3.jpg: not an image, or of an unknown format"]
+    status, out, _ = command("evaluate", tiny.yaml, "--data", damaged)
     assert status == 0
     assert "not counted, because they cannot be decoded: 1 images" in out
-    for path in spoilt.rglob("*.jpg"):
+    for path in damaged.rglob("*.jpg"):
         path.write_bytes(b"")
-    assert command("evaluate", tiny.yaml, "--data", spoilt)[0] == 2
+    assert command("evaluate", tiny.yaml, "--data", damaged)[0] == 2
 
 
 @pytest.mark.parametrize(

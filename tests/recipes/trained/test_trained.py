@@ -40,11 +40,11 @@ def fingerprint(trained):
 
 @pytest.fixture
 def copied(tiny, tmp_path):
-    """A copy of the run's checkpoints, to be spoilt."""
+    """A copy of the run's checkpoints, to be damaged."""
     return shutil.copytree(tiny.folder / "checkpoints", tmp_path / "checkpoints")
 
 
-def spoil(folder, stem):
+def damage(folder, stem):
     path = folder / f"{stem}.safetensors"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -94,7 +94,7 @@ def test_out_of_the_bucket_comes_the_same_and_nothing_stays_behind(tiny, tmp_pat
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_message(tiny, copied, capsys):
-    spoil(copied, "ep003-ba000009")
+    damage(copied, "ep003-ba000009")
     found = load(tiny, folder=str(copied))
     assert found.manifest.stem == "ep002-ba000006"
     (line,) = capsys.readouterr().err.splitlines()
@@ -103,7 +103,7 @@ def test_a_damaged_checkpoint_is_skipped_with_a_message(tiny, copied, capsys):
     with pytest.raises(InputError, match=r"--checkpoint: .*ep003-ba000009: its SHA-256"):
         load(tiny, str(copied / "ep003-ba000009.safetensors"))
     for stem in ("ep001-ba000003", "ep002-ba000006"):
-        spoil(copied, stem)
+        damage(copied, stem)
     with pytest.raises(InputError, match="no good checkpoint of run 'tiny'"):
         load(tiny, folder=str(copied))
 
