@@ -196,7 +196,7 @@ VALID = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.fixed_dictionaries({}, optional=VALID))
 def test_a_config_reads_back_equal(tmp_path_factory, drawn):
     path = tmp_path_factory.getbasetemp() / "valid.yaml"
