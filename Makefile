@@ -17,7 +17,7 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/python -m data.demo datasets/digits
-	$(BIN)/composer entrypoint.py yamls/demo.yaml
+	$(BIN)/python entrypoint.py yamls/demo.yaml
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

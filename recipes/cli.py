@@ -1,4 +1,4 @@
-"""The command line that all commands share: a YAML, overrides and a few flags; and how a command ends."""
+"""What all commands share: the command line (a YAML, overrides and a few flags), and how a command ends."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import textwrap
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -39,18 +40,14 @@ value."""
 class Arguments(NamedTuple):
     """What a command line asks for."""
 
-    path: Path | None
-    """The YAML file; None with `--list-configs` only."""
-    overrides: list[str]
-    """`key.path=value`, those of the flags last."""
+    path: Path | None  # of the YAML; None only with `--list-configs`
+    overrides: list[str]  # `key.path=value`, those of the flags last
     show: bool
-    """Print the resolved config, and do nothing else."""
     list_configs: bool
-    """List the YAML files, and do nothing else."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line with exit status 2, as any other wrong input."""
+    """Reports a wrong command line as any other wrong input: in one line, with exit status 2."""
 
     def __init__(self, prog: str | None, description: str, epilog: str) -> None:
         style = argparse.RawDescriptionHelpFormatter
@@ -60,9 +57,9 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
     def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Read `key=value` after an option that takes several values, too: `--seeds 0 1 seed=3`.
+        """Take `key=value` as an override also after an option with several values: `--seeds 0 1 seed=3`.
 
-        One that stands right after an option is the option's: `--output a=b`.
+        Right after an option it is the option's value: `--output a=b`.
         """
         before = ["", *args][: len(args)]
         free = [_is_override(word) and not last.startswith("--") for last, word in zip(before, args, strict=True)]
@@ -76,12 +73,38 @@ def command_parser(command: str, description: str, epilog: str = "") -> argparse
     return _Parser(f"python -m recipes.{command}", description, epilog)
 
 
-def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[Path, list[str]]:
-    """The YAML file and the overrides among the positional arguments.
+def add_checkpoint_arguments(command: argparse.ArgumentParser) -> None:
+    """`--checkpoint` and `--weights`, of every command that loads a trained network."""
+    command.add_argument(
+        "--checkpoint",
+        metavar="PATH|s3://...",
+        help="a checkpoint's file, the folder that holds it, or another project's state dict for the YAML's network "
+        "(default: the run's newest)",
+    )
+    command.add_argument(
+        "--weights",
+        choices=("ema", "raw"),
+        help="EMA's moving average or the trained weights (default: the average if there is one)",
+    )
 
-    Raises:
-        InputError: Not exactly one YAML file is given.
-    """
+
+def pixels(text: str) -> int:
+    """The type of an option that takes an image size in pixels."""
+    if not re.fullmatch("[0-9]{1,4}", text) or not 8 <= int(text) <= 4096:
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: 8 to 4096")
+    return int(text)
+
+
+def ratio(text: str) -> float:
+    """The type of an option that takes a crop ratio, as eval.crop_ratio."""
+    with suppress(ValueError):
+        if 0 < float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"got {text}; allowed: above 0, at most 1")
+
+
+def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[Path, list[str]]:
+    """The YAML file and the overrides among the positional arguments; InputError unless there is exactly one file."""
     files = [word for word in words if not _is_override(word)]
     if len(files) > 1:
         parser.error(f"one YAML file at a time, got {' and '.join(files)}; an override is key.path=value")
@@ -91,26 +114,23 @@ def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) ->
 
 
 def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
-    """Read a command line: `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
+    """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
 
     Args:
         argv: The arguments, without the program's name.
         description: What the command does, for `--help`.
         prog: The command's name in messages; None: the program's.
-
-    Raises:
-        InputError: The arguments make no sense.
     """
     parser = _Parser(prog, description, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
-    parser.add_argument("--lr", metavar="X", help="short for optimizer.lr=X")
+    parser.add_argument("--lr", metavar="X", help="same as optimizer.lr=X")
     parser.add_argument(
         "--resume",
         nargs="?",
         const="",
         metavar="PATH|s3://...",
-        help="resume from this checkpoint, a file or the folder that holds it (short for resume=PATH); without a path, "
-        "from the newest checkpoint of this run_name (short for autoresume=true)",
+        help="resume from this checkpoint, a file or the folder that holds it (same as resume=PATH); without a path, "
+        "from the newest checkpoint of this run_name (same as autoresume=true)",
     )
     parser.add_argument("--show", action="store_true", help="print the resolved config with every default, and exit")
     parser.add_argument("--list-configs", action="store_true", help="list the YAML files in yamls/, and exit")
@@ -136,10 +156,7 @@ def _is_yaml(word: str) -> bool:
 
 
 def list_configs(folder: Path = YAMLS) -> str:
-    """A table of every YAML below a folder: path, model, epochs, hardware, and below each its first comment line.
-
-    The hardware is a comment line `# Hardware: ...`. A file with errors is listed with the first of them.
-    """
+    """A table of every YAML below a folder: path, model, epochs, hardware, and its first comment line or error."""
     rows = [("CONFIG", "MODEL", "EPOCHS", "HARDWARE", "")]
     for path in sorted(folder.rglob("*.y*ml")):
         shown = os.path.relpath(path)
@@ -171,11 +188,7 @@ def hardware_of(path: Path) -> str:
 
 
 def require_launched() -> None:
-    """Refuse an incomplete launcher's environment, in which a process would wait for others that nobody starts.
-
-    Raises:
-        InputError: The environment announces other processes, but not where they are.
-    """
+    """Refuse a launcher's environment that is incomplete: a process would wait for others that nobody starts."""
     processes = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED if name not in os.environ]
     if processes != "1" and (missing or not processes.isdecimal()):
@@ -189,9 +202,8 @@ def require_launched() -> None:
 def run_command(main: Callable[[], int]) -> int:
     """Run a command and return its exit status; wrong input becomes lines on stderr and status 2.
 
-    Of several processes only the first on each machine prints. An interruption before there is anything to save is
-    status 1; other exceptions propagate. Printed text holds no secret (data/text.py), and a worker that hangs does not
-    keep this process from ending.
+    Only the first process on each machine prints. An interruption before there is anything to save is status 1; other
+    exceptions propagate. Printed text holds no secret (data/text.py). A worker that hangs does not keep it alive.
     """
     guard()
     status = 1
@@ -213,28 +225,25 @@ def run_command(main: Callable[[], int]) -> int:
 def _status(main: Callable[[], int]) -> int:
     try:
         return main()
-    except InputError as error:
-        _say(error.lines)
-        return 2
-    except DataError as error:
-        _say(str(error).splitlines())
+    except (InputError, DataError) as error:
+        _say(str(error))
         return 2
     except StalledError as error:
         print(error, file=sys.stderr)  # of whichever process it is
         return 1
     except KeyboardInterrupt:
-        _say(["interrupted"])
+        _say("interrupted")
         return 1
 
 
-def _say(lines: Sequence[str]) -> None:
-    """Print as the machine's first process; another waits for the launcher to stop it.
+def _say(text: str) -> None:
+    """Print as the machine's first process; the others wait for the launcher to stop them.
 
-    Composer's launcher sends SIGTERM to all others as soon as it sees one end with an error: were that not the first,
-    it would be stopped before it has said what is wrong, and its -15 would be the launcher's status.
+    Composer's launcher sends SIGTERM to all processes as soon as one ends with an error. If that were not the first,
+    the first would be stopped before it prints what is wrong, and its -15 would be the launcher's status.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(*lines, sep="\n", file=sys.stderr)
+        print(text, file=sys.stderr)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(FIRST_ENDS_WITHIN_SECONDS)

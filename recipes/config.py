@@ -20,8 +20,8 @@ from algorithms.config import AlgorithmsConfig
 class Part(BaseModel):
     """A section of the YAML: frozen, and an unknown key is an error.
 
-    The text under a field is its description, which an error shows where no limit says what is allowed. `load.py`
-    validates strictly and as JSON: a validator that runs before the type's must hand on tuples where tuples are wanted.
+    The text under a field is its description; an error shows it if no limit says what is allowed. `load.py` validates
+    strictly and as JSON, so a `before` validator must return tuples where tuples are expected.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -64,7 +64,7 @@ class ModelConfig(Part):
     name: str = "resnet50"
     """A classifier of torchvision (`resnet50`) or, with the prefix `timm/`, of timm (`timm/resnet50d`)."""
     num_classes: PositiveInt | None = None
-    """Outputs of the classifier; null: as many as the training set has class folders."""
+    """Outputs of the classifier; null: one per class folder of the training set."""
     zero_init_residual: bool = True
     """Start each residual block as the identity: the scale of its last BatchNorm at zero (Goyal et al. 2017, 5.1)."""
     sync_batchnorm: bool = False
@@ -197,7 +197,7 @@ class DataConfig(Part):
     cache_gb: PositiveFloat | None = None
     """Room for them in GB (1e9 bytes); what does not fit is read from the bucket each time. null: all fit."""
     stage_first: bool = False
-    """Bring the images from s3:// to the machine before training starts, instead of meanwhile."""
+    """Download the images from s3:// before training starts, instead of meanwhile."""
     train_size: ImageSize = 224
     """Side of a training image in pixels, where no stage sets another."""
     train_samples: PositiveInt | None = None
@@ -207,7 +207,7 @@ class DataConfig(Part):
     prefetch_factor: PositiveInt = 4
     """Batches that each worker prepares ahead."""
     timeout: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "10m"])] | None = "10m"
-    """A loader that gives no batch for so long hangs: the run is saved and ends with status 75; null: never."""
+    """A loader without a batch for so long has hung: the run is saved and ends with status 75; null: wait forever."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Mean and standard deviation per channel (R, G, B) of images in [0, 1]; ImageNet's."""
@@ -251,11 +251,11 @@ class CheckpointsConfig(Part):
     keep_remote: PositiveInt = 3
     """The newest checkpoints that stay in the bucket; the best by top-1 stays too."""
     patience: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "5m"])] = "5m"
-    """How long the start and the end of a run wait for a bucket that is out of reach; training never waits."""
+    """How long a run waits for an unreachable bucket at its start and end; training never waits."""
     restart: bool = False
-    """Instead of refusing: begin at zero where no checkpoint can be used; let a later run replace an earlier one."""
+    """Start from scratch if no checkpoint can be used, and let a later run replace an earlier one; else: errors."""
     metadata: Annotated[str, Field(pattern=r"^https?://[^@\s]+$", examples=["http://169.254.169.254"])] | None = None
-    """Address of EC2's instance metadata, which is asked for spot interruption notices; null: it is not asked."""
+    """Address of EC2's instance metadata, to be asked for spot interruption notices; null: do not ask."""
 
     @field_validator("folder")
     @classmethod
@@ -288,7 +288,7 @@ class RunConfig(Part):
     """One run."""
 
     run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-    """Letters, digits, `.`, `_` and `-`; the run's folder has this name, and a second run with it goes on from it."""
+    """Letters, digits, `.`, `_` and `-`; names the run's folder, and a second run with this name resumes the first."""
     runs_folder: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     device: Literal["auto", "cpu", "gpu", "mps"] = "auto"
@@ -300,15 +300,15 @@ class RunConfig(Part):
     profile: bool = False
     """Trace a few steps of each image size into RUN/profile, with a page of where a step goes."""
     stop_on_nan: bool = True
-    """End the run where its loss is not finite, before that state is saved, instead of going on."""
+    """End the run if its loss is not finite, before that state is saved."""
     device_memory_gb: PositiveFloat | None = None
-    """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, on others don't check."""
+    """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, or else do not check."""
     max_duration: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}ep$", examples=["90ep"])] = "90ep"
     """Epochs to train, such as 90ep; everything that depends on time is a share of it."""
     autoresume: bool = True
-    """Go on from the newest checkpoint of this run_name; false: begin at zero, and go on only from what began so."""
+    """Resume from the newest checkpoint of this run_name; false: start from scratch, then resume only such a run."""
     resume: str | None = None
-    """Begin with this checkpoint, a file or the folder that holds it; then go on from the run's own newer ones."""
+    """Start from this checkpoint, a file or the folder that holds it; later, resume from the run's own newer ones."""
     device_batch_size: BySize | None = None
     """Images per device and optimizer step, one number or one per image size; unset where global_batch_size is set."""
     global_batch_size: BySize | None = None
@@ -348,7 +348,7 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
     if config.autoresume or config.resume is not None:
         switch = "autoresume to false" if config.autoresume else "resume to null"
         for name, reason in config.algorithms.not_resumable.items():
-            yield f"algorithms.{name}: cannot go on after an interruption, {reason}; to train without, set {switch}"
+            yield f"algorithms.{name}: cannot be resumed bit for bit, {reason}; to train anyway, set {switch}"
     for key, value in flat_items(config.model_dump(mode="json")):
         if _PASSWORD.search(str(value)):
             # Every run and checkpoint keeps and shows its config.
@@ -381,29 +381,22 @@ KeyPath = tuple[str, ...]
 
 
 class Schema:
-    """What a key takes, from pydantic's JSON schema.
-
-    Args:
-        node: The key's JSON schema.
-        definitions: The schemas that it refers to.
-        is_item: It is a value of a mapping whose keys are free.
-    """
+    """What a key takes, from pydantic's JSON schema of the key and the definitions that it refers to."""
 
     def __init__(self, node: Mapping[str, Any], definitions: Mapping[str, Any], is_item: bool = False) -> None:
+        # `is_item`: it is a value of a mapping whose keys are free.
         self.definitions = definitions
         options = [
             definitions[option["$ref"].rpartition("/")[2]] if "$ref" in option else option
             for option in node.get("anyOf") or node.get("oneOf") or [node]
         ]
+        # The types it takes, without null; a section that is chosen by its `name` has several.
         self.options = [option for option in options if option.get("type") != "null"]
-        """The types it takes, without null: of a section chosen by its `name`, several."""
         self.nullable = len(self.options) < len(options)
         self.types = ["literal" if {"enum", "const"} & option.keys() else option.get("type") for option in self.options]
         self.is_section = all(kind == "object" for kind in self.types)
-        self.is_technique = is_item and self.is_section
-        """One of any names, each with arguments, as under `algorithms.composer`."""
-        self.tag: str | None = node.get("discriminator", {}).get("propertyName")
-        """The key that chooses between several sections."""
+        self.is_technique = is_item and self.is_section  # one of any names, each with arguments: algorithms.composer
+        self.tag: str | None = node.get("discriminator", {}).get("propertyName")  # the key that chooses a section
         self.tags = [option["properties"][self.tag]["const"] for option in self.options] if self.tag else []
         self.default = node.get("default")
         self.description = node.get("description", "")

@@ -44,14 +44,10 @@ RESOLVERS: dict[str, tuple[re.Pattern[str], list[str]]] = {
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML, the `base` that it names and the overrides, and check all of it.
+    """Read a YAML, the `base` that it names and overrides `key.path=value`, and check all of it.
 
     A later layer wins: base, file, overrides in their order. Mappings merge key by key, everything else replaces;
     `off` removes a technique, and a section whose `name` changes does not inherit the other's fields.
-
-    Args:
-        path: The YAML file.
-        overrides: `key.path=value`, the value in YAML's notation.
 
     Raises:
         InputError: Every error found, one line each: `FILE:LINE: key.path: what is wrong; allowed: ...`.
@@ -65,12 +61,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         except InputError as error:
             errors += error.lines
     data: Any = {}
-    places: dict[KeyPath, str] = {}
+    places: dict[KeyPath, str] = {(): str(path)}
     for layer in layers:
         data = _merge(data, layer.value, schema)
         places |= layer.places
         errors += layer.errors
-    config, wrong = _validate(data, places | {(): str(path)}, schema)
+    config, wrong = _validate(data, places, schema)
     # A missing key may be in the base that could not be read.
     errors += [line for line in wrong if line not in errors and (complete or ": missing" not in line)]
     if errors or config is None:
@@ -86,14 +82,14 @@ def load_table(path: Path, table: type[Table]) -> Table:
     """
     schema = schema_of(table)
     document = read_document(path, schema)
-    errors = document.errors
     try:
         loaded = table.model_validate_json(json.dumps(document.value), strict=True)
-        if not errors:
-            return loaded
     except ValidationError as error:
-        errors += [line for _, line in explain(error, document.value, document.places | {(): str(path)}, schema)]
-    raise InputError(*errors)
+        places = document.places | {(): str(path)}
+        raise InputError(*document.errors, *_explain(error, document.value, places, schema)) from None
+    if document.errors:
+        raise InputError(*document.errors)
+    return loaded
 
 
 def _read_layers(path: Path, schema: Schema) -> tuple[list[Document], list[str]]:
@@ -183,12 +179,12 @@ def _validate(data: Any, places: dict[KeyPath, str], schema: Schema) -> tuple[Ru
             config = RunConfig.model_validate_json(json.dumps(rest), strict=True)
             return (None if errors else config), errors
         except ValidationError as error:
-            found = explain(error, data, places, schema)
+            found = _explain(error, data, places, schema)
         known = {path[-1] for path in removed if schema.find(path)}
-        for path, line in found:
+        for line, path in found.items():
             if line not in errors and path not in removed and known.isdisjoint(re.findall(r"\w+", line)):
                 errors.append(line)
-        fresh = [path for path, _ in found if path not in removed and _take_out(rest, path)]
+        fresh = [path for path in found.values() if path not in removed and _take_out(rest, path)]
         if not fresh:
             break
         removed += fresh
@@ -213,29 +209,18 @@ for _name, (_pattern, _first) in RESOLVERS.items():
 
 
 class Document:
-    """A YAML document as dicts, lists and scalars.
-
-    Args:
-        source: The file, or the argument of the command line, that errors name.
-        numbered: Whether errors name lines.
-    """
+    """A YAML document as dicts, lists and scalars; errors name its `source` and, if `numbered`, the line."""
 
     def __init__(self, source: str, numbered: bool = True) -> None:
         self.source, self.numbered = source, numbered
         self.value: Any = None
-        self.places: dict[KeyPath, str] = {}
-        """Where each key was written: `FILE:LINE`, or the argument of the command line."""
-        self.errors: list[str] = []
-        """Sections that are empty."""
+        self.places: dict[KeyPath, str] = {}  # where each key was written: `FILE:LINE`, or the command line's argument
+        self.errors: list[str] = []  # empty sections
         self._twice: list[str] = []
         self._count = 0
 
     def parse(self, text: str, schema: Schema, path: KeyPath = ()) -> None:
-        """Read the value of a key.
-
-        Raises:
-            InputError: Not YAML, a key given twice, a tag, or a document that is too deep or grows too large.
-        """
+        """Read the value of a key; InputError for what is not YAML, a key given twice, a tag, and what is too large."""
         try:
             node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode(TAG + "null", "")
             self.value = self._value(node, schema, path)
@@ -260,6 +245,9 @@ class Document:
     def _refuse(self, node: yaml.Node, path: KeyPath, message: str) -> InputError:
         return InputError(f"{self._where(node.start_mark)}: {'.'.join(path) + ': ' if path else ''}{message}")
 
+    def _refuse_tag(self, node: yaml.Node, path: KeyPath) -> InputError:
+        return self._refuse(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
+
     def _value(self, node: yaml.Node, schema: Schema, path: KeyPath, depth: int = 0) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
@@ -269,7 +257,7 @@ class Document:
         if isinstance(node, yaml.ScalarNode):
             return self._typed(self._scalar(node, path), node, schema, path)
         if node.tag not in (TAG + "map", TAG + "seq"):
-            raise self._refuse(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
+            raise self._refuse_tag(node, path)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, schema, path, depth)
         element = schema.child("0") if "array" in schema.types else ANY
@@ -321,7 +309,7 @@ class Document:
         except (ValueError, KeyError):
             raise self._refuse(node, path, f"{text[:40]!r} is not a valid {tag}") from None
         if tag not in ("str", "merge"):
-            raise self._refuse(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
+            raise self._refuse_tag(node, path)
         return text
 
     def _typed(self, value: Any, node: yaml.ScalarNode, schema: Schema, path: KeyPath) -> Any:
@@ -346,11 +334,7 @@ def holds_control(text: str) -> bool:
 
 
 def read_document(path: Path, schema: Schema = ANY) -> Document:
-    """Read a YAML file that holds a mapping.
-
-    Raises:
-        InputError: No such file, not readable as UTF-8, too large, not YAML, empty, or not a mapping.
-    """
+    """Read a YAML file that holds a mapping; InputError for anything else."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -375,18 +359,10 @@ def read_document(path: Path, schema: Schema = ANY) -> Document:
     return document
 
 
-def explain(
-    error: ValidationError, data: Any, places: Mapping[KeyPath, str], schema: Schema
-) -> list[tuple[KeyPath, str]]:
-    """Every error as its key path and one line, `WHERE: key.path: what is wrong; allowed: ...`.
+def _explain(error: ValidationError, data: Any, places: Mapping[KeyPath, str], schema: Schema) -> dict[str, KeyPath]:
+    """Every error as one line, `WHERE: key.path: what is wrong; allowed: ...`, with its key path.
 
-    Several complaints about the members of one union become one line.
-
-    Args:
-        error: What pydantic found.
-        data: The config as written.
-        places: Where each key was written; for () the file.
-        schema: Of what was validated.
+    Several errors about the members of one union become one line. `places`: where each key was written; (): the file.
     """
     lines: dict[str, KeyPath] = {}
     for item in error.errors(include_url=False):
@@ -394,7 +370,7 @@ def explain(
             written = (path[:end] for end in range(len(path), -1, -1) if _written(path[:end], data) is not _ABSENT)
             place = next(places[section] for section in written if section in places)
             lines.setdefault(f"{place}: {'.'.join(path) + ': ' if path else ''}{text}", path)
-    return [(path, line) for line, path in lines.items()]
+    return lines
 
 
 _ABSENT = object()

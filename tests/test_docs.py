@@ -56,11 +56,12 @@ def sources(module):
     """The files in which a module's flags stand."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"no module {module}"
+    shared = ROOT / "recipes" / "cli.py"
     if spec.submodule_search_locations is None:
-        return [Path(spec.origin)]
+        return [Path(spec.origin), shared]
     folder = Path(spec.submodule_search_locations[0])
     assert (folder / "__main__.py").is_file(), f"{module} is no command"
-    return [*folder.glob("*.py"), ROOT / "recipes" / "cli.py"]
+    return [*folder.glob("*.py"), shared]
 
 
 def check_module(module, words):

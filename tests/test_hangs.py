@@ -208,7 +208,7 @@ def test_evaluate_says_what_hangs(run, recipe, tmp_path):
     run.hang("val/class2/1.jpg")
     program = f"{tmp_path / 'switch'}"
     code = (
-        "import runpy, sys, entrypoint; import recipes.evaluate.__main__ as command; entrypoint.main = command.main; "
+        "import runpy, sys, entrypoint; import recipes.evaluate as command; entrypoint.main = command.main; "
         f"sys.argv = ['hanging.py', {program!r}, *sys.argv[1:]]; "
         f"runpy.run_path({str(ROOT / 'tests' / 'hanging.py')!r}, run_name='__main__')"
     )

@@ -1,1 +1,40 @@
-"""A trained network for use outside this project: weights, programs, preprocessing, class names and a model card."""
+"""Export a trained network for use outside this project: the files of the folder, and how its program is run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+FILES = {
+    "safetensors": "model.safetensors",
+    "pth": "model.pth",
+    "torch_export": "model.pt2",
+    "onnx": "model.onnx",
+}
+"""The file of each format."""
+PREPROCESSING, CLASSES, CARD = "preprocessing.json", "classes.json", "README.md"
+OURS = (*FILES.values(), PREPROCESSING, CLASSES, CARD)
+
+
+def open_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Open an ONNX file on the CPU, with as many threads as OMP_NUM_THREADS says; torch is not needed.
+
+    Returns:
+        Maps float32 images (N, 3, H, W) to logits (N, num_classes).
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", "0") or 0)
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = session.run(None, {session.get_inputs()[0].name: images})[0]
+        return logits
+
+    return run

@@ -1,19 +1,25 @@
-"""`python -m recipes.export YAML --output DIR`: a trained network as files that need nothing of this project."""
+"""`python -m recipes.export YAML --output DIR`: a trained network as files that do not need this project."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data.text import clean, escape
-from recipes.cli import command_parser, run_command, yaml_and_overrides
+from data.wordnet import class_names
+from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
-from recipes.evaluate.__main__ import add_checkpoint_arguments
-from recipes.export.folder import CARD, CLASSES, FILES, PREPROCESSING, classes, filled, preprocessing, require_free
+from recipes.export import CARD, CLASSES, FILES, OURS, PREPROCESSING
+from recipes.json_text import to_json
 from recipes.load import load_config
 
 EXAMPLES = """examples:
@@ -25,98 +31,92 @@ EXAMPLES = """examples:
       --evaluation figures.json
 
 DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx,
-preprocessing.json, classes.json and a model card, README.md. The programs are
-run again and must give the network's logits to 1e-4. Where a technique changed
-the architecture (BlurPool, squeeze-and-excite), the card says how to load it."""
+preprocessing.json, classes.json and a model card, README.md. The two programs
+are run and must reproduce the network's logits to 1e-4. If a technique changed
+the architecture (BlurPool, squeeze-and-excite), the card shows how to load it."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    command = command_parser(
-        "export", "Write a trained network as weights and programs, with its preprocessing and a\nmodel card.", EXAMPLES
-    )
-    command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys that differ")
+def main() -> int:
+    """Read the command line and export; the exit status."""
+    command = _parser()
+    given = command.parse_intermixed_args(sys.argv[1:])
+    path, overrides = yaml_and_overrides(command, given.words)
+    config = load_config(path, overrides)
+    _require_free(given.output, given.force)
+    _export(given, config, _read_evaluation(given.evaluation))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    about = "Write a trained network as weights and programs, with its preprocessing and a\nmodel card."
+    command = command_parser("export", about, EXAMPLES)
+    command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     add_checkpoint_arguments(command)
-    command.add_argument("--output", type=Path, metavar="DIR", required=True, help="where to; empty or not there yet")
-    command.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     command.add_argument(
-        "--formats",
-        nargs="+",
-        choices=tuple(FILES),
-        default=tuple(FILES),
-        metavar="FORMAT",
-        help=f"what to write: {', '.join(FILES)} (default: all)",
+        "--output", type=Path, metavar="DIR", required=True, help="where to write; must be empty or not exist"
     )
-    command.add_argument("--size", type=int, metavar="PX", help="image size (default: the last of eval.sizes)")
+    command.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
+    formats = f"what to write: {', '.join(FILES)} (default: all)"
+    command.add_argument(
+        "--formats", nargs="+", choices=tuple(FILES), default=tuple(FILES), metavar="FORMAT", help=formats
+    )
+    command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
     command.add_argument(
         "--evaluation", type=Path, metavar="FILE", help="what recipes.evaluate --save wrote, for the model card"
     )
     return command
 
 
-def read_evaluation(path: Path | None) -> dict[str, Any] | None:
-    """What `recipes.evaluate --save` wrote.
-
-    Raises:
-        InputError: It is something else.
-    """
+def _read_evaluation(path: Path | None) -> dict[str, Any] | None:
+    """What `recipes.evaluate --save` wrote."""
     if path is None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--evaluation: {path}: {error.strerror or error}") from None
-    except ValueError:  # no JSON, or no text: told below
+    except ValueError:  # not JSON, or not text
         found = None
     if not isinstance(found, dict) or not {"weights_sha256", "results", "data", "flip"} <= found.keys():
         raise InputError(f"--evaluation: {path} is not what recipes.evaluate --save writes")
     return found
 
 
-def export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
-    """Do what the command line asks for."""
-    # Only now: importing torch and Composer takes seconds, and a wrong command line is told before.
+def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
+    # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
+    from recipes.export import programs
     from recipes.export.card import card
-    from recipes.export.programs import fixed_blurs, write_onnx, write_torch_export
-    from recipes.export.weights import architecture, as_json, examples, write_pth, write_safetensors
-    from recipes.trained import labels, load_network, say_skipped
+    from recipes.trained import labels, load_trained
 
-    trained = load_network(config, given.checkpoint, given.weights)
-    say_skipped(trained)
-    run, network, content = trained.config, trained.network, trained.content
-    if evaluation is not None and evaluation["weights_sha256"] != content.weights_sha256:
-        raise InputError(f"--evaluation: {given.evaluation} is of other weights than {content.location}'s")
-    size = given.size or config.eval.sizes[-1]
-    prepared = preprocessing(size, config.eval.crop_ratio, run.data.mean, run.data.std, run.loss.name)
-    probe = examples(size, 4, run.data.mean, run.data.std)
-    shape = architecture(network, run.model.name, trained.num_classes, run.algorithms, probe)
-    about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": content.weights_sha256}
-    program, differences = fixed_blurs(network, probe), {}
-    with filled(given.output) as folder:
+    trained = load_trained(config, given.checkpoint, given.weights)
+    run, network = trained.config, trained.network
+    if evaluation is not None and evaluation["weights_sha256"] != trained.weights_sha256:
+        raise InputError(f"--evaluation: {given.evaluation} is of other weights than {trained.location}'s")
+    prepared = preprocessing(run, given.size or config.eval.sizes[-1], config.eval.crop_ratio)
+    probe = programs.examples(prepared["size"], 4, run.data.mean, run.data.std)
+    shape = programs.architecture(trained, probe)
+    about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": trained.weights_sha256}
+    program, differences = programs.fixed_blurs(network, probe), {}
+    with _filled(given.output) as folder:
         for name in dict.fromkeys(given.formats):
             path = folder / FILES[name]
             if name == "safetensors":
-                write_safetensors(network, path, about)
+                programs.write_safetensors(network, path, about)
             elif name == "pth":
-                write_pth(network, path)
-            elif name == "torch_export":
-                differences[path.name] = write_torch_export(program, path, probe)
+                programs.write_pth(network, path)
             else:
-                differences[path.name] = write_onnx(program, path, probe)
-        (folder / PREPROCESSING).write_bytes(as_json(prepared))
-        (folder / CLASSES).write_bytes(as_json(classes(labels(trained, config.data.path))))
+                write = programs.write_onnx if name == "onnx" else programs.write_torch_export
+                differences[path.name] = write(program, path, probe)
+        (folder / PREPROCESSING).write_bytes(_json(prepared))
+        folders = labels(trained, config.data.path)
+        named = enumerate(zip(folders, class_names(folders), strict=True))
+        classes = [{"index": index, "class": one, "name": name} for index, (one, name) in named]
+        (folder / CLASSES).write_bytes(_json(classes))
         files = [FILES[name] for name in FILES if name in given.formats] + [PREPROCESSING, CLASSES]
-        text = card(
-            trained,
-            shape=shape,
-            preprocessing=prepared,
-            differences=differences,
-            evaluation=evaluation,
-            files=files,
-        )
+        text = card(trained, shape, prepared, differences, evaluation, files)
         (folder / CARD).write_text(clean(text), encoding="utf-8")
-    weights = "EMA's average" if content.weights == "ema" else "the trained weights"
-    print(f"{escape(content.location)}: {weights}, into {escape(given.output)}: {', '.join([*files, CARD])}")
+    weights = "EMA's average" if trained.weights == "ema" else "the trained weights"
+    print(f"{escape(trained.location)}: {weights}, into {escape(given.output)}: {', '.join([*files, CARD])}")
     if shape.plain:
         print(f"The weights load strictly into a plain {run.model.name}.")
     else:
@@ -124,17 +124,66 @@ def export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, A
         print(f"{changed} changed the architecture: the weights do not load into a plain {run.model.name}; see {CARD}.")
 
 
-def main() -> int:
-    """Read the command line and export; the exit status."""
-    command = parser()
-    given = command.parse_intermixed_args(sys.argv[1:])
-    path, overrides = yaml_and_overrides(command, given.words)
-    config = load_config(path, overrides)
-    if given.size is not None and not 8 <= given.size <= 4096:
-        raise InputError(f"--size: got {given.size}; allowed: 8 to 4096")
-    require_free(given.output, given.force)
-    export(given, config, read_evaluation(given.evaluation))
-    return 0
+def preprocessing(run: RunConfig, size: int, crop_ratio: float) -> dict[str, Any]:
+    """What preprocessing.json says: how an image becomes the input of `size` px, and logits become probabilities."""
+    return {
+        "size": size,
+        "crop_ratio": crop_ratio,
+        "resize_short_side": max(size, math.floor(size / crop_ratio + 1e-9)),
+        "interpolation": "bilinear",
+        "antialias": True,
+        "crop": "center",
+        "color": "RGB",
+        "exif_orientation": "applied",
+        "range": [0.0, 1.0],
+        "mean": list(run.data.mean),
+        "std": list(run.data.std),
+        "layout": "NCHW",
+        "dtype": "float32",
+        "probabilities": "sigmoid" if run.loss.name == "binary_cross_entropy" else "softmax",
+    }
+
+
+def _json(content: object) -> bytes:
+    # A byte of a folder's name that is not UTF-8 is JSON's \\udcNN, which Python reads back as that byte.
+    return (to_json(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _require_free(folder: Path, force: bool) -> None:
+    """Refuse a folder that cannot be written, or that holds something and is not to be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError(f"--output: {folder} is not empty; choose another, or replace an earlier export with --force")
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"--output: {folder} cannot be created in {nearest}")
+
+
+@contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """A folder to write into, whose files move to `folder` at the end unless there is an exception.
+
+    A new folder appears whole. In an existing one, files of an earlier export are replaced or removed; others stay.
+    """
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.absolute().parent / f".{folder.absolute().name}.{os.getpid()}"
+    try:
+        beside.mkdir()
+        yield beside
+        if not folder.exists():
+            beside.replace(folder)
+            return
+        new = {path.name for path in beside.iterdir()}
+        for name in OURS:
+            if name not in new:
+                (folder / name).unlink(missing_ok=True)
+        for name in sorted(new):
+            (beside / name).replace(folder / name)
+    except OSError as error:
+        raise InputError(f"--output: {folder}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 if __name__ == "__main__":

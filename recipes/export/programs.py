@@ -1,35 +1,86 @@
-"""The network as a program: torch.export's and ONNX, each run again and compared with the network."""
+"""The files that hold a network, each read or run again and compared with the network that it was written from."""
 
 from __future__ import annotations
 
 import copy
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import onnx
+import safetensors.torch
 import torch
 import torch.nn.functional as F
-from composer.algorithms.blurpool.blurpool_layers import BlurMaxPool2d
+from composer.algorithms.blurpool.blurpool_layers import BlurConv2d, BlurMaxPool2d
 from torch import Tensor, nn
 
 from recipes.errors import InputError
-from recipes.export.session import open_onnx, run_onnx
-from recipes.export.weights import TOLERANCE, difference
+from recipes.export import open_onnx
+from recipes.model import build_network
+from recipes.trained import Trained
 
+TOLERANCE = 1e-4
+"""Largest difference of a logit from the network's own, as `difference` measures it."""
 OPSET = 17
 """ONNX operator set, of ONNX 1.12 (2022); onnxruntime runs it since its own 1.12."""
 
 
-class FixedBlurMaxPool(nn.Module):
-    """Composer's BlurMaxPool2d for a known number of channels: ONNX has no convolution of a kernel of unknown shape.
+def examples(size: int, count: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Images to compare two networks on: smooth coloured patterns with some noise, always the same.
 
-    Args:
-        original: Gives the pooling's fields and the blur's kernel.
-        channels: Of the images that it gets.
+    Normalised by the mean and deviation of images in [0, 1]; float32 (count, 3, size, size).
     """
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 6, 6, generator=generator)
+    images = F.interpolate(coarse, (size, size), mode="bicubic", align_corners=False)
+    images = (images + 0.05 * torch.randn(images.shape, generator=generator)).clamp(0, 1).mul(255).round().div(255)
+    normalised: Tensor = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    return normalised
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """The largest difference between logits, relative to the largest logit if that is above one."""
+    return float((found - expected).abs().max() / max(1.0, float(expected.abs().max())))
+
+
+class Architecture(NamedTuple):
+    """How a network differs from the one of the same name in torchvision or timm."""
+
+    plain: bool
+    """The weights load strictly into that one, which then gives the same logits."""
+    blurred: tuple[str, ...]
+    """Names of the convolutions that blur their input or output."""
+    blurred_pools: tuple[str, ...]
+    """Names of the max-pooling layers that blur."""
+    blur_first: bool
+    """Blur before the convolution rather than after it."""
+    techniques: tuple[str, ...]
+    """Fields of `algorithms` that changed the architecture; empty if it is plain."""
+
+
+def architecture(trained: Trained, probe: Tensor) -> Architecture:
+    """Load the weights into the plain network of the same name, and compare the logits of the images `probe`."""
+    network, techniques = trained.network, trained.config.algorithms
+    plain = build_network(trained.config.model.name, trained.num_classes).eval()
+    try:
+        plain.load_state_dict(network.state_dict())
+        with torch.no_grad():
+            same = difference(plain(probe), network(probe)) <= TOLERANCE
+    except RuntimeError:
+        same = False
+    blurs = {path: module for path, module in network.named_modules() if isinstance(module, BlurConv2d)}
+    pools = tuple(path for path, module in network.named_modules() if isinstance(module, BlurMaxPool2d))
+    changed = [field for field in ("blurpool", "squeeze_excite") if getattr(techniques, field) is not None]
+    changed += [f"composer.{field}" for field in techniques.composer]
+    first = all(module.blur_first for module in blurs.values())
+    return Architecture(same, tuple(blurs), pools, first, () if same else tuple(changed))
+
+
+class FixedBlurMaxPool(nn.Module):
+    """Composer's BlurMaxPool2d for a known number of channels: ONNX has no convolution of a kernel of unknown shape."""
 
     kernel: Tensor
 
@@ -46,12 +97,7 @@ class FixedBlurMaxPool(nn.Module):
 
 
 def fixed_blurs(network: nn.Module, probe: Tensor) -> nn.Module:
-    """A copy of the network whose blurred max-pooling layers know their number of channels.
-
-    Args:
-        network: In evaluation mode; left as it is.
-        probe: Images (N, 3, H, W) to find the numbers with.
-    """
+    """A copy of the network whose blurred max-pooling layers know their number of channels, found with `probe`."""
     fixed = copy.deepcopy(network)
     for name, pool in [(name, one) for name, one in fixed.named_modules() if isinstance(one, BlurMaxPool2d)]:
         seen: list[int] = []
@@ -63,19 +109,36 @@ def fixed_blurs(network: nn.Module, probe: Tensor) -> nn.Module:
     return fixed.eval()
 
 
+def write_safetensors(network: nn.Module, path: Path, about: dict[str, str]) -> None:
+    """Write the weights, with `about` as metadata, and read them back."""
+    tensors = _plain_tensors(network)
+    # Not by its save_file, whose files nobody else may read.
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"} | about))
+    _require_equal(safetensors.torch.load_file(path), tensors, path)
+
+
+def write_pth(network: nn.Module, path: Path) -> None:
+    """Write the weights as a state dict that `torch.load(weights_only=True)` reads, and read them back."""
+    tensors = _plain_tensors(network)
+    torch.save(tensors, path)
+    _require_equal(torch.load(path, weights_only=True), tensors, path)
+
+
+def _plain_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict as files hold it: on the CPU, in row-major memory, each tensor with memory of its own."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
+
+
+def _require_equal(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
+    if found.keys() != expected.keys() or any(not torch.equal(found[name], expected[name]) for name in expected):
+        raise InputError(f"{path.name}: what was read back is not what was written")
+
+
 def write_torch_export(network: nn.Module, path: Path, probe: Tensor) -> float:
     """Write the program of `torch.export`, for batches of any size, and compare it with the network.
 
-    Args:
-        network: In evaluation mode.
-        path: The file, `.pt2`.
-        probe: Images (N, 3, H, W), N at least 2; H and W are the program's.
-
-    Returns:
-        The largest difference of a logit, as `difference` counts.
-
-    Raises:
-        InputError: The network cannot be exported, or the program's logits differ.
+    `probe` are at least 2 images (N, 3, H, W); H and W become the program's. Returns the largest `difference` of the
+    logits; raises InputError if the network cannot be exported, or the program's logits differ.
     """
     try:
         # torch.export takes a size of 1 for a constant, hence two images.
@@ -88,20 +151,9 @@ def write_torch_export(network: nn.Module, path: Path, probe: Tensor) -> float:
 
 
 def write_onnx(network: nn.Module, path: Path, probe: Tensor) -> float:
-    """Write the network as ONNX, for batches of any size, and compare it with the network through onnxruntime.
+    """As `write_torch_export`, as ONNX, compared through onnxruntime.
 
     Input `images`, float32 (batch, 3, H, W); output `logits`, float32 (batch, num_classes).
-
-    Args:
-        network: In evaluation mode.
-        path: The file, `.onnx`.
-        probe: As in `write_torch_export`.
-
-    Returns:
-        The largest difference of a logit, as `difference` counts.
-
-    Raises:
-        InputError: The network cannot be exported, or the program's logits differ.
     """
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it prints whole graphs
@@ -117,23 +169,22 @@ def write_onnx(network: nn.Module, path: Path, probe: Tensor) -> float:
                 dynamo=False,
             )
         onnx.checker.check_model(str(path), full_check=True)
-        session = open_onnx(path)
+        run = open_onnx(path)
     except Exception as error:  # torch, onnx and onnxruntime each have their own
         raise _refused(path, error) from None
-    return _compared(lambda images: torch.from_numpy(run_onnx(session, images.numpy())), network, path, probe)
+    return _compared(lambda images: torch.from_numpy(run(images.numpy())), network, path, probe)
 
 
 def _compared(run: Callable[[Tensor], Tensor], network: nn.Module, path: Path, probe: Tensor) -> float:
     """Compare on one image and on all of them."""
-    worst = 0.0
     with torch.no_grad():
-        for images in (probe[:1], probe):
-            worst = max(worst, difference(run(images), network(images)))
-    if not worst <= TOLERANCE:
-        raise InputError(f"{path.name}: its logits differ from the network's by {worst:.2g}, allowed {TOLERANCE:g}")
-    return worst
+        found = [difference(run(images), network(images)) for images in (probe[:1], probe)]
+    if not all(one <= TOLERANCE for one in found):  # nor NaN
+        by = f"{max(found):.2g}, allowed {TOLERANCE:g}"
+        raise InputError(f"{path.name}: its logits differ from the network's by {by}")
+    return max(found)
 
 
 def _refused(path: Path, error: Exception) -> InputError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    return InputError(f"{path.name}: this network cannot be exported so: {reason}; choose other --formats")
+    return InputError(f"{path.name}: this network cannot be exported in this format: {reason}; choose other --formats")

@@ -71,21 +71,12 @@ def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatc
         (["a.yaml", "--lr"], "train: argument --lr: expected one argument"),
     ],
 )
-def test_a_wrong_command_line_is_told_in_one_line(argv, message):
+def test_a_wrong_command_line_is_reported_in_one_line(argv, message):
     with pytest.raises(InputError) as caught:
         arguments(*argv)
     (line,) = caught.value.lines
     assert line.startswith(message)
     assert line.endswith("see train --help")
-
-
-def test_help_explains_itself(capsys):
-    with pytest.raises(SystemExit) as ended:
-        arguments("--help")
-    assert ended.value.code == 0
-    text = capsys.readouterr().out
-    for word in ("YAML [key=value ...]", "--lr", "--resume", "--show", "--list-configs", "algorithms.mixup=off"):
-        assert word in text
 
 
 COMMANDS = ("ablate", "checkpoints", "evaluate", "export", "find_lr", "plan", "predict", "report")
@@ -96,7 +87,7 @@ def test_help_is_read_on_80_columns(module, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", [module, "--help"])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_module(module if module == "entrypoint" else f"{module}.__main__", run_name="__main__")
+        runpy.run_module(module, run_name="__main__")
     assert ended.value.code == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 5
@@ -104,7 +95,9 @@ def test_help_is_read_on_80_columns(module, monkeypatch, capsys):
 
 
 def test_every_command_is_tried():
-    assert sorted(COMMANDS) == sorted(path.parent.name for path in (ROOT / "recipes").glob("*/__main__.py"))
+    packages = {path.parent.name for path in (ROOT / "recipes").glob("*/__main__.py")}
+    modules = {path.stem for path in (ROOT / "recipes").glob("*.py") if "if __name__ ==" in path.read_text()}
+    assert set(COMMANDS) == packages | modules
 
 
 def test_overrides_may_follow_an_option_of_several_values():

@@ -85,6 +85,18 @@ def tiny(make_run):
     return make_run(folder="s3://bucket/runs/{run_name}")
 
 
+@pytest.fixture(scope="session")
+def exported(tiny, server, tmp_path_factory):
+    """The run, exported in all formats."""
+    from recipes.export.__main__ import main
+
+    folder = tmp_path_factory.mktemp("export") / "exported"
+    with surroundings(server.endpoint), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["export", tiny.yaml, "--output", str(folder)])
+        assert main() == 0
+    return folder
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`command("evaluate", *words, stdin=b"")` -> exit status, standard output, standard error."""
@@ -94,7 +106,7 @@ def command(monkeypatch, capsys):
 
         from recipes.cli import run_command
 
-        main = importlib.import_module(f"recipes.{name}.__main__").main
+        main = importlib.import_module({"export": "recipes.export.__main__"}.get(name, f"recipes.{name}")).main
         monkeypatch.setattr(sys, "argv", ["recipe", *map(str, words)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()

@@ -11,20 +11,34 @@ import numpy as np
 import pytest
 import torch
 
+from algorithms.config import AlgorithmsConfig
 from recipes.errors import InputError
-from recipes.export.folder import OURS
+from recipes.export import OURS
+from recipes.export.__main__ import preprocessing
+from recipes.export.card import card
+from recipes.export.programs import (
+    architecture,
+    examples,
+    fixed_blurs,
+    write_onnx,
+    write_pth,
+    write_safetensors,
+    write_torch_export,
+)
+from recipes.model import operated_network
+from recipes.trained import load_trained
 from tests.recipes.checkpoints.tiny import at_most
 
 OUTSIDE = """
 import json, sys
-import numpy as np, onnxruntime, safetensors.torch, torch, torchvision
+import numpy as np, onnxruntime, safetensors.torch, timm, torch
 from PIL import Image
 from torchvision.transforms import v2
 
 folder, *paths = sys.argv[1:]
 prepared = json.load(open(f"{folder}/preprocessing.json"))
 classes = json.load(open(f"{folder}/classes.json"))
-model = torchvision.models.resnet18(num_classes=len(classes)).eval()
+model = timm.create_model("test_resnet", num_classes=len(classes)).eval()
 weights = torch.load(f"{folder}/model.pth", weights_only=True)
 model.load_state_dict(weights, strict=True)
 other = safetensors.torch.load_file(f"{folder}/model.safetensors")
@@ -55,22 +69,6 @@ def outside(code, cwd, *words):
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="module")
-def tiny(make_run):
-    """The run, with a network of torchvision's."""
-    return make_run("model.name=resnet18")
-
-
-@pytest.fixture(scope="module")
-def exported(tiny, tmp_path_factory):
-    from recipes.export.__main__ import export, parser
-    from recipes.load import load_config
-
-    folder = tmp_path_factory.mktemp("export") / "exported"
-    export(parser().parse_args(["x", "--output", str(folder)]), load_config(tiny.yaml), None)
-    return folder
 
 
 def test_outside_this_project_the_predictions_are_the_same(command, tiny, exported, tmp_path):
@@ -112,7 +110,7 @@ def test_the_card_says_what_the_run_says(tiny, exported):
         accuracy = f"| {100 * figures['top1']:.2f} | {100 * figures['top5']:.2f} | {figures['loss']:.4f} |"
         assert f"| the run's validation images | {size} | 0.875 | no {accuracy}" in card
     assert tiny.summary["weights_sha256"] in card
-    assert "torchvision's `resnet18` with 3 classes" in card
+    assert "timm's `test_resnet` with 3 classes" in card
     assert "3 epochs at 32 px" in card
     assert "24 images in each epoch" in card
     assert "`label_smoothing`: smoothing 0.1" in card
@@ -158,81 +156,73 @@ def test_blurpool_is_said(make_run, command, tmp_path):
     assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("techniques", "model", "files"),
-    [
-        ("{}", "resnet18", ["model.pth"]),
-        ("{}", "timm/resnet10t", ["model.safetensors"]),
-        ('{"blurpool": {}}', "resnet18", ["model.safetensors"]),
-        ('{"blurpool": {"blur_first": false, "min_channels": 1}}', "timm/resnet10t", ["model.pth"]),
-        ('{"squeeze_excite": {"min_channels": 64}}', "resnet18", ["model.pth", "model.pt2"]),
-    ],
-)
-def test_the_cards_code_loads_the_network(tiny, tmp_path, techniques, model, files):
-    from algorithms.config import AlgorithmsConfig
-    from recipes.checkpoints.places import Places
-    from recipes.export.card import card
-    from recipes.export.folder import preprocessing
-    from recipes.export.programs import fixed_blurs, write_torch_export
-    from recipes.export.weights import architecture, examples, write_pth, write_safetensors
-    from recipes.model import operated_network
-    from recipes.trained import load_trained
+NETWORKS = [
+    ("{}", "resnet18", ["model.pth"]),
+    ("{}", "timm/resnet10t", ["model.safetensors"]),
+    ('{"blurpool": {}}', "resnet18", ["model.safetensors"]),
+    ('{"blurpool": {"blur_first": false, "min_channels": 1}}', "timm/resnet10t", ["model.pth"]),
+    ('{"squeeze_excite": {"min_channels": 64}}', "resnet18", ["model.pth", "model.pt2"]),
+]
+RUN_CARDS = """
+import json, os, sys
+found = []
+for folder in sys.argv[1:]:
+    os.chdir(folder)
+    names = {}
+    exec(open("code.py").read(), names)
+    found.append([names["preprocess"](names["image"]).tolist(), names["probabilities"].tolist()])
+print(json.dumps(found))
+"""
 
-    algorithms = AlgorithmsConfig.model_validate_json(techniques)
+
+def test_the_cards_code_loads_the_network(tiny, tmp_path):
+    networks = []
+    for number, (techniques, model, files) in enumerate(NETWORKS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        networks.append(write_with_card(tiny, folder, AlgorithmsConfig.model_validate_json(techniques), model, files))
+    for network, (image, probabilities) in zip(
+        networks,
+        outside(RUN_CARDS, tmp_path, *(tmp_path / str(number) for number in range(len(NETWORKS)))),
+        strict=True,
+    ):
+        with torch.no_grad():
+            expected = network(torch.tensor(image)[None])[0].softmax(0)
+        assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def write_with_card(tiny, folder, algorithms, model, files):
+    """A network with its files, a photo, and the code of its card as code.py."""
     network = operated_network(model, 3, algorithms)
-    trained = load_trained(Places.of(str(tiny.folder / "checkpoints"), "nowhere", "tiny"), "tiny", None, None)
-    settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
-    trained = dataclasses.replace(trained, network=network, config=trained.config.model_copy(update=settings))
-    prepared, probe = (
-        preprocessing(32, 1.0, (0.4,) * 3, (0.25,) * 3, "cross_entropy"),
-        examples(32, 2, (0,) * 3, (1,) * 3),
-    )
+    trained = changed(load_trained(tiny.config), network, algorithms, model)
+    prepared, probe = preprocessing(trained.config, 32, 1.0), examples(32, 2, (0,) * 3, (1,) * 3)
+    shape = architecture(trained, probe)
     write = {"model.pth": lambda path: write_pth(network, path)}
     write["model.safetensors"] = lambda path: write_safetensors(network, path, {})
     write["model.pt2"] = lambda path: write_torch_export(fixed_blurs(network, probe), path, probe)
     for name in files:
-        write[name](tmp_path / name)
-    shape = architecture(network, model, 3, algorithms, probe)
-    text = card(trained, shape=shape, preprocessing=prepared, differences={}, evaluation=None, files=files)
-    assert shape.plain == (techniques == "{}")
-    assert ("changed the architecture" in text) == (techniques != "{}")
-    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), tmp_path / "photo.jpg")
+        write[name](folder / name)
+    text = card(trained, shape, prepared, {}, None, files)
+    plain = algorithms == AlgorithmsConfig()
+    assert (shape.plain, "changed the architecture" in text) == (plain, not plain)
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 2
-    end = "import json; print(json.dumps([preprocess(image).tolist(), probabilities.tolist()]))"
-    image, probabilities = outside("\n".join([*blocks, end]), tmp_path)
-    with torch.no_grad():
-        expected = network(torch.tensor(image)[None])[0].softmax(0)
-    assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
+    (folder / "code.py").write_text("\n".join(blocks))
+    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), folder / "photo.jpg")
+    return network
 
 
-def test_timm_loads_the_weights_of_a_timm_network(tmp_path):
-    import timm
-
-    from algorithms.config import AlgorithmsConfig
-    from recipes.export.weights import architecture, examples, write_safetensors
-    from recipes.model import operated_network
-
-    techniques = AlgorithmsConfig.model_validate({"label_smoothing": {}})
-    network, probe = operated_network("timm/resnet10t", 3, techniques), examples(32, 2, (0.5,) * 3, (0.2,) * 3)
-    assert architecture(network, "timm/resnet10t", 3, techniques, probe).plain
-    write_safetensors(network, tmp_path / "model.safetensors", {})
-    theirs = timm.create_model("resnet10t", num_classes=3, checkpoint_path=str(tmp_path / "model.safetensors")).eval()
-    with torch.no_grad():
-        assert torch.equal(theirs(probe), network(probe))
+def changed(trained, network, algorithms, model):
+    """The trained network replaced by another one."""
+    settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
+    return dataclasses.replace(trained, network=network, config=trained.config.model_copy(update=settings))
 
 
-def test_programs_of_changed_networks_are_right_too(tmp_path):
-    from algorithms.config import AlgorithmsConfig
-    from recipes.export.programs import fixed_blurs, write_onnx, write_torch_export
-    from recipes.export.weights import architecture, examples
-    from recipes.model import operated_network
-
+def test_programs_of_changed_networks_are_right_too(tiny, tmp_path):
     techniques = AlgorithmsConfig.model_validate({"blurpool": {}, "squeeze_excite": {}})
     network, probe = operated_network("resnet18", 3, techniques), examples(32, 3, (0.5,) * 3, (0.2,) * 3)
-    shape = architecture(network, "resnet18", 3, techniques, probe)
-    assert not shape.plain
-    assert "squeeze_excite" in shape.techniques
+    shape = architecture(changed(load_trained(tiny.config), network, techniques, "resnet18"), probe)
+    assert (shape.plain, shape.techniques) == (False, ("blurpool", "squeeze_excite"))
     program = fixed_blurs(network, probe)
     assert write_onnx(program, tmp_path / "model.onnx", probe) < 1e-4
     assert write_torch_export(program, tmp_path / "model.pt2", probe) < 1e-4
@@ -246,8 +236,6 @@ class Fickle(torch.nn.Module):
 
 
 def test_a_program_that_differs_is_refused(tmp_path):
-    from recipes.export.programs import write_onnx, write_torch_export
-
     probe = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r"model.onnx: its logits differ from the network's by 0\.\d+, allowed 0.0001"):
         write_onnx(Fickle().eval(), tmp_path / "model.onnx", probe)

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from recipes.predict.networks import normalised
+from recipes.predict import normalised
 
 
 def lines(out):
@@ -18,16 +18,6 @@ def lines(out):
 @pytest.fixture(scope="module")
 def val(images):
     return images / "val"
-
-
-@pytest.fixture(scope="module")
-def exported(tiny, tmp_path_factory):
-    from recipes.export.__main__ import export, parser
-    from recipes.load import load_config
-
-    folder = tmp_path_factory.mktemp("export") / "exported"
-    export(parser().parse_args(["x", "--output", str(folder), "--formats", "onnx"]), load_config(tiny.yaml), None)
-    return folder
 
 
 def test_a_folders_images_and_what_evaluate_counts(command, tiny, val):
@@ -105,8 +95,8 @@ def test_more_images_than_a_batch_keep_their_order(command, exported, val, tmp_p
         (["YAML", "x.jpg", "--top", "0"], "--top: got 0"),
         (["YAML", "x.jpg", "--crop-ratio", "0"], "--crop-ratio: got 0"),
         (["YAML", "-", "--stdin-image"], "not both"),
-        (["EXPORTED", "x.jpg", "--size", "32"], "--size: settled by the export"),
-        (["FOLDER", "x.jpg"], "is no folder that recipes.export wrote"),
+        (["EXPORTED", "x.jpg", "--size", "32"], "--size: is fixed in the export"),
+        (["FOLDER", "x.jpg"], "is neither a YAML file nor a folder that recipes.export wrote"),
         (["nowhere.yaml", "x.jpg"], "nowhere.yaml"),
         (["YAML", "x.jpg", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
     ],
@@ -174,7 +164,7 @@ def test_what_is_no_file_is_named_and_a_folder_that_links_to_itself_ends(command
 
 
 def test_standard_input_without_end_is_refused(command, exported, monkeypatch):
-    monkeypatch.setattr("recipes.predict.__main__.MAX_BYTES", 1000)
+    monkeypatch.setattr("recipes.predict.MAX_BYTES", 1000)
     monkeypatch.setattr("data.decode.MAX_BYTES", 1000)
     status, out, err = command("predict", exported, "--stdin-image", stdin=bytes(5000))
     assert (status, out) == (2, "")
