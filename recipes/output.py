@@ -2,6 +2,7 @@
 
 A page is a Jinja template below recipes/, with the macros of templates/parts.html.jinja, that is rendered into
 templates/page.html.jinja: one HTML file without scripts, from which a browser has nothing to fetch. Jinja escapes text.
+matplotlib, which takes half a second to import, is loaded by the first chart.
 """
 
 from __future__ import annotations
@@ -12,28 +13,26 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rich.markup
 import rich.table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
 
-from recipes.watch.files import replace_file
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Okabe & Ito's colours, told apart by colour-blind readers too; the pale yellow is left out.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
+DIM = "#59636e"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.titlesize": "medium",
     "axes.titlelocation": "left",
-    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
     "grid.color": "#e3e7eb",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -42,6 +41,8 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "composer-resnet",  # the same chart is the same bytes
 }
+ABSENT = "-"
+"""A cell without a value."""
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -80,15 +81,21 @@ class Table(NamedTuple):
 def csv_text(headers: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A CSV file; numbers with every digit, None as an empty cell."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(headers)
-    writer.writerows(rows)
+    csv.writer(out, lineterminator="\n").writerows([headers, *rows])
     return out.getvalue()
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
     """The unit that suits a length of time: its seconds, and its name."""
     return (3600, "h") if seconds >= 7200 else (60, "min") if seconds >= 600 else (1, "s")
+
+
+def duration(seconds: float | None) -> str:
+    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`."""
+    if seconds is None:
+        return ABSENT
+    divisor, unit = time_unit(seconds)
+    return f"{seconds:.0f} s" if 99.95 <= seconds < 600 else f"{seconds / divisor:.1f} {unit}"
 
 
 @contextmanager
@@ -98,6 +105,10 @@ def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
     `with chart() as figure: axes = figure.subplots(...)`, with `cycle(COLORS)` for the lines. No global state of
     pyplot is touched, and no screen is needed.
     """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with rc_context(STYLE):
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
@@ -111,25 +122,24 @@ def plain(text: str, longest: int = 40) -> str:
 
 
 def svg(drawn: Figure, alt: str) -> Markup:
-    """A figure as an SVG element for a page; `alt` says what it shows, for those who cannot see it."""
+    """A figure as an SVG element for a page; `alt` says what it shows, for those who cannot see it.
+
+    Call it inside the `with chart()` of the figure.
+    """
     buffer = io.StringIO()
-    with rc_context(STYLE):
-        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    drawn.savefig(buffer, format="svg", metadata={"Date": None})
     element = buffer.getvalue().partition("<svg")[2]
     return Markup('<svg role="img" aria-label="{}"').format(escape(alt)) + Markup(element)
 
 
-def png(drawn: Figure) -> bytes:
-    """A figure as a PNG file of 150 dots per inch."""
+def save(drawn: Figure, path: Path) -> None:
+    """Write a figure as a PNG file of 150 dots per inch; its folder is made."""
+    from recipes.watch.files import replace_file  # with OpenCV, which a command without files does not need
+
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def save(drawn: Figure, path: Path) -> None:
-    """Write a figure as a PNG file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, [png(drawn)])
+    replace_file(path, [buffer.getvalue()])
 
 
 def render_page(template: str | Template, title: str, subtitle: str, **values: Any) -> str:

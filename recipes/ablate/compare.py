@@ -12,20 +12,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from data.text import markdown as markdown_text
 from data.text import spreadsheet
-from recipes.ablate.plan import Plan, Variant
-from recipes.output import COLORS, Table, chart, csv_text, png, render_page, svg, time_unit
+from recipes.ablate import Outcome, Plan, Variant
+from recipes.output import ABSENT, COLORS, DIM, Table, chart, csv_text, duration, render_page, save, svg, time_unit
 from recipes.results import Evaluation, Results, first_reached, mean_curve, short_commit
-from recipes.watch.files import replace_file, replace_text
 
 if TYPE_CHECKING:
-    from recipes.ablate.__main__ import Outcome
+    from matplotlib.figure import Figure
 
-ABSENT = "-"
 CSV_FIELDS = (
     *("variant", "techniques_on", "n", "failed", "not_run"),
     *("top1", "top1_std", "top1_min", "top1_max", "top1_minus_baseline"),
@@ -33,15 +30,14 @@ CSV_FIELDS = (
     *("images_per_second", "images_per_second_std", "images_per_second_over_baseline"),
     *("target_top1", "seconds_to_target", "epochs_to_target", "seconds_to_target_over_baseline", "on_pareto_front"),
 )
-FRONT, TARGET = "#b6c2cf", "#59636e"
+EFFECTS, ACCURACY = "What each technique adds", "Accuracy: top-1"
 
 
 class Spread(NamedTuple):
     """Some values of one quantity."""
 
     mean: float
-    std: float | None
-    """Sample standard deviation (n - 1 degrees of freedom); None of one value."""
+    std: float | None  # sample standard deviation (n - 1 degrees of freedom); None of one value
     low: float
     high: float
     n: int
@@ -63,27 +59,14 @@ class Row(NamedTuple):
     """One variant over its seeds; None where no run is finished."""
 
     variant: Variant
-    n: int
-    """Finished runs."""
+    n: int  # finished runs
     failed: int
-    missing: int
-    """Runs that were not started, or are not finished."""
-    top1: dict[int, Spread]
-    """In [0, 1], by image size in pixels."""
+    missing: int  # runs that were not started, or are not finished
+    top1: dict[int, Spread]  # in [0, 1], by image size in pixels
     wall_seconds: Spread | None
     images_per_second: Spread | None
-    curve: tuple[Evaluation, ...]
-    """Mean over the seeds, at the main size."""
-    reached: Evaluation | None
-    """Where that curve reaches the target."""
-    on_front: bool = False
-    """No other variant is at least as fast and at least as accurate, and better in one of the two."""
-    gain: float | None = None
-    """Top-1 less the baseline's."""
-    time_ratio: float | None = None
-    speed_ratio: float | None = None
-    target_ratio: float | None = None
-    """Wall time, images/s and time to the target over the baseline's."""
+    curve: tuple[Evaluation, ...]  # mean over the seeds, at the main size
+    reached: Evaluation | None  # where that curve reaches the target
 
     @property
     def name(self) -> str:
@@ -91,48 +74,74 @@ class Row(NamedTuple):
         return self.variant.name.replace("-", " ", 1)
 
 
+class Ratios(NamedTuple):
+    """A variant against the baseline: top-1 less the baseline's, and figures over the baseline's; None: unknown."""
+
+    gain: float | None = None
+    wall_seconds: float | None = None
+    images_per_second: float | None = None
+    seconds_to_target: float | None = None
+
+
 class Difference(NamedTuple):
     """What adding a technique changes."""
 
-    top1: Spread
-    """Top-1 with it less top-1 without it, seed by seed."""
-    seconds_ratio: float
-    """Mean wall time with it over mean wall time without it."""
+    top1: Spread  # top-1 with it less top-1 without it, seed by seed
+    seconds_ratio: float  # mean wall time with it over mean wall time without it
 
 
 class Effect(NamedTuple):
     """What a technique is worth; None where runs are missing."""
 
     technique: str
-    alone: Difference | None
-    """Added to the baseline."""
-    in_recipe: Difference | None
-    """The recipe against the recipe without it."""
+    alone: Difference | None  # added to the baseline
+    in_recipe: Difference | None  # the recipe against the recipe without it
 
 
 class Comparison(NamedTuple):
     """An ablation's result."""
 
-    size: int
-    """Image size in pixels at which accuracies are compared."""
+    size: int  # image size in pixels at which accuracies are compared
     sizes: tuple[int, ...]
-    target: float | None
-    """Top-1 in [0, 1] whose time is compared."""
+    target: float | None  # top-1 in [0, 1] whose time is compared
     rows: tuple[Row, ...]
     effects: tuple[Effect, ...]
     title: str = ""
-    setting: str = ""
-    """What was run on what."""
-    notes: Sequence[str] = ()
-    """What the numbers mean."""
-    remarks: Sequence[str] = ()
-    """Failed and missing runs, what makes runs hard to compare."""
-    command: str = ""
-    """What was typed."""
+    setting: str = ""  # what was run on what
+    notes: Sequence[str] = ()  # what the numbers mean
+    remarks: Sequence[str] = ()  # failed and missing runs, what makes runs hard to compare
+    command: str = ""  # what was typed
 
+    def ratios(self, row: Row) -> Ratios:
+        """A variant against the baseline."""
+        base = next((one for one in self.rows if not one.variant.on and one.n), None)
+        if base is None or not row.n:
+            return Ratios()
 
-Runs = Mapping[Variant, Mapping[int, Results]]
-"""The finished runs by variant and seed."""
+        def over(spread: Spread | None, baseline: Spread | None) -> float | None:
+            return spread.mean / baseline.mean if spread and baseline and baseline.mean else None
+
+        return Ratios(
+            row.top1[self.size].mean - base.top1[self.size].mean,
+            over(row.wall_seconds, base.wall_seconds),
+            over(row.images_per_second, base.images_per_second),
+            row.reached.wall_seconds / base.reached.wall_seconds if row.reached and base.reached else None,
+        )
+
+    @property
+    def front(self) -> set[str]:
+        """The variants on the Pareto front of time and top-1."""
+        timed = [(row, row.wall_seconds) for row in self.rows if row.wall_seconds]
+        return pareto({row.variant.name: (wall.mean, row.top1[self.size].mean) for row, wall in timed})
+
+    def pooled_std(self) -> float | None:
+        """The standard deviation of one run's top-1 between seeds."""
+        return pooled_std([row.top1.get(self.size) for row in self.rows])
+
+    def standard_error(self) -> float | None:
+        """Of the difference between two variants' means of top-1, as a share, from the noise between seeds."""
+        noise = self.pooled_std()
+        return None if noise is None else noise * (2 / max(row.n for row in self.rows)) ** 0.5
 
 
 def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None, command: str) -> Comparison:
@@ -155,9 +164,9 @@ def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
     finished = [run for done in runs.values() for run in done.values()]
     versions = [run.summary.get("versions") or {} for run in finished]
     devices = sorted({str(entry.get("device")) for entry in versions})
-    seeds = ", ".join(map(str, plan.seeds))
     setting = (
-        f"{len(variants)} variants of {recipe.model.name}, {recipe.epochs} epochs each, seeds {seeds}: "
+        f"{len(variants)} variants of {recipe.model.name}, {recipe.epochs} epochs each, "
+        f"seeds {', '.join(map(str, plan.seeds))}: "
         f"{len(finished)} of {len(plan.runs)} runs are finished{'. ' if devices else ''}{', '.join(devices)}."
     )
 
@@ -188,7 +197,7 @@ def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
 
 def compare_runs(
     variants: Sequence[Variant],
-    runs: Runs,
+    runs: Mapping[Variant, Mapping[int, Results]],
     failed: Mapping[Variant, int],
     seeds: int,
     sizes: Sequence[int],
@@ -199,71 +208,33 @@ def compare_runs(
 
     Args:
         variants: In the order of the tables.
-        runs: Those that finished.
+        runs: Those that finished, by seed.
         failed: How many failed.
         seeds: How many runs of each variant there should be.
         sizes: Of the evaluation, in pixels.
         size: That of `sizes` at which accuracies are compared.
         target: Top-1 in [0, 1]; None: the baseline's mean at its end.
     """
-    baseline = next((runs.get(variant, {}) for variant in variants if not variant.on), {})
+    by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
+    baseline = by_techniques.get(frozenset(), {})
     if target is None and baseline:
         target = fmean(_top1(run, size) for run in baseline.values())
     rows = []
     for variant in variants:
-        done = list(runs.get(variant, {}).values())
+        done, gone = list(runs.get(variant, {}).values()), failed.get(variant, 0)
         curve = mean_curve([run.evaluations(size) for run in done])
         row = Row(
             variant,
-            len(done),
-            failed.get(variant, 0),
-            seeds - len(done) - failed.get(variant, 0),
-            {px: spread for px in sizes if (spread := Spread.of([_top1(run, px) for run in done]))},
-            Spread.of([run.summary["wall_seconds"] for run in done]),
-            Spread.of([run.summary["images_per_second"] for run in done]),
-            curve,
-            None if target is None else first_reached(curve, target - 1e-9),
+            n=len(done),
+            failed=gone,
+            missing=seeds - len(done) - gone,
+            top1={px: spread for px in sizes if (spread := Spread.of([_top1(run, px) for run in done]))},
+            wall_seconds=Spread.of([run.summary["wall_seconds"] for run in done]),
+            images_per_second=Spread.of([run.summary["images_per_second"] for run in done]),
+            curve=curve,
+            reached=None if target is None else first_reached(curve, target - 1e-9),
         )
         rows.append(row)
-    front = pareto({row.variant: (row.wall_seconds.mean, row.top1[size].mean) for row in rows if row.wall_seconds})
-    base = next((row for row in rows if not row.variant.on and row.n), None)
-    for index, row in enumerate(rows):
-        row = rows[index] = row._replace(on_front=row.variant in front)
-        if base is not None and row.n:
-            rows[index] = row._replace(
-                gain=row.top1[size].mean - base.top1[size].mean,
-                time_ratio=_over(row.wall_seconds, base.wall_seconds),
-                speed_ratio=_over(row.images_per_second, base.images_per_second),
-                target_ratio=row.reached.wall_seconds / base.reached.wall_seconds
-                if row.reached and base.reached
-                else None,
-            )
-    return Comparison(size, tuple(sizes), target, tuple(rows), _effects(variants, runs, size))
-
-
-def _over(spread: Spread | None, baseline: Spread | None) -> float | None:
-    return spread.mean / baseline.mean if spread and baseline and baseline.mean else None
-
-
-def _top1(run: Results, size: int) -> float:
-    return float(run.summary["eval_by_size"][str(size)]["top1"])
-
-
-def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The names of the points (cost, gain) to which no other is at least equal in both and better in one."""
-
-    def beaten(cost: float, gain: float) -> bool:
-        others = (point for point in points.values() if point != (cost, gain))
-        return any(other_cost <= cost and other_gain >= gain for other_cost, other_gain in others)
-
-    return {name for name, point in points.items() if not beaten(*point)}
-
-
-def _effects(variants: Sequence[Variant], runs: Runs, size: int) -> tuple[Effect, ...]:
-    """What each technique is worth, where at least one of its two comparisons was chosen."""
-    by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
-    order = dict.fromkeys(name for variant in variants for name in (*variant.on, *variant.off))
-    everything, nothing = frozenset(order), frozenset[str]()
 
     def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference | None:
         with_it, without = (by_techniques.get(chosen, {}) for chosen in (having, lacking))
@@ -274,11 +245,27 @@ def _effects(variants: Sequence[Variant], runs: Runs, size: int) -> tuple[Effect
         seconds = [fmean(group[seed].summary["wall_seconds"] for seed in both) for group in (with_it, without)]
         return Difference(top1, seconds[0] / seconds[1])
 
-    return tuple(
-        Effect(name, difference(frozenset({name}), nothing), difference(everything, everything - {name}))
+    order = dict.fromkeys(name for variant in variants for name in (*variant.on, *variant.off))
+    everything = frozenset(order)
+    effects = tuple(
+        Effect(name, difference(frozenset({name}), frozenset()), difference(everything, everything - {name}))
         for name in order
         if frozenset({name}) in by_techniques or everything - {name} in by_techniques
     )
+    return Comparison(size, tuple(sizes), target, tuple(rows), effects)
+
+
+def _top1(run: Results, size: int) -> float:
+    return float(run.summary["eval_by_size"][str(size)]["top1"])
+
+
+def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
+    """The names of the points (cost, gain) to which no other is at least equal in both and better in one."""
+
+    def beaten(mine: tuple[float, float]) -> bool:
+        return any(cost <= mine[0] and gain >= mine[1] and (cost, gain) != mine for cost, gain in points.values())
+
+    return {name for name, point in points.items() if not beaten(point)}
 
 
 def pooled_std(spreads: Sequence[Spread | None], relative: bool = False) -> float | None:
@@ -296,12 +283,6 @@ def pooled_std(spreads: Sequence[Spread | None], relative: bool = False) -> floa
     return math.sqrt(sum(degrees * std**2 for degrees, std in many) / freedom) if freedom else None
 
 
-def standard_error(comparison: Comparison) -> float | None:
-    """Of the difference between two variants' means of top-1, as a share, from the noise between seeds."""
-    noise = pooled_std([row.top1.get(comparison.size) for row in comparison.rows])
-    return None if noise is None else noise * (2 / max(row.n for row in comparison.rows)) ** 0.5
-
-
 def notes(comparison: Comparison, eval_interval: int) -> list[str]:
     """What the numbers mean, given the epochs between two evaluations."""
     size, target = comparison.size, comparison.target
@@ -311,7 +292,7 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
         "Alone: the technique added to the baseline. In the recipe: the recipe less the recipe without the technique. "
         "Both seed by seed.",
     ]
-    noise, error = pooled_std([row.top1.get(size) for row in comparison.rows]), standard_error(comparison)
+    noise, error = comparison.pooled_std(), comparison.standard_error()
     if noise is not None and error is not None:
         found.append(
             f"Over all variants a run's top-1 has a standard deviation of {100 * noise:.2f} points between seeds, so "
@@ -324,30 +305,18 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
             f"Time to {100 * target:.2f} %: where the mean curve over the seeds first reaches it, on a straight line "
             f"between two evaluations (one every {every}); the first evaluation counts as it is."
         )
+    time = "Time is that of training, loading, evaluation and checkpoints, without the program's start."
     jitter = pooled_std([row.wall_seconds for row in comparison.rows], relative=True)
-    found.append(
-        "Time is that of training, loading, evaluation and checkpoints, without the program's start."
-        + (
-            f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
-            if jitter is not None
-            else ""
-        )
-    )
-    return found
+    if jitter is not None:
+        time += f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
+    return [*found, time]
 
 
-def _percent(spread: Spread | None) -> str:
+def _points(spread: Spread | None, sign: str = "") -> str:
+    """`91.00 ± 1.41`, in percent."""
     if spread is None:
         return ABSENT
-    return f"{100 * spread.mean:.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}")
-
-
-def _seconds(value: float | None) -> str:
-    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`."""
-    if value is None:
-        return ABSENT
-    divisor, unit = time_unit(value)
-    return f"{value:.0f} s" if 99.95 <= value < 600 else f"{value / divisor:.1f} {unit}"
+    return f"{100 * spread.mean:{sign}.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}")
 
 
 def _times(ratio: float | None) -> str:
@@ -356,27 +325,27 @@ def _times(ratio: float | None) -> str:
 
 def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
     """Top-1 of each variant at some image sizes, and against the baseline at the main one."""
-    rows = []
+    rows, front = [], comparison.front
     for row in comparison.rows:
-        counts = ((row.failed, "failed"), (row.missing, "not run"))
-        note = " ".join(["*"] * row.on_front + [f"{count} {what}" for count, what in counts if count])
-        shares = [_percent(row.top1.get(size)) for size in sizes]
-        rows.append([row.name, str(row.n), *shares, ABSENT if row.gain is None else f"{100 * row.gain:+.2f}", note])
-    return Table(
-        ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"], rows, range(1, 3 + len(sizes))
-    )
+        counts, gain = ((row.failed, "failed"), (row.missing, "not run")), comparison.ratios(row).gain
+        star = ["*"] if row.variant.name in front else []
+        note = " ".join([*star, *(f"{count} {what}" for count, what in counts if count)])
+        shares = [_points(row.top1.get(size)) for size in sizes]
+        rows.append([row.name, str(row.n), *shares, ABSENT if gain is None else f"{100 * gain:+.2f}", note])
+    headers = ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"]
+    return Table(headers, rows, range(1, 3 + len(sizes)))
 
 
 def cost_table(comparison: Comparison) -> Table:
     """Time, throughput, and time and epochs to the target, each with its ratio to the baseline's."""
     target, rows = comparison.target, []
     for row in comparison.rows:
-        wall, speed, reached = row.wall_seconds, row.images_per_second, row.reached
+        wall, speed, reached, ratios = row.wall_seconds, row.images_per_second, row.reached, comparison.ratios(row)
         never = target is not None and reached is None and row.curve
-        cells = [_seconds(wall and wall.mean), _times(row.time_ratio)]
-        cells += [ABSENT if speed is None else f"{speed.mean:.0f}", _times(row.speed_ratio)]
-        cells += ["never" if never else _seconds(reached and reached.wall_seconds)]
-        cells += [ABSENT if reached is None else f"{reached.epoch:.1f}", _times(row.target_ratio)]
+        cells = [duration(wall and wall.mean), _times(ratios.wall_seconds)]
+        cells += [ABSENT if speed is None else f"{speed.mean:.0f}", _times(ratios.images_per_second)]
+        cells += ["never" if never else duration(reached and reached.wall_seconds)]
+        cells += [ABSENT if reached is None else f"{reached.epoch:.1f}", _times(ratios.seconds_to_target)]
         rows.append([row.name, *cells])
     goal = "target" if target is None else f"{100 * target:.1f}%"
     return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio"], rows, range(1, 8))
@@ -388,9 +357,7 @@ def effect_table(comparison: Comparison) -> Table:
     def cells(difference: Difference | None) -> tuple[str, str]:
         if difference is None:
             return ABSENT, ABSENT
-        top1 = difference.top1
-        deviation = "" if top1.std is None else f" ± {100 * top1.std:.2f}"
-        return f"{100 * top1.mean:+.2f}{deviation}", _times(difference.seconds_ratio)
+        return _points(difference.top1, "+"), _times(difference.seconds_ratio)
 
     rows = [(one.technique, *cells(one.alone), *cells(one.in_recipe)) for one in comparison.effects]
     return Table(["technique", "alone: top-1", "time", "in the recipe: top-1", "time"], rows, range(1, 5))
@@ -401,12 +368,19 @@ def csv_table(comparison: Comparison) -> str:
     others, rows = [size for size in comparison.sizes if size != comparison.size], []
     for row in comparison.rows:
         top1, wall = row.top1.get(comparison.size) or [None] * 4, row.wall_seconds or [None] * 2
-        speed, reached = row.images_per_second or [None] * 2, row.reached
+        speed, reached, ratios = row.images_per_second or [None] * 2, row.reached, comparison.ratios(row)
+        on_front = int(row.variant.name in comparison.front)
         cells: list[object] = [spreadsheet(row.variant.name), " ".join(row.variant.on), row.n, row.failed, row.missing]
-        cells += [*top1[:4], row.gain, *wall[:2], row.time_ratio, *speed[:2], row.speed_ratio, comparison.target]
-        cells += [reached and reached.wall_seconds, reached and reached.epoch, row.target_ratio, int(row.on_front)]
+        cells += [*top1[:4], ratios.gain, *wall[:2], ratios.wall_seconds]
+        cells += [*speed[:2], ratios.images_per_second, comparison.target]
+        cells += [reached and reached.wall_seconds, reached and reached.epoch, ratios.seconds_to_target, on_front]
         rows.append([*cells, *(cell for size in others for cell in (row.top1.get(size) or [None] * 2)[:2])])
     return csv_text([*CSV_FIELDS, *(f"top1_{size}px{part}" for size in others for part in ("", "_std"))], rows)
+
+
+def _tables(comparison: Comparison, sizes: Sequence[int]) -> dict[str, Table]:
+    tables = effect_table(comparison), accuracy_table(comparison, sizes), cost_table(comparison)
+    return {title: table for title, table in zip((EFFECTS, ACCURACY, "Cost"), tables, strict=True) if table.rows}
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -416,13 +390,8 @@ def show(comparison: Comparison, console: Console) -> None:
         texts = (*comparison.notes, *comparison.remarks)
         others = [size for size in comparison.sizes if size != comparison.size]
         console.print()
-        for caption, table in (
-            ("What each technique adds", effect_table(comparison)),
-            ("Accuracy: top-1", accuracy_table(comparison, [*others[-1:], comparison.size])),
-            ("Cost", cost_table(comparison)),
-        ):
-            if table.rows:
-                console.print(f"[bold]{caption}[/bold]", table.terminal(console.width), "", sep="\n")
+        for title, table in _tables(comparison, [*others[-1:], comparison.size]).items():
+            console.print(f"[bold]{title}[/bold]", table.terminal(console.width), "", sep="\n")
     for text in texts:
         console.print(text, markup=False, highlight=False)
 
@@ -433,13 +402,11 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         OSError: A file cannot be written; the one before it is untouched.
     """
-    tables = {
-        "What each technique adds": effect_table(comparison),
-        "Accuracy: top-1": accuracy_table(comparison, comparison.sizes),
-        "Cost": cost_table(comparison),
-    }
+    from recipes.watch.files import replace_text
+
+    tables = _tables(comparison, comparison.sizes)
     parts = [f"# {comparison.title}", comparison.setting]
-    parts += [f"## {title}\n\n{table.markdown()}".rstrip() for title, table in tables.items() if table.rows]
+    parts += [f"## {title}\n\n{table.markdown()}".rstrip() for title, table in tables.items()]
     parts += comparison.notes
     if comparison.remarks:
         parts += ["## Remarks", *(f"- {markdown_text(text)}" for text in comparison.remarks)]
@@ -450,15 +417,14 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     charts: dict[str, Markup] = {}
     if any(row.n for row in comparison.rows):
         with chart(11, 6.5) as figure:
-            draw_accuracy(figure, comparison)
-            charts["Accuracy: top-1"] = svg(figure, "Top-1 against time for each variant, and the Pareto front")
+            _draw_accuracy(figure, comparison)
+            charts[ACCURACY] = svg(figure, "Top-1 against time for each variant, and the Pareto front")
             written.append(folder / "accuracy.png")
-            replace_file(written[-1], [png(figure)])
+            save(figure, written[-1])
         if comparison.effects:
             with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
-                draw_effects(figure, comparison)
-                alt = "Change of top-1 by each technique, alone and in the recipe"
-                charts["What each technique adds"] = svg(figure, alt)
+                _draw_effects(figure, comparison)
+                charts[EFFECTS] = svg(figure, "Change of top-1 by each technique, alone and in the recipe")
     written.append(folder / "ablation.html")
     values = {"comparison": comparison, "tables": tables, "charts": charts}
     replace_text(written[-1], render_page("ablate/ablation.html.jinja", comparison.title, comparison.setting, **values))
@@ -475,16 +441,15 @@ def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
         color, marker = looks[technique] if technique else (COLORS[6], "o")
         dashes: Any = {"baseline": (0, (4, 1.5)), "without": "--"}.get(kind, "-")
         face = color if kind in ("recipe", "with") else "white"
-        look = {"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": face}
-        found[row.variant.name] = look
+        found[row.variant.name] = {"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": face}
     return found
 
 
-def draw_accuracy(figure: Figure, comparison: Comparison) -> None:
+def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     """Left: how top-1 grew with time; right: where each variant ended, and the Pareto front."""
     finished = [(row, row.wall_seconds) for row in comparison.rows if row.wall_seconds is not None]
     divisor, unit = time_unit(max(wall.high for _, wall in finished))
-    looks, size = _looks(comparison), comparison.size
+    looks, size, on_front = _looks(comparison), comparison.size, comparison.front
     curves, ends = figure.subplots(1, 2)
     for row, wall in finished:
         look, top1, main = looks[row.variant.name], row.top1[size], "-" not in row.variant.name
@@ -499,11 +464,12 @@ def draw_accuracy(figure: Figure, comparison: Comparison) -> None:
         bars = {"xerr": wall.error(1 / divisor), "yerr": top1.error(100), "elinewidth": 0.6, "zorder": 3}
         ends.errorbar(*place, **look | bars | {"linestyle": "none", "markersize": 7})
         curves.plot([], [], **look, linewidth=1.2, label=row.name)
-    front = sorted((wall.mean / divisor, 100 * row.top1[size].mean) for row, wall in finished if row.on_front)
-    ends.step(*zip(*front, strict=True), where="post", color=FRONT, linewidth=4.0, zorder=1, label="Pareto front")
+    front = [(wall.mean / divisor, 100 * row.top1[size].mean) for row, wall in finished if row.variant.name in on_front]
+    step: dict[str, Any] = {"where": "post", "color": "#b6c2cf", "linewidth": 4.0, "zorder": 1}
+    ends.step(*zip(*sorted(front), strict=True), **step, label="Pareto front")
     if comparison.target is not None:
         label = f"target {100 * comparison.target:.2f} %"
-        curves.axhline(100 * comparison.target, color=TARGET, linewidth=0.8, linestyle=":", label=label)
+        curves.axhline(100 * comparison.target, color=DIM, linewidth=0.8, linestyle=":", label=label)
     curves.set_xlim(left=0)
     for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
         axes.set(xlabel=f"time of training, loading, evaluation [{unit}]", title=title)
@@ -511,9 +477,9 @@ def draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=3.5)
 
 
-def draw_effects(figure: Figure, comparison: Comparison) -> None:
+def _draw_effects(figure: Figure, comparison: Comparison) -> None:
     """A bar for each technique alone and in the recipe, in points of top-1, with the range over the seeds."""
-    axes, error = figure.subplots(), standard_error(comparison)
+    axes, error = figure.subplots(), comparison.standard_error()
     shown = [effect for effect in comparison.effects if effect.alone or effect.in_recipe]
     if error is not None:
         label = "two standard errors of seed noise"

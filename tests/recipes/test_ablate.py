@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from recipes.ablate.__main__ import Outcome, present
+from recipes.ablate import Outcome, choose_variants, conflicts, make_plan, techniques
+from recipes.ablate.__main__ import present
 from recipes.ablate.compare import (
     Spread,
     accuracy_table,
@@ -26,7 +27,6 @@ from recipes.ablate.compare import (
     show,
     write,
 )
-from recipes.ablate.plan import choose_variants, conflicts, make_plan, state, techniques
 from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.resolved import resolved
@@ -180,7 +180,12 @@ def test_every_figure_is_compared_with_the_baseline(results):
     assert row["without-a"].reached is None
     assert (row["without-a"].failed, row["without-a"].missing) == (1, 0)
     assert (row["with-b"].failed, row["with-b"].missing) == (0, 2)
-    assert {name for name in row if row[name].on_front} == {"baseline", "with-a", "without-a", "recipe"}
+    assert results.front == {
+        "baseline",
+        "with-a",
+        "without-a",
+        "recipe",
+    }
     cells = {cells[0]: tuple(cells) for cells in cost_table(results).rows}
     assert cells["recipe"] == ("recipe", "21.0 s", "2.10x", "48", "0.48x", "15.5 s", "1.5", "1.55x")
     assert cells["with b"][1:] == ("-",) * 7
@@ -228,7 +233,7 @@ def test_csv_reads_back_to_every_digit(results):
             ("target_top1", results.target),
         ):
             assert line[key] == ("" if value is None else repr(value))
-        assert line["on_pareto_front"] == str(int(row.on_front))
+        assert line["on_pareto_front"] == str(int(row.variant.name in results.front))
 
 
 def test_notes_say_what_chance_alone_does():
@@ -304,16 +309,16 @@ def test_runs_on_different_machines_are_told_apart(tmp_path):
 def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     here = [DEMO, f"runs_folder={tmp_path}"]
     run = planned(*here, only=["baseline"]).runs[0]
-    assert state(run) == "new"
+    assert run.state == "new"
     run.folder.parent.mkdir()
     summary = {"finished": False, "config_digest": run.digest, "eval_by_size": {}}
     leave(run.folder, summary, [])
     (run.folder / "config.yaml").write_text(resolved(run.config))
-    assert state(run) == "begun"
+    assert run.state == "begun"
     assert conflicts(run, 1) == []
     summary |= {"finished": True, "eval_by_size": {"32": {}, "36": {}}}
     (run.folder / "summary.json").write_text(json.dumps(summary))
-    assert state(planned(*here, only=["baseline"]).runs[0]) == "finished"
+    assert planned(*here, only=["baseline"]).runs[0].state == "finished"
     with pytest.raises(InputError, match=r"optimizer.lr: here 0.1, there 0.05"):
         planned(*here, "optimizer.lr=0.1", only=["baseline"])
     with pytest.raises(InputError, match=r"another number of processes"):

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
+from recipes.ablate import make_plan, preflight
 from recipes.ablate.__main__ import locked, main
-from recipes.ablate.plan import make_plan, preflight
 from recipes.cli import run_command
 from recipes.errors import InputError
 from tests.support import ROOT

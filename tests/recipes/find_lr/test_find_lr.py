@@ -18,10 +18,10 @@ import torch
 import yaml
 
 from recipes.cli import run_command
+from recipes.find_lr import METHODS, over_runs
 from recipes.find_lr import __main__ as command
-from recipes.find_lr.__main__ import HEADERS, peaks, present_lr, propose, rows
+from recipes.find_lr.__main__ import peaks, present_lr, propose, suggestion_table
 from recipes.find_lr.range_test import trial_config
-from recipes.find_lr.suggest import METHODS, over_runs
 from recipes.load import load_config
 from recipes.schedule import epoch_plan, peak_lr
 from tests.support import ROOT
@@ -104,9 +104,9 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
 
 def test_every_method_has_a_row_also_where_it_found_nothing():
     rates = {"steepest": (0.01, None, 0.04), "minimum": (0.1, 0.1, 0.1)}
-    shown = rows({method: over_runs(method, per_run) for method, per_run in rates.items()})
+    headers, shown, _ = suggestion_table({method: over_runs(method, per_run) for method, per_run in rates.items()})
     assert [row[0].split(" (")[0] for row in shown] == list(METHODS)
-    assert all(len(row) == len(HEADERS) for row in shown)
+    assert all(len(row) == len(headers) for row in shown)
     by_name = {row[0]: row[1:] for row in shown}
     assert by_name["steepest (2 of 3)"][:3] == ("0.02", "0.025", "0.025")
     assert by_name["minimum"] == ("0.1", "0.1", "0.1", "x1.00", "0.1", "0.1")
@@ -178,15 +178,15 @@ def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices)
     assert line.lr_batch_size == (reference or 8)
     after = load_config(recipe, [*overrides, *line.overrides.split()])
     assert peak_lr(after, epoch_plan(after, devices)) == pytest.approx(0.123 * devices, rel=0.05)
-    found = {peak.devices: (peak.images, peak.lr) for peak in peaks(config, line)}
-    assert found[devices] == (8 * devices, pytest.approx(peak_lr(after, epoch_plan(after, devices))))
+    found = {count: rest for count, *rest in peaks(config, line)}
+    assert found[devices] == [8 * devices, pytest.approx(peak_lr(after, epoch_plan(after, devices)))]
     assert present_lr(config, 16) == pytest.approx(0.05 if reference is None else 0.05 * 16 / reference)
 
 
 def test_a_global_batch_has_one_rate_on_all_devices_that_divide_it(recipe):
     config = load_config(recipe, ["device_batch_size=null", "global_batch_size=4"])
     found = peaks(config, propose(config, 0.1, batch_size=4))
-    assert [(peak.devices, peak.images, peak.lr) for peak in found] == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
+    assert found == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
 
 
 @pytest.mark.parametrize(

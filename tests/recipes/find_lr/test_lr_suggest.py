@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from recipes.find_lr.suggest import (
+from recipes.find_lr import (
     CHOSEN,
     FEWEST,
     METHODS,

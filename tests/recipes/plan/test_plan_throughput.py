@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 
 from recipes.errors import InputError
 from recipes.load import load_config, load_table
-from recipes.plan.compute import Images, Inputs, by_area, make_plan
-from recipes.plan.throughput import PRICES, PricesConfig, Throughput, measured, published
+from recipes.plan import PRICES, Images, Inputs, PricesConfig, Throughput, by_area, make_plan, measured, published
 from tests.support import ROOT
 
 

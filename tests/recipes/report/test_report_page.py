@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from recipes.cli import run_command
+from recipes.report import read_run
 from recipes.report.__main__ import main
 from recipes.report.page import render
-from recipes.report.read import read_run
 from tests.recipes.report.folder import STEPS, figures, write_predictions, write_run
 from tests.support import ROOT
 
