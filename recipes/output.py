@@ -1,8 +1,9 @@
 """What commands show, in one style: tables in the terminal, Markdown and CSV; charts; pages that work offline.
 
-A page is a Jinja template below recipes/, with the macros of templates/parts.html.jinja, that is rendered into
-templates/page.html.jinja: one HTML file without scripts, from which a browser has nothing to fetch. Jinja escapes text.
-matplotlib, which takes half a second to import, is loaded by the first chart.
+A command describes its result once, as `Content`, which is printed and written from here. A page is a Jinja template
+below recipes/, with the macros of templates/parts.html.jinja, that is rendered into templates/page.html.jinja: one HTML
+file without scripts, from which a browser has nothing to fetch. Jinja escapes text. matplotlib, which takes half a
+second to import, is loaded by the first chart.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ import rich.markup
 import rich.table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
+from rich.console import Console
+
+from data.text import markdown as markdown_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe & Ito's colours, told apart by colour-blind readers too; the pale yellow is left out.
+# Okabe & Ito's colours, which colour-blind readers can distinguish; the pale yellow is left out.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
 DIM = "#59636e"
 STYLE: dict[Any, Any] = {
@@ -41,8 +45,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "composer-resnet",  # the same chart is the same bytes
 }
-ABSENT = "-"
-"""A cell without a value."""
+ABSENT = "-"  # a cell without a value
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -57,8 +60,7 @@ class Table(NamedTuple):
 
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
-    numbers: Sequence[int] = ()
-    """Indices of the columns of numbers, which are set flush right."""
+    numbers: Sequence[int] = ()  # indices of the columns of numbers, which are set flush right
 
     def terminal(self, width: int) -> rich.table.Table:
         """For rich, with three spaces between the columns, or as many of them as a terminal of `width` has room for."""
@@ -76,6 +78,50 @@ class Table(NamedTuple):
         rule = ["---:" if index in self.numbers else "---" for index in range(len(self.headers))]
         lines = [self.headers, rule, *self.rows]
         return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+class Chart(NamedTuple):
+    """A chart for pages, from `svg`."""
+
+    svg: Markup
+    caption: str = ""
+
+
+class Code(NamedTuple):
+    """Lines to copy."""
+
+    code: str
+
+
+Content = dict[str, list["str | Table | Chart | Code"]]
+"""Paragraphs, tables, charts and code by the title of their section."""
+
+
+def show(content: Content, *lines: str) -> None:
+    """Print to the terminal, without charts, below some lines; code is not wrapped."""
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    for line in lines:
+        console.print(line)
+    for title, blocks in content.items():
+        console.print(f"\n{title}", style="bold")
+        for block in blocks:
+            if isinstance(block, Code):
+                console.print(f"\n{block.code}\n", soft_wrap=True)
+            elif not isinstance(block, Chart):
+                console.print(block if isinstance(block, str) else block.terminal(console.width))
+
+
+def markdown(content: Content) -> str:
+    """The same as Markdown."""
+    parts = []
+    for title, blocks in content.items():
+        parts.append(f"## {title}")
+        for block in blocks:
+            if isinstance(block, Code):
+                parts.append(f"```sh\n{block.code}\n```")
+            elif not isinstance(block, Chart):
+                parts.append(markdown_text(block) if isinstance(block, str) else block.markdown().rstrip())
+    return "\n\n".join(parts) + "\n"
 
 
 def csv_text(headers: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
@@ -142,14 +188,12 @@ def save(drawn: Figure, path: Path) -> None:
     replace_file(path, [buffer.getvalue()])
 
 
-def render_page(template: str | Template, title: str, subtitle: str, **values: Any) -> str:
-    """A whole page.
+def render_page(
+    title: str, subtitle: str, template: str | Template = "templates/content.html.jinja", **values: Any
+) -> str:
+    """A whole page: its heading, the line below it, and a body from a template and its values (`content=`).
 
-    Args:
-        template: Of the page's body, by its path below recipes/. More than three `<h2>` become a list of links on top.
-        title: Heading and title of the window.
-        subtitle: The line below it.
-        values: For the template.
+    More than three `<h2>` become a list of links on top.
     """
     before, *parts = TEMPLATES.get_template(template).render(values).split("<h2>")
     numbered = (f'<h2 id="s{number}">{part}' for number, part in enumerate(parts, 1))

@@ -132,12 +132,7 @@ def make_plan(
 ) -> Plan:
     """Read the recipe and make a config for every run; nothing is written, and torch is not imported.
 
-    Args:
-        path: The recipe's YAML.
-        overrides: `key.path=value`.
-        seeds: One run of each variant for each.
-        only: Variants and techniques to choose; none: all.
-        processes: Of each run.
+    `only` are words for `choose_variants`; each of `seeds` gets a run of each variant.
 
     Raises:
         InputError: All that is wrong with any of the configs, or with what an earlier ablation left.

@@ -81,7 +81,8 @@ def main() -> int:
     if given.list:
         _print_list(plan)
         return 0
-    with locked(plan.folder) as lock, Stop().installed() as stop:
+    with locked(plan.folder) as lock:
+        stop = Stop()
         todo = [run for run in plan.runs if run.state != "finished"]
         if todo:
             _say(f"{len(todo)} of {len(plan.runs)} runs to do, in {plan.folder}; checking all of them first")
@@ -111,14 +112,14 @@ def _say(line: str) -> None:
 
 def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
     """Write the results and print them; where no run is finished, the files of earlier runs stay."""
-    from rich.console import Console
-
-    from recipes.ablate.compare import compare, show, write
+    from recipes.ablate.compare import compare, describe, write
+    from recipes.output import show
 
     command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
     comparison = compare(plan, outcomes, size, target, command)
     files = write(comparison, plan.folder) if any(outcome.run for outcome in outcomes) else []
-    show(comparison, Console(highlight=False))
+    others = [px for px in comparison.sizes if px != size]
+    show(describe(comparison, [*others[-1:], size]))
     if files:  # flushed: in a pipe together with stderr, this comes before the last words there
         print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
 
@@ -129,24 +130,12 @@ class Stop:
     The run has a process group of its own, so that a Ctrl-C reaches it once, from here. A second one kills it.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
         self.requested = False
         self._process: subprocess.Popen[bytes] | None = None
-
-    @contextmanager
-    def installed(self) -> Iterator[Stop]:
-        """Handle the signals as long as this lasts; those that are ignored, as under nohup, stay so."""
-        before = {number: signal.getsignal(number) for number in self.SIGNALS}
-        taken = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-        for number in taken:
-            signal.signal(number, self._handle)
-        try:
-            yield self
-        finally:
-            for number, handler in taken.items():
-                signal.signal(number, handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame

@@ -11,13 +11,11 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
-from rich.console import Console
 
-from data.text import markdown as markdown_text
 from data.text import spreadsheet
+from recipes import output
 from recipes.ablate import Outcome, Plan, Variant
-from recipes.output import ABSENT, COLORS, DIM, Table, chart, csv_text, duration, render_page, save, svg, time_unit
+from recipes.output import ABSENT, COLORS, DIM, Table, chart, duration, svg
 from recipes.results import Evaluation, Results, first_reached, mean_curve, short_commit
 
 if TYPE_CHECKING:
@@ -33,40 +31,15 @@ CSV_FIELDS = (
 EFFECTS, ACCURACY = "What each technique adds", "Accuracy: top-1"
 
 
-class Spread(NamedTuple):
-    """Some values of one quantity."""
-
-    mean: float
-    std: float | None  # sample standard deviation (n - 1 degrees of freedom); None of one value
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """None where there are no values."""
-        if not values:
-            return None
-        std = stdev(values) if len(values) > 1 else None
-        return cls(fmean(values), std, min(values), max(values), len(values))
-
-    def error(self, scale: float) -> list[list[float]]:
-        """Distances from the mean to the lowest and the highest value, as matplotlib's error bars take them."""
-        return [[scale * (self.mean - self.low)], [scale * (self.high - self.mean)]]
-
-
 class Row(NamedTuple):
-    """One variant over its seeds; None where no run is finished."""
+    """One variant over its seeds."""
 
     variant: Variant
-    n: int  # finished runs
-    failed: int
-    missing: int  # runs that were not started, or are not finished
-    top1: dict[int, Spread]  # in [0, 1], by image size in pixels
-    wall_seconds: Spread | None
-    images_per_second: Spread | None
+    values: dict[str, list[float]]
+    """Of each finished run: `wall_seconds`, `images_per_second`, `top1` (at the main size) and `top1_SIZEpx`."""
+    figures: dict[str, float | None]
+    """By the columns of table.csv: means and sample standard deviations of the values, and ratios; None: unknown."""
     curve: tuple[Evaluation, ...]  # mean over the seeds, at the main size
-    reached: Evaluation | None  # where that curve reaches the target
 
     @property
     def name(self) -> str:
@@ -74,19 +47,10 @@ class Row(NamedTuple):
         return self.variant.name.replace("-", " ", 1)
 
 
-class Ratios(NamedTuple):
-    """A variant against the baseline: top-1 less the baseline's, and figures over the baseline's; None: unknown."""
-
-    gain: float | None = None
-    wall_seconds: float | None = None
-    images_per_second: float | None = None
-    seconds_to_target: float | None = None
-
-
 class Difference(NamedTuple):
     """What adding a technique changes."""
 
-    top1: Spread  # top-1 with it less top-1 without it, seed by seed
+    top1: list[float]  # top-1 with it less top-1 without it, seed by seed
     seconds_ratio: float  # mean wall time with it over mean wall time without it
 
 
@@ -112,48 +76,20 @@ class Comparison(NamedTuple):
     remarks: Sequence[str] = ()  # failed and missing runs, what makes runs hard to compare
     command: str = ""  # what was typed
 
-    def ratios(self, row: Row) -> Ratios:
-        """A variant against the baseline."""
-        base = next((one for one in self.rows if not one.variant.on and one.n), None)
-        if base is None or not row.n:
-            return Ratios()
-
-        def over(spread: Spread | None, baseline: Spread | None) -> float | None:
-            return spread.mean / baseline.mean if spread and baseline and baseline.mean else None
-
-        return Ratios(
-            row.top1[self.size].mean - base.top1[self.size].mean,
-            over(row.wall_seconds, base.wall_seconds),
-            over(row.images_per_second, base.images_per_second),
-            row.reached.wall_seconds / base.reached.wall_seconds if row.reached and base.reached else None,
-        )
+    @property
+    def most_seeds(self) -> int:
+        """Finished runs of the variant with most of them; 0: nothing to show."""
+        return max(len(row.values["top1"]) for row in self.rows)
 
     @property
-    def front(self) -> set[str]:
-        """The variants on the Pareto front of time and top-1."""
-        timed = [(row, row.wall_seconds) for row in self.rows if row.wall_seconds]
-        return pareto({row.variant.name: (wall.mean, row.top1[self.size].mean) for row, wall in timed})
-
-    def pooled_std(self) -> float | None:
-        """The standard deviation of one run's top-1 between seeds."""
-        return pooled_std([row.top1.get(self.size) for row in self.rows])
-
     def standard_error(self) -> float | None:
         """Of the difference between two variants' means of top-1, as a share, from the noise between seeds."""
-        noise = self.pooled_std()
-        return None if noise is None else noise * (2 / max(row.n for row in self.rows)) ** 0.5
+        noise = pooled_std([row.values["top1"] for row in self.rows])
+        return None if noise is None else noise * (2 / self.most_seeds) ** 0.5
 
 
 def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None, command: str) -> Comparison:
-    """Compare the variants of an ablation.
-
-    Args:
-        plan: The ablation.
-        outcomes: One for each of its runs.
-        size: Image size in pixels at which accuracies are compared.
-        target: Top-1 in [0, 1] to time; None: the baseline's mean at its end.
-        command: What was typed.
-    """
+    """Compare the variants of an ablation, given an outcome for each of its runs; see `Comparison` for the rest."""
     recipe, variants = plan.recipe, plan.variants
     runs: dict[Variant, dict[int, Results]] = {variant: {} for variant in variants}
     for outcome in outcomes:
@@ -171,8 +107,7 @@ def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
     )
 
     remarks = [f"Failed: {outcome.planned.label}, {outcome.failure}" for outcome in outcomes if outcome.failure]
-    missing = sum(row.missing for row in found.rows)
-    if missing:
+    if missing := len(outcomes) - len(finished) - failed.total():
         remarks.append(f"{missing} of {len(outcomes)} runs are not finished; run the same command again to resume.")
     mixing = {len({"mixup", "cutmix"} & set(variant.on)) for variant in variants}
     if recipe.algorithms.cutmix is not None and {1, 2} <= mixing:
@@ -222,27 +157,28 @@ def compare_runs(
     rows = []
     for variant in variants:
         done, gone = list(runs.get(variant, {}).values()), failed.get(variant, 0)
+        values = {name: [float(run.summary[name]) for run in done] for name in ("wall_seconds", "images_per_second")}
+        for px in sizes:
+            values["top1" if px == size else f"top1_{px}px"] = [_top1(run, px) for run in done]
+        figures: dict[str, float | None] = {"n": len(done), "failed": gone, "not_run": seeds - len(done) - gone}
+        for name, found in values.items():
+            figures[name] = fmean(found) if found else None
+            figures[f"{name}_std"] = stdev(found) if len(found) > 1 else None
+        figures["top1_min"], figures["top1_max"] = min(values["top1"], default=None), max(values["top1"], default=None)
         curve = mean_curve([run.evaluations(size) for run in done])
-        row = Row(
-            variant,
-            n=len(done),
-            failed=gone,
-            missing=seeds - len(done) - gone,
-            top1={px: spread for px in sizes if (spread := Spread.of([_top1(run, px) for run in done]))},
-            wall_seconds=Spread.of([run.summary["wall_seconds"] for run in done]),
-            images_per_second=Spread.of([run.summary["images_per_second"] for run in done]),
-            curve=curve,
-            reached=None if target is None else first_reached(curve, target - 1e-9),
-        )
-        rows.append(row)
+        reached = None if target is None else first_reached(curve, target - 1e-9)
+        figures |= {"target_top1": target, "seconds_to_target": reached and reached.wall_seconds}
+        figures["epochs_to_target"] = reached and reached.epoch
+        rows.append(Row(variant, values, figures, curve))
+    _add_ratios(rows)
 
     def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference | None:
         with_it, without = (by_techniques.get(chosen, {}) for chosen in (having, lacking))
         both = [seed for seed in with_it if seed in without]
-        top1 = Spread.of([_top1(with_it[seed], size) - _top1(without[seed], size) for seed in both])
-        if top1 is None:
+        if not both:
             return None
         seconds = [fmean(group[seed].summary["wall_seconds"] for seed in both) for group in (with_it, without)]
+        top1 = [_top1(with_it[seed], size) - _top1(without[seed], size) for seed in both]
         return Difference(top1, seconds[0] / seconds[1])
 
     order = dict.fromkeys(name for variant in variants for name in (*variant.on, *variant.off))
@@ -259,45 +195,55 @@ def _top1(run: Results, size: int) -> float:
     return float(run.summary["eval_by_size"][str(size)]["top1"])
 
 
-def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The names of the points (cost, gain) to which no other is at least equal in both and better in one."""
+def _add_ratios(rows: Sequence[Row]) -> None:
+    """Compare each variant with the baseline, and with all others on time and top-1."""
+    base = next((row.figures for row in rows if not row.variant.on), {})
+    points = [(row.figures["wall_seconds"] or 0.0, row.figures["top1"] or 0.0) for row in rows if row.values["top1"]]
+    front = pareto(points)
+    for row in rows:
+        mine = row.figures
+        for name in ("wall_seconds", "images_per_second", "seconds_to_target"):
+            known, reference = mine[name], base.get(name)
+            mine[f"{name}_over_baseline"] = known / reference if known is not None and reference else None
+        top1, reference = mine["top1"], base.get("top1")
+        mine["top1_minus_baseline"] = None if top1 is None or reference is None else top1 - reference
+        mine["on_pareto_front"] = int((mine["wall_seconds"], top1) in front)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
+    """The points (cost, gain) to which no other is at least equal in both and better in one."""
 
     def beaten(mine: tuple[float, float]) -> bool:
-        return any(cost <= mine[0] and gain >= mine[1] and (cost, gain) != mine for cost, gain in points.values())
+        return any(cost <= mine[0] and gain >= mine[1] and (cost, gain) != mine for cost, gain in points)
 
-    return {name for name, point in points.items() if not beaten(point)}
+    return {point for point in points if not beaten(point)}
 
 
-def pooled_std(spreads: Sequence[Spread | None], relative: bool = False) -> float | None:
-    """The standard deviation over seeds, pooled over variants: each has few runs, all together have many.
+def pooled_std(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups: each variant has few runs, all together have many.
 
-    Args:
-        spreads: Of each variant.
-        relative: Pool standard deviations over means.
-
-    Returns:
-        The root of the mean variance, weighed by degrees of freedom (n - 1 each); None where every variant has one run.
+    The root of the mean variance, weighed by degrees of freedom (n - 1 each); None where every group has one value.
     """
-    many = [(one.n - 1, one.std / (one.mean if relative else 1)) for one in spreads if one and one.std is not None]
+    many = [(len(group) - 1, stdev(group)) for group in groups if len(group) > 1]
     freedom = sum(degrees for degrees, _ in many)
     return math.sqrt(sum(degrees * std**2 for degrees, std in many) / freedom) if freedom else None
 
 
 def notes(comparison: Comparison, eval_interval: int) -> list[str]:
     """What the numbers mean, given the epochs between two evaluations."""
-    size, target = comparison.size, comparison.target
+    size, target, error = comparison.size, comparison.target, comparison.standard_error
     found = [
         f"Top-1 and time are means over n seeds, ± is their sample standard deviation. Gains and ratios are over the "
         f"baseline, gains in percentage points of top-1 at {size} px. A star: on the Pareto front of time and top-1.",
         "Alone: the technique added to the baseline. In the recipe: the recipe less the recipe without the technique. "
         "Both seed by seed.",
     ]
-    noise, error = comparison.pooled_std(), comparison.standard_error()
-    if noise is not None and error is not None:
+    if error is not None:
+        noise = error * (comparison.most_seeds / 2) ** 0.5
         found.append(
             f"Over all variants a run's top-1 has a standard deviation of {100 * noise:.2f} points between seeds, so "
-            f"the difference of two means of n = {max(row.n for row in comparison.rows)} has a standard error of "
-            f"{100 * error:.2f} points: less than about {200 * error:.1f} points cannot be told from chance."
+            f"the difference of two means of n = {comparison.most_seeds} has a standard error of "
+            f"{100 * error:.2f} points: less than about {200 * error:.1f} points may be chance."
         )
     if target is not None:
         every = "epoch" if eval_interval == 1 else f"{eval_interval} epochs"
@@ -306,17 +252,18 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
             f"between two evaluations (one every {every}); the first evaluation counts as it is."
         )
     time = "Time is that of training, loading, evaluation and checkpoints, without the program's start."
-    jitter = pooled_std([row.wall_seconds for row in comparison.rows], relative=True)
+    walls = [row.values["wall_seconds"] for row in comparison.rows]
+    jitter = pooled_std([[seconds / fmean(group) for seconds in group] for group in walls])
     if jitter is not None:
         time += f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
     return [*found, time]
 
 
-def _points(spread: Spread | None, sign: str = "") -> str:
+def _points(mean: float | None, std: float | None, sign: str = "") -> str:
     """`91.00 ± 1.41`, in percent."""
-    if spread is None:
+    if mean is None:
         return ABSENT
-    return f"{100 * spread.mean:{sign}.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}")
+    return f"{100 * mean:{sign}.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def _times(ratio: float | None) -> str:
@@ -325,13 +272,14 @@ def _times(ratio: float | None) -> str:
 
 def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
     """Top-1 of each variant at some image sizes, and against the baseline at the main one."""
-    rows, front = [], comparison.front
+    names, rows = ["top1" if px == comparison.size else f"top1_{px}px" for px in sizes], []
     for row in comparison.rows:
-        counts, gain = ((row.failed, "failed"), (row.missing, "not run")), comparison.ratios(row).gain
-        star = ["*"] if row.variant.name in front else []
-        note = " ".join([*star, *(f"{count} {what}" for count, what in counts if count)])
-        shares = [_points(row.top1.get(size)) for size in sizes]
-        rows.append([row.name, str(row.n), *shares, ABSENT if gain is None else f"{100 * gain:+.2f}", note])
+        figures = row.figures
+        words = ["*"] if figures["on_pareto_front"] else []
+        words += [f"{figures[key]} {key.replace('_', ' ')}" for key in ("failed", "not_run") if figures[key]]
+        shares = [_points(figures[name], figures[f"{name}_std"]) for name in names]
+        gain = _points(figures["top1_minus_baseline"], None, "+")
+        rows.append([row.name, str(figures["n"]), *shares, gain, " ".join(words)])
     headers = ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"]
     return Table(headers, rows, range(1, 3 + len(sizes)))
 
@@ -340,12 +288,13 @@ def cost_table(comparison: Comparison) -> Table:
     """Time, throughput, and time and epochs to the target, each with its ratio to the baseline's."""
     target, rows = comparison.target, []
     for row in comparison.rows:
-        wall, speed, reached, ratios = row.wall_seconds, row.images_per_second, row.reached, comparison.ratios(row)
-        never = target is not None and reached is None and row.curve
-        cells = [duration(wall and wall.mean), _times(ratios.wall_seconds)]
-        cells += [ABSENT if speed is None else f"{speed.mean:.0f}", _times(ratios.images_per_second)]
-        cells += ["never" if never else duration(reached and reached.wall_seconds)]
-        cells += [ABSENT if reached is None else f"{reached.epoch:.1f}", _times(ratios.seconds_to_target)]
+        figures = row.figures
+        seconds, speed, epochs = (figures[name] for name in ("wall_seconds", "images_per_second", "epochs_to_target"))
+        never = target is not None and epochs is None and row.curve
+        cells = [duration(seconds), _times(figures["wall_seconds_over_baseline"])]
+        cells += [ABSENT if speed is None else f"{speed:.0f}", _times(figures["images_per_second_over_baseline"])]
+        cells += ["never" if never else duration(figures["seconds_to_target"])]
+        cells += [ABSENT if epochs is None else f"{epochs:.1f}", _times(figures["seconds_to_target_over_baseline"])]
         rows.append([row.name, *cells])
     goal = "target" if target is None else f"{100 * target:.1f}%"
     return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio"], rows, range(1, 8))
@@ -357,7 +306,8 @@ def effect_table(comparison: Comparison) -> Table:
     def cells(difference: Difference | None) -> tuple[str, str]:
         if difference is None:
             return ABSENT, ABSENT
-        return _points(difference.top1, "+"), _times(difference.seconds_ratio)
+        std = stdev(difference.top1) if len(difference.top1) > 1 else None
+        return _points(fmean(difference.top1), std, "+"), _times(difference.seconds_ratio)
 
     rows = [(one.technique, *cells(one.alone), *cells(one.in_recipe)) for one in comparison.effects]
     return Table(["technique", "alone: top-1", "time", "in the recipe: top-1", "time"], rows, range(1, 5))
@@ -365,69 +315,54 @@ def effect_table(comparison: Comparison) -> Table:
 
 def csv_table(comparison: Comparison) -> str:
     """One line per variant: shares for accuracies, seconds for times; empty where nothing is known."""
-    others, rows = [size for size in comparison.sizes if size != comparison.size], []
+    others = [f"top1_{px}px{part}" for px in comparison.sizes if px != comparison.size for part in ("", "_std")]
+    columns, rows = [*CSV_FIELDS, *others], list[list[object]]()
     for row in comparison.rows:
-        top1, wall = row.top1.get(comparison.size) or [None] * 4, row.wall_seconds or [None] * 2
-        speed, reached, ratios = row.images_per_second or [None] * 2, row.reached, comparison.ratios(row)
-        on_front = int(row.variant.name in comparison.front)
-        cells: list[object] = [spreadsheet(row.variant.name), " ".join(row.variant.on), row.n, row.failed, row.missing]
-        cells += [*top1[:4], ratios.gain, *wall[:2], ratios.wall_seconds]
-        cells += [*speed[:2], ratios.images_per_second, comparison.target]
-        cells += [reached and reached.wall_seconds, reached and reached.epoch, ratios.seconds_to_target, on_front]
-        rows.append([*cells, *(cell for size in others for cell in (row.top1.get(size) or [None] * 2)[:2])])
-    return csv_text([*CSV_FIELDS, *(f"top1_{size}px{part}" for size in others for part in ("", "_std"))], rows)
+        names = [spreadsheet(row.variant.name), " ".join(row.variant.on)]
+        rows.append([*names, *(row.figures[column] for column in columns[2:])])
+    return output.csv_text(columns, rows)
 
 
-def _tables(comparison: Comparison, sizes: Sequence[int]) -> dict[str, Table]:
-    tables = effect_table(comparison), accuracy_table(comparison, sizes), cost_table(comparison)
-    return {title: table for title, table in zip((EFFECTS, ACCURACY, "Cost"), tables, strict=True) if table.rows}
-
-
-def show(comparison: Comparison, console: Console) -> None:
-    """Print the tables, each of which fits 80 columns; without a finished run only the remarks."""
-    texts = comparison.remarks
-    if any(row.n for row in comparison.rows):
-        texts = (*comparison.notes, *comparison.remarks)
-        others = [size for size in comparison.sizes if size != comparison.size]
-        console.print()
-        for title, table in _tables(comparison, [*others[-1:], comparison.size]).items():
-            console.print(f"[bold]{title}[/bold]", table.terminal(console.width), "", sep="\n")
-    for text in texts:
-        console.print(text, markup=False, highlight=False)
+def describe(comparison: Comparison, sizes: Sequence[int]) -> output.Content:
+    """The tables, with top-1 at some image sizes, and what the numbers mean; without a finished run only remarks."""
+    content: output.Content = {}
+    if comparison.most_seeds:
+        if comparison.effects:
+            content[EFFECTS] = [effect_table(comparison)]
+        content |= {ACCURACY: [accuracy_table(comparison, sizes)], "Cost": [cost_table(comparison)]}
+        content["How to read this"] = [*comparison.notes]
+    if comparison.remarks:
+        content["Remarks"] = [*comparison.remarks]
+    return content
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write table.md, table.csv, ablation.html and, where a run is finished, accuracy.png into a folder that exists.
+    """Write table.md, table.csv, accuracy.png and ablation.html into a folder that exists.
 
     Raises:
         OSError: A file cannot be written; the one before it is untouched.
     """
     from recipes.watch.files import replace_text
 
-    tables = _tables(comparison, comparison.sizes)
-    parts = [f"# {comparison.title}", comparison.setting]
-    parts += [f"## {title}\n\n{table.markdown()}".rstrip() for title, table in tables.items()]
-    parts += comparison.notes
-    if comparison.remarks:
-        parts += ["## Remarks", *(f"- {markdown_text(text)}" for text in comparison.remarks)]
-    parts.append(f"```sh\n{comparison.command}\n```\n")
-    written = [folder / "table.md", folder / "table.csv"]
-    replace_text(written[0], "\n\n".join(parts))
-    replace_text(written[1], csv_table(comparison))
-    charts: dict[str, Markup] = {}
-    if any(row.n for row in comparison.rows):
-        with chart(11, 6.5) as figure:
-            _draw_accuracy(figure, comparison)
-            charts[ACCURACY] = svg(figure, "Top-1 against time for each variant, and the Pareto front")
-            written.append(folder / "accuracy.png")
-            save(figure, written[-1])
-        if comparison.effects:
-            with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
-                _draw_effects(figure, comparison)
-                charts[EFFECTS] = svg(figure, "Change of top-1 by each technique, alone and in the recipe")
-    written.append(folder / "ablation.html")
-    values = {"comparison": comparison, "tables": tables, "charts": charts}
-    replace_text(written[-1], render_page("ablate/ablation.html.jinja", comparison.title, comparison.setting, **values))
+    content = describe(comparison, comparison.sizes) | {"Command": [output.Code(comparison.command)]}
+    names = ("table.md", "table.csv", "accuracy.png", "ablation.html")
+    table, values, picture, page = written = [folder / name for name in names]
+    replace_text(table, f"# {comparison.title}\n\n{comparison.setting}\n\n{output.markdown(content)}")
+    replace_text(values, csv_table(comparison))
+    with chart(11, 6.5) as figure:
+        _draw_accuracy(figure, comparison)
+        alt = "Top-1 against time for each variant, and the Pareto front"
+        content[ACCURACY].append(
+            output.Chart(svg(figure, alt), "Curves and points: means; whiskers: lowest to highest seed.")
+        )
+        output.save(figure, picture)
+    if comparison.effects:
+        with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
+            _draw_effects(figure, comparison)
+            alt = "Change of top-1 by each technique, alone and in the recipe"
+            caption = "Bars: means over the seeds; whiskers: lowest to highest seed."
+            content[EFFECTS].append(output.Chart(svg(figure, alt), caption))
+    replace_text(page, output.render_page(comparison.title, comparison.setting, content=content))
     return written
 
 
@@ -445,14 +380,20 @@ def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
     return found
 
 
+def _range(values: Sequence[float], scale: float) -> list[list[float]]:
+    """Distances from the mean to the lowest and the highest value, as matplotlib's error bars take them."""
+    return [[scale * (fmean(values) - min(values))], [scale * (max(values) - fmean(values))]]
+
+
 def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     """Left: how top-1 grew with time; right: where each variant ended, and the Pareto front."""
-    finished = [(row, row.wall_seconds) for row in comparison.rows if row.wall_seconds is not None]
-    divisor, unit = time_unit(max(wall.high for _, wall in finished))
-    looks, size, on_front = _looks(comparison), comparison.size, comparison.front
+    finished = [row for row in comparison.rows if row.values["top1"]]
+    divisor, unit = output.time_unit(max(max(row.values["wall_seconds"]) for row in finished))
+    looks, front = _looks(comparison), []
     curves, ends = figure.subplots(1, 2)
-    for row, wall in finished:
-        look, top1, main = looks[row.variant.name], row.top1[size], "-" not in row.variant.name
+    for row in finished:
+        look, main = looks[row.variant.name], "-" not in row.variant.name
+        wall, top1 = row.values["wall_seconds"], row.values["top1"]
         curves.plot(
             [entry.wall_seconds / divisor for entry in row.curve],
             [100 * entry.top1 for entry in row.curve],
@@ -460,11 +401,11 @@ def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
             alpha=1.0 if main else 0.75,
             zorder=3 if main else 2,
         )
-        place = (wall.mean / divisor, 100 * top1.mean)
-        bars = {"xerr": wall.error(1 / divisor), "yerr": top1.error(100), "elinewidth": 0.6, "zorder": 3}
+        place = (fmean(wall) / divisor, 100 * fmean(top1))
+        front += [place] if row.figures["on_pareto_front"] else []
+        bars = {"xerr": _range(wall, 1 / divisor), "yerr": _range(top1, 100), "elinewidth": 0.6, "zorder": 3}
         ends.errorbar(*place, **look | bars | {"linestyle": "none", "markersize": 7})
         curves.plot([], [], **look, linewidth=1.2, label=row.name)
-    front = [(wall.mean / divisor, 100 * row.top1[size].mean) for row, wall in finished if row.variant.name in on_front]
     step: dict[str, Any] = {"where": "post", "color": "#b6c2cf", "linewidth": 4.0, "zorder": 1}
     ends.step(*zip(*sorted(front), strict=True), **step, label="Pareto front")
     if comparison.target is not None:
@@ -473,13 +414,13 @@ def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     curves.set_xlim(left=0)
     for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
         axes.set(xlabel=f"time of training, loading, evaluation [{unit}]", title=title)
-        axes.set_ylabel(f"top-1 at {size} px [%]")
+        axes.set_ylabel(f"top-1 at {comparison.size} px [%]")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=3.5)
 
 
 def _draw_effects(figure: Figure, comparison: Comparison) -> None:
     """A bar for each technique alone and in the recipe, in points of top-1, with the range over the seeds."""
-    axes, error = figure.subplots(), comparison.standard_error()
+    axes, error = figure.subplots(), comparison.standard_error
     shown = [effect for effect in comparison.effects if effect.alone or effect.in_recipe]
     if error is not None:
         label = "two standard errors of seed noise"
@@ -491,10 +432,10 @@ def _draw_effects(figure: Figure, comparison: Comparison) -> None:
         bars = [(place + shift, one.top1) for place, one in enumerate(differences) if one is not None]
         axes.barh(
             [place for place, _ in bars],
-            [100 * top1.mean for _, top1 in bars],
+            [100 * fmean(top1) for _, top1 in bars],
             height=0.36,
             color=color,
-            xerr=np.hstack([np.empty((2, 0)), *(top1.error(100) for _, top1 in bars)]),
+            xerr=np.hstack([np.empty((2, 0)), *(_range(top1, 100) for _, top1 in bars)]),
             error_kw={"elinewidth": 0.8},
             label=label,
         )

@@ -25,14 +25,10 @@ ENDS: dict[End, str] = {
 }
 SKIP_START = 0.1
 """Share of the ramp's steps left out at the start, where the average has seen few losses (fastai's lr_find)."""
-SKIP_END = 5
-"""Steps left out at the end, where the loss has risen (fastai, torch-lr-finder)."""
-FEWEST = 10
-"""Points that must remain for a suggestion."""
-WINDOW = 15
-"""Points between the two ends of the sliding window (fastai's `slide`, made for 100 steps)."""
-STEADY = 0.005
-"""Difference of slopes per step, over the curve's height, below which the window's ends agree."""
+SKIP_END = 5  # steps left out at the end, where the loss has risen (fastai, torch-lr-finder)
+FEWEST = 10  # points that must remain for a suggestion
+WINDOW = 15  # points between the two ends of the sliding window (fastai's `slide`, made for 100 steps)
+STEADY = 0.005  # difference of slopes per step, over the curve's height, below which the window's ends agree
 
 
 class Ramp(NamedTuple):
@@ -91,7 +87,7 @@ def curve_of(losses: Sequence[float], ramp: Ramp, seed: int, end: End) -> Curve:
 
 
 def usable(lrs: Values, losses: Values, steps: int) -> tuple[Values, Values]:
-    """The part of a curve that the methods see, of a ramp of so many steps; it is finite, and may be empty.
+    """The part of a curve that the methods use, given the ramp's steps; it is finite, and may be empty.
 
     The first and last points are left out, what follows the first inf or NaN, and what follows the point past the
     minimum where the loss is back above its start: a network that has diverged may have a loss that falls again, which
@@ -212,7 +208,7 @@ def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None
 
 
 def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
-    """What each method suggests from the curves of ramps of so many steps, without those that find nothing."""
+    """What each method suggests from curves, given their ramp's steps; methods that find nothing are left out."""
     parts = [usable(curve.lrs, curve.smoothed, steps) for curve in curves]
     found = {}
     for name, method in METHODS.items():
@@ -223,6 +219,6 @@ def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
 
 
 def still_falling(curve: Curve, steps: int) -> bool:
-    """The ramp of so many steps ended before the loss rose, so higher rates may be better than the suggestions."""
+    """Whether the ramp ended before the loss rose, so that higher rates may be better than the suggestions."""
     _, losses = usable(curve.lrs, curve.smoothed, steps)
     return curve.end == "complete" and len(losses) > 0 and bool(curve.smoothed[-1] <= losses.min())

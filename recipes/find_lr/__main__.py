@@ -8,20 +8,20 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
+import yaml
 
+from recipes import output
 from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.find_lr import CHOSEN, ENDS, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
 from recipes.json_text import to_json
 from recipes.load import load_config
-from recipes.output import ABSENT, COLORS, DIM, Table, chart, csv_text, render_page, save, svg
+from recipes.output import ABSENT, COLORS, DIM, Table, chart, svg
 from recipes.schedule import epoch_plan, peak_lr
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ NOTHING = (
     "No suggestion: too few steps before the loss rose, or a loss that never fell. "
     "Try a lower --start-lr, more --steps, or a higher --end-lr."
 )
-DEVICES = (1, 2, 4, 8, 16)
-"""Numbers of devices for which the rate is shown."""
+DEVICES = (1, 2, 4, 8, 16)  # numbers of devices for which the rate is shown
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -83,27 +82,13 @@ def _parse_arguments() -> argparse.Namespace:
     return given
 
 
-class Proposal(NamedTuple):
-    """A rate as the YAML holds it."""
+def propose(config: RunConfig, rate: float, batch_size: int) -> dict[str, Any]:
+    """The keys of `optimizer` with which `batch_size` images per step train at `rate`, and others in proportion.
 
-    lr: float  # `optimizer.lr`, to two significant digits: its spread is rarely below ten percent
-    lr_batch_size: int
-
-    @property
-    def yaml(self) -> str:
-        """The lines to paste."""
-        return f"optimizer:\n  lr: {self.lr}\n  lr_batch_size: {self.lr_batch_size}"
-
-    @property
-    def overrides(self) -> str:
-        """The same for a command line."""
-        return f"optimizer.lr={self.lr} optimizer.lr_batch_size={self.lr_batch_size}"
-
-
-def propose(config: RunConfig, rate: float, batch_size: int) -> Proposal:
-    """The lines with which `batch_size` images per step train at `rate`, and other batches in proportion."""
+    The rate is given to two significant digits: its spread is rarely below ten percent.
+    """
     reference = config.optimizer.lr_batch_size or batch_size
-    return Proposal(float(f"{rate * reference / batch_size:.2g}"), reference)
+    return {"lr": float(f"{rate * reference / batch_size:.2g}"), "lr_batch_size": reference}
 
 
 def present_lr(config: RunConfig, batch_size: int) -> float:
@@ -111,21 +96,20 @@ def present_lr(config: RunConfig, batch_size: int) -> float:
     return config.optimizer.lr * batch_size / (config.optimizer.lr_batch_size or batch_size)
 
 
-def peaks(config: RunConfig, proposal: Proposal) -> list[tuple[int, int, float]]:
+def peaks(config: RunConfig, proposal: dict[str, Any]) -> list[tuple[int, int, float]]:
     """The highest rate of the run with the proposal, for each of `DEVICES` on which it could run.
 
     Returns:
         Devices, images per step over all of them in the stage with most epochs, rate.
     """
-    optimizer = config.optimizer.model_copy(update=proposal._asdict())
-    config = config.model_copy(update={"optimizer": optimizer})
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=proposal)})
     found = []
     for devices in DEVICES:
         try:
             lr = peak_lr(config, epoch_plan(config, devices))
-        except InputError:  # a global batch that does not divide by so many
+        except InputError:  # a global batch that is not divisible by them
             continue
-        found.append((devices, round(lr / proposal.lr * proposal.lr_batch_size), lr))
+        found.append((devices, round(lr / proposal["lr"] * proposal["lr_batch_size"]), lr))
     return found
 
 
@@ -142,37 +126,12 @@ class Result:
     command: str
     versions: dict[str, str | None]
 
-    @cached_property
-    def suggestions(self) -> dict[str, Suggestion]:
-        """By method, without those that find nothing."""
-        return suggestions(self.curves, self.ramp.steps)
-
-    @property
-    def present(self) -> float:
-        """The rate that the config has at `images` per step."""
-        return present_lr(self.config, self.images)
-
-    @property
-    def proposal(self) -> Proposal | None:
-        """None where there is no suggestion."""
+    def __post_init__(self) -> None:
+        self.suggestions = suggestions(self.curves, self.ramp.steps)  # by method, without those that find nothing
+        self.present = present_lr(self.config, self.images)
         chosen = self.suggestions.get(CHOSEN)
-        return chosen and propose(self.config, chosen.geometric_mean, self.images)
-
-    @property
-    def peaks(self) -> list[tuple[int, int, float]]:
-        """The schedule's highest rate with the proposal, by number of devices; see `peaks`."""
-        return peaks(self.config, self.proposal) if self.proposal else []
-
-    @property
-    def warning(self) -> str:
-        """Where the ramp ended too early; else nothing."""
-        falling = sum(still_falling(curve, self.ramp.steps) for curve in self.curves)
-        if not falling:
-            return ""
-        return (
-            f"In {falling} of {len(self.curves)} runs the loss was still falling at the last rate, "
-            f"{self.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
-        )
+        self.proposal = chosen and propose(self.config, chosen.geometric_mean, self.images)
+        self.peaks = peaks(self.config, self.proposal) if self.proposal else []
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, without the curves, which are in lr.csv."""
@@ -186,7 +145,7 @@ class Result:
             "present_lr": self.present,
             "suggestions": {method: suggestion._asdict() for method, suggestion in self.suggestions.items()},
             "chosen": CHOSEN if self.proposal else None,
-            "optimizer": self.proposal and self.proposal._asdict(),
+            "optimizer": self.proposal,
             "peak_lr_by_devices": {str(devices): lr for devices, _, lr in self.peaks},
             "command": self.command,
             "versions": self.versions,
@@ -244,56 +203,66 @@ def _draw(figure: Figure, result: Result) -> None:
     below.set_xlabel(f"learning rate (at {result.images} images per step, log scale)")
 
 
-def _write_files(result: Result, folder: Path) -> None:
+def _describe(result: Result) -> output.Content:
+    """The suggestions and the lines to paste, in 80 columns."""
+    if result.proposal is None:
+        return {"Result": [NOTHING]}
+    note = (
+        f"Rates at {result.images} images of {result.size} px per step. Spread: geometric standard deviation over "
+        "the runs, a factor. A dash: no run had what the method looks for."
+    )
+    falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
+    warning = (
+        f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
+        f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
+    )
+    rates = [(devices, images, f"{lr:.3g}") for devices, images, lr in result.peaks]
+    return {
+        "Suggestions": [suggestion_table(result.suggestions), note],
+        "Result": [
+            f"For the YAML ({CHOSEN}, geometric mean of the runs; the config has {result.present:.3g} now):",
+            output.Code(yaml.safe_dump({"optimizer": result.proposal}, sort_keys=False).rstrip()),
+            "or on the command line:",
+            output.Code(" ".join(f"optimizer.{key}={value}" for key, value in result.proposal.items())),
+            *([warning] if falling else []),
+            "The schedule's highest rate is then, by linear scaling:",
+            Table(("devices", "images per step", "highest rate"), rates, range(3)),
+        ],
+    }
+
+
+def _write_files(result: Result, content: output.Content, folder: Path) -> None:
     """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole."""
     from recipes.watch.files import replace_text
 
     alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
-    rates = [(devices, images, f"{lr:.3g}") for devices, images, lr in result.peaks]
     runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
+    versions = [(name, value or ABSENT) for name, value in result.versions.items()]
     with chart(height=5.2) as drawn:
         _draw(drawn, result)
-        save(drawn, folder / "lr.png")
-        html = render_page(
-            "find_lr/find_lr.html.jinja",
-            "Learning-rate range test",
-            f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
-            f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
-            result=result,
-            chosen=CHOSEN,
-            nothing=NOTHING,
-            chart=svg(drawn, alt),
-            peaks=Table(("devices", "images per step", "highest rate"), rates, range(3)),
-            suggestions=suggestion_table(result.suggestions),
-            runs=Table(("seed", "steps", "last rate", "end"), runs, range(3)),
-            versions=[(name, value or ABSENT) for name, value in result.versions.items()],
-        )
+        output.save(drawn, folder / "lr.png")
+        curves = output.Chart(svg(drawn, alt), "Points are single batches. Each step's loss is that before the update.")
+    page: output.Content = {
+        "Result": content["Result"],
+        "Curves": [curves],
+        **content,
+        "Runs": [Table(("seed", "steps", "last rate", "end"), runs, range(3))],
+        "Command and versions": [output.Code(result.command), Table(("what", "version"), versions)],
+    }
+    html = output.render_page(
+        "Learning-rate range test",
+        f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
+        f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
+        content=page,
+    )
     points = (
         (run, curve.seed, step, *(float(value) for value in point))
         for run, curve in enumerate(result.curves)
         for step, point in enumerate(zip(curve.lrs, curve.losses, curve.smoothed, strict=True))
     )
-    replace_text(folder / "lr.csv", csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
+    replace_text(folder / "lr.csv", output.csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
     replace_text(folder / "lr.html", html)
     replace_text(folder / "lr.json", to_json(result.as_json(), indent=1) + "\n")
-
-
-def _show(result: Result) -> None:
-    """Print the suggestions and the lines to paste, in 80 columns."""
-    console = Console(highlight=False)
-    if result.proposal is None:
-        console.print(NOTHING)
-        return
-    console.print(f"Learning rates at {result.images} images of {result.size} px per step\n")
-    console.print(suggestion_table(result.suggestions).terminal(console.width))
-    console.print(f"\nFor the YAML ({CHOSEN}, geometric mean; the config has {result.present:.3g} now):\n")
-    console.print(result.proposal.yaml, markup=False)
-    console.print(f"\nor on the command line: {result.proposal.overrides}", soft_wrap=True)
-    if result.warning:
-        console.print(f"\n{result.warning}")
-    if len({lr for _, _, lr in result.peaks}) > 1:
-        scaled = ", ".join(f"{lr:.2g} on {devices}" for devices, _, lr in result.peaks)
-        console.print(f"\nThe highest rate is then, by number of devices: {scaled}.")
 
 
 def main() -> int:
@@ -326,8 +295,9 @@ def main() -> int:
         versions=versions(device_name(config.device)),
     )
     folder = Path(config.runs_folder) / config.run_name / "find_lr"
-    _write_files(result, folder)
-    _show(result)
+    content = _describe(result)
+    _write_files(result, content, folder)
+    output.show(content)
     print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
     return 0 if result.proposal else 1
 

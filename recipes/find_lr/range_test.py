@@ -39,8 +39,8 @@ def trial_config(
     Args:
         path: The run's YAML.
         overrides: `key.path=value`.
-        size: Side of the images in pixels; None: that of most epochs.
-        batch_size: Images per step over all devices; None: the run's at that size.
+        size: In pixels; None: that of most epochs.
+        batch_size: Over all devices; None: the run's at that size.
         world_size: Number of processes.
 
     Raises:
@@ -103,7 +103,7 @@ class RisingRate(Callback):
 
 
 def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]) -> Curve:
-    """Train a fresh model with a rising rate, and throw it away.
+    """Train a fresh model with a rising rate, and discard it.
 
     Nothing outside changes: the model and the optimizer are its own, the generators of Python, NumPy and torch are as
     before, no file is written. Two tests with one config give the same bits.
@@ -141,7 +141,7 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
 
 
 def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
-    """Run the test with so many seeds, from the config's on.
+    """Run the test with consecutive seeds, the first of which is the config's.
 
     Raises:
         InputError: The config or the data cannot be used; nothing was trained.

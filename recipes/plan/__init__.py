@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+import yaml
 from pydantic import BaseModel, Field
 
 from algorithms.fixres import start_epoch
 from data.epoch_plan import Crop, EpochPlan
 from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
 from recipes.errors import InputError
-from recipes.load import load_table
 from recipes.results import METRICS, Metrics, read_results
 from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at
 
@@ -32,12 +32,9 @@ if TYPE_CHECKING:
 
 PRICES = Path(__file__).with_name("prices.yaml")
 THROUGHPUT = Path(__file__).with_name("throughput.yaml")
-REFERENCE_SIZE = 224
-"""Side in pixels of the images in which compute is counted."""
-FORWARD = 1 / 3
-"""Share of a training step that is its forward pass."""
-Work = Callable[[int], float]
-"""Compute of a pass over one image of so many pixels a side, over that at 224 px."""
+REFERENCE_SIZE = 224  # side in pixels of the images in which compute is counted
+FORWARD = 1 / 3  # share of a training step that is its forward pass
+Work = Callable[[int], float]  # compute of a pass over one image of this size in pixels, over that at 224 px
 
 _Text = Annotated[str, Field(min_length=1)]
 _Day = Annotated[str, Field(pattern=r"^(after )?[0-9]{4}(-[0-9]{2}){0,2}$", examples=["2026-11-09", "after 2025-08"])]
@@ -70,33 +67,6 @@ class PricesConfig(Part):
     machines: dict[str, MachineConfig]
 
 
-class PublishedConfig(Part):
-    """A published throughput of training."""
-
-    model: _Text
-    device: _Text
-    devices: PositiveInt
-    half: bool  # mixed precision
-    channels_last: bool
-    size: PositiveInt  # side of the images in pixels
-    images_per_second: PositiveFloat  # over all devices
-    source: _Text
-
-
-class FactorConfig(Part):
-    """Throughput with a technique over that without it."""
-
-    factor: PositiveFloat
-    source: _Text
-
-
-class ThroughputConfig(Part):
-    """throughput.yaml."""
-
-    published: tuple[PublishedConfig, ...]
-    factors: dict[str, FactorConfig]  # in mixed precision
-
-
 class Factor(NamedTuple):
     """A published figure is multiplied by this for a technique."""
 
@@ -118,10 +88,7 @@ class Throughput(NamedTuple):
     def rate(self, size: int, cost: float, work: Work) -> float:
         """Training images per second at any size, scaled by compute from the nearest size that is known.
 
-        Args:
-            size: Side of the images in pixels.
-            cost: Compute of a step over that of one forward and backward pass.
-            work: Compute by image size.
+        `cost` is the compute of a step over that of one forward and backward pass.
         """
         known = self.images_per_second_by_size
         near = min(known, key=lambda other: abs(math.log(other / size)))
@@ -234,22 +201,22 @@ def _plain(value: Any) -> Any:
 
 
 def published(config: RunConfig, device: str, devices: int) -> Throughput | None:
-    """The published figure for the run's model and precision on so many devices; None where there is none."""
-    table, half = load_table(THROUGHPUT, ThroughputConfig), config.precision != "fp32"
-    wanted = (config.model.name, device, devices, half)
-    found = (one for one in table.published if (one.model, one.device, one.devices, one.half) == wanted)
-    if (entry := next(found, None)) is None:
+    """The published figure for the run's model, precision and number of devices; None where there is none."""
+    table, half = yaml.safe_load(THROUGHPUT.read_text(encoding="utf-8")), config.precision != "fp32"
+    wanted = {"model": config.model.name, "device": device, "devices": devices, "half": half}
+    entry = next((one for one in table["published"] if wanted.items() <= one.items()), None)
+    if entry is None:
         return None
     channels_last, factors = config.algorithms.channels_last is not None, []
-    if half and channels_last != entry.channels_last:
-        known = table.factors["channels_last"]
-        name, factor = ("channels_last", known.factor) if channels_last else ("no channels_last", 1 / known.factor)
-        factors.append(Factor(name, factor, known.source))
+    if half and channels_last != entry["channels_last"]:
+        known = table["factors"]["channels_last"]
+        name = "channels_last" if channels_last else "no channels_last"
+        factors.append(Factor(name, known["factor"] if channels_last else 1 / known["factor"], known["source"]))
     if half and config.algorithms.blurpool is not None:
-        known = table.factors["blurpool" if channels_last else "blurpool_without_channels_last"]
-        factors.append(Factor("blurpool", known.factor, known.source))
-    rate = entry.images_per_second * math.prod(factor.factor for factor in factors)
-    return Throughput({entry.size: rate}, f"published: {entry.source}", tuple(factors))
+        known = table["factors"]["blurpool" if channels_last else "blurpool_without_channels_last"]
+        factors.append(Factor("blurpool", known["factor"], known["source"]))
+    rate = entry["images_per_second"] * math.prod(factor.factor for factor in factors)
+    return Throughput({entry["size"]: rate}, f"published: {entry['source']}", tuple(factors))
 
 
 def measured(run: Path) -> Throughput:
@@ -310,12 +277,8 @@ def by_flops(network: nn.Module) -> Work:
 def flops(network: nn.Module, size: int) -> int:
     """Floating-point operations of a forward pass over one image: convolutions and matrix products, as torch counts.
 
-    Args:
-        network: On the meta device; maps (N, 3, size, size) to logits.
-        size: Side of the image in pixels.
-
     Raises:
-        InputError: The network does not accept images of this size.
+        InputError: The network, which is on the meta device, does not accept images of this size.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -330,16 +293,13 @@ def flops(network: nn.Module, size: int) -> int:
     return counter.get_total_flops()
 
 
-def device_memory(network: nn.Module, config: RunConfig, devices: int) -> Callable[[Stage], float]:
+def _device_memory(network: nn.Module, config: RunConfig, devices: int, stage: Stage) -> float:
     """Memory in GB that one device needs in a stage (recipes/preflight.py); the network is on the meta device."""
     from recipes.preflight import pass_images, step_memory
 
-    def memory_gb(stage: Stage) -> float:
-        images = pass_images(config, EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size), devices)
-        fixed, per_image = step_memory(network, config, devices, stage.size, stage.crop == "center")
-        return (fixed + per_image * images) / 1e9
-
-    return memory_gb
+    images = pass_images(config, EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size), devices)
+    fixed, per_image = step_memory(network, config, devices, stage.size, stage.crop == "center")
+    return (fixed + per_image * images) / 1e9
 
 
 def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
@@ -376,17 +336,13 @@ def schedule_of(
     return steps, lambda epoch, batch: rate(step_at(epoch, batch, steps[epoch], len(steps), total), total)
 
 
-def make_plan(inputs: Inputs, work: Work = by_area, memory_gb: Callable[[Stage], float] | None = None) -> Plan:
-    """Compute a plan.
-
-    Args:
-        inputs: What is known of the run.
-        work: Compute by image size.
-        memory_gb: Memory of one device in a stage, in GB; None: not computed.
+def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
+    """Compute a plan; with the run's network on the meta device by its FLOPs instead of by area, and its memory.
 
     Raises:
         InputError: `global_batch_size` does not divide by the number of devices.
     """
+    work = by_area if network is None else by_flops(network)
     config, images, machine, throughput = inputs.config, inputs.images, inputs.machine, inputs.throughput
     epochs = epoch_plan(config, inputs.devices)
     steps, rate_at = schedule_of(config, epochs, images.train)
@@ -413,7 +369,9 @@ def make_plan(inputs: Inputs, work: Work = by_area, memory_gb: Callable[[Stage],
             images_per_second=speed,
             hours=None if speed is None else len(members) * images.train / speed / 3600,
         )
-        stages.append(stage if memory_gb is None else stage._replace(memory_gb=memory_gb(stage)))
+        if network is not None:
+            stage = stage._replace(memory_gb=_device_memory(network, config, inputs.devices, stage))
+        stages.append(stage)
 
     # 20 steps of each epoch are enough to find the peak of a schedule whose warm-up takes epochs.
     points = ((e, rate_at(e, count * part // 20)) for e, count in enumerate(steps) for part in range(20))
@@ -443,7 +401,7 @@ def make_plan(inputs: Inputs, work: Work = by_area, memory_gb: Callable[[Stage],
         machine=inputs.machine_name,
         machine_note=machine.note if machine else None,
         devices=inputs.devices,
-        compute_scaled_by="area" if work is by_area else "FLOPs",
+        compute_scaled_by="area" if network is None else "FLOPs",
         peak_lr=peak_lr(config, epochs),
         peak_epoch=peak_epoch,
         peak_momentum=config.optimizer.momentum if peak.momentum is None else peak.momentum,

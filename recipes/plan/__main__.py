@@ -11,15 +11,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from data.remote import is_remote
+from recipes import output
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.json_text import to_json
 from recipes.load import load_config, load_table
-from recipes.output import ABSENT, COLORS, Table, chart, duration, render_page, save, svg
+from recipes.output import ABSENT, COLORS, Content, Table, chart, duration, svg
 from recipes.plan import (
     PRICES,
     REFERENCE_SIZE,
@@ -29,8 +28,6 @@ from recipes.plan import (
     PricesConfig,
     Stage,
     Throughput,
-    by_flops,
-    device_memory,
     make_plan,
     measured,
     published,
@@ -52,12 +49,8 @@ EXAMPLES = """examples:
 
 Prices are read from recipes/plan/prices.yaml, published throughput from
 recipes/plan/throughput.yaml. Each entry names its source."""
-SHOWN = 8
-"""Stages that are shown one by one; with more, short neighbours share a row."""
-POINTS = 2_000
-"""Points of a curve in the chart, at most."""
-Content = dict[str, "list[str | Table]"]
-"""Lines and tables by the title of their section."""
+SHOWN = 8  # stages that are shown one by one; with more, short neighbours share a row
+POINTS = 2_000  # points of a curve in the chart, at most
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
@@ -289,48 +282,37 @@ def _draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
     figure.align_ylabels()
 
 
-def _write_page(plan: Plan, inputs: Inputs, content: Content, folder: Path) -> None:
-    """Write plan.html and schedule.png."""
-    from recipes.watch.files import replace_text
-
-    with chart(9, 8) as drawn:
-        _draw_schedule(drawn, plan, inputs)
-        image, title, subtitle = svg(drawn, "the run's schedule"), f"Plan: {plan.run_name}", _describe_run(plan)
-        page = render_page("plan/plan.html.jinja", title, "; ".join(subtitle), content=content, chart=image)
-        try:
-            save(drawn, folder / "schedule.png")
-            replace_text(folder / "plan.html", page)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
-
-
 def main(argv: Sequence[str]) -> int:
     """Print the plan, then write its page; returns the exit status."""
     given = _parse_arguments(argv)
     config = load_config(given.yaml, given.overrides)
     inputs, classes = _gather_inputs(given, config)
+    network = None
     if given.memory:
         if sys.stderr.isatty():
             print("loading torch and Composer, building the network ...", file=sys.stderr)
         from recipes.model import planned_network
 
         network = planned_network(config, classes)
-        plan = make_plan(inputs, by_flops(network), device_memory(network, config, inputs.devices))
-    else:
-        plan = make_plan(inputs)
+    plan = make_plan(inputs, network)
     if given.json:
         print(to_json(plan.as_json(), indent=2))
         return 0
     content = _describe(plan, inputs)
-    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
-    console.print(*_describe_run(plan), sep="\n")
-    for blocks in content.values():
-        console.print()
-        for block in blocks:
-            console.print(block if isinstance(block, str) else block.terminal(console.width))
+    output.show(content, *_describe_run(plan))
     sys.stdout.flush()  # the chart takes another second
+    from recipes.watch.files import replace_text
+
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
-    _write_page(plan, inputs, content, folder)
+    with chart(9, 8) as drawn:
+        _draw_schedule(drawn, plan, inputs)
+        content["Schedule"].insert(0, output.Chart(svg(drawn, "the run's schedule")))
+        page = output.render_page(f"Plan: {plan.run_name}", "; ".join(_describe_run(plan)), content=content)
+        try:
+            output.save(drawn, folder / "schedule.png")
+            replace_text(folder / "plan.html", page)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
     print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 

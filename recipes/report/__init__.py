@@ -23,8 +23,7 @@ from recipes.load import read_document
 from recipes.results import METRICS, SUMMARY, Metrics, Results, read_results
 
 CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
-POINTS = 600
-"""Points of a curve at most: about one per pixel of its chart's width."""
+POINTS = 600  # points of a curve at most: about one per pixel of its chart's width
 _CHECKPOINT = re.compile(r"ep\d{3,9}-ba(\d{6,12})")
 Array = NDArray[Any]
 
@@ -68,7 +67,7 @@ class Confusions:
         """(label, predicted, images, images of that label), most images first."""
 
     def most_confused(self, limit: int) -> list[int]:
-        """The classes of the first pairs, at most so many, in the order of the labels."""
+        """The classes of the first pairs, at most `limit`, in the order of the labels."""
         chosen: set[int] = set()
         for label, predicted, *_ in self.pairs:
             if len(chosen | {label, predicted}) > limit:
@@ -243,7 +242,7 @@ def throughput_curve(training: Metrics) -> NDArray[np.float64]:
 
 
 def thin(x: Array, y: Array, points: int = POINTS) -> tuple[Array, Array]:
-    """A curve, float (n,) each, with at most so many points: means of neighbours; nan where none is finite."""
+    """A curve, float (n,) each, with at most `points` points: means of neighbours; nan where none is finite."""
     starts = np.arange(0, len(x), max(1, -(-len(x) // points)))
     if len(starts) == len(x):
         return x, y

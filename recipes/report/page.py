@@ -29,14 +29,11 @@ from recipes.results import short_commit
 from recipes.watch.clock import duration
 from recipes.watch.files import replace_text
 
-REPORT = "report.html"
-"""The page's name in a run's folder."""
-GRIDS, ERRORS = 8, 24
-"""Pictures of one run at most; of several runs, half as many each."""
-MATRIX, PAIRS, HARDEST = 12, 15, 10
-"""Classes in the table of confusions, and rows in the lists below it."""
+REPORT = "report.html"  # the page's name in a run's folder
+GRIDS, ERRORS = 8, 24  # pictures of one run at most; of several runs, half as many each
+MATRIX, PAIRS, HARDEST = 12, 15, 10  # classes in the table of confusions, and rows in the lists below it
+# Pixels: a grid's longer side at most, that of a small one enlarged, and a thumbnail's.
 GRID_WIDTH, GRID_ENLARGED, THUMBNAIL = 1060, 640, 150
-"""Pixels: a grid's longer side at most, that of a small one enlarged, and a thumbnail's."""
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
@@ -67,9 +64,9 @@ def render(runs: Sequence[Run]) -> str:
             size = f" at {first.predictions.size} px" if first.predictions else ""
             subtitle += f"; top-1 {_percent(first.summary['top1'])} %{size}"
     return render_page(
-        "report/report.html.jinja",
         title,
         subtitle,
+        "report/report.html.jinja",
         runs=runs,
         several=several,
         lines=[charts.line_of(index) for index in range(len(runs))],
@@ -254,7 +251,7 @@ def _throughput(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _time(runs: Sequence[Run]) -> dict[str, Any]:
-    """Where the time went, as far as summary.json holds numbers."""
+    """Where the time went, by the numbers in summary.json."""
     found = []
     for run in runs:
         spent = _section(run.summary.get("seconds"))
