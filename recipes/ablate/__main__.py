@@ -22,6 +22,7 @@ from recipes.ablate import Outcome, Plan, PlannedRun, make_plan, preflight
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
+from recipes.output import Table, show
 from recipes.resolved import resolved
 from recipes.results import epochs_done, read_results
 
@@ -79,7 +80,10 @@ def main() -> int:
     if size not in sizes:
         raise InputError(f"--size: got {size}; allowed: one of eval.sizes, {', '.join(map(str, sizes))}")
     if given.list:
-        _print_list(plan)
+        rows = [(run.state, run.variant.name, run.seed, run.folder.name) for run in plan.runs]
+        left = sum(state != "finished" for state, *_ in rows)
+        table = Table(("state", "variant", "seed", "folder"), rows)
+        show({f"Ablation of {plan.recipe.run_name}": [table, f"{left} of {len(rows)} runs to do, in {plan.folder}"]})
         return 0
     with locked(plan.folder) as lock:
         stop = Stop()
@@ -95,16 +99,6 @@ def main() -> int:
     return 1 if any(outcome.failure for outcome in outcomes) else 0
 
 
-def _print_list(plan: Plan) -> None:
-    rows = [("STATE", "VARIANT", "SEED", "FOLDER")]
-    rows += [(run.state, run.variant.name, str(run.seed), run.folder.name) for run in plan.runs]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for row in rows:
-        print("  ".join([*map(str.ljust, row, widths), row[3]]))
-    left = sum(row[0] != "finished" for row in rows[1:])
-    print(f"\n{left} of {len(plan.runs)} runs to do, in {plan.folder}")
-
-
 def _say(line: str) -> None:
     """Print to stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
@@ -113,7 +107,6 @@ def _say(line: str) -> None:
 def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
     """Write the results and print them; where no run is finished, the files of earlier runs stay."""
     from recipes.ablate.compare import compare, describe, write
-    from recipes.output import show
 
     command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
     comparison = compare(plan, outcomes, size, target, command)

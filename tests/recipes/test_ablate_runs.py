@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -84,22 +83,28 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     assert "2 of 2 runs are not finished" in output
     assert not (folder / "table.md").exists()  # nothing to show yet
 
-    # Checkpoints of another run make one refuse to start.
-    shutil.copytree(folder / first / "checkpoints", folder / second / "checkpoints")
+    monkeypatch.setattr(ablate, "preflight", lambda *_: None)  # has said that these runs can start
+    failing = tmp_path / "entrypoint.py"
+    failing.write_text(
+        "import runpy, sys\n"
+        "if 'baseline' in sys.argv[1]: sys.exit('no [b]memory[/b] today')\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ablate.ENTRYPOINT)!r}, run_name='__main__')\n"
+    )
+    entrypoint = ablate.ENTRYPOINT
+    monkeypatch.setattr(ablate, "ENTRYPOINT", failing)
     monkeypatch.setattr(sys, "argv", ["ablate", *words])
     assert run_command(main) == 1
     shown = capfd.readouterr()
     assert "[1/2] recipe seed 3: top-1" in shown.err
-    assert "[2/2] baseline seed 3: failed: exit status 2: " in shown.err
+    assert "[2/2] baseline seed 3: failed: exit status 1: no [b]memory[/b] today; see " in shown.err
     assert str(folder / second / "console.txt") in shown.out.replace("\n", "")
-    assert "of run 'tiny-recipe-seed3'" in (folder / second / "console.txt").read_text()
     done = summary(folder, first)
     assert done["finished"]
     assert len(done["resumed_from"]) == 1
     assert "1 failed" in (folder / "table.md").read_text()
 
-    shutil.rmtree(folder / second / "checkpoints")
-    monkeypatch.setattr(ablate, "preflight", lambda *_: None)  # has said that this run can start
+    monkeypatch.setattr(ablate, "ENTRYPOINT", entrypoint)
     before = (folder / first / "console.txt").read_text()
     assert run_command(main) == 0
     shown = capfd.readouterr()
