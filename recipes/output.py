@@ -1,7 +1,9 @@
 """What commands show, in one style: tables in the terminal, Markdown and CSV; charts; pages that work offline.
 
-A page is a Jinja template below recipes/, with the macros of templates/parts.html.jinja, that is rendered into
-templates/page.html.jinja: one HTML file without scripts, from which a browser has nothing to fetch. Jinja escapes text.
+A command describes its result once, as `Content`, which is printed and written from here. A page is a Jinja template
+below recipes/, with the macros of templates/parts.html.jinja, that is rendered into templates/page.html.jinja: one HTML
+file without scripts, from which a browser has nothing to fetch. Jinja escapes text. matplotlib, which takes half a
+second to import, is loaded by the first chart.
 """
 
 from __future__ import annotations
@@ -12,28 +14,29 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import rich.markup
 import rich.table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.rcsetup import cycler
+from rich.console import Console
 
-from recipes.watch.files import replace_file
+from data.text import markdown as markdown_text
 
-# Okabe & Ito's colours, told apart by colour-blind readers too; the pale yellow is left out.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's colours, which colour-blind readers can distinguish; the pale yellow is left out.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1b1f24")
+DIM = "#59636e"
 STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
     "axes.titlesize": "medium",
     "axes.titlelocation": "left",
-    "axes.prop_cycle": cycler(color=COLORS),
+    "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
     "grid.color": "#e3e7eb",
     "grid.linewidth": 0.8,
     "legend.frameon": False,
@@ -42,6 +45,7 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "composer-resnet",  # the same chart is the same bytes
 }
+ABSENT = "-"  # a cell without a value
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -56,8 +60,7 @@ class Table(NamedTuple):
 
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
-    numbers: Sequence[int] = ()
-    """Indices of the columns of numbers, which are set flush right."""
+    numbers: Sequence[int] = ()  # indices of the columns of numbers, which are set flush right
 
     def terminal(self, width: int) -> rich.table.Table:
         """For rich, with three spaces between the columns, or as many of them as a terminal of `width` has room for."""
@@ -77,18 +80,68 @@ class Table(NamedTuple):
         return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
+class Chart(NamedTuple):
+    """A chart for pages, from `svg`."""
+
+    svg: Markup
+    caption: str = ""
+
+
+class Code(NamedTuple):
+    """Lines to copy."""
+
+    code: str
+
+
+Content = dict[str, list["str | Table | Chart | Code"]]
+"""Paragraphs, tables, charts and code by the title of their section."""
+
+
+def show(content: Content, *lines: str) -> None:
+    """Print to the terminal, without charts, below some lines; code is not wrapped."""
+    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
+    for line in lines:
+        console.print(line)
+    for title, blocks in content.items():
+        console.print(f"\n{title}", style="bold")
+        for block in blocks:
+            if isinstance(block, Code):
+                console.print(f"\n{block.code}\n", soft_wrap=True)
+            elif not isinstance(block, Chart):
+                console.print(block if isinstance(block, str) else block.terminal(console.width))
+
+
+def markdown(content: Content) -> str:
+    """The same as Markdown."""
+    parts = []
+    for title, blocks in content.items():
+        parts.append(f"## {title}")
+        for block in blocks:
+            if isinstance(block, Code):
+                parts.append(f"```sh\n{block.code}\n```")
+            elif not isinstance(block, Chart):
+                parts.append(markdown_text(block) if isinstance(block, str) else block.markdown().rstrip())
+    return "\n\n".join(parts) + "\n"
+
+
 def csv_text(headers: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A CSV file; numbers with every digit, None as an empty cell."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(headers)
-    writer.writerows(rows)
+    csv.writer(out, lineterminator="\n").writerows([headers, *rows])
     return out.getvalue()
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
     """The unit that suits a length of time: its seconds, and its name."""
     return (3600, "h") if seconds >= 7200 else (60, "min") if seconds >= 600 else (1, "s")
+
+
+def duration(seconds: float | None) -> str:
+    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`."""
+    if seconds is None:
+        return ABSENT
+    divisor, unit = time_unit(seconds)
+    return f"{seconds:.0f} s" if 99.95 <= seconds < 600 else f"{seconds / divisor:.1f} {unit}"
 
 
 @contextmanager
@@ -98,6 +151,10 @@ def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
     `with chart() as figure: axes = figure.subplots(...)`, with `cycle(COLORS)` for the lines. No global state of
     pyplot is touched, and no screen is needed.
     """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     with rc_context(STYLE):
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)
@@ -111,35 +168,32 @@ def plain(text: str, longest: int = 40) -> str:
 
 
 def svg(drawn: Figure, alt: str) -> Markup:
-    """A figure as an SVG element for a page; `alt` says what it shows, for those who cannot see it."""
+    """A figure as an SVG element for a page; `alt` says what it shows, for those who cannot see it.
+
+    Call it inside the `with chart()` of the figure.
+    """
     buffer = io.StringIO()
-    with rc_context(STYLE):
-        drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    drawn.savefig(buffer, format="svg", metadata={"Date": None})
     element = buffer.getvalue().partition("<svg")[2]
     return Markup('<svg role="img" aria-label="{}"').format(escape(alt)) + Markup(element)
 
 
-def png(drawn: Figure) -> bytes:
-    """A figure as a PNG file of 150 dots per inch."""
+def save(drawn: Figure, path: Path) -> None:
+    """Write a figure as a PNG file of 150 dots per inch; its folder is made."""
+    from recipes.watch.files import replace_file  # with OpenCV, which a command without files does not need
+
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()
-
-
-def save(drawn: Figure, path: Path) -> None:
-    """Write a figure as a PNG file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, [png(drawn)])
+    replace_file(path, [buffer.getvalue()])
 
 
-def render_page(template: str | Template, title: str, subtitle: str, **values: Any) -> str:
-    """A whole page.
+def render_page(
+    title: str, subtitle: str, template: str | Template = "templates/content.html.jinja", **values: Any
+) -> str:
+    """A whole page: its heading, the line below it, and a body from a template and its values (`content=`).
 
-    Args:
-        template: Of the page's body, by its path below recipes/. More than three `<h2>` become a list of links on top.
-        title: Heading and title of the window.
-        subtitle: The line below it.
-        values: For the template.
+    More than three `<h2>` become a list of links on top.
     """
     before, *parts = TEMPLATES.get_template(template).render(values).split("<h2>")
     numbered = (f'<h2 id="s{number}">{part}' for number, part in enumerate(parts, 1))

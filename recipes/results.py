@@ -32,12 +32,9 @@ Metrics = dict[str, NDArray[np.float64]]
 class Evaluation(NamedTuple):
     """An evaluation at one image size, or a point between two of them."""
 
-    epoch: float
-    """Epochs trained until then."""
-    wall_seconds: float
-    """Time until then over all processes of the run: training, waiting, evaluation, checkpoints."""
-    top1: float
-    """In [0, 1]."""
+    epoch: float  # epochs trained until then
+    wall_seconds: float  # time until then over all processes of the run: training, waiting, evaluation, checkpoints
+    top1: float  # in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,9 @@ class Results:
     """What a run's folder says about it; empty where a file is missing or damaged."""
 
     folder: Path
-    summary: dict[str, Any]
-    """summary.json; see watch/summary.py."""
-    metrics: Metrics
-    """metrics.jsonl; see watch/metrics_file.py."""
-    problems: tuple[str, ...]
-    """What could not be used, one line each."""
+    summary: dict[str, Any]  # summary.json (watch/summary.py writes it)
+    metrics: Metrics  # metrics.jsonl (watch/metrics_file.py writes it)
+    problems: tuple[str, ...]  # what could not be used, one line each
 
     @property
     def finished(self) -> bool:
@@ -172,14 +166,10 @@ def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]
 
 
 def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | None:
-    """The point at which a curve first reaches an accuracy; None where it never does.
+    """The point at which a curve, in order of time, first reaches a top-1 in [0, 1]; None where it never does.
 
     Accuracy is known at evaluations only. Between the first one at or above the target and the one before it, it is
     assumed to grow linearly; where the very first evaluation is above the target, that evaluation counts.
-
-    Args:
-        curve: In order of time.
-        target: Top-1 in [0, 1].
     """
     for before, after in zip([None, *curve], curve, strict=False):
         if after.top1 >= target:

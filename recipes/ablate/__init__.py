@@ -1,1 +1,235 @@
-"""What each technique of a recipe is worth: taken from the recipe, and added to the baseline that has none."""
+"""What each technique of a recipe is worth: taken from the recipe, and added to the baseline that has none.
+
+Here: the variants of a recipe and the runs of an ablation, each with its config, checked before the first one starts.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from algorithms.config import AlgorithmsConfig
+from recipes.config import RunConfig
+from recipes.errors import InputError
+from recipes.load import load_config
+from recipes.resolved import config_digest, differing_keys
+from recipes.results import Results, read_results
+
+
+class Variant(NamedTuple):
+    """A recipe with some of its techniques, which are key paths below `algorithms` in the order of the config."""
+
+    name: str  # `recipe`, `without-TECHNIQUE`, `baseline` or `with-TECHNIQUE`
+    on: tuple[str, ...]
+    off: tuple[str, ...]
+
+
+class PlannedRun(NamedTuple):
+    """One run of the ablation."""
+
+    variant: Variant
+    seed: int
+    config: RunConfig
+    digest: str
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return f"{self.variant.name} seed {self.seed}"
+
+    @property
+    def folder(self) -> Path:
+        """The run's; what it prints is added to console.txt there."""
+        return Path(self.config.runs_folder) / self.config.run_name
+
+    @property
+    def state(self) -> Literal["finished", "begun", "new"]:
+        """How far the run is."""
+        results = read_results(self.folder)
+        return "finished" if results.finished else "begun" if results.summary else "new"
+
+
+class Outcome(NamedTuple):
+    """The results of a run that finished, or why it failed; neither, if it was not started or is not finished."""
+
+    planned: PlannedRun
+    run: Results | None
+    failure: str | None = None
+
+
+class Plan(NamedTuple):
+    """An ablation."""
+
+    recipe: RunConfig
+    folder: Path  # receives the results, and holds the runs' folders
+    processes: int  # of each run
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    runs: tuple[PlannedRun, ...]  # seed by seed, so that an ablation that is stopped has compared all variants once
+
+
+def techniques(algorithms: AlgorithmsConfig) -> tuple[str, ...]:
+    """The techniques that are on; those under `composer` count one by one."""
+    found: list[str] = []
+    for name in type(algorithms).model_fields:
+        value = getattr(algorithms, name)
+        if name == "composer":
+            found += [f"composer.{inner}" for inner in value]
+        elif value is not None:
+            found.append(name)
+    return tuple(found)
+
+
+def choose_variants(names: Sequence[str], words: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """The recipe, the recipe without each technique, the baseline with none, the baseline with each alone.
+
+    Equal variants occur once: of two techniques, `without-a` is `with-b` as well.
+
+    Args:
+        names: The recipe's techniques.
+        words: Variants to choose, or techniques, each of which stands for both of its variants; none: all. What they
+            are compared with is included: the baseline, and the recipe where one of its techniques is taken away.
+
+    Raises:
+        InputError: A word names neither a variant nor a technique.
+    """
+    labels: dict[str, tuple[str, ...]] = {
+        "recipe": tuple(names),
+        **{f"without-{name}": tuple(other for other in names if other != name) for name in names},
+        "baseline": (),
+        **{f"with-{name}": (name,) for name in names},
+    }
+    known = {label: {label} for label in labels} | {name: {f"without-{name}", f"with-{name}"} for name in names}
+    allowed = f"allowed: {', '.join(['recipe', 'baseline', *names])}, and without-TECHNIQUE, with-TECHNIQUE"
+    wrong = []
+    for word in words:
+        if word not in known:
+            close = difflib.get_close_matches(word, list(known), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            wrong.append(f"--only: {word} is not a variant or a technique; {allowed}{hint}")
+    if wrong:
+        raise InputError(*wrong)
+    chosen = {"baseline"}.union(*(known[word] for word in words)) if words else set(labels)
+    if any(label.startswith("without-") for label in chosen):
+        chosen.add("recipe")
+    wanted = {labels[label] for label in chosen}
+    first: dict[tuple[str, ...], str] = {}
+    for label, on in labels.items():
+        if on in wanted and (on or label == "baseline"):
+            first.setdefault(on, label)
+    return tuple(Variant(label, on, tuple(name for name in names if name not in on)) for on, label in first.items())
+
+
+def make_plan(
+    path: Path, overrides: Sequence[str], *, seeds: Sequence[int], only: Sequence[str], processes: int
+) -> Plan:
+    """Read the recipe and make a config for every run; nothing is written, and torch is not imported.
+
+    `only` are words for `choose_variants`; each of `seeds` gets a run of each variant.
+
+    Raises:
+        InputError: All that is wrong with any of the configs, or with what an earlier ablation left.
+    """
+    recipe = load_config(path, overrides)
+    names = techniques(recipe.algorithms)
+    errors = {
+        f"{path}: algorithms: no technique is on, so there is nothing to compare": not names,
+        "seed: an ablation takes its seeds from --seeds": any(word.startswith("seed=") for word in overrides),
+        "resume: the runs of an ablation start from zero; allowed: null": recipe.resume is not None,
+        "checkpoints.folder: each run needs a folder of its own; write {run_name} in it": "{run_name}"
+        not in recipe.checkpoints.folder,
+    }
+    if any(errors.values()):
+        raise InputError(*(line for line, wrong in errors.items() if wrong))
+    folder = Path(recipe.runs_folder) / f"{recipe.run_name}-ablate"
+    variants = choose_variants(names, only)
+    runs: list[PlannedRun] = []
+    wrong: dict[str, list[str]] = {}
+    for seed in seeds:
+        for variant in variants:
+            own = [f"seed={seed}", f"runs_folder={folder}", "loggers.progress_bar=false"]
+            own.append(f"run_name={recipe.run_name}-{variant.name}-seed{seed}")
+            try:
+                config = load_config(path, [*overrides, *(f"algorithms.{name}=off" for name in variant.off), *own])
+                runs.append(PlannedRun(variant, seed, config, config_digest(config, processes)))
+            except InputError as error:
+                for line in error.lines:
+                    wrong.setdefault(line, []).append(variant.name)
+    _raise_all(wrong, len(variants))
+    lines = [line for run in runs for line in conflicts(run, processes)]
+    if lines:
+        raise InputError(*lines)
+    return Plan(recipe, folder, processes, variants, tuple(seeds), tuple(runs))
+
+
+def _raise_all(wrong: dict[str, list[str]], of: int) -> None:
+    """Raise what was found, each line with the variants that it is about; one about all of them does not name them."""
+    named = {line: list(dict.fromkeys(names)) for line, names in wrong.items()}
+    if named:
+        raise InputError(*(line if len(all_) == of else f"{', '.join(all_)}: {line}" for line, all_ in named.items()))
+
+
+def conflicts(run: PlannedRun, processes: int) -> list[str]:
+    """Why the content of a run's folder cannot count as that run; empty: it can."""
+    summary = read_results(run.folder).summary
+    instead = "delete that folder, or choose another run_name"
+    if summary and summary.get("config_digest") != run.digest:
+        try:
+            there = load_config(run.folder / "config.yaml").model_dump(mode="json")
+            lines = differing_keys(run.config.model_dump(mode="json"), there, processes, processes)
+            difference = "; ".join(lines) or "another number of processes"
+        except InputError:
+            difference = "its config.yaml cannot be read"
+        return [f"{run.folder}: is a run of another config ({difference}); {instead}"]
+    missing = {str(size) for size in run.config.eval.sizes} - set(summary.get("eval_by_size") or {})
+    if summary.get("finished") is True and missing:
+        return [f"{run.folder}: finished without evaluation at {', '.join(sorted(missing))} px; {instead}"]
+    return []
+
+
+def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
+    """Find what would make a run fail at its start on this machine, before any is started.
+
+    In a process of its own, since it imports torch and may look at the GPU, whose memory the runs need.
+
+    Raises:
+        InputError: All that is wrong, each line with the variants that it is about.
+    """
+    first = {run.variant: run.config for run in reversed(runs)}
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = pool.submit(_problems, list(first.values())[::-1], processes).result()
+    wrong: dict[str, list[str]] = {}
+    for variant, lines in zip(reversed(first), found, strict=True):
+        for line in lines:
+            wrong.setdefault(line, []).append(variant.name)
+    _raise_all(wrong, len(first))
+
+
+def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
+    """What would make each run, all on the same images, fail at its start, as a run itself would say it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which waits for the answer
+    os.environ["LOCAL_WORLD_SIZE"] = str(processes)
+    from data.errors import DataError
+    from recipes.preflight import require_ready
+    from recipes.run import open_data
+
+    data = lru_cache(lambda: open_data(configs[0]))  # a million files are listed once
+    found: list[list[str]] = []
+    for config in configs:
+        try:
+            require_ready(config, processes, data)
+            config.algorithms.build(total_batches=config.epochs, epochs=config.epochs)
+        except InputError as error:
+            found.append(list(error.lines))
+        except (DataError, ValueError) as error:  # ValueError: Composer's own checks
+            found.append(str(error).strip().splitlines())
+        else:
+            found.append([])
+    return found

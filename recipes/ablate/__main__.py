@@ -13,17 +13,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any
 
 from tqdm import tqdm
 
 from data.text import escape
-from recipes.ablate.plan import Plan, PlannedRun, listing, make_plan, preflight, state
+from recipes.ablate import Outcome, Plan, PlannedRun, make_plan, preflight
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
+from recipes.output import Table, show
 from recipes.resolved import resolved
-from recipes.results import Results, epochs_done, read_results
+from recipes.results import epochs_done, read_results
 
 DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline with none,
 and the baseline with each technique alone, and compare them: accuracy, time,
@@ -43,92 +44,75 @@ ENTRYPOINT = Path(__file__).resolve().parents[2] / "entrypoint.py"
 POLL_SECONDS = 0.5
 
 
-class Outcome(NamedTuple):
-    """What became of a run."""
-
-    planned: PlannedRun
-    run: Results | None
-    """Its results, if it finished."""
-    failure: str | None = None
-    """Why it failed, if it did; a run without both was not started, or is not finished."""
-
-
-def read_command_line(argv: Sequence[str]) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The parser and the arguments.
-
-    Raises:
-        InputError: An argument is wrong.
-    """
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("ablate", DESCRIPTION, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the recipe, and keys that differ")
-    parser.add_argument(
-        "--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help="one run of each variant each (default: 0 1)"
+    add = parser.add_argument
+    add("words", nargs="*", metavar="YAML [key=value ...]", help="the recipe, and keys that differ")
+    text = "one run of each variant each (default: 0 1)"
+    add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
+    text = (
+        "these variants (recipe, without-X, baseline, with-X), or a technique X for both of its; what they are "
+        "compared with is included (default: all)"
     )
-    parser.add_argument(
-        "--only",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="these variants (recipe, without-X, baseline, with-X), or a technique X for both of its; what they are "
-        "compared with is included (default: all)",
-    )
-    parser.add_argument(
-        "--target", type=float, metavar="TOP1", help="in (0, 1], to time (default: the baseline's mean at its end)"
-    )
-    parser.add_argument(
-        "--size", type=int, metavar="PX", help="of eval.sizes, at which to compare (default: the last of them)"
-    )
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of each run, as composer -n N")
-    parser.add_argument("--list", action="store_true", help="show the runs and how far they are, and exit")
+    add("--only", nargs="+", default=[], metavar="NAME", help=text)
+    text = "in (0, 1], to time (default: the baseline's mean at its end)"
+    add("--target", type=float, metavar="TOP1", help=text)
+    text = "of eval.sizes, at which to compare (default: the last of them)"
+    add("--size", type=int, metavar="PX", help=text)
+    add("--processes", type=int, default=1, metavar="N", help="of each run, as composer -n N")
+    add("--list", action="store_true", help="show the runs and how far they are, and exit")
     given = parser.parse_intermixed_args(list(argv))
     if given.target is not None and not 0 < given.target <= 1:
         parser.error(f"--target: got {given.target:g}; allowed: a share above 0 and at most 1, such as 0.97")
     if given.processes < 1:
         parser.error(f"--processes: got {given.processes}; allowed: at least 1")
-    given.seeds = list(dict.fromkeys(given.seeds))
-    return parser, given
+    given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
+    return given
 
 
 def main() -> int:
     """Do the runs and show their results; the exit status."""
-    parser, given = read_command_line(sys.argv[1:])
-    path, overrides = yaml_and_overrides(parser, given.words)
-    plan = make_plan(path, overrides, seeds=given.seeds, only=given.only, processes=given.processes)
+    given = _parse_arguments(sys.argv[1:])
+    seeds = list(dict.fromkeys(given.seeds))
+    plan = make_plan(given.yaml, given.overrides, seeds=seeds, only=given.only, processes=given.processes)
     sizes = plan.recipe.eval.sizes
     size = sizes[-1] if given.size is None else given.size
     if size not in sizes:
         raise InputError(f"--size: got {size}; allowed: one of eval.sizes, {', '.join(map(str, sizes))}")
     if given.list:
-        print(listing(plan))
+        rows = [(run.state, run.variant.name, run.seed, run.folder.name) for run in plan.runs]
+        left = sum(state != "finished" for state, *_ in rows)
+        table = Table(("state", "variant", "seed", "folder"), rows)
+        show({f"Ablation of {plan.recipe.run_name}": [table, f"{left} of {len(rows)} runs to do, in {plan.folder}"]})
         return 0
-    with locked(plan.folder) as lock, Stop().installed() as stop:
-        todo = [run for run in plan.runs if state(run) != "finished"]
+    with locked(plan.folder) as lock:
+        stop = Stop()
+        todo = [run for run in plan.runs if run.state != "finished"]
         if todo:
-            tell(f"{len(todo)} of {len(plan.runs)} runs to do, in {plan.folder}; checking all of them first")
+            _say(f"{len(todo)} of {len(plan.runs)} runs to do, in {plan.folder}; checking all of them first")
             preflight(todo, given.processes)
-        outcomes = do_runs(plan, stop, lock)
+        outcomes = _do_runs(plan, todo, stop, lock)
         present(plan, outcomes, size, given.target)
     if stop.requested:
-        tell("interrupted; run the same command again to resume")
+        _say("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
     return 1 if any(outcome.failure for outcome in outcomes) else 0
 
 
-def tell(line: str) -> None:
+def _say(line: str) -> None:
     """Print to stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
 
 
 def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
     """Write the results and print them; where no run is finished, the files of earlier runs stay."""
-    from rich.console import Console
-
-    from recipes.ablate.compare import compare, show, write  # matplotlib takes a second
+    from recipes.ablate.compare import compare, describe, write
 
     command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
     comparison = compare(plan, outcomes, size, target, command)
     files = write(comparison, plan.folder) if any(outcome.run for outcome in outcomes) else []
-    show(comparison, Console(highlight=False))
+    others = [px for px in comparison.sizes if px != size]
+    show(describe(comparison, [*others[-1:], size]))
     if files:  # flushed: in a pipe together with stderr, this comes before the last words there
         print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
 
@@ -139,24 +123,12 @@ class Stop:
     The run has a process group of its own, so that a Ctrl-C reaches it once, from here. A second one kills it.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
         self.requested = False
         self._process: subprocess.Popen[bytes] | None = None
-
-    @contextmanager
-    def installed(self) -> Iterator[Stop]:
-        """Handle the signals as long as this lasts; those that are ignored, as under nohup, stay so."""
-        before = {number: signal.getsignal(number) for number in self.SIGNALS}
-        taken = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
-        for number in taken:
-            signal.signal(number, self._handle)
-        try:
-            yield self
-        finally:
-            for number, handler in taken.items():
-                signal.signal(number, handler)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
@@ -182,10 +154,8 @@ class Stop:
 def locked(folder: Path) -> Iterator[int]:
     """Keep other ablations out of a folder, also while a run of a killed ablation is still active in it.
 
-    The runs inherit the lock: the system releases it when the last process that holds it is gone.
-
-    Yields:
-        The file descriptor that a run must inherit.
+    Yields the file descriptor that the runs must inherit: the system releases the lock when the last process that
+    holds it is gone.
 
     Raises:
         InputError: The folder cannot be written, or another process is active there.
@@ -203,29 +173,20 @@ def locked(folder: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def do_runs(plan: Plan, stop: Stop, lock: int) -> list[Outcome]:
-    """Do the runs that are not finished, in order; one that fails does not stop the others.
-
-    Args:
-        plan: The ablation.
-        stop: Asked between the runs and while one is active.
-        lock: See `locked`.
-
-    Returns:
-        One outcome per run.
-    """
+def _do_runs(plan: Plan, todo: Sequence[PlannedRun], stop: Stop, lock: int) -> list[Outcome]:
+    """Do the runs that are not finished, in order; one that fails does not stop the others."""
     outcomes, epochs = [], plan.recipe.epochs
-    todo = {run.folder for run in plan.runs if state(run) != "finished"}
+    folders = {run.folder for run in todo}
     with tqdm(total=len(todo) * epochs, unit="ep", unit_scale=True, file=sys.stderr, disable=None, smoothing=0) as bar:
         for number, run in enumerate(plan.runs, 1):
-            if run.folder not in todo or stop.requested:
-                outcomes.append(Outcome(run, None if run.folder in todo else read_results(run.folder)))
+            if run.folder not in folders or stop.requested:
+                outcomes.append(Outcome(run, None if run.folder in folders else read_results(run.folder)))
                 continue
             before = bar.n
-            status = execute(run, plan.processes, stop, lock, bar)
-            outcome = judge(run, status)
+            status = _execute(run, plan.processes, stop, lock, bar)
+            outcome = _judge(run, status)
             if outcome.run is None and (stop.requested or status == EXIT_INTERRUPTED):
-                stop.requested = True  # others, such as a spot notice, may have told the run that the machine goes
+                stop.requested = True  # by others, such as a spot notice that the run itself has seen
                 outcomes.append(Outcome(run, None))
                 continue
             bar.update(before + epochs - bar.n)
@@ -235,21 +196,16 @@ def do_runs(plan: Plan, stop: Stop, lock: int) -> list[Outcome]:
             else:
                 top1, seconds = (outcome.run.summary[name] for name in ("top1", "wall_seconds"))
                 words = f"top-1 {100 * top1:.2f} % at {run.config.eval.sizes[-1]} px, {seconds:.0f} s"
-            tell(f"[{number}/{len(plan.runs)}] {run.label}: {words}")
+            _say(f"[{number}/{len(plan.runs)}] {run.label}: {words}")
             if status == EXIT_NOT_UPLOADED:
-                tell(f"its last state could not be uploaded; see {run.folder / 'console.txt'}")
+                _say(f"its last state could not be uploaded; see {run.folder / 'console.txt'}")
     return outcomes
 
 
-def execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[Any]) -> int:
+def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[Any]) -> int:
     """Start or resume a run, and wait for its end; its exit status.
 
-    Args:
-        run: Its `config.yaml` is written first, and its output is added to its `console.txt`.
-        processes: Of the run.
-        stop: Gets the process.
-        lock: See `locked`.
-        bar: Advanced by the epochs done.
+    Its `config.yaml` is written first, its output is added to its `console.txt`, and the bar advances by its epochs.
     """
     from recipes.watch.files import replace_file  # with OpenCV, which --list does not need
 
@@ -276,7 +232,7 @@ def execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[An
                 bar.update(before + epochs_done(run.folder) - bar.n)
 
 
-def judge(run: PlannedRun, status: int) -> Outcome:
+def _judge(run: PlannedRun, status: int) -> Outcome:
     """The outcome of a run whose process ended with this exit status."""
     found, console = read_results(run.folder), run.folder / "console.txt"
     if status in (0, EXIT_NOT_UPLOADED) and found.finished:

@@ -11,21 +11,16 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from markupsafe import Markup
-from matplotlib.figure import Figure
-from rich.console import Console
 
-from data.text import markdown as markdown_text
 from data.text import spreadsheet
-from recipes.ablate.plan import Plan, Variant
-from recipes.output import COLORS, Table, chart, csv_text, png, render_page, svg, time_unit
+from recipes import output
+from recipes.ablate import Outcome, Plan, Variant
+from recipes.output import ABSENT, COLORS, DIM, Table, chart, duration, svg
 from recipes.results import Evaluation, Results, first_reached, mean_curve, short_commit
-from recipes.watch.files import replace_file, replace_text
 
 if TYPE_CHECKING:
-    from recipes.ablate.__main__ import Outcome
+    from matplotlib.figure import Figure
 
-ABSENT = "-"
 CSV_FIELDS = (
     *("variant", "techniques_on", "n", "failed", "not_run"),
     *("top1", "top1_std", "top1_min", "top1_max", "top1_minus_baseline"),
@@ -33,57 +28,18 @@ CSV_FIELDS = (
     *("images_per_second", "images_per_second_std", "images_per_second_over_baseline"),
     *("target_top1", "seconds_to_target", "epochs_to_target", "seconds_to_target_over_baseline", "on_pareto_front"),
 )
-FRONT, TARGET = "#b6c2cf", "#59636e"
-
-
-class Spread(NamedTuple):
-    """Some values of one quantity."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation (n - 1 degrees of freedom); None of one value."""
-    low: float
-    high: float
-    n: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
-        """None where there are no values."""
-        if not values:
-            return None
-        std = stdev(values) if len(values) > 1 else None
-        return cls(fmean(values), std, min(values), max(values), len(values))
-
-    def error(self, scale: float) -> list[list[float]]:
-        """Distances from the mean to the lowest and the highest value, as matplotlib's error bars take them."""
-        return [[scale * (self.mean - self.low)], [scale * (self.high - self.mean)]]
+EFFECTS, ACCURACY = "What each technique adds", "Accuracy: top-1"
 
 
 class Row(NamedTuple):
-    """One variant over its seeds; None where no run is finished."""
+    """One variant over its seeds."""
 
     variant: Variant
-    n: int
-    """Finished runs."""
-    failed: int
-    missing: int
-    """Runs that were not started, or are not finished."""
-    top1: dict[int, Spread]
-    """In [0, 1], by image size in pixels."""
-    wall_seconds: Spread | None
-    images_per_second: Spread | None
-    curve: tuple[Evaluation, ...]
-    """Mean over the seeds, at the main size."""
-    reached: Evaluation | None
-    """Where that curve reaches the target."""
-    on_front: bool = False
-    """No other variant is at least as fast and at least as accurate, and better in one of the two."""
-    gain: float | None = None
-    """Top-1 less the baseline's."""
-    time_ratio: float | None = None
-    speed_ratio: float | None = None
-    target_ratio: float | None = None
-    """Wall time, images/s and time to the target over the baseline's."""
+    values: dict[str, list[float]]
+    """Of each finished run: `wall_seconds`, `images_per_second`, `top1` (at the main size) and `top1_SIZEpx`."""
+    figures: dict[str, float | None]
+    """By the columns of table.csv: means and sample standard deviations of the values, and ratios; None: unknown."""
+    curve: tuple[Evaluation, ...]  # mean over the seeds, at the main size
 
     @property
     def name(self) -> str:
@@ -94,57 +50,46 @@ class Row(NamedTuple):
 class Difference(NamedTuple):
     """What adding a technique changes."""
 
-    top1: Spread
-    """Top-1 with it less top-1 without it, seed by seed."""
-    seconds_ratio: float
-    """Mean wall time with it over mean wall time without it."""
+    top1: list[float]  # top-1 with it less top-1 without it, seed by seed
+    seconds_ratio: float  # mean wall time with it over mean wall time without it
 
 
 class Effect(NamedTuple):
     """What a technique is worth; None where runs are missing."""
 
     technique: str
-    alone: Difference | None
-    """Added to the baseline."""
-    in_recipe: Difference | None
-    """The recipe against the recipe without it."""
+    alone: Difference | None  # added to the baseline
+    in_recipe: Difference | None  # the recipe against the recipe without it
 
 
 class Comparison(NamedTuple):
     """An ablation's result."""
 
-    size: int
-    """Image size in pixels at which accuracies are compared."""
+    size: int  # image size in pixels at which accuracies are compared
     sizes: tuple[int, ...]
-    target: float | None
-    """Top-1 in [0, 1] whose time is compared."""
+    target: float | None  # top-1 in [0, 1] whose time is compared
     rows: tuple[Row, ...]
     effects: tuple[Effect, ...]
     title: str = ""
-    setting: str = ""
-    """What was run on what."""
-    notes: Sequence[str] = ()
-    """What the numbers mean."""
-    remarks: Sequence[str] = ()
-    """Failed and missing runs, what makes runs hard to compare."""
-    command: str = ""
-    """What was typed."""
+    setting: str = ""  # what was run on what
+    notes: Sequence[str] = ()  # what the numbers mean
+    remarks: Sequence[str] = ()  # failed and missing runs, what makes runs hard to compare
+    command: str = ""  # what was typed
 
+    @property
+    def most_seeds(self) -> int:
+        """Finished runs of the variant with most of them; 0: nothing to show."""
+        return max(len(row.values["top1"]) for row in self.rows)
 
-Runs = Mapping[Variant, Mapping[int, Results]]
-"""The finished runs by variant and seed."""
+    @property
+    def standard_error(self) -> float | None:
+        """Of the difference between two variants' means of top-1, as a share, from the noise between seeds."""
+        noise = pooled_std([row.values["top1"] for row in self.rows])
+        return None if noise is None else noise * (2 / self.most_seeds) ** 0.5
 
 
 def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None, command: str) -> Comparison:
-    """Compare the variants of an ablation.
-
-    Args:
-        plan: The ablation.
-        outcomes: One for each of its runs.
-        size: Image size in pixels at which accuracies are compared.
-        target: Top-1 in [0, 1] to time; None: the baseline's mean at its end.
-        command: What was typed.
-    """
+    """Compare the variants of an ablation, given an outcome for each of its runs; see `Comparison` for the rest."""
     recipe, variants = plan.recipe, plan.variants
     runs: dict[Variant, dict[int, Results]] = {variant: {} for variant in variants}
     for outcome in outcomes:
@@ -155,15 +100,14 @@ def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
     finished = [run for done in runs.values() for run in done.values()]
     versions = [run.summary.get("versions") or {} for run in finished]
     devices = sorted({str(entry.get("device")) for entry in versions})
-    seeds = ", ".join(map(str, plan.seeds))
     setting = (
-        f"{len(variants)} variants of {recipe.model.name}, {recipe.epochs} epochs each, seeds {seeds}: "
+        f"{len(variants)} variants of {recipe.model.name}, {recipe.epochs} epochs each, "
+        f"seeds {', '.join(map(str, plan.seeds))}: "
         f"{len(finished)} of {len(plan.runs)} runs are finished{'. ' if devices else ''}{', '.join(devices)}."
     )
 
     remarks = [f"Failed: {outcome.planned.label}, {outcome.failure}" for outcome in outcomes if outcome.failure]
-    missing = sum(row.missing for row in found.rows)
-    if missing:
+    if missing := len(outcomes) - len(finished) - failed.total():
         remarks.append(f"{missing} of {len(outcomes)} runs are not finished; run the same command again to resume.")
     mixing = {len({"mixup", "cutmix"} & set(variant.on)) for variant in variants}
     if recipe.algorithms.cutmix is not None and {1, 2} <= mixing:
@@ -188,7 +132,7 @@ def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
 
 def compare_runs(
     variants: Sequence[Variant],
-    runs: Runs,
+    runs: Mapping[Variant, Mapping[int, Results]],
     failed: Mapping[Variant, int],
     seeds: int,
     sizes: Sequence[int],
@@ -199,124 +143,107 @@ def compare_runs(
 
     Args:
         variants: In the order of the tables.
-        runs: Those that finished.
+        runs: Those that finished, by seed.
         failed: How many failed.
         seeds: How many runs of each variant there should be.
         sizes: Of the evaluation, in pixels.
         size: That of `sizes` at which accuracies are compared.
         target: Top-1 in [0, 1]; None: the baseline's mean at its end.
     """
-    baseline = next((runs.get(variant, {}) for variant in variants if not variant.on), {})
+    by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
+    baseline = by_techniques.get(frozenset(), {})
     if target is None and baseline:
         target = fmean(_top1(run, size) for run in baseline.values())
     rows = []
     for variant in variants:
-        done = list(runs.get(variant, {}).values())
+        done, gone = list(runs.get(variant, {}).values()), failed.get(variant, 0)
+        values = {name: [float(run.summary[name]) for run in done] for name in ("wall_seconds", "images_per_second")}
+        for px in sizes:
+            values["top1" if px == size else f"top1_{px}px"] = [_top1(run, px) for run in done]
+        figures: dict[str, float | None] = {"n": len(done), "failed": gone, "not_run": seeds - len(done) - gone}
+        for name, found in values.items():
+            figures[name] = fmean(found) if found else None
+            figures[f"{name}_std"] = stdev(found) if len(found) > 1 else None
+        figures["top1_min"], figures["top1_max"] = min(values["top1"], default=None), max(values["top1"], default=None)
         curve = mean_curve([run.evaluations(size) for run in done])
-        row = Row(
-            variant,
-            len(done),
-            failed.get(variant, 0),
-            seeds - len(done) - failed.get(variant, 0),
-            {px: spread for px in sizes if (spread := Spread.of([_top1(run, px) for run in done]))},
-            Spread.of([run.summary["wall_seconds"] for run in done]),
-            Spread.of([run.summary["images_per_second"] for run in done]),
-            curve,
-            None if target is None else first_reached(curve, target - 1e-9),
-        )
-        rows.append(row)
-    front = pareto({row.variant: (row.wall_seconds.mean, row.top1[size].mean) for row in rows if row.wall_seconds})
-    base = next((row for row in rows if not row.variant.on and row.n), None)
-    for index, row in enumerate(rows):
-        row = rows[index] = row._replace(on_front=row.variant in front)
-        if base is not None and row.n:
-            rows[index] = row._replace(
-                gain=row.top1[size].mean - base.top1[size].mean,
-                time_ratio=_over(row.wall_seconds, base.wall_seconds),
-                speed_ratio=_over(row.images_per_second, base.images_per_second),
-                target_ratio=row.reached.wall_seconds / base.reached.wall_seconds
-                if row.reached and base.reached
-                else None,
-            )
-    return Comparison(size, tuple(sizes), target, tuple(rows), _effects(variants, runs, size))
+        reached = None if target is None else first_reached(curve, target - 1e-9)
+        figures |= {"target_top1": target, "seconds_to_target": reached and reached.wall_seconds}
+        figures["epochs_to_target"] = reached and reached.epoch
+        rows.append(Row(variant, values, figures, curve))
+    _add_ratios(rows)
 
+    def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference | None:
+        with_it, without = (by_techniques.get(chosen, {}) for chosen in (having, lacking))
+        both = [seed for seed in with_it if seed in without]
+        if not both:
+            return None
+        seconds = [fmean(group[seed].summary["wall_seconds"] for seed in both) for group in (with_it, without)]
+        top1 = [_top1(with_it[seed], size) - _top1(without[seed], size) for seed in both]
+        return Difference(top1, seconds[0] / seconds[1])
 
-def _over(spread: Spread | None, baseline: Spread | None) -> float | None:
-    return spread.mean / baseline.mean if spread and baseline and baseline.mean else None
+    order = dict.fromkeys(name for variant in variants for name in (*variant.on, *variant.off))
+    everything = frozenset(order)
+    effects = tuple(
+        Effect(name, difference(frozenset({name}), frozenset()), difference(everything, everything - {name}))
+        for name in order
+        if frozenset({name}) in by_techniques or everything - {name} in by_techniques
+    )
+    return Comparison(size, tuple(sizes), target, tuple(rows), effects)
 
 
 def _top1(run: Results, size: int) -> float:
     return float(run.summary["eval_by_size"][str(size)]["top1"])
 
 
-def pareto(points: Mapping[Any, tuple[float, float]]) -> set[Any]:
-    """The names of the points (cost, gain) to which no other is at least equal in both and better in one."""
-
-    def beaten(cost: float, gain: float) -> bool:
-        others = (point for point in points.values() if point != (cost, gain))
-        return any(other_cost <= cost and other_gain >= gain for other_cost, other_gain in others)
-
-    return {name for name, point in points.items() if not beaten(*point)}
-
-
-def _effects(variants: Sequence[Variant], runs: Runs, size: int) -> tuple[Effect, ...]:
-    """What each technique is worth, where at least one of its two comparisons was chosen."""
-    by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
-    order = dict.fromkeys(name for variant in variants for name in (*variant.on, *variant.off))
-    everything, nothing = frozenset(order), frozenset[str]()
-
-    def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference | None:
-        with_it, without = (by_techniques.get(chosen, {}) for chosen in (having, lacking))
-        both = [seed for seed in with_it if seed in without]
-        top1 = Spread.of([_top1(with_it[seed], size) - _top1(without[seed], size) for seed in both])
-        if top1 is None:
-            return None
-        seconds = [fmean(group[seed].summary["wall_seconds"] for seed in both) for group in (with_it, without)]
-        return Difference(top1, seconds[0] / seconds[1])
-
-    return tuple(
-        Effect(name, difference(frozenset({name}), nothing), difference(everything, everything - {name}))
-        for name in order
-        if frozenset({name}) in by_techniques or everything - {name} in by_techniques
-    )
+def _add_ratios(rows: Sequence[Row]) -> None:
+    """Compare each variant with the baseline, and with all others on time and top-1."""
+    base = next((row.figures for row in rows if not row.variant.on), {})
+    points = [(row.figures["wall_seconds"] or 0.0, row.figures["top1"] or 0.0) for row in rows if row.values["top1"]]
+    front = pareto(points)
+    for row in rows:
+        mine = row.figures
+        for name in ("wall_seconds", "images_per_second", "seconds_to_target"):
+            known, reference = mine[name], base.get(name)
+            mine[f"{name}_over_baseline"] = known / reference if known is not None and reference else None
+        top1, reference = mine["top1"], base.get("top1")
+        mine["top1_minus_baseline"] = None if top1 is None or reference is None else top1 - reference
+        mine["on_pareto_front"] = int((mine["wall_seconds"], top1) in front)
 
 
-def pooled_std(spreads: Sequence[Spread | None], relative: bool = False) -> float | None:
-    """The standard deviation over seeds, pooled over variants: each has few runs, all together have many.
+def pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
+    """The points (cost, gain) to which no other is at least equal in both and better in one."""
 
-    Args:
-        spreads: Of each variant.
-        relative: Pool standard deviations over means.
+    def beaten(mine: tuple[float, float]) -> bool:
+        return any(cost <= mine[0] and gain >= mine[1] and (cost, gain) != mine for cost, gain in points)
 
-    Returns:
-        The root of the mean variance, weighed by degrees of freedom (n - 1 each); None where every variant has one run.
+    return {point for point in points if not beaten(point)}
+
+
+def pooled_std(groups: Sequence[Sequence[float]]) -> float | None:
+    """The standard deviation within groups: each variant has few runs, all together have many.
+
+    The root of the mean variance, weighed by degrees of freedom (n - 1 each); None where every group has one value.
     """
-    many = [(one.n - 1, one.std / (one.mean if relative else 1)) for one in spreads if one and one.std is not None]
+    many = [(len(group) - 1, stdev(group)) for group in groups if len(group) > 1]
     freedom = sum(degrees for degrees, _ in many)
     return math.sqrt(sum(degrees * std**2 for degrees, std in many) / freedom) if freedom else None
 
 
-def standard_error(comparison: Comparison) -> float | None:
-    """Of the difference between two variants' means of top-1, as a share, from the noise between seeds."""
-    noise = pooled_std([row.top1.get(comparison.size) for row in comparison.rows])
-    return None if noise is None else noise * (2 / max(row.n for row in comparison.rows)) ** 0.5
-
-
 def notes(comparison: Comparison, eval_interval: int) -> list[str]:
     """What the numbers mean, given the epochs between two evaluations."""
-    size, target = comparison.size, comparison.target
+    size, target, error = comparison.size, comparison.target, comparison.standard_error
     found = [
         f"Top-1 and time are means over n seeds, ± is their sample standard deviation. Gains and ratios are over the "
         f"baseline, gains in percentage points of top-1 at {size} px. A star: on the Pareto front of time and top-1.",
         "Alone: the technique added to the baseline. In the recipe: the recipe less the recipe without the technique. "
         "Both seed by seed.",
     ]
-    noise, error = pooled_std([row.top1.get(size) for row in comparison.rows]), standard_error(comparison)
-    if noise is not None and error is not None:
+    if error is not None:
+        noise = error * (comparison.most_seeds / 2) ** 0.5
         found.append(
             f"Over all variants a run's top-1 has a standard deviation of {100 * noise:.2f} points between seeds, so "
-            f"the difference of two means of n = {max(row.n for row in comparison.rows)} has a standard error of "
-            f"{100 * error:.2f} points: less than about {200 * error:.1f} points cannot be told from chance."
+            f"the difference of two means of n = {comparison.most_seeds} has a standard error of "
+            f"{100 * error:.2f} points: less than about {200 * error:.1f} points may be chance."
         )
     if target is not None:
         every = "epoch" if eval_interval == 1 else f"{eval_interval} epochs"
@@ -324,30 +251,19 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
             f"Time to {100 * target:.2f} %: where the mean curve over the seeds first reaches it, on a straight line "
             f"between two evaluations (one every {every}); the first evaluation counts as it is."
         )
-    jitter = pooled_std([row.wall_seconds for row in comparison.rows], relative=True)
-    found.append(
-        "Time is that of training, loading, evaluation and checkpoints, without the program's start."
-        + (
-            f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
-            if jitter is not None
-            else ""
-        )
-    )
-    return found
+    time = "Time is that of training, loading, evaluation and checkpoints, without the program's start."
+    walls = [row.values["wall_seconds"] for row in comparison.rows]
+    jitter = pooled_std([[seconds / fmean(group) for seconds in group] for group in walls])
+    if jitter is not None:
+        time += f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
+    return [*found, time]
 
 
-def _percent(spread: Spread | None) -> str:
-    if spread is None:
+def _points(mean: float | None, std: float | None, sign: str = "") -> str:
+    """`91.00 ± 1.41`, in percent."""
+    if mean is None:
         return ABSENT
-    return f"{100 * spread.mean:.2f}" + ("" if spread.std is None else f" ± {100 * spread.std:.2f}")
-
-
-def _seconds(value: float | None) -> str:
-    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`."""
-    if value is None:
-        return ABSENT
-    divisor, unit = time_unit(value)
-    return f"{value:.0f} s" if 99.95 <= value < 600 else f"{value / divisor:.1f} {unit}"
+    return f"{100 * mean:{sign}.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def _times(ratio: float | None) -> str:
@@ -356,27 +272,29 @@ def _times(ratio: float | None) -> str:
 
 def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
     """Top-1 of each variant at some image sizes, and against the baseline at the main one."""
-    rows = []
+    names, rows = ["top1" if px == comparison.size else f"top1_{px}px" for px in sizes], []
     for row in comparison.rows:
-        counts = ((row.failed, "failed"), (row.missing, "not run"))
-        note = " ".join(["*"] * row.on_front + [f"{count} {what}" for count, what in counts if count])
-        shares = [_percent(row.top1.get(size)) for size in sizes]
-        rows.append([row.name, str(row.n), *shares, ABSENT if row.gain is None else f"{100 * row.gain:+.2f}", note])
-    return Table(
-        ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"], rows, range(1, 3 + len(sizes))
-    )
+        figures = row.figures
+        words = ["*"] if figures["on_pareto_front"] else []
+        words += [f"{figures[key]} {key.replace('_', ' ')}" for key in ("failed", "not_run") if figures[key]]
+        shares = [_points(figures[name], figures[f"{name}_std"]) for name in names]
+        gain = _points(figures["top1_minus_baseline"], None, "+")
+        rows.append([row.name, str(figures["n"]), *shares, gain, " ".join(words)])
+    headers = ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"]
+    return Table(headers, rows, range(1, 3 + len(sizes)))
 
 
 def cost_table(comparison: Comparison) -> Table:
     """Time, throughput, and time and epochs to the target, each with its ratio to the baseline's."""
     target, rows = comparison.target, []
     for row in comparison.rows:
-        wall, speed, reached = row.wall_seconds, row.images_per_second, row.reached
-        never = target is not None and reached is None and row.curve
-        cells = [_seconds(wall and wall.mean), _times(row.time_ratio)]
-        cells += [ABSENT if speed is None else f"{speed.mean:.0f}", _times(row.speed_ratio)]
-        cells += ["never" if never else _seconds(reached and reached.wall_seconds)]
-        cells += [ABSENT if reached is None else f"{reached.epoch:.1f}", _times(row.target_ratio)]
+        figures = row.figures
+        seconds, speed, epochs = (figures[name] for name in ("wall_seconds", "images_per_second", "epochs_to_target"))
+        never = target is not None and epochs is None and row.curve
+        cells = [duration(seconds), _times(figures["wall_seconds_over_baseline"])]
+        cells += [ABSENT if speed is None else f"{speed:.0f}", _times(figures["images_per_second_over_baseline"])]
+        cells += ["never" if never else duration(figures["seconds_to_target"])]
+        cells += [ABSENT if epochs is None else f"{epochs:.1f}", _times(figures["seconds_to_target_over_baseline"])]
         rows.append([row.name, *cells])
     goal = "target" if target is None else f"{100 * target:.1f}%"
     return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio"], rows, range(1, 8))
@@ -388,9 +306,8 @@ def effect_table(comparison: Comparison) -> Table:
     def cells(difference: Difference | None) -> tuple[str, str]:
         if difference is None:
             return ABSENT, ABSENT
-        top1 = difference.top1
-        deviation = "" if top1.std is None else f" ± {100 * top1.std:.2f}"
-        return f"{100 * top1.mean:+.2f}{deviation}", _times(difference.seconds_ratio)
+        std = stdev(difference.top1) if len(difference.top1) > 1 else None
+        return _points(fmean(difference.top1), std, "+"), _times(difference.seconds_ratio)
 
     rows = [(one.technique, *cells(one.alone), *cells(one.in_recipe)) for one in comparison.effects]
     return Table(["technique", "alone: top-1", "time", "in the recipe: top-1", "time"], rows, range(1, 5))
@@ -398,70 +315,54 @@ def effect_table(comparison: Comparison) -> Table:
 
 def csv_table(comparison: Comparison) -> str:
     """One line per variant: shares for accuracies, seconds for times; empty where nothing is known."""
-    others, rows = [size for size in comparison.sizes if size != comparison.size], []
+    others = [f"top1_{px}px{part}" for px in comparison.sizes if px != comparison.size for part in ("", "_std")]
+    columns, rows = [*CSV_FIELDS, *others], list[list[object]]()
     for row in comparison.rows:
-        top1, wall = row.top1.get(comparison.size) or [None] * 4, row.wall_seconds or [None] * 2
-        speed, reached = row.images_per_second or [None] * 2, row.reached
-        cells: list[object] = [spreadsheet(row.variant.name), " ".join(row.variant.on), row.n, row.failed, row.missing]
-        cells += [*top1[:4], row.gain, *wall[:2], row.time_ratio, *speed[:2], row.speed_ratio, comparison.target]
-        cells += [reached and reached.wall_seconds, reached and reached.epoch, row.target_ratio, int(row.on_front)]
-        rows.append([*cells, *(cell for size in others for cell in (row.top1.get(size) or [None] * 2)[:2])])
-    return csv_text([*CSV_FIELDS, *(f"top1_{size}px{part}" for size in others for part in ("", "_std"))], rows)
+        names = [spreadsheet(row.variant.name), " ".join(row.variant.on)]
+        rows.append([*names, *(row.figures[column] for column in columns[2:])])
+    return output.csv_text(columns, rows)
 
 
-def show(comparison: Comparison, console: Console) -> None:
-    """Print the tables, each of which fits 80 columns; without a finished run only the remarks."""
-    texts = comparison.remarks
-    if any(row.n for row in comparison.rows):
-        texts = (*comparison.notes, *comparison.remarks)
-        others = [size for size in comparison.sizes if size != comparison.size]
-        console.print()
-        for caption, table in (
-            ("What each technique adds", effect_table(comparison)),
-            ("Accuracy: top-1", accuracy_table(comparison, [*others[-1:], comparison.size])),
-            ("Cost", cost_table(comparison)),
-        ):
-            if table.rows:
-                console.print(f"[bold]{caption}[/bold]", table.terminal(console.width), "", sep="\n")
-    for text in texts:
-        console.print(text, markup=False, highlight=False)
+def describe(comparison: Comparison, sizes: Sequence[int]) -> output.Content:
+    """The tables, with top-1 at some image sizes, and what the numbers mean; without a finished run only remarks."""
+    content: output.Content = {}
+    if comparison.most_seeds:
+        if comparison.effects:
+            content[EFFECTS] = [effect_table(comparison)]
+        content |= {ACCURACY: [accuracy_table(comparison, sizes)], "Cost": [cost_table(comparison)]}
+        content["How to read this"] = [*comparison.notes]
+    if comparison.remarks:
+        content["Remarks"] = [*comparison.remarks]
+    return content
 
 
 def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write table.md, table.csv, ablation.html and, where a run is finished, accuracy.png into a folder that exists.
+    """Write table.md, table.csv, accuracy.png and ablation.html into a folder that exists.
 
     Raises:
         OSError: A file cannot be written; the one before it is untouched.
     """
-    tables = {
-        "What each technique adds": effect_table(comparison),
-        "Accuracy: top-1": accuracy_table(comparison, comparison.sizes),
-        "Cost": cost_table(comparison),
-    }
-    parts = [f"# {comparison.title}", comparison.setting]
-    parts += [f"## {title}\n\n{table.markdown()}".rstrip() for title, table in tables.items() if table.rows]
-    parts += comparison.notes
-    if comparison.remarks:
-        parts += ["## Remarks", *(f"- {markdown_text(text)}" for text in comparison.remarks)]
-    parts.append(f"```sh\n{comparison.command}\n```\n")
-    written = [folder / "table.md", folder / "table.csv"]
-    replace_text(written[0], "\n\n".join(parts))
-    replace_text(written[1], csv_table(comparison))
-    charts: dict[str, Markup] = {}
-    if any(row.n for row in comparison.rows):
-        with chart(11, 6.5) as figure:
-            draw_accuracy(figure, comparison)
-            charts["Accuracy: top-1"] = svg(figure, "Top-1 against time for each variant, and the Pareto front")
-            written.append(folder / "accuracy.png")
-            replace_file(written[-1], [png(figure)])
-        if comparison.effects:
-            with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
-                draw_effects(figure, comparison)
-                alt = "Change of top-1 by each technique, alone and in the recipe"
-                charts["What each technique adds"] = svg(figure, alt)
-    written.append(folder / "ablation.html")
-    values = {"comparison": comparison, "tables": tables, "charts": charts}
-    replace_text(written[-1], render_page("ablate/ablation.html.jinja", comparison.title, comparison.setting, **values))
+    from recipes.watch.files import replace_text
+
+    content = describe(comparison, comparison.sizes) | {"Command": [output.Code(comparison.command)]}
+    names = ("table.md", "table.csv", "accuracy.png", "ablation.html")
+    table, values, picture, page = written = [folder / name for name in names]
+    replace_text(table, f"# {comparison.title}\n\n{comparison.setting}\n\n{output.markdown(content)}")
+    replace_text(values, csv_table(comparison))
+    with chart(11, 6.5) as figure:
+        _draw_accuracy(figure, comparison)
+        alt = "Top-1 against time for each variant, and the Pareto front"
+        content[ACCURACY].append(
+            output.Chart(svg(figure, alt), "Curves and points: means; whiskers: lowest to highest seed.")
+        )
+        output.save(figure, picture)
+    if comparison.effects:
+        with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
+            _draw_effects(figure, comparison)
+            alt = "Change of top-1 by each technique, alone and in the recipe"
+            caption = "Bars: means over the seeds; whiskers: lowest to highest seed."
+            content[EFFECTS].append(output.Chart(svg(figure, alt), caption))
+    replace_text(page, output.render_page(comparison.title, comparison.setting, content=content))
     return written
 
 
@@ -475,19 +376,24 @@ def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
         color, marker = looks[technique] if technique else (COLORS[6], "o")
         dashes: Any = {"baseline": (0, (4, 1.5)), "without": "--"}.get(kind, "-")
         face = color if kind in ("recipe", "with") else "white"
-        look = {"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": face}
-        found[row.variant.name] = look
+        found[row.variant.name] = {"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": face}
     return found
 
 
-def draw_accuracy(figure: Figure, comparison: Comparison) -> None:
+def _range(values: Sequence[float], scale: float) -> list[list[float]]:
+    """Distances from the mean to the lowest and the highest value, as matplotlib's error bars take them."""
+    return [[scale * (fmean(values) - min(values))], [scale * (max(values) - fmean(values))]]
+
+
+def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     """Left: how top-1 grew with time; right: where each variant ended, and the Pareto front."""
-    finished = [(row, row.wall_seconds) for row in comparison.rows if row.wall_seconds is not None]
-    divisor, unit = time_unit(max(wall.high for _, wall in finished))
-    looks, size = _looks(comparison), comparison.size
+    finished = [row for row in comparison.rows if row.values["top1"]]
+    divisor, unit = output.time_unit(max(max(row.values["wall_seconds"]) for row in finished))
+    looks, front = _looks(comparison), []
     curves, ends = figure.subplots(1, 2)
-    for row, wall in finished:
-        look, top1, main = looks[row.variant.name], row.top1[size], "-" not in row.variant.name
+    for row in finished:
+        look, main = looks[row.variant.name], "-" not in row.variant.name
+        wall, top1 = row.values["wall_seconds"], row.values["top1"]
         curves.plot(
             [entry.wall_seconds / divisor for entry in row.curve],
             [100 * entry.top1 for entry in row.curve],
@@ -495,25 +401,26 @@ def draw_accuracy(figure: Figure, comparison: Comparison) -> None:
             alpha=1.0 if main else 0.75,
             zorder=3 if main else 2,
         )
-        place = (wall.mean / divisor, 100 * top1.mean)
-        bars = {"xerr": wall.error(1 / divisor), "yerr": top1.error(100), "elinewidth": 0.6, "zorder": 3}
+        place = (fmean(wall) / divisor, 100 * fmean(top1))
+        front += [place] if row.figures["on_pareto_front"] else []
+        bars = {"xerr": _range(wall, 1 / divisor), "yerr": _range(top1, 100), "elinewidth": 0.6, "zorder": 3}
         ends.errorbar(*place, **look | bars | {"linestyle": "none", "markersize": 7})
         curves.plot([], [], **look, linewidth=1.2, label=row.name)
-    front = sorted((wall.mean / divisor, 100 * row.top1[size].mean) for row, wall in finished if row.on_front)
-    ends.step(*zip(*front, strict=True), where="post", color=FRONT, linewidth=4.0, zorder=1, label="Pareto front")
+    step: dict[str, Any] = {"where": "post", "color": "#b6c2cf", "linewidth": 4.0, "zorder": 1}
+    ends.step(*zip(*sorted(front), strict=True), **step, label="Pareto front")
     if comparison.target is not None:
         label = f"target {100 * comparison.target:.2f} %"
-        curves.axhline(100 * comparison.target, color=TARGET, linewidth=0.8, linestyle=":", label=label)
+        curves.axhline(100 * comparison.target, color=DIM, linewidth=0.8, linestyle=":", label=label)
     curves.set_xlim(left=0)
     for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
         axes.set(xlabel=f"time of training, loading, evaluation [{unit}]", title=title)
-        axes.set_ylabel(f"top-1 at {size} px [%]")
+        axes.set_ylabel(f"top-1 at {comparison.size} px [%]")
     figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=3.5)
 
 
-def draw_effects(figure: Figure, comparison: Comparison) -> None:
+def _draw_effects(figure: Figure, comparison: Comparison) -> None:
     """A bar for each technique alone and in the recipe, in points of top-1, with the range over the seeds."""
-    axes, error = figure.subplots(), standard_error(comparison)
+    axes, error = figure.subplots(), comparison.standard_error
     shown = [effect for effect in comparison.effects if effect.alone or effect.in_recipe]
     if error is not None:
         label = "two standard errors of seed noise"
@@ -525,10 +432,10 @@ def draw_effects(figure: Figure, comparison: Comparison) -> None:
         bars = [(place + shift, one.top1) for place, one in enumerate(differences) if one is not None]
         axes.barh(
             [place for place, _ in bars],
-            [100 * top1.mean for _, top1 in bars],
+            [100 * fmean(top1) for _, top1 in bars],
             height=0.36,
             color=color,
-            xerr=np.hstack([np.empty((2, 0)), *(top1.error(100) for _, top1 in bars)]),
+            xerr=np.hstack([np.empty((2, 0)), *(_range(top1, 100) for _, top1 in bars)]),
             error_kw={"elinewidth": 0.8},
             label=label,
         )

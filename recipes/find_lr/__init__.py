@@ -1,1 +1,224 @@
-"""`python -m recipes.find_lr`: a learning-rate range test over the run's own pipeline."""
+"""`python -m recipes.find_lr`: a learning-rate range test over the run's own pipeline.
+
+Here: a test's curve, and the learning rates that it suggests. Needs no torch. Smith 2017, "Cyclical Learning Rates for
+Training Neural Networks", section 3.3, with the exponential ramp that fastai made usual. Each method takes rates
+(rising, equal ratios) and smoothed losses, and returns a rate or None where the curve lacks what it looks for.
+Multiplying all losses by a number changes no suggestion, and multiplying all rates by a number multiplies the
+suggestions by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+End = Literal["complete", "diverged", "not finite"]
+ENDS: dict[End, str] = {
+    "complete": "reached the last rate",
+    "diverged": "diverged, stopped",
+    "not finite": "loss no longer finite, stopped",
+}
+SKIP_START = 0.1
+"""Share of the ramp's steps left out at the start, where the average has seen few losses (fastai's lr_find)."""
+SKIP_END = 5  # steps left out at the end, where the loss has risen (fastai, torch-lr-finder)
+FEWEST = 10  # points that must remain for a suggestion
+WINDOW = 15  # points between the two ends of the sliding window (fastai's `slide`, made for 100 steps)
+STEADY = 0.005  # difference of slopes per step, over the curve's height, below which the window's ends agree
+
+
+class Ramp(NamedTuple):
+    """How the learning rate rises, and when the test stops."""
+
+    start_lr: float  # of the first step, above 0
+    end_lr: float  # of the last step, above `start_lr`
+    steps: int  # at least 2
+    smoothing: float  # share of the average loss that a step keeps, in [0, 1)
+    divergence: float  # the test stops where the smoothed loss exceeds its minimum by this factor, above 1
+
+    def lrs(self) -> Values:
+        """The rate of each step, (steps,): equal ratios, both ends included (as in torch-lr-finder)."""
+        return np.geomspace(self.start_lr, self.end_lr, self.steps).astype(np.float64, copy=False)
+
+
+class Curve(NamedTuple):
+    """One run of the test; its arrays are float64 (n,), n the steps that were made."""
+
+    seed: int
+    lrs: Values
+    losses: Values  # training loss of each step's batch before the update; the last may be inf or NaN
+    smoothed: Values
+    end: End
+
+
+def smooth(losses: Sequence[float] | Values, smoothing: float) -> Values:
+    """Exponential moving average with bias correction; what follows an inf or a NaN is not finite.
+
+    At step i (from 0) it is the mean of losses 0 to i with weights smoothing**(i - k). fastai's `AvgSmoothLoss` and
+    Adam's moments (Kingma & Ba 2015, section 3) correct the bias in the same way; torch-lr-finder does not.
+    """
+    values = [float(loss) for loss in losses]
+    averages = accumulate(values, lambda average, loss: smoothing * average + (1.0 - smoothing) * loss, initial=0.0)
+    weights = 1.0 - smoothing ** np.arange(1, len(values) + 1, dtype=np.float64)
+    return np.array(list(averages)[1:], np.float64) / weights
+
+
+def end_of(losses: Sequence[float], ramp: Ramp) -> End | None:
+    """Why the test stops after these losses, at least one; None: it continues.
+
+    The rule is fastai's (`LRFinder`, factor 4) and torch-lr-finder's (factor 5), on the smoothed loss.
+    """
+    if not np.isfinite(losses[-1]):
+        return "not finite"
+    smoothed = smooth(losses, ramp.smoothing)
+    if smoothed[-1] > ramp.divergence * smoothed.min():
+        return "diverged"
+    return "complete" if len(losses) >= ramp.steps else None
+
+
+def curve_of(losses: Sequence[float], ramp: Ramp, seed: int, end: End) -> Curve:
+    """The curve of a test that stopped after these losses."""
+    values = np.asarray(losses, dtype=np.float64)
+    return Curve(seed, ramp.lrs()[: len(values)], values, smooth(values, ramp.smoothing), end)
+
+
+def usable(lrs: Values, losses: Values, steps: int) -> tuple[Values, Values]:
+    """The part of a curve that the methods use, given the ramp's steps; it is finite, and may be empty.
+
+    The first and last points are left out, what follows the first inf or NaN, and what follows the point past the
+    minimum where the loss is back above its start: a network that has diverged may have a loss that falls again, which
+    fastai and torch-lr-finder would take for the steepest descent.
+    """
+    wrong = np.flatnonzero(~np.isfinite(losses))
+    start = int(SKIP_START * steps)
+    end = min(len(losses) - SKIP_END, int(wrong[0]) if len(wrong) else len(losses))
+    if end > start:
+        bottom = start + int(losses[start:end].argmin())
+        diverged = np.flatnonzero(losses[bottom:end] > losses[start])
+        end = bottom + int(diverged[0]) if len(diverged) else end
+    kept = slice(start, max(start, end))
+    return lrs[kept], losses[kept]
+
+
+def steepest(lrs: Values, losses: Values) -> float | None:
+    """The rate at which the loss falls fastest, by the slope against the logarithm of the rate; None: it never falls.
+
+    Central differences, as in torch-lr-finder and Lightning; fastai's `steep` takes forward differences. Lightning
+    2.5.3 changed to the slope against the rate itself, which favours the lowest rates (its issue 21141).
+    """
+    slopes = np.gradient(losses, np.log(lrs))
+    return float(lrs[slopes.argmin()]) if slopes.min() < 0 else None
+
+
+def valley(lrs: Values, losses: Values) -> float | None:
+    """Half-way down the longest descent: fastai's `valley`, its default; None: the loss never falls.
+
+    The descent is the longest subsequence of falling losses, whose points need not be neighbours (the first to end
+    where several are longest). It is taken to begin as many points before its end as it has points; the suggestion is a
+    third and half of a third of these further on.
+    """
+    lengths = np.ones(len(losses), dtype=int)
+    for index in range(1, len(losses)):
+        lengths[index] += lengths[:index][losses[:index] > losses[index]].max(initial=0)
+    end = int(lengths.argmax())
+    if lengths[end] == 1:
+        return None
+    third = lengths[end] / 3
+    return float(lrs[max(end - int(lengths[end]) + int(third) + int(third / 2), 0)])
+
+
+def lowest(lrs: Values, losses: Values) -> float | None:
+    """The rate of the lowest smoothed loss; None: that is the first point, so nothing was learnt.
+
+    Smith 2017, section 3.3: the highest rate of a cyclical schedule is that at which learning "slows, becomes ragged,
+    or starts to fall".
+    """
+    index = int(losses.argmin())
+    return float(lrs[index]) if index else None
+
+
+def tenth(lrs: Values, losses: Values) -> float | None:
+    """A tenth of `lowest`: fastai's `minimum`."""
+    rate = lowest(lrs, losses)
+    return None if rate is None else rate / 10
+
+
+def window(lrs: Values, losses: Values) -> float | None:
+    """The left end of the rightmost window whose two ends have the same slope: fastai's `slide`; None: there is none.
+
+    The window is `WINDOW` points wide and moves down from the highest rate as long as the slopes at its ends differ,
+    to where the descent is steady. fastai compares with 0.005 in units of the loss; here it is that share of the
+    curve's height, so that a sum over classes suggests what a mean does.
+    """
+    if len(losses) <= WINDOW or losses.argmin() == 0:
+        return None
+    slopes = np.gradient(losses) / (losses.max() - losses.min())
+    steady = np.flatnonzero(np.abs(slopes[WINDOW:] - slopes[:-WINDOW]) <= STEADY)
+    if not len(steady):
+        return None
+    # fastai keeps the last window whose ends still differ, one point right of the first that agrees.
+    return float(lrs[min(int(steady[-1]) + 1, len(lrs) - 1 - WINDOW)])
+
+
+METHODS: dict[str, Callable[[Values, Values], float | None]] = {
+    "steepest": steepest,
+    "valley": valley,
+    "minimum/10": tenth,
+    "sliding window": window,
+    "minimum": lowest,
+}
+CHOSEN = "minimum"
+"""The method whose rate is proposed, as the highest rate of the schedule.
+
+On the demo's digits (4 epochs of One-Cycle, batch 32) neither a tenth of it nor ten times as much trains better: 85.3,
+93.6 and 89.2 % top-1 with timm/resnet10t (3 seeds), 94.6, 96.6 and 78.8 % with ResNet-50 (1 seed). The other four are 3
+to 70 times lower there: they suit a rate that is constant from the start. All values: docs/find_lr.md.
+"""
+
+
+class Suggestion(NamedTuple):
+    """What one method suggests over the runs."""
+
+    method: str
+    per_run: tuple[float | None, ...]
+    mean: float
+    median: float
+    geometric_mean: float  # the one that is used: twice too high and half as high are equally wrong
+    spread: float  # geometric standard deviation (sample, n - 1), a factor of at least 1; 1.0 for a single run
+
+    @property
+    def rates(self) -> list[float]:
+        """Those of the runs that have one."""
+        return [rate for rate in self.per_run if rate is not None]
+
+
+def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None:
+    """Combine the runs' suggestions; None where there are none."""
+    found = np.array([rate for rate in per_run if rate is not None])
+    if not len(found):
+        return None
+    logs = np.log(found)
+    spread = float(np.exp(logs.std(ddof=1))) if len(found) > 1 else 1.0
+    means = float(found.mean()), float(np.median(found)), float(np.exp(logs.mean()))
+    return Suggestion(method, tuple(per_run), *means, spread)
+
+
+def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
+    """What each method suggests from curves, given their ramp's steps; methods that find nothing are left out."""
+    parts = [usable(curve.lrs, curve.smoothed, steps) for curve in curves]
+    found = {}
+    for name, method in METHODS.items():
+        rates = [method(lrs, losses) if len(lrs) >= FEWEST else None for lrs, losses in parts]
+        if (suggestion := over_runs(name, rates)) is not None:
+            found[name] = suggestion
+    return found
+
+
+def still_falling(curve: Curve, steps: int) -> bool:
+    """Whether the ramp ended before the loss rose, so that higher rates may be better than the suggestions."""
+    _, losses = usable(curve.lrs, curve.smoothed, steps)
+    return curve.end == "complete" and len(losses) > 0 and bool(curve.smoothed[-1] <= losses.min())

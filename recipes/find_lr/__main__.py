@@ -7,20 +7,22 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.console import Console
+import yaml
 
+from recipes import output
 from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
-from recipes.find_lr.suggest import CHOSEN, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
+from recipes.find_lr import CHOSEN, ENDS, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
 from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.output import ABSENT, COLORS, DIM, Table, chart, svg
 from recipes.schedule import epoch_plan, peak_lr
-from recipes.watch.files import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,21 +42,14 @@ EXAMPLES = """examples:
 The rates are for --batch-size images per step over all devices. The lines to
 paste contain that number as optimizer.lr_batch_size; if the YAML sets one, it
 stays and the rate is converted. Training scales the rate linearly to its batch."""
-HEADERS = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest")
 NOTHING = (
     "No suggestion: too few steps before the loss rose, or a loss that never fell. "
     "Try a lower --start-lr, more --steps, or a higher --end-lr."
 )
-DEVICES = (1, 2, 4, 8, 16)
-"""Numbers of devices for which the rate is shown."""
+DEVICES = (1, 2, 4, 8, 16)  # numbers of devices for which the rate is shown
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        InputError: The arguments are wrong.
-    """
+def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("find_lr", DESCRIPTION, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
 
@@ -77,9 +72,8 @@ def parse_arguments() -> argparse.Namespace:
     option("--end-lr", float, 1e-12, 1e6, 10.0, "rate of the last step (default: 10)")
     option("--batch-size", int, 1, 10**7, None, "images per step over all devices (default: the run's)")
     option("--size", int, 8, 4096, None, "side of the images in pixels (default: the run's in most epochs)")
-    option(
-        "--smoothing", float, 0.0, 0.999, None, "share of the average loss that a step keeps (default: 1 - 5 / steps)"
-    )
+    text = "share of the average loss that a step keeps (default: 1 - 5 / steps)"
+    option("--smoothing", float, 0.0, 0.999, None, text)
     option("--divergence", float, 1.01, 1e6, 4.0, "stop at this multiple of the lowest smoothed loss (default: 4)")
     given = parser.parse_intermixed_args(sys.argv[1:])
     given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
@@ -88,35 +82,13 @@ def parse_arguments() -> argparse.Namespace:
     return given
 
 
-class Proposal(NamedTuple):
-    """A rate as the YAML holds it."""
+def propose(config: RunConfig, rate: float, batch_size: int) -> dict[str, Any]:
+    """The keys of `optimizer` with which `batch_size` images per step train at `rate`, and others in proportion.
 
-    lr: float  # `optimizer.lr`, to two significant digits: its spread is rarely below ten percent
-    lr_batch_size: int
-
-    @property
-    def yaml(self) -> str:
-        """The lines to paste."""
-        return f"optimizer:\n  lr: {self.lr}\n  lr_batch_size: {self.lr_batch_size}"
-
-    @property
-    def overrides(self) -> str:
-        """The same for a command line."""
-        return f"optimizer.lr={self.lr} optimizer.lr_batch_size={self.lr_batch_size}"
-
-
-class Peak(NamedTuple):
-    """The schedule's highest rate on some number of devices."""
-
-    devices: int
-    images: int  # per step over all devices, in the stage with most epochs
-    lr: float
-
-
-def propose(config: RunConfig, rate: float, batch_size: int) -> Proposal:
-    """The lines with which `batch_size` images per step train at `rate`, and other batches in proportion."""
+    The rate is given to two significant digits: its spread is rarely below ten percent.
+    """
     reference = config.optimizer.lr_batch_size or batch_size
-    return Proposal(float(f"{rate * reference / batch_size:.2g}"), reference)
+    return {"lr": float(f"{rate * reference / batch_size:.2g}"), "lr_batch_size": reference}
 
 
 def present_lr(config: RunConfig, batch_size: int) -> float:
@@ -124,21 +96,25 @@ def present_lr(config: RunConfig, batch_size: int) -> float:
     return config.optimizer.lr * batch_size / (config.optimizer.lr_batch_size or batch_size)
 
 
-def peaks(config: RunConfig, proposal: Proposal) -> list[Peak]:
-    """The highest rate of the run with the proposal, for each of `DEVICES` on which it could run."""
-    optimizer = config.optimizer.model_copy(update=proposal._asdict())
-    config = config.model_copy(update={"optimizer": optimizer})
+def peaks(config: RunConfig, proposal: dict[str, Any]) -> list[tuple[int, int, float]]:
+    """The highest rate of the run with the proposal, for each of `DEVICES` on which it could run.
+
+    Returns:
+        Devices, images per step over all of them in the stage with most epochs, rate.
+    """
+    config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=proposal)})
     found = []
     for devices in DEVICES:
         try:
             lr = peak_lr(config, epoch_plan(config, devices))
-        except InputError:  # a global batch that does not divide by so many
+        except InputError:  # a global batch that is not divisible by them
             continue
-        found.append(Peak(devices, round(lr / proposal.lr * proposal.lr_batch_size), lr))
+        found.append((devices, round(lr / proposal["lr"] * proposal["lr_batch_size"]), lr))
     return found
 
 
-class Result(NamedTuple):
+@dataclass
+class Result:
     """A finished test."""
 
     config: RunConfig  # of the run
@@ -147,74 +123,52 @@ class Result(NamedTuple):
     devices: int
     ramp: Ramp
     curves: list[Curve]
-    suggestions: dict[str, Suggestion]  # by method, without those that find nothing
     command: str
     versions: dict[str, str | None]
 
-    @property
-    def present(self) -> float:
-        """The rate that the config has at `images` per step."""
-        return present_lr(self.config, self.images)
-
-    @property
-    def proposal(self) -> Proposal | None:
-        """None where there is no suggestion."""
+    def __post_init__(self) -> None:
+        self.suggestions = suggestions(self.curves, self.ramp.steps)  # by method, without those that find nothing
+        self.present = present_lr(self.config, self.images)
         chosen = self.suggestions.get(CHOSEN)
-        return chosen and propose(self.config, chosen.geometric_mean, self.images)
+        self.proposal = chosen and propose(self.config, chosen.geometric_mean, self.images)
+        self.peaks = peaks(self.config, self.proposal) if self.proposal else []
 
-    @property
-    def peaks(self) -> list[Peak]:
-        """The schedule's highest rate with the proposal."""
-        return peaks(self.config, self.proposal) if self.proposal else []
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """The result as plain values, without the curves, which are in lr.csv."""
-    return {
-        "run_name": result.config.run_name,
-        "image_size": result.size,
-        "global_batch_size": result.images,
-        "devices": result.devices,
-        "ramp": result.ramp._asdict(),
-        "runs": [{"seed": curve.seed, "steps": len(curve.lrs), "end": curve.end} for curve in result.curves],
-        "present_lr": result.present,
-        "suggestions": {method: suggestion._asdict() for method, suggestion in result.suggestions.items()},
-        "chosen": CHOSEN if result.proposal else None,
-        "optimizer": result.proposal and result.proposal._asdict(),
-        "peak_lr_by_devices": {str(peak.devices): peak.lr for peak in result.peaks},
-        "command": result.command,
-        "versions": result.versions,
-    }
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without the curves, which are in lr.csv."""
+        return {
+            "run_name": self.config.run_name,
+            "image_size": self.size,
+            "global_batch_size": self.images,
+            "devices": self.devices,
+            "ramp": self.ramp._asdict(),
+            "runs": [{"seed": curve.seed, "steps": len(curve.lrs), "end": curve.end} for curve in self.curves],
+            "present_lr": self.present,
+            "suggestions": {method: suggestion._asdict() for method, suggestion in self.suggestions.items()},
+            "chosen": CHOSEN if self.proposal else None,
+            "optimizer": self.proposal,
+            "peak_lr_by_devices": {str(devices): lr for devices, _, lr in self.peaks},
+            "command": self.command,
+            "versions": self.versions,
+        }
 
 
-def rows(found: dict[str, Suggestion]) -> list[tuple[str, ...]]:
-    """A row of `HEADERS` for each method, with dashes where no run had what it looks for."""
-    shown: list[tuple[str, ...]] = [(method, *["-"] * (len(HEADERS) - 1)) for method in METHODS]
-    for index, method in enumerate(METHODS):
-        if (one := found.get(method)) is not None:
-            name = method + (f" ({len(one.rates)} of {len(one.per_run)})" if None in one.per_run else "")
-            means = (f"{mean:.2g}" for mean in (one.geometric_mean, one.median, one.mean))
-            spread = f"x{one.spread:.2f}" if len(one.rates) > 1 else "-"
-            shown[index] = (name, *means, spread, f"{min(one.rates):.2g}", f"{max(one.rates):.2g}")
-    return shown
+def suggestion_table(found: dict[str, Suggestion]) -> Table:
+    """A row for each method, with dashes where no run had what it looks for."""
+    headers, rows = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest"), []
+    for method in METHODS:
+        if (one := found.get(method)) is None:
+            rows.append((method, *[ABSENT] * 6))
+            continue
+        name = method + (f" ({len(one.rates)} of {len(one.per_run)})" if None in one.per_run else "")
+        means = (f"{mean:.2g}" for mean in (one.geometric_mean, one.median, one.mean))
+        spread = f"x{one.spread:.2f}" if len(one.rates) > 1 else ABSENT
+        rows.append((name, *means, spread, f"{min(one.rates):.2g}", f"{max(one.rates):.2g}"))
+    return Table(headers, rows, range(1, 7))
 
 
-def warning(result: Result) -> str:
-    """Where the ramp ended too early; else nothing."""
-    falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
-    if not falling:
-        return ""
-    return (
-        f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
-        f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
-    )
-
-
-def draw(figure: Figure, result: Result) -> None:
+def _draw(figure: Figure, result: Result) -> None:
     """Draw the loss against the rate, and below it each method's suggestions, into an empty figure."""
     from matplotlib.ticker import NullFormatter
-
-    from recipes.output import COLORS
 
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     for index, curve in enumerate(result.curves):
@@ -240,7 +194,7 @@ def draw(figure: Figure, result: Result) -> None:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlim(low, high)
         if low <= present <= high:
-            axes.axvline(present, color="#59636e", linestyle=":", label=f"now in the config: {present:.2g}")
+            axes.axvline(present, color=DIM, linestyle=":", label=f"now in the config: {present:.2g}")
         if chosen is not None:
             axes.axvline(chosen.geometric_mean, color=COLORS[1], label=f"proposed: {chosen.geometric_mean:.2g}")
     above.set_ylabel("loss")
@@ -249,69 +203,71 @@ def draw(figure: Figure, result: Result) -> None:
     below.set_xlabel(f"learning rate (at {result.images} images per step, log scale)")
 
 
-def write_files(result: Result, folder: Path) -> None:
-    """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole.
+def _describe(result: Result) -> output.Content:
+    """The suggestions and the lines to paste, in 80 columns."""
+    if result.proposal is None:
+        return {"Result": [NOTHING]}
+    note = (
+        f"Rates at {result.images} images of {result.size} px per step. Spread: geometric standard deviation over "
+        "the runs, a factor. A dash: no run had what the method looks for."
+    )
+    falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
+    warning = (
+        f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
+        f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
+    )
+    rates = [(devices, images, f"{lr:.3g}") for devices, images, lr in result.peaks]
+    return {
+        "Suggestions": [suggestion_table(result.suggestions), note],
+        "Result": [
+            f"For the YAML ({CHOSEN}, geometric mean of the runs; the config has {result.present:.3g} now):",
+            output.Code(yaml.safe_dump({"optimizer": result.proposal}, sort_keys=False).rstrip()),
+            "or on the command line:",
+            output.Code(" ".join(f"optimizer.{key}={value}" for key, value in result.proposal.items())),
+            *([warning] if falling else []),
+            "The schedule's highest rate is then, by linear scaling:",
+            Table(("devices", "images per step", "highest rate"), rates, range(3)),
+        ],
+    }
 
-    Raises:
-        OSError: A file cannot be written.
-    """
-    from recipes.find_lr.range_test import ENDS
-    from recipes.output import Table, chart, csv_text, render_page, save, svg
+
+def _write_files(result: Result, content: output.Content, folder: Path) -> None:
+    """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole."""
+    from recipes.watch.files import replace_text
 
     alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
-    peaks = [(peak.devices, peak.images, f"{peak.lr:.3g}") for peak in result.peaks]
     runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
+    versions = [(name, value or ABSENT) for name, value in result.versions.items()]
     with chart(height=5.2) as drawn:
-        draw(drawn, result)
-        save(drawn, folder / "lr.png")
-        html = render_page(
-            "find_lr/find_lr.html.jinja",
-            "Learning-rate range test",
-            f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
-            f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
-            result=result,
-            chosen=CHOSEN,
-            warning=warning(result),
-            nothing=NOTHING,
-            chart=svg(drawn, alt),
-            peaks=Table(("devices", "images per step", "highest rate"), peaks, range(3)),
-            suggestions=Table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))),
-            runs=Table(("seed", "steps", "last rate", "end"), runs, range(3)),
-            versions=[(name, value or "-") for name, value in result.versions.items()],
-        )
+        _draw(drawn, result)
+        output.save(drawn, folder / "lr.png")
+        curves = output.Chart(svg(drawn, alt), "Points are single batches. Each step's loss is that before the update.")
+    page: output.Content = {
+        "Result": content["Result"],
+        "Curves": [curves],
+        **content,
+        "Runs": [Table(("seed", "steps", "last rate", "end"), runs, range(3))],
+        "Command and versions": [output.Code(result.command), Table(("what", "version"), versions)],
+    }
+    html = output.render_page(
+        "Learning-rate range test",
+        f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
+        f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
+        content=page,
+    )
     points = (
         (run, curve.seed, step, *(float(value) for value in point))
         for run, curve in enumerate(result.curves)
         for step, point in enumerate(zip(curve.lrs, curve.losses, curve.smoothed, strict=True))
     )
-    replace_text(folder / "lr.csv", csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
+    replace_text(folder / "lr.csv", output.csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
     replace_text(folder / "lr.html", html)
-    replace_text(folder / "lr.json", to_json(as_json(result), indent=1) + "\n")
-
-
-def show(result: Result) -> None:
-    """Print the suggestions and the lines to paste, in 80 columns."""
-    from recipes.output import Table
-
-    console = Console(highlight=False)
-    if result.proposal is None:
-        console.print(NOTHING)
-        return
-    console.print(f"Learning rates at {result.images} images of {result.size} px per step\n")
-    console.print(Table(HEADERS, rows(result.suggestions), range(1, len(HEADERS))).terminal(console.width))
-    console.print(f"\nFor the YAML ({CHOSEN}, geometric mean; the config has {result.present:.3g} now):\n")
-    console.print(result.proposal.yaml, markup=False)
-    console.print(f"\nor on the command line: {result.proposal.overrides}", soft_wrap=True)
-    if warning(result):
-        console.print(f"\n{warning(result)}")
-    if len({peak.lr for peak in result.peaks}) > 1:
-        scaled = ", ".join(f"{peak.lr:.2g} on {peak.devices}" for peak in result.peaks)
-        console.print(f"\nThe highest rate is then, by number of devices: {scaled}.")
+    replace_text(folder / "lr.json", to_json(result.as_json(), indent=1) + "\n")
 
 
 def main() -> int:
     """Run the test, write the files and print what to paste; the exit status, 1 where nothing can be suggested."""
-    given = parse_arguments()
+    given = _parse_arguments()
     config = load_config(given.yaml, given.overrides)
     # Only now: importing torch and Composer takes seconds, and the errors above need neither.
     from recipes.find_lr.range_test import run_tests, trial_config
@@ -335,13 +291,13 @@ def main() -> int:
         devices=devices,
         ramp=ramp,
         curves=curves,
-        suggestions=suggestions(curves, ramp.steps),
         command=shlex.join(["python", "-m", "recipes.find_lr", *sys.argv[1:]]),
         versions=versions(device_name(config.device)),
     )
     folder = Path(config.runs_folder) / config.run_name / "find_lr"
-    write_files(result, folder)
-    show(result)
+    content = _describe(result)
+    _write_files(result, content, folder)
+    output.show(content)
     print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
     return 0 if result.proposal else 1
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +17,7 @@ from data.source import Source
 from data.stage import bring
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.errors import InputError
-from recipes.find_lr.suggest import Curve, End, Ramp, curve_of, end_of
+from recipes.find_lr import ENDS, Curve, End, Ramp, curve_of, end_of
 from recipes.load import load_config
 from recipes.preflight import require_ready
 from recipes.run import open_data, start_processes
@@ -27,11 +26,6 @@ from recipes.trainer import build_trainer
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
 """Techniques that a test leaves out: it keeps one size, and averages do not change what is trained."""
-ENDS: dict[End, str] = {
-    "complete": "reached the last rate",
-    "diverged": "diverged, stopped",
-    "not finite": "loss no longer finite, stopped",
-}
 
 
 def trial_config(
@@ -45,8 +39,8 @@ def trial_config(
     Args:
         path: The run's YAML.
         overrides: `key.path=value`.
-        size: Side of the images in pixels; None: that of most epochs.
-        batch_size: Images per step over all devices; None: the run's at that size.
+        size: In pixels; None: that of most epochs.
+        batch_size: Over all devices; None: the run's at that size.
         world_size: Number of processes.
 
     Raises:
@@ -82,9 +76,7 @@ class RisingRate(Callback):
     """Sets each step's rate, keeps its loss, and ends the training where the test stops."""
 
     def __init__(self, ramp: Ramp, bar: tqdm[NoReturn]) -> None:
-        self.ramp = ramp
-        self.bar = bar
-        self.lrs = ramp.lrs()
+        self.ramp, self.bar, self.lrs = ramp, bar, ramp.lrs()
         self.losses: list[float] = []
         self.end: End | None = None
 
@@ -110,31 +102,11 @@ class RisingRate(Callback):
             state.stop_training()
 
 
-@contextmanager
-def same_randomness() -> Iterator[None]:
-    """Leave the generators of Python, NumPy and torch, on the GPU too, as they were."""
-    before = reproducibility.get_rng_state()
-    try:
-        yield
-    finally:
-        reproducibility.load_rng_state(before)
+def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]) -> Curve:
+    """Train a fresh model with a rising rate, and discard it.
 
-
-def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]) -> Curve:
-    """Train a fresh model with a rising rate, and throw it away.
-
-    Nothing outside changes: the model and the optimizer are its own, the generators are as before, no file is written.
-    Two tests with one config give the same bits.
-
-    Args:
-        config: From `trial_config`; its `max_duration` is not used.
-        train: Training images.
-        val: Evaluation images, which the Trainer needs and the test does not.
-        ramp: How the rate rises.
-        bar: Advances by one each step.
-
-    Raises:
-        InputError: A technique does not accept its values.
+    Nothing outside changes: the model and the optimizer are its own, the generators of Python, NumPy and torch are as
+    before, no file is written. Two tests with one config give the same bits.
     """
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     images = epoch_plan(config, world_size)[0].global_batch_size
@@ -142,7 +114,8 @@ def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, bar
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
     sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
     rising = RisingRate(ramp, bar)
-    with same_randomness():
+    before = reproducibility.get_rng_state()
+    try:
         try:
             algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(epochs)), epochs)
         except ValueError as error:  # Composer's own checks of the values under `composer:`
@@ -161,12 +134,14 @@ def range_test(config: RunConfig, *, train: Source, val: Source, ramp: Ramp, bar
             trainer.fit()
         finally:
             trainer.close()
+    finally:
+        reproducibility.load_rng_state(before)
     assert rising.end is not None
     return curve_of(rising.losses, ramp, config.seed, rising.end)
 
 
 def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
-    """Run the test with so many seeds, from the config's on.
+    """Run the test with consecutive seeds, the first of which is the config's.
 
     Raises:
         InputError: The config or the data cannot be used; nothing was trained.
@@ -183,8 +158,7 @@ def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     with tqdm(total=runs * ramp.steps, unit="step", disable=None if leader else True) as bar:
         for number in range(runs):
             bar.set_description(f"run {number + 1}/{runs}")
-            seeded = trial.model_copy(update={"seed": (trial.seed + number) % 2**32})
-            curve = range_test(seeded, train=train, val=val, ramp=ramp, bar=bar)
+            curve = _range_test(trial.model_copy(update={"seed": (trial.seed + number) % 2**32}), train, val, ramp, bar)
             curves.append(curve)
             bar.update((number + 1) * ramp.steps - bar.n)
             if leader:

@@ -1,1 +1,421 @@
-"""`python -m recipes.plan`: what a run takes and costs, before it starts."""
+"""What a run takes, computed from its config before it starts: stages, compute, time, price and memory.
+
+Compute is counted in epochs at 224 px: one is a forward and a backward pass over the training set at that size. The
+forward pass is a third of it, since the backward pass computes gradients of the weights and of the inputs. Only the
+functions that take a network need torch, which takes seconds to import.
+
+Images per second are measured by a run or published in throughput.yaml; prices are those in prices.yaml.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, Field
+
+from algorithms.fixres import start_epoch
+from data.epoch_plan import Crop, EpochPlan
+from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
+from recipes.errors import InputError
+from recipes.results import METRICS, Metrics, read_results
+from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PRICES = Path(__file__).with_name("prices.yaml")
+THROUGHPUT = Path(__file__).with_name("throughput.yaml")
+REFERENCE_SIZE = 224  # side in pixels of the images in which compute is counted
+FORWARD = 1 / 3  # share of a training step that is its forward pass
+Work = Callable[[int], float]  # compute of a pass over one image of this size in pixels, over that at 224 px
+
+_Text = Annotated[str, Field(min_length=1)]
+_Day = Annotated[str, Field(pattern=r"^(after )?[0-9]{4}(-[0-9]{2}){0,2}$", examples=["2026-11-09", "after 2025-08"])]
+
+
+class PriceConfig(Part):
+    """Price of a machine."""
+
+    usd_per_hour: Annotated[float, Field(ge=0)]
+    region: _Text
+    date: _Day  # a day, a month or a year, or `after` one
+    source: _Text
+
+
+class MachineConfig(Part):
+    """A machine that can be rented."""
+
+    device: _Text  # as in throughput.yaml
+    devices: PositiveInt
+    vcpus: PositiveInt | None = None
+    device_memory_gb: PositiveFloat | None = None  # usable memory of one device, in GB (1e9 bytes)
+    note: _Text | None = None
+    on_demand: PriceConfig | None = None
+    spot: PriceConfig | None = None
+
+
+class PricesConfig(Part):
+    """prices.yaml."""
+
+    machines: dict[str, MachineConfig]
+
+
+class Factor(NamedTuple):
+    """A published figure is multiplied by this for a technique."""
+
+    name: str
+    factor: float
+    source: str
+
+
+class Throughput(NamedTuple):
+    """Training images per second over all devices."""
+
+    images_per_second_by_size: dict[int, float]  # by image size in pixels
+    source: str
+    factors: tuple[Factor, ...] = ()  # already in the figures
+    whole_step: bool = False  # the figures are for the run's own steps, with SAM's second passes and the like
+    evaluation_seconds: float | None = None  # one evaluation, at all sizes; None: not measured
+    checkpoint_seconds: float | None = None  # waiting for checkpoints, per epoch; None: not measured
+
+    def rate(self, size: int, cost: float, work: Work) -> float:
+        """Training images per second at any size, scaled by compute from the nearest size that is known.
+
+        `cost` is the compute of a step over that of one forward and backward pass.
+        """
+        known = self.images_per_second_by_size
+        near = min(known, key=lambda other: abs(math.log(other / size)))
+        rate = known[near] * work(near) / work(size)
+        return rate if self.whole_step else rate / cost
+
+
+class Images(NamedTuple):
+    """Number of images, and where it comes from."""
+
+    train: int
+    val: int
+    source: str
+
+
+class Inputs(NamedTuple):
+    """What a plan is made from."""
+
+    config: RunConfig
+    images: Images
+    devices: int
+    hardware: str  # in words
+    prices: PricesConfig
+    machine_name: str | None = None  # of the price list
+    throughput: Throughput | None = None  # None: unknown
+
+    @property
+    def machine(self) -> MachineConfig | None:
+        """The machine's entry in the price list."""
+        return None if self.machine_name is None else self.prices.machines[self.machine_name]
+
+
+class Stage(NamedTuple):
+    """Consecutive epochs with one image size, one batch size and one cost of a step."""
+
+    first_epoch: int  # counted from 0
+    epochs: int
+    loader_size: int  # side in pixels of the loader's images ...
+    size: int  # ... and of those that the network sees, which differ with `progressive_resizing.where: batch`
+    crop: Crop
+    global_batch_size: int
+    cost: float  # compute of a step over that of one forward and backward pass over all parameters
+    steps: int
+    first: Rate  # of the first step ...
+    last: Rate  # ... and of the last
+    epochs_at_224px: float
+    images_per_second: float | None  # what the devices train, and the loader must supply; None: unknown
+    hours: float | None
+    memory_gb: float | None = None  # of one device, in GB (1e9 bytes); None: not computed
+
+
+class Evaluation(NamedTuple):
+    """All evaluations of a run."""
+
+    times: int
+    sizes: tuple[int, ...]
+    images: int
+    epochs_at_224px: float  # of training
+
+
+class Cost(NamedTuple):
+    """Price of the run."""
+
+    kind: str  # `on demand` or `spot`
+    dollars: float
+    price: PriceConfig
+
+
+class Plan(NamedTuple):
+    """The result; the fields are those of --json. The savings are shares of the compute, and may be negative."""
+
+    run_name: str
+    epochs: int
+    images: Images
+    hardware: str
+    machine: str | None
+    machine_note: str | None
+    devices: int
+    compute_scaled_by: str  # `area` of the images, or `FLOPs` of the network
+    peak_lr: float  # the schedule's highest learning rate ...
+    peak_epoch: int  # ... the epoch in which it is reached, counted from 0 ...
+    peak_momentum: float  # ... and the momentum there
+    stages: tuple[Stage, ...]
+    epochs_at_224px: float
+    saving_against_224px: float  # against as many epochs at 224 px with one forward and backward pass a step
+    saving_by_size_alone: float  # without the second passes of SAM and the like
+    train_size: int
+    saving_against_train_size: float
+    evaluation: Evaluation
+    throughput: Throughput | None
+    evaluation_hours: float | None
+    checkpoint_hours: float | None
+    hours: float | None
+    device_memory_gb: float | None
+    costs: tuple[Cost, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; named tuples become dictionaries."""
+        values: dict[str, Any] = _plain(self)
+        return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if hasattr(value, "_asdict"):
+        hidden = ("whole_step", "evaluation_seconds", "checkpoint_seconds")  # the plan's hours contain them
+        return {name: _plain(item) for name, item in value._asdict().items() if name not in hidden}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def published(config: RunConfig, device: str, devices: int) -> Throughput | None:
+    """The published figure for the run's model, precision and number of devices; None where there is none."""
+    table, half = yaml.safe_load(THROUGHPUT.read_text(encoding="utf-8")), config.precision != "fp32"
+    wanted = {"model": config.model.name, "device": device, "devices": devices, "half": half}
+    entry = next((one for one in table["published"] if wanted.items() <= one.items()), None)
+    if entry is None:
+        return None
+    channels_last, factors = config.algorithms.channels_last is not None, []
+    if half and channels_last != entry["channels_last"]:
+        known = table["factors"]["channels_last"]
+        name = "channels_last" if channels_last else "no channels_last"
+        factors.append(Factor(name, known["factor"] if channels_last else 1 / known["factor"], known["source"]))
+    if half and config.algorithms.blurpool is not None:
+        known = table["factors"]["blurpool" if channels_last else "blurpool_without_channels_last"]
+        factors.append(Factor("blurpool", known["factor"], known["source"]))
+    rate = entry["images_per_second"] * math.prod(factor.factor for factor in factors)
+    return Throughput({entry["size"]: rate}, f"published: {entry['source']}", tuple(factors))
+
+
+def measured(run: Path) -> Throughput:
+    """The throughput of a run in RUNS_FOLDER/RUN_NAME, from its metrics.jsonl; waiting for the loader included.
+
+    Raises:
+        InputError: There is no metrics.jsonl, or it holds too few values.
+    """
+    results = read_results(run)
+    path, metrics, training = run / METRICS, results.metrics, results.training
+    if not path.is_file():
+        raise InputError(f"{path}: cannot be read: no such file; allowed: the folder of a run")
+    rates = _rates_by_size(training)
+    if not rates:
+        raise InputError(f"{path}: too few values of train/images_per_second; allowed: a run of 20 batches or more")
+    epochs, evaluation, checkpointing = (
+        float(training[name][-1]) for name in ("epoch", "time/evaluation_seconds", "time/checkpointing_seconds")
+    )
+    evaluated = [np.isfinite(metrics[f"eval/{size}/top1"]) for size in results.sizes]
+    # An evaluation comes after the line of its batch, whose seconds are those of the evaluations before.
+    counted = int(np.sum(metrics["batch"][np.any(evaluated, axis=0)] < training["batch"][-1])) if evaluated else 0
+    versions = results.summary.get("versions")
+    device = versions.get("device") if isinstance(versions, dict) else None
+    return Throughput(
+        rates,
+        f"measured: {path}{f' on {device}' if device else ''}, loader included",
+        whole_step=True,
+        evaluation_seconds=evaluation / counted if counted and math.isfinite(evaluation) else None,
+        checkpoint_seconds=checkpointing / epochs if epochs >= 1 and math.isfinite(checkpointing) else None,
+    )
+
+
+def _rates_by_size(training: Metrics) -> dict[int, float]:
+    """Images over seconds at each image size in pixels.
+
+    The first line of each size is left out: in it workers start and kernels are chosen.
+    """
+    rate, size, samples = (training[name] for name in ("train/images_per_second", "train/image_size", "samples"))
+    known = (rate > 0) & (size > 0) & np.isfinite(samples)
+    rate, size, samples = rate[known], size[known], samples[known]
+    images = np.diff(samples)
+    same = (size[1:] == size[:-1]) & (images > 0)
+    size, images, seconds = size[1:][same], images[same], images[same] / rate[1:][same]
+    return {int(one): float(images[size == one].sum() / seconds[size == one].sum()) for one in np.unique(size)}
+
+
+def by_area(size: int) -> float:
+    """Compute as the area of the image: exact for convolutions, where no feature map's size is rounded."""
+    return (size / REFERENCE_SIZE) ** 2
+
+
+def by_flops(network: nn.Module) -> Work:
+    """Compute as FLOPs of a forward pass over those at 224 px; the network is on the meta device."""
+    reference = flops(network, REFERENCE_SIZE)
+    return cache(lambda size: flops(network, size) / reference)
+
+
+def flops(network: nn.Module, size: int) -> int:
+    """Floating-point operations of a forward pass over one image: convolutions and matrix products, as torch counts.
+
+    Raises:
+        InputError: The network, which is on the meta device, does not accept images of this size.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    try:
+        with counter, torch.no_grad():
+            network.eval()(torch.empty(1, 3, size, size, device="meta"))
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"model.name: the network does not accept images of {size} px: {reason}") from None
+    return counter.get_total_flops()
+
+
+def _device_memory(network: nn.Module, config: RunConfig, devices: int, stage: Stage) -> float:
+    """Memory in GB that one device needs in a stage (recipes/preflight.py); the network is on the meta device."""
+    from recipes.preflight import pass_images, step_memory
+
+    images = pass_images(config, EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size), devices)
+    fixed, per_image = step_memory(network, config, devices, stage.size, stage.crop == "center")
+    return (fixed + per_image * images) / 1e9
+
+
+def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
+    """Side in pixels of what the network sees in an epoch (counted from 0).
+
+    With `where: batch` Composer resizes (algorithms/progressive_resizing.py): the size follows the share of the epochs
+    that are complete, and is rounded down once more where a batch is scaled by a factor.
+    """
+    resizing = config.algorithms.progressive_resizing
+    if resizing is None or resizing.where == "loader":
+        return loader_size
+    return math.floor(loader_size * (resizing.size_at(epoch / config.epochs, loader_size) / loader_size))
+
+
+def _step_cost(config: RunConfig, epoch: int) -> float:
+    """Compute of a step in an epoch (counted from 0) over that of one forward and backward pass.
+
+    SAM repeats both passes every `interval` steps, activation checkpointing the forward pass; FixRes on the classifier
+    has almost no backward pass. Averages of weights, mixing and label smoothing are not counted.
+    """
+    fixres, sam = config.algorithms.fixres, config.algorithms.sam
+    cost = 1.0 + (FORWARD if config.model.activation_checkpointing else 0.0)
+    if fixres is not None and fixres.train == "classifier" and epoch >= start_epoch(fixres.start, config.epochs):
+        cost = FORWARD
+    return cost * (1.0 if sam is None else 1.0 + 1.0 / sam.interval)
+
+
+def schedule_of(
+    config: RunConfig, epochs: Sequence[EpochPlan], samples: int
+) -> tuple[list[int], Callable[[int, int], Rate]]:
+    """Steps of each epoch, and (epoch, batch) -> learning rate and momentum, as recipes/trainer.py sets them."""
+    steps = [math.ceil(samples / entry.global_batch_size) for entry in epochs]
+    total, rate = sum(steps), rate_function(config.scheduler, peak_lr(config, epochs))
+    return steps, lambda epoch, batch: rate(step_at(epoch, batch, steps[epoch], len(steps), total), total)
+
+
+def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
+    """Compute a plan; with the run's network on the meta device by its FLOPs instead of by area, and its memory.
+
+    Raises:
+        InputError: `global_batch_size` does not divide by the number of devices.
+    """
+    work = by_area if network is None else by_flops(network)
+    config, images, machine, throughput = inputs.config, inputs.images, inputs.machine, inputs.throughput
+    epochs = epoch_plan(config, inputs.devices)
+    steps, rate_at = schedule_of(config, epochs, images.train)
+
+    def kind(epoch: int) -> tuple[EpochPlan, int, float]:
+        return epochs[epoch], network_size(config, epoch, epochs[epoch].size), _step_cost(config, epoch)
+
+    stages = []
+    for (entry, size, cost), group in groupby(range(config.epochs), kind):
+        members = list(group)
+        speed = None if throughput is None else throughput.rate(size, cost, work)
+        stage = Stage(
+            first_epoch=members[0],
+            epochs=len(members),
+            loader_size=entry.size,
+            size=size,
+            crop=entry.crop,
+            global_batch_size=entry.global_batch_size,
+            cost=cost,
+            steps=sum(steps[epoch] for epoch in members),
+            first=rate_at(members[0], 0),
+            last=rate_at(members[-1], steps[members[-1]] - 1),
+            epochs_at_224px=len(members) * cost * work(size),
+            images_per_second=speed,
+            hours=None if speed is None else len(members) * images.train / speed / 3600,
+        )
+        if network is not None:
+            stage = stage._replace(memory_gb=_device_memory(network, config, inputs.devices, stage))
+        stages.append(stage)
+
+    # 20 steps of each epoch are enough to find the peak of a schedule whose warm-up takes epochs.
+    points = ((e, rate_at(e, count * part // 20)) for e, count in enumerate(steps) for part in range(20))
+    peak_epoch, peak = max(points, key=lambda point: point[1].lr)
+    compute, sizes = sum(stage.epochs_at_224px for stage in stages), config.eval.sizes
+    times = -(-config.epochs // config.eval.interval)
+    evaluation_hours = checkpoint_hours = hours = None
+    if throughput is not None:
+        if throughput.evaluation_seconds is None:
+            seconds = sum(times * images.val / throughput.rate(size, FORWARD, work) for size in sizes)
+        else:
+            seconds = times * throughput.evaluation_seconds
+        evaluation_hours = seconds / 3600
+        if throughput.checkpoint_seconds is not None:
+            checkpoint_hours = config.epochs * throughput.checkpoint_seconds / 3600
+        hours = sum(stage.hours or 0.0 for stage in stages) + evaluation_hours + (checkpoint_hours or 0.0)
+    costs: tuple[Cost, ...] = ()
+    if machine and hours is not None:
+        prices = (("on demand", machine.on_demand), ("spot", machine.spot))
+        costs = tuple(Cost(kind, hours * price.usd_per_hour, price) for kind, price in prices if price is not None)
+    evaluated = times * images.val / images.train * FORWARD * sum(map(work, sizes))
+    return Plan(
+        run_name=config.run_name,
+        epochs=config.epochs,
+        images=images,
+        hardware=inputs.hardware,
+        machine=inputs.machine_name,
+        machine_note=machine.note if machine else None,
+        devices=inputs.devices,
+        compute_scaled_by="area" if network is None else "FLOPs",
+        peak_lr=peak_lr(config, epochs),
+        peak_epoch=peak_epoch,
+        peak_momentum=config.optimizer.momentum if peak.momentum is None else peak.momentum,
+        stages=tuple(stages),
+        epochs_at_224px=compute,
+        saving_against_224px=1.0 - compute / config.epochs,
+        saving_by_size_alone=1.0 - sum(stage.epochs * work(stage.size) for stage in stages) / config.epochs,
+        train_size=config.data.train_size,
+        saving_against_train_size=1.0 - compute / (config.epochs * work(config.data.train_size)),
+        evaluation=Evaluation(times, sizes, images.val, evaluated),
+        throughput=throughput,
+        evaluation_hours=evaluation_hours,
+        checkpoint_hours=checkpoint_hours,
+        hours=hours,
+        device_memory_gb=config.device_memory_gb or (machine.device_memory_gb if machine else None),
+        costs=costs,
+    )

@@ -11,25 +11,32 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from data.remote import is_remote
+from recipes import output
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.json_text import to_json
 from recipes.load import load_config, load_table
-from recipes.plan.compute import Images, Inputs, Plan, Stage, as_json, by_flops, device_memory, make_plan, schedule_of
-from recipes.plan.throughput import PRICES, REFERENCE_SIZE, PricesConfig, Throughput, measured, published
+from recipes.output import ABSENT, COLORS, Content, Table, chart, duration, svg
+from recipes.plan import (
+    PRICES,
+    REFERENCE_SIZE,
+    Images,
+    Inputs,
+    Plan,
+    PricesConfig,
+    Stage,
+    Throughput,
+    make_plan,
+    measured,
+    published,
+    schedule_of,
+)
 from recipes.schedule import epoch_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from recipes.output import Table
-
-    Content = dict[str, list[str | Table]]
-    """Lines and tables by the title of their section."""
 
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
@@ -42,42 +49,26 @@ EXAMPLES = """examples:
 
 Prices are read from recipes/plan/prices.yaml, published throughput from
 recipes/plan/throughput.yaml. Each entry names its source."""
-SHOWN = 8
-"""Stages that are shown one by one; with more, short neighbours share a row."""
-POINTS = 2_000
-"""Points of a curve in the chart, at most."""
+SHOWN = 8  # stages that are shown one by one; with more, short neighbours share a row
+POINTS = 2_000  # points of a curve in the chart, at most
 
 
-def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        InputError: The arguments are wrong.
-    """
+def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("plan", "Show a run's stages, compute, time and price before it starts.", EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
-    parser.add_argument("--machine", metavar="NAME", help="from the price list (default: the YAML's `# Hardware:`)")
-    parser.add_argument("--prices", type=Path, default=PRICES, metavar="FILE", help="the price list")
-    parser.add_argument("--devices", type=int, metavar="N", help="processes (default: the machine's devices)")
-    parser.add_argument(
-        "--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help="number of images (default: those at data.path)"
-    )
-    parser.add_argument(
-        "--measured",
-        type=Path,
-        metavar="RUN",
-        help="use the throughput measured in this run's folder (default: runs_folder/run_name, if it has any)",
-    )
-    parser.add_argument(
-        "--images-per-second", type=float, metavar="N", help="of plain training at 224 px, over all devices"
-    )
-    parser.add_argument(
-        "--memory", action="store_true", help="build the network: show memory, count FLOPs instead of area"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, and write no files")
-    parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="for plan.html and schedule.png (default: runs_folder/run_name/plan)"
-    )
+    add = parser.add_argument
+    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
+    add("--machine", metavar="NAME", help="from the price list (default: the YAML's `# Hardware:`)")
+    add("--prices", type=Path, default=PRICES, metavar="FILE", help="the price list")
+    add("--devices", type=int, metavar="N", help="processes (default: the machine's devices)")
+    text = "number of images (default: those at data.path)"
+    add("--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help=text)
+    text = "use the throughput measured in this run's folder (default: runs_folder/run_name, if it has any)"
+    add("--measured", type=Path, metavar="RUN", help=text)
+    add("--images-per-second", type=float, metavar="N", help="of plain training at 224 px, over all devices")
+    add("--memory", action="store_true", help="build the network: show memory, count FLOPs instead of area")
+    add("--json", action="store_true", help="print JSON, and write no files")
+    text = "for plan.html and schedule.png (default: runs_folder/run_name/plan)"
+    add("--out", type=Path, metavar="FOLDER", help=text)
     given = parser.parse_intermixed_args(list(argv))
     given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
     for name, value in (("--devices", given.devices), ("--images-per-second", given.images_per_second)):
@@ -90,14 +81,9 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     return given
 
 
-def count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images, int]:
-    """The images of the dataset, and its classes; ImageNet-1K's where it is not on this machine.
-
-    Raises:
-        DataError: The dataset is on this machine and cannot be used.
-    """
-    path, limit = config.data.path, config.data.train_samples
-    classes = 1000
+def _count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images, int]:
+    """The images of the dataset, and its classes; ImageNet-1K's where it is not on this machine."""
+    path, limit, classes = config.data.path, config.data.train_samples, 1000
     if given is not None:
         images = Images(given[0], given[1], "given: --images")
     elif is_remote(path) or not Path(path).exists():
@@ -112,12 +98,8 @@ def count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images
     return images, config.model.num_classes or classes
 
 
-def find_throughput(given: argparse.Namespace, config: RunConfig, device: str, devices: int) -> Throughput | None:
-    """Given, else measured by the run that is named or by this one, else published; None: unknown.
-
-    Raises:
-        InputError: The run that is named has no measurements.
-    """
+def _find_throughput(given: argparse.Namespace, config: RunConfig, device: str, devices: int) -> Throughput | None:
+    """Given, else measured by the run that is named or by this one, else published; None: unknown."""
     if given.images_per_second is not None:
         return Throughput({REFERENCE_SIZE: given.images_per_second}, "given: --images-per-second")
     if given.measured is not None:
@@ -128,13 +110,8 @@ def find_throughput(given: argparse.Namespace, config: RunConfig, device: str, d
         return published(config, device, devices)
 
 
-def gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs, int]:
-    """What the plan is made from, and the dataset's classes.
-
-    Raises:
-        InputError: Something that is named does not exist.
-        DataError: The dataset is on this machine and cannot be used.
-    """
+def _gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs, int]:
+    """What the plan is made from, and the dataset's classes."""
     prices, hardware = load_table(given.prices, PricesConfig), hardware_of(given.yaml)
     if given.machine is not None and given.machine not in prices.machines:
         allowed = ", ".join(prices.machines)
@@ -149,55 +126,12 @@ def gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs,
     if given.machine is not None:
         hardware = f"{devices}x {device} ({name})"
     devices = given.devices or devices
-    images, classes = count_images(config, given.images)
-    throughput = find_throughput(given, config, device, devices)
+    images, classes = _count_images(config, given.images)
+    throughput = _find_throughput(given, config, device, devices)
     return Inputs(config, images, devices, hardware, prices, name, throughput), classes
 
 
-def describe(plan: Plan, inputs: Inputs) -> Content:
-    """The plan as text, in at most 80 columns."""
-    from recipes.output import Table  # with matplotlib, which --json does not need
-
-    def table(rows: Sequence[Sequence[str]], *headers: str) -> Table:
-        return Table(headers, rows, range(1, len(headers)))
-
-    stages, times, memory = [], [], []
-    vcpus = inputs.machine.vcpus if inputs.machine else None
-    for row in group_rows(plan.stages):
-        first, last, hours = row[0], row[-1], sum(stage.hours or 0.0 for stage in row)
-        own = inputs.config.optimizer.momentum  # of a schedule that leaves it unchanged
-        lrs = [number(rate.lr) for rate in (first.first, last.last)]
-        momenta = [f"{own if rate.momentum is None else rate.momentum:.3g}" for rate in (first.first, last.last)]
-        epochs = span(first.first_epoch + 1, last.first_epoch + last.epochs)
-        sizes, loader = span(*(stage.size for stage in row)), span(*(stage.loader_size for stage in row))
-        counts = (first.global_batch_size, sum(stage.steps for stage in row))
-        changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
-        compute = f"{sum(stage.epochs_at_224px for stage in row):.4g}"
-        stages.append((epochs, sizes, *(f"{count:,}" for count in counts), *changes, compute))
-        if hours:
-            rate = sum((stage.images_per_second or 0.0) * (stage.hours or 0.0) for stage in row) / hours
-            rates = (rate, rate / plan.devices, rate / vcpus if vcpus else None)
-            needed = ("-" if value is None else f"{value:,.0f}" for value in rates)
-            times.append((epochs, sizes, loader, *needed, duration(hours)))
-        available = "-" if plan.device_memory_gb is None else f"{plan.device_memory_gb:.1f}"
-        memory.append((epochs, sizes, f"{max(stage.memory_gb or 0.0 for stage in row):.1f}", available))
-    totals = {"evaluation": plan.evaluation_hours, "checkpoints": plan.checkpoint_hours, "all": plan.hours}
-    times += [(name, "", "", "", "", "", duration(hours)) for name, hours in totals.items() if hours is not None]
-    no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
-    stage_table = table(stages, "epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
-    time_table = table(times, "epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
-    memory_table = table(memory, "epochs", "px", "GB per device", "GB it has")
-    return {
-        "Schedule": [stage_table],
-        "Compute": [*describe_compute(plan)],
-        "Time and loader": [*([time_table] if plan.throughput else []), *describe_throughput(plan)],
-        "Price": [*describe_price(plan, inputs)],
-        "Memory": [no_memory if plan.stages[0].memory_gb is None else memory_table],
-    }
-
-
-def describe_run(plan: Plan) -> list[str]:
-    """What is planned, on which hardware."""
+def _describe_run(plan: Plan) -> list[str]:
     hardware = "any hardware" if plan.hardware == "any" else plan.hardware
     return [
         f"{plan.run_name}: {plan.epochs} epochs of {plan.images.train:,} images ({plan.images.source})",
@@ -206,8 +140,47 @@ def describe_run(plan: Plan) -> list[str]:
     ]
 
 
-def describe_compute(plan: Plan) -> list[str]:
-    """The highest learning rate, the compute and what is saved."""
+def _describe(plan: Plan, inputs: Inputs) -> Content:
+    """The plan as text, in at most 80 columns."""
+    stages, times, memory = [], [], []
+    vcpus = inputs.machine.vcpus if inputs.machine else None
+    for row in _group_rows(plan.stages):
+        first, last, hours = row[0], row[-1], sum(stage.hours or 0.0 for stage in row)
+        own = inputs.config.optimizer.momentum  # of a schedule that leaves it unchanged
+        lrs = [_number(rate.lr) for rate in (first.first, last.last)]
+        momenta = [f"{own if rate.momentum is None else rate.momentum:.3g}" for rate in (first.first, last.last)]
+        epochs = _span(first.first_epoch + 1, last.first_epoch + last.epochs)
+        sizes, loader = _span(*(stage.size for stage in row)), _span(*(stage.loader_size for stage in row))
+        counts = (first.global_batch_size, sum(stage.steps for stage in row))
+        changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
+        compute = f"{sum(stage.epochs_at_224px for stage in row):.4g}"
+        stages.append((epochs, sizes, *(f"{count:,}" for count in counts), *changes, compute))
+        if hours:
+            rate = sum((stage.images_per_second or 0.0) * (stage.hours or 0.0) for stage in row) / hours
+            rates = (rate, rate / plan.devices, rate / vcpus if vcpus else None)
+            needed = (ABSENT if value is None else f"{value:,.0f}" for value in rates)
+            times.append((epochs, sizes, loader, *needed, duration(3600 * hours)))
+        available = ABSENT if plan.device_memory_gb is None else f"{plan.device_memory_gb:.1f}"
+        memory.append((epochs, sizes, f"{max(stage.memory_gb or 0.0 for stage in row):.1f}", available))
+    totals = {"evaluation": plan.evaluation_hours, "checkpoints": plan.checkpoint_hours, "all": plan.hours}
+    times += [(name, *[""] * 5, duration(3600 * hours)) for name, hours in totals.items() if hours is not None]
+    stage_headers = ("epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
+    time_headers = ("epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
+    memory_table = Table(("epochs", "px", "GB per device", "GB it has"), memory, range(1, 4))
+    no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
+    return {
+        "Schedule": [Table(stage_headers, stages, range(1, 7))],
+        "Compute": [*_describe_compute(plan)],
+        "Time and loader": [*([Table(time_headers, times, range(1, 7))] if times else []), *_describe_throughput(plan)],
+        "Price": [*_describe_price(plan, inputs)],
+        "Memory": [no_memory if plan.stages[0].memory_gb is None else memory_table],
+    }
+
+
+def _describe_compute(plan: Plan) -> list[str]:
+    def share(value: float) -> str:
+        return f"{abs(100 * value):.1f} % {'less' if value >= 0 else 'more'}"
+
     saved = f"{share(plan.saving_against_224px)} than {plan.epochs} plain epochs at 224 px"
     if plan.train_size != REFERENCE_SIZE:
         saved += f", {share(plan.saving_against_train_size)} than at {plan.train_size} px"
@@ -215,7 +188,7 @@ def describe_compute(plan: Plan) -> list[str]:
         saved += f"; by the sizes alone {share(plan.saving_by_size_alone)} than at 224 px"
     evaluation = plan.evaluation
     return [
-        f"highest learning rate: {number(plan.peak_lr)}, in epoch {plan.peak_epoch + 1}, "
+        f"highest learning rate: {_number(plan.peak_lr)}, in epoch {plan.peak_epoch + 1}, "
         f"at momentum {plan.peak_momentum:.3g}",
         f"compute: {plan.epochs_at_224px:.4g} epochs at 224 px (scaled by {plan.compute_scaled_by}), {saved}",
         f"evaluation, not included: {evaluation.times} times at {' and '.join(map(str, evaluation.sizes))} px, "
@@ -223,8 +196,7 @@ def describe_compute(plan: Plan) -> list[str]:
     ]
 
 
-def describe_throughput(plan: Plan) -> list[str]:
-    """The sources of the throughput and what is not included; or what to do where it is unknown."""
+def _describe_throughput(plan: Plan) -> list[str]:
     throughput = plan.throughput
     if throughput is None:
         return [
@@ -244,7 +216,7 @@ def describe_throughput(plan: Plan) -> list[str]:
     ]
 
 
-def describe_price(plan: Plan, inputs: Inputs) -> list[str]:
+def _describe_price(plan: Plan, inputs: Inputs) -> list[str]:
     """The price of the run, or of an hour where the hours are unknown; each with its date and source."""
     if inputs.machine is None:
         return [f"no price: no machine is given; choose one with --machine NAME: {', '.join(inputs.prices.machines)}"]
@@ -260,55 +232,30 @@ def describe_price(plan: Plan, inputs: Inputs) -> list[str]:
     return lines
 
 
-def group_rows(stages: Sequence[Stage]) -> list[list[Stage]]:
+def _group_rows(stages: Sequence[Stage]) -> list[list[Stage]]:
     """A row for each stage; of many, short neighbours that differ in size alone share one."""
     total = sum(stage.epochs for stage in stages)
 
-    def key(index: int) -> object:
-        stage = stages[index]
+    def key(numbered: tuple[int, Stage]) -> object:
+        index, stage = numbered
         short = len(stages) > SHOWN and 8 * stage.epochs < total
         return (stage.global_batch_size, stage.crop) if short else index
 
-    return [[stages[index] for index in row] for _, row in groupby(range(len(stages)), key)]
+    return [[stage for _, stage in row] for _, row in groupby(enumerate(stages), key)]
 
 
-def span(*values: int) -> str:
+def _span(*values: int) -> str:
     """`224`, or `128-160`."""
     return "-".join(map(str, dict.fromkeys((min(values), max(values)))))
 
 
-def number(value: float) -> str:
+def _number(value: float) -> str:
     """A learning rate in three digits."""
     return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def share(value: float) -> str:
-    """`3.9 % less` or `2.0 % more`."""
-    return f"{abs(100 * value):.1f} % {'less' if value >= 0 else 'more'}"
-
-
-def duration(hours: float) -> str:
-    """`5 h 03 min`, `12 min` or `30 s`."""
-    if round(hours * 3600) < 120:
-        return f"{hours * 3600:.3g} s"
-    minutes = round(hours * 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
-def print_plan(plan: Plan, content: Content) -> None:
-    """Print to the terminal."""
-    console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
-    console.print(*describe_run(plan), sep="\n")
-    for blocks in content.values():
-        console.print()
-        for block in blocks:
-            console.print(block if isinstance(block, str) else block.terminal(console.width))
-
-
-def draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
+def _draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
     """Draw image size, batch size, learning rate and momentum over the epochs into an empty figure."""
-    from recipes.output import COLORS
-
     config, stages = inputs.config, plan.stages
     steps, rate_at = schedule_of(config, epoch_plan(config, inputs.devices), plan.images.train)
     stride = max(1, sum(steps) // POINTS)
@@ -335,52 +282,37 @@ def draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
     figure.align_ylabels()
 
 
-def write_page(plan: Plan, inputs: Inputs, content: Content, folder: Path) -> None:
-    """Write plan.html and schedule.png.
-
-    Raises:
-        InputError: They cannot be written.
-    """
-    from recipes.output import chart, render_page, save, svg
-    from recipes.watch.files import replace_text
-
-    with chart(9, 8) as drawn:
-        draw_schedule(drawn, plan, inputs)
-        image, title, subtitle = (
-            svg(drawn, "the run's schedule"),
-            f"Plan: {plan.run_name}",
-            "; ".join(describe_run(plan)),
-        )
-        page = render_page("plan/plan.html.jinja", title, subtitle, content=content, chart=image)
-        try:
-            save(drawn, folder / "schedule.png")
-            replace_text(folder / "plan.html", page)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
-
-
 def main(argv: Sequence[str]) -> int:
     """Print the plan, then write its page; returns the exit status."""
-    given = parse_arguments(argv)
+    given = _parse_arguments(argv)
     config = load_config(given.yaml, given.overrides)
-    inputs, classes = gather_inputs(given, config)
+    inputs, classes = _gather_inputs(given, config)
+    network = None
     if given.memory:
         if sys.stderr.isatty():
             print("loading torch and Composer, building the network ...", file=sys.stderr)
         from recipes.model import planned_network
 
         network = planned_network(config, classes)
-        plan = make_plan(inputs, by_flops(network), device_memory(network, config, inputs.devices))
-    else:
-        plan = make_plan(inputs)
+    plan = make_plan(inputs, network)
     if given.json:
-        print(to_json(as_json(plan), indent=2))
+        print(to_json(plan.as_json(), indent=2))
         return 0
-    content = describe(plan, inputs)
-    print_plan(plan, content)
+    content = _describe(plan, inputs)
+    output.show(content, *_describe_run(plan))
     sys.stdout.flush()  # the chart takes another second
+    from recipes.watch.files import replace_text
+
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
-    write_page(plan, inputs, content, folder)
+    with chart(9, 8) as drawn:
+        _draw_schedule(drawn, plan, inputs)
+        content["Schedule"].insert(0, output.Chart(svg(drawn, "the run's schedule")))
+        page = output.render_page(f"Plan: {plan.run_name}", "; ".join(_describe_run(plan)), content=content)
+        try:
+            output.save(drawn, folder / "schedule.png")
+            replace_text(folder / "plan.html", page)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
     print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 

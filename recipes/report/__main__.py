@@ -8,34 +8,23 @@ from pathlib import Path
 from data.text import escape
 from recipes.cli import command_parser, run_command
 
+DESCRIPTION = """Write one self-contained page about a run, or about several side by side:
+what was trained, curves, throughput, where the time went, accuracy, pictures,
+confusions and errors. A run need not be finished."""
 EXAMPLES = """examples:
   %(prog)s runs/demo
-      writes runs/demo/report.html anew
+      writes runs/demo/report.html again
   %(prog)s runs/p3 runs/p3-no-mixup
       compares them in ./report.html
   %(prog)s runs/* --output /tmp/all.html"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; the exit status.
-
-    Raises:
-        InputError: A folder is no run's, or the page cannot be written.
-    """
-    parser = command_parser(
-        "report",
-        "Write one self-contained page about a run, or about several side by side:\n"
-        "what was trained, curves, throughput, where the time went, accuracy, pictures,\n"
-        "confusions and errors. A run need not be finished.",
-        EXAMPLES,
-    )
+    """Write the page and print where it is; the exit status."""
+    parser = command_parser("report", DESCRIPTION, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, such as runs/demo")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="the page; without it, report.html in the run's folder, or in this one for several runs",
-    )
+    text = "the page; without it, report.html in the run's folder, or in this one for several runs"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     given = parser.parse_args(argv)
     # Only now: --help needs no charts.
     from recipes.report.page import REPORT, write_report

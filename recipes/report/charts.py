@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
-from matplotlib.axes import Axes
 
-from recipes.output import COLORS, chart, plain, svg, time_unit
-from recipes.report.read import Run, Stage, moving_mean, thin, throughput_curve
+from recipes.output import COLORS, DIM, chart, plain, svg, time_unit
+from recipes.report import Run, Stage, moving_mean, thin, throughput_curve
 
-RESUME, DIM = "#b42318", "#59636e"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RESUME = "#b42318"
 MARKERS = "osD^vP*X"
 PHASES = {
     "train": ("training steps", COLORS[0]),
@@ -23,15 +25,15 @@ PHASES = {
 """Keys of summary.json's `seconds`: their names here, and their colours."""
 
 
-def line_of(index: int) -> dict[str, str]:
+def line_of(index: int) -> dict[str, Any]:
     """How a run is drawn in all charts: a colour, and another line style for each round through the colours."""
     return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[index // len(COLORS) % 4]}
 
 
 def training_curves(runs: Sequence[Run]) -> Markup:
     """Loss, learning rate, momentum and top-1 over epochs, under a band with stages and resumes."""
-    with chart(9.6, 9.0 + _band_inches(runs)) as figure:
-        band, *panels = figure.subplots(5, 1, sharex=True, height_ratios=[_band_inches(runs), 3.0, 1.6, 1.6, 2.8])
+
+    def draw(panels: Sequence[Axes]) -> None:
         shown = {"train/loss": "training loss", "train/lr": "learning rate", "train/momentum": "momentum"}
         for panel, (name, label) in zip(panels, shown.items(), strict=False):
             for index, run in enumerate(runs):
@@ -42,23 +44,24 @@ def training_curves(runs: Sequence[Run]) -> Markup:
                 panel.plot(x, y, **line_of(index), linewidth=1.3)
             panel.set_ylabel(label)
         _draw_accuracy(panels[-1], runs, "epoch")
-        _draw_stages(band, panels, runs)
-        return svg(figure, "Loss, learning rate, momentum and top-1 accuracy over epochs")
+
+    alt = "Loss, learning rate, momentum and top-1 accuracy over epochs"
+    return _over_epochs(runs, (3.0, 1.6, 1.6, 2.8), draw, alt)
 
 
 def throughput_curves(runs: Sequence[Run]) -> Markup:
     """Images per second and the share of time spent waiting for the loader, over epochs."""
-    with chart(9.6, 4.2 + _band_inches(runs)) as figure:
-        band, rate, wait = figure.subplots(3, 1, sharex=True, height_ratios=[_band_inches(runs), 2.6, 1.4])
+
+    def draw(panels: Sequence[Axes]) -> None:
         for index, run in enumerate(runs):
             x, images, waiting = throughput_curve(run.training)
-            rate.plot(x, images, **line_of(index), linewidth=1.2)
-            wait.plot(x, 100 * waiting, **line_of(index), linewidth=1.2)
-        for panel, label in ((rate, "images/s"), (wait, "loader wait (%)")):
+            panels[0].plot(x, images, **line_of(index), linewidth=1.2)
+            panels[1].plot(x, 100 * waiting, **line_of(index), linewidth=1.2)
+        for panel, label in zip(panels, ("images/s", "loader wait (%)"), strict=True):
             panel.set_ylabel(label)
             panel.set_ylim(bottom=0)
-        _draw_stages(band, [rate, wait], runs)
-        return svg(figure, "Images per second and waiting for the loader over epochs")
+
+    return _over_epochs(runs, (2.6, 1.4), draw, "Images per second and waiting for the loader over epochs")
 
 
 def accuracy_over_time(runs: Sequence[Run]) -> Markup:
@@ -96,39 +99,44 @@ def same_stages(runs: Sequence[Run]) -> bool:
     return len({tuple((stage.first, stage.size) for stage in run.stages) for run in runs}) == 1
 
 
-def _band_inches(runs: Sequence[Run]) -> float:
-    return 0.32 + 0.3 * len(runs)
+def _over_epochs(
+    runs: Sequence[Run], heights: Sequence[float], draw: Callable[[Sequence[Axes]], None], alt: str
+) -> Markup:
+    """Panels of these heights in inches over epochs, below a band with a row per run.
 
-
-def _draw_stages(band: Axes, panels: Sequence[Axes], runs: Sequence[Run]) -> None:
-    """A row per run in the band: stages as blocks, darker the larger the images; resumes as triangles.
-
-    Both go through the panels as lines, where they are of one run or the same in all.
+    In the band, stages are blocks, darker the larger the images; resumes are triangles. Both go through the panels as
+    lines, where they are of one run or the same in all.
     """
+    band_height = 0.32 + 0.3 * len(runs)
     sizes = sorted({stage.size for run in runs for stage in run.stages})
     end = max((float(run.training["epoch"][-1]) for run in runs if len(run.training["epoch"])), default=1.0)
-    for row, run in enumerate(runs):
-        for stage in run.stages:
-            shade = 0.95 - 0.45 * (sizes.index(stage.size) + 1) / len(sizes)
-            box: dict[str, Any] = {"color": (shade * 0.93, shade * 0.97, 1 - (1 - shade) * 0.4), "edgecolor": "white"}
-            band.barh(row, stage.last - stage.first, left=stage.first, height=0.86, **box)
-            middle, words = (stage.first + stage.last) / 2, _stage_label(stage, end)
-            band.text(middle, row, words, ha="center", va="center", fontsize=8.5)
-        for resume in run.resumes:
-            if np.isfinite(resume.epoch):
-                band.plot(resume.epoch, row - 0.32, "v", color=RESUME, markersize=6, clip_on=False)
-                for panel in panels if len(runs) == 1 else ():
-                    panel.axvline(resume.epoch, color=RESUME, linewidth=0.9, linestyle=":", zorder=0)
-    for stage in runs[0].stages[1:] if same_stages(runs) else ():
-        for panel in panels:
-            panel.axvline(stage.first, color="#9aa4ae", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
-    band.set_yticks(range(len(runs)), [plain(run.name, 24) for run in runs] if len(runs) > 1 else ["stages"])
-    band.set_ylim(len(runs) - 0.5, -0.6)
-    band.grid(False)
-    band.tick_params(length=0, labelbottom=False)
-    band.spines[:].set_visible(False)
-    panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all
-    panels[-1].set_xlabel("epochs")
+    with chart(9.6, 0.2 + sum(heights) + band_height) as figure:
+        ratios = (band_height, *heights)
+        band, *panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+        draw(panels)
+        for row, run in enumerate(runs):
+            for stage in run.stages:
+                shade = 0.95 - 0.45 * (sizes.index(stage.size) + 1) / len(sizes)
+                box: dict[str, Any] = {"color": (shade * 0.93, shade * 0.97, 1 - (1 - shade) * 0.4), "height": 0.86}
+                band.barh(row, stage.last - stage.first, left=stage.first, edgecolor="white", **box)
+                label = _stage_label(stage, end)
+                band.text((stage.first + stage.last) / 2, row, label, ha="center", va="center", fontsize=8.5)
+            for resume in run.resumes:
+                if np.isfinite(resume.epoch):
+                    band.plot(resume.epoch, row - 0.32, "v", color=RESUME, markersize=6, clip_on=False)
+                    for panel in panels if len(runs) == 1 else ():
+                        panel.axvline(resume.epoch, color=RESUME, linewidth=0.9, linestyle=":", zorder=0)
+        for stage in runs[0].stages[1:] if same_stages(runs) else ():
+            for panel in panels:
+                panel.axvline(stage.first, color="#9aa4ae", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+        band.set_yticks(range(len(runs)), [plain(run.name, 24) for run in runs] if len(runs) > 1 else ["stages"])
+        band.set_ylim(len(runs) - 0.5, -0.6)
+        band.grid(False)
+        band.tick_params(length=0, labelbottom=False)
+        band.spines[:].set_visible(False)
+        panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all
+        panels[-1].set_xlabel("epochs")
+        return svg(figure, alt)
 
 
 def _stage_label(stage: Stage, end: float) -> str:

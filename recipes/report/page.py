@@ -22,23 +22,18 @@ from data.open import open_evaluation
 from data.source import Source
 from recipes.config import RunConfig
 from recipes.errors import InputError
-from recipes.output import Table, render_page
-from recipes.report import charts
-from recipes.report.read import POINTS, Confusions, Predictions, Run, read_run
+from recipes.output import ABSENT, Table, render_page
+from recipes.report import POINTS, Confusions, Predictions, Run, charts, read_run
 from recipes.resolved import resolved_values
 from recipes.results import short_commit
 from recipes.watch.clock import duration
 from recipes.watch.files import replace_text
 
-REPORT = "report.html"
-"""The page's name in a run's folder."""
-GRIDS, ERRORS = 8, 24
-"""Pictures of one run at most; of several runs, half as many each."""
-MATRIX, PAIRS, HARDEST = 12, 15, 10
-"""Classes in the table of confusions, and rows in the lists below it."""
+REPORT = "report.html"  # the page's name in a run's folder
+GRIDS, ERRORS = 8, 24  # pictures of one run at most; of several runs, half as many each
+MATRIX, PAIRS, HARDEST = 12, 15, 10  # classes in the table of confusions, and rows in the lists below it
+# Pixels: a grid's longer side at most, that of a small one enlarged, and a thumbnail's.
 GRID_WIDTH, GRID_ENLARGED, THUMBNAIL = 1060, 640, 150
-"""Pixels: a grid's longer side at most, that of a small one enlarged, and a thumbnail's."""
-ABSENT = "-"
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
@@ -48,7 +43,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
         InputError: A folder is not a run's, or the page cannot be written.
     """
     if output.is_dir():
-        raise InputError(f"{output}: cannot be written: is a folder; allowed: a file, such as {output / REPORT}")
+        raise InputError(f"{output}: cannot be written: is a directory; allowed: a file, such as {output / REPORT}")
     text = render([read_run(folder) for folder in folders])
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -69,9 +64,9 @@ def render(runs: Sequence[Run]) -> str:
             size = f" at {first.predictions.size} px" if first.predictions else ""
             subtitle += f"; top-1 {_percent(first.summary['top1'])} %{size}"
     return render_page(
-        "report/report.html.jinja",
         title,
         subtitle,
+        "report/report.html.jinja",
         runs=runs,
         several=several,
         lines=[charts.line_of(index) for index in range(len(runs))],
@@ -95,6 +90,11 @@ def _number(value: Any, form: str) -> str:
 
 def _percent(value: Any) -> str:
     return _number(100 * value, ".2f") if isinstance(value, int | float) else ABSENT
+
+
+def _section(value: Any) -> dict[str, Any]:
+    """A dict, empty where a damaged file holds something else."""
+    return value if isinstance(value, dict) else {}
 
 
 def _state(run: Run) -> str:
@@ -140,10 +140,9 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _techniques(config: Mapping[str, Any]) -> dict[str, Any]:
-    section = config.get("algorithms")
-    named = dict(section) if isinstance(section, dict) else {}
-    others = named.pop("composer", None)
-    return named | {f"composer.{name}": value for name, value in (others if isinstance(others, dict) else {}).items()}
+    named = dict(_section(config.get("algorithms")))
+    others = _section(named.pop("composer", None))
+    return named | {f"composer.{name}": value for name, value in others.items()}
 
 
 def _differences(runs: Sequence[Run]) -> Table:
@@ -158,9 +157,7 @@ def _differences(runs: Sequence[Run]) -> Table:
 
 def _versions(runs: Sequence[Run]) -> Table:
     """Versions and hardware, a column per run."""
-    found = [run.summary.get("versions") for run in runs]
-    columns = [one if isinstance(one, dict) else {} for one in found]
-    rows = []
+    columns, rows = [_section(run.summary.get("versions")) for run in runs], []
     for key in dict.fromkeys(key for column in columns for key in column):
         texts = [str(column.get(key) or ABSENT) for column in columns]
         rows.append([key, *(short_commit(text) if key == "commit" else text for text in texts)])
@@ -225,8 +222,7 @@ def _curves(runs: Sequence[Run]) -> dict[str, Any]:
 def _accuracy(runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for run in runs:
-        by_size = run.summary.get("eval_by_size")
-        for size, figures in by_size.items() if isinstance(by_size, dict) else ():
+        for size, figures in _section(run.summary.get("eval_by_size")).items():
             if isinstance(figures, dict):
                 shares = [_percent(figures.get(name)) for name in ("top1", "top5")]
                 rows.append([run.name, size, *shares, _number(figures.get("loss"), ".4f")])
@@ -244,35 +240,27 @@ def _accuracy(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _throughput(runs: Sequence[Run]) -> dict[str, Any]:
-    rows = [
-        [
-            run.name,
-            f"{stage.first:.4g} to {stage.last:.4g}",
-            stage.size,
-            stage.batch_size or ABSENT,
-            _number(stage.images_per_second, ",.1f"),
-            _number(100 * stage.wait_fraction, ".1f"),
-        ]
-        for run in runs
-        for stage in run.stages
-    ]
+    rows: list[list[object]] = []
+    for run in runs:
+        for stage in run.stages:
+            speed, wait = f"{stage.images_per_second:,.1f}", f"{100 * stage.wait_fraction:.1f}"
+            epochs = f"{stage.first:.4g} to {stage.last:.4g}"
+            rows.append([run.name, epochs, stage.size, stage.batch_size or ABSENT, speed, wait])
     headers = ["run", "epochs", "size (px)", "batch size", "images/s", "loader wait (%)"]
     return {"table": Table(headers, rows, range(2, 6)), "chart": charts.throughput_curves(runs) if rows else None}
 
 
 def _time(runs: Sequence[Run]) -> dict[str, Any]:
-    """Where the time went, as far as summary.json holds numbers."""
+    """Where the time went, by the numbers in summary.json."""
     found = []
     for run in runs:
-        seconds = run.summary.get("seconds")
-        spent = {phase: (seconds if isinstance(seconds, dict) else {}).get(phase) for phase in charts.PHASES}
-        known = {phase: float(value) for phase, value in spent.items() if isinstance(value, int | float)}
+        spent = _section(run.summary.get("seconds"))
+        known = {name: float(spent[name]) for name in charts.PHASES if isinstance(spent.get(name), int | float)}
         if min(known.values(), default=0) >= 0 < sum(known.values()) < float("inf"):
             found.append((run.name, known))
     rows = []
     for name, known in found:
-        whole = sum(known.values())
-        shares = [known.get(phase, 0.0) for phase in charts.PHASES]
+        whole, shares = sum(known.values()), [known.get(phase, 0.0) for phase in charts.PHASES]
         cells = [f"{duration(share)} ({100 * share / whole:.1f} %)" for share in shares]
         rows.append([name, *cells, duration(whole)])
     headers = ["run", *(label for label, _ in charts.PHASES.values()), "in all (h:mm:ss)"]

@@ -9,26 +9,25 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from recipes.ablate.__main__ import Outcome, present
+from recipes.ablate import Outcome, choose_variants, conflicts, make_plan, techniques
+from recipes.ablate.__main__ import present
 from recipes.ablate.compare import (
-    Spread,
     accuracy_table,
     compare,
     compare_runs,
     cost_table,
     csv_table,
+    describe,
     effect_table,
     notes,
     pareto,
     pooled_std,
-    show,
     write,
 )
-from recipes.ablate.plan import choose_variants, conflicts, make_plan, state, techniques
 from recipes.errors import InputError
 from recipes.load import load_config
+from recipes.output import show
 from recipes.resolved import resolved
 from recipes.results import Results
 from tests.recipes.test_results import leave
@@ -66,47 +65,31 @@ def same(recipe):
     return {key: getattr(recipe, key) for key in keys}
 
 
-def test_a_technique_that_is_off_on_the_command_line_occurs_nowhere(tmp_path):
-    plan = planned(DEMO, f"runs_folder={tmp_path}", "algorithms.mixup=off", "algorithms.composer.CutOut={length: 0.5}")
-    labels = [variant.name for variant in plan.variants]
-    assert not any("mixup" in label for label in labels)
-    assert {"without-composer.CutOut", "with-composer.CutOut"} <= set(labels)
-    alone = next(run for run in plan.runs if run.variant.name == "with-composer.CutOut")
-    assert techniques(alone.config.algorithms) == ("composer.CutOut",)
-    assert all(run.config.algorithms.mixup is None for run in plan.runs)
-
-
-def test_one_technique_makes_two_variants_and_its_effect_is_both_alone_and_in_the_recipe():
-    assert [variant.name for variant in choose_variants(["ema"])] == ["recipe", "baseline"]
-    variants = choose_variants(["ema"])
-    runs = {variants[0]: {0: ran(0.9, 12.0)}, variants[1]: {0: ran(0.8, 10.0)}}
-    (effect,) = compare_runs(variants, runs, {}, 1, (32,), 32, None).effects
-    assert effect.alone == effect.in_recipe
-    assert effect.alone.top1.mean == pytest.approx(0.1)
-    assert effect.alone.seconds_ratio == pytest.approx(1.2)
-
-
 @pytest.mark.parametrize(
-    ("words", "names"),
+    ("names", "words", "chosen"),
     [
-        (["a"], ["recipe", "without-a", "baseline", "with-a"]),
-        (["with-a"], ["baseline", "with-a"]),
-        (["without-b", "with-a"], ["recipe", "without-b", "baseline", "with-a"]),
-        ([], ["recipe", "without-a", "without-b", "without-c", "baseline", "with-a", "with-b", "with-c"]),
-        (["recipe"], ["recipe", "baseline"]),
-        (["baseline"], ["baseline"]),
+        ("abc", ["a"], ["recipe", "without-a", "baseline", "with-a"]),
+        ("abc", ["with-a"], ["baseline", "with-a"]),
+        ("abc", ["without-b", "with-a"], ["recipe", "without-b", "baseline", "with-a"]),
+        ("abc", [], ["recipe", "without-a", "without-b", "without-c", "baseline", "with-a", "with-b", "with-c"]),
+        ("abc", ["recipe"], ["recipe", "baseline"]),
+        ("abc", ["baseline"], ["baseline"]),
+        # Of two techniques, one without the other is there once; of one, both of its variants are others' already.
+        ("ab", [], ["recipe", "without-a", "without-b", "baseline"]),
+        ("ab", ["a"], ["recipe", "without-a", "without-b", "baseline"]),
+        ("ab", ["with-a"], ["without-b", "baseline"]),
+        ("a", ["a"], ["recipe", "baseline"]),
     ],
 )
-def test_a_choice_brings_what_it_is_compared_with(words, names):
-    assert [variant.name for variant in choose_variants(["a", "b", "c"], words)] == names
+def test_a_choice_includes_what_it_is_compared_with(names, words, chosen):
+    assert [variant.name for variant in choose_variants(list(names), words)] == chosen
 
 
-def test_of_two_techniques_one_without_the_other_is_there_once():
-    variants = choose_variants(["a", "b"])
-    assert [variant.name for variant in variants] == ["recipe", "without-a", "without-b", "baseline"]
-    assert [variant.on for variant in choose_variants(["a", "b"], ["with-a"])] == [("a",), ()]
-    assert choose_variants(["a", "b"], ["a"]) == variants
-    assert [variant.name for variant in choose_variants(["a"], ["a"])] == ["recipe", "baseline"]
+def test_the_effect_of_a_single_technique_is_both_alone_and_in_the_recipe():
+    recipe, baseline = choose_variants(["ema"])
+    runs = {recipe: {0: ran(0.9, 12.0)}, baseline: {0: ran(0.8, 10.0)}}
+    (effect,) = compare_runs((recipe, baseline), runs, {}, 1, (32,), 32, None).effects
+    assert effect.alone == effect.in_recipe == (pytest.approx([0.1]), pytest.approx(1.2))
 
 
 def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
@@ -123,20 +106,15 @@ def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
     return Results(None, summary, dict(zip(names, np.array(curve, float).reshape(-1, 3).T, strict=True)), ())
 
 
-def brute_front(points):
-    def beaten(mine, other):
-        return other[0] <= mine[0] and other[1] >= mine[1] and other != mine
-
-    return [not any(beaten(point, other) for other in points) for point in points]
-
-
 COORDINATE = st.integers(0, 6).map(float) | st.floats(0, 10)
 
 
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), max_size=12))
 def test_the_front_is_what_no_other_point_beats(points):
-    on = pareto(dict(enumerate(points)))
-    assert [place in on for place in range(len(points))] == brute_front(points)
+    def beaten(mine):
+        return any(other[0] <= mine[0] and other[1] >= mine[1] and other != mine for other in points)
+
+    assert pareto(points) == {point for point in points if not beaten(point)}
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=5))
@@ -144,13 +122,7 @@ def test_seed_noise_pools_the_squares_about_each_mean(groups):
     squares = sum((value - sum(group) / len(group)) ** 2 for group in groups for value in group)
     freedom = sum(len(group) - 1 for group in groups)
     expected = None if not freedom else pytest.approx((squares / freedom) ** 0.5, abs=1e-12)
-    assert pooled_std([Spread.of(group) for group in groups]) == expected
-
-
-def test_a_spread_of_one_value_has_no_deviation():
-    assert Spread.of([]) is None
-    assert Spread.of([0.5]) == (0.5, None, 0.5, 0.5, 1)
-    assert Spread.of([0.4, 0.6]) == (0.5, pytest.approx(0.02**0.5), 0.4, 0.6, 2)
+    assert pooled_std(groups) == expected
 
 
 @pytest.fixture
@@ -169,24 +141,24 @@ def results():
 
 
 def test_every_figure_is_compared_with_the_baseline(results):
-    row = {row.variant.name: row for row in results.rows}
+    row = {row.variant.name: row.figures for row in results.rows}
     assert results.target == pytest.approx(0.72)
-    assert row["recipe"].top1[32].mean == pytest.approx(0.91)
-    assert row["recipe"].top1[16].mean == pytest.approx(0.455)
+    assert row["recipe"]["top1"] == pytest.approx(0.91)
+    assert (row["recipe"]["top1_min"], row["recipe"]["top1_max"]) == (0.90, 0.92)
+    assert row["recipe"]["top1_16px"] == pytest.approx(0.455)
+    reached = {name: (row[name]["epochs_to_target"], row[name]["seconds_to_target"]) for name in row}
     # The mean curve goes from 55 % after 10.5 s to 91 % after 21 s.
-    assert row["recipe"].reached == pytest.approx((1 + 17 / 36, 10.5 + 10.5 * 17 / 36, 0.72), abs=1e-6)
+    assert reached["recipe"] == pytest.approx((1 + 17 / 36, 10.5 + 10.5 * 17 / 36), abs=1e-6)
     # By default the target is where the baseline's mean curve ends.
-    assert row["baseline"].reached == pytest.approx((2, 10, 0.72), abs=1e-6)
-    assert row["without-a"].reached is None
-    assert (row["without-a"].failed, row["without-a"].missing) == (1, 0)
-    assert (row["with-b"].failed, row["with-b"].missing) == (0, 2)
-    assert {name for name in row if row[name].on_front} == {"baseline", "with-a", "without-a", "recipe"}
+    assert reached["baseline"] == pytest.approx((2, 10), abs=1e-6)
+    assert reached["without-a"] == (None, None)
+    assert (row["without-a"]["failed"], row["without-a"]["not_run"]) == (1, 0)
+    assert (row["with-b"]["failed"], row["with-b"]["not_run"]) == (0, 2)
+    assert {name for name in row if row[name]["on_pareto_front"]} == {"baseline", "with-a", "without-a", "recipe"}
     cells = {cells[0]: tuple(cells) for cells in cost_table(results).rows}
     assert cells["recipe"] == ("recipe", "21.0 s", "2.10x", "48", "0.48x", "15.5 s", "1.5", "1.55x")
     assert cells["with b"][1:] == ("-",) * 7
     assert cells["without a"][5:] == ("never", "-", "-")
-    unreached = results._replace(target=None, rows=tuple(row._replace(reached=None) for row in results.rows))
-    assert {cells[5] for cells in cost_table(unreached).rows} == {"-"}
     assert cells["without b"][5:] == ("-", "-", "-")
     cells = {cells[0]: tuple(cells) for cells in accuracy_table(results, [16, 32]).rows}
     assert cells["recipe"] == ("recipe", "2", "45.50 ± 0.71", "91.00 ± 1.41", "+19.00", "*")
@@ -196,22 +168,12 @@ def test_every_figure_is_compared_with_the_baseline(results):
 
 def test_effects_are_paired_by_seed(results):
     a, b, c = results.effects
-    assert a.alone.top1.mean == pytest.approx(0.03)  # 1 and 5 points
-    assert a.alone.top1.std == pytest.approx(0.04 / 2**0.5)
-    assert a.in_recipe.top1 == (pytest.approx(0.12), None, pytest.approx(0.12), pytest.approx(0.12), 1)  # seed 1 only
-    assert a.in_recipe.seconds_ratio == pytest.approx(22 / 18)
+    assert a.alone.top1 == pytest.approx([0.01, 0.05])
+    assert a.in_recipe == (pytest.approx([0.12]), pytest.approx(22 / 18)), "seed 1 only"
     assert b.alone is None
-    assert b.in_recipe.top1.mean == pytest.approx(0.16)
+    assert b.in_recipe.top1 == pytest.approx([0.2, 0.12])
     assert (c.alone, c.in_recipe) == (None, None)
     assert effect_table(results).rows[0] == ("a", "+3.00 ± 2.83", "1.20x", "+12.00", "1.22x")
-
-
-def test_without_the_recipe_nothing_is_said_of_techniques_in_it():
-    variants = choose_variants(["a", "b", "c"], ["with-a"])
-    runs = {variant: {0: ran(0.5 + 0.1 * len(variant.on), 10.0)} for variant in variants}
-    (effect,) = compare_runs(variants, runs, {}, 1, (32,), 32, 0.9).effects
-    assert effect.alone.top1.mean == pytest.approx(0.1)
-    assert effect.in_recipe is None
 
 
 def test_csv_reads_back_to_every_digit(results):
@@ -219,16 +181,8 @@ def test_csv_reads_back_to_every_digit(results):
     assert [line["variant"] for line in lines] == [row.variant.name for row in results.rows]
     for line, row in zip(lines, results.rows, strict=True):
         assert line["techniques_on"].split() == list(row.variant.on)
-        assert (int(line["n"]), int(line["failed"])) == (row.n, row.failed)
-        for key, value in (
-            ("top1", row.top1[32].mean if row.top1 else None),
-            ("top1_16px", row.top1[16].mean if row.top1 else None),
-            ("wall_seconds_std", row.wall_seconds and row.wall_seconds.std),
-            ("seconds_to_target", row.reached and row.reached.wall_seconds),
-            ("target_top1", results.target),
-        ):
-            assert line[key] == ("" if value is None else repr(value))
-        assert line["on_pareto_front"] == str(int(row.on_front))
+        figures = {key: "" if value is None else repr(value) for key, value in row.figures.items()}
+        assert line == {"variant": row.variant.name, "techniques_on": line["techniques_on"], **figures}
 
 
 def test_notes_say_what_chance_alone_does():
@@ -252,18 +206,19 @@ def outcomes(plan, **options):
     return [Outcome(plan.runs[0], None, "exit status 1: boom | <b>; see console.txt"), *rest]
 
 
-def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
+def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path, monkeypatch, capsys):
     plan = planned(DEMO, f"runs_folder={tmp_path}", seeds=(0, 1))
     found = compare(plan, outcomes(plan), 36, None, "ablate 'eval.sizes=[32, 36]'")
-    out = io.StringIO()
-    show(found, Console(file=out, width=80))
-    lines = out.getvalue().splitlines()
+    monkeypatch.setenv("COLUMNS", "80")
+    show(describe(found, [32, 36]))
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     assert max(map(len, lines)) <= 80
     [headers] = [line for line in lines if line.startswith("technique ")]
     assert re.split(" {3,}", headers.strip()) == ["technique", "alone: top-1", "time", "in the recipe: top-1", "time"]
     # One line per variant and table: nothing is folded.
     assert sum(line.startswith("without progressive_resizing ") for line in lines) == 2
-    assert "boom | <b>" in out.getvalue()
+    assert "boom | <b>" in out
     files = {path.name: path for path in write(found, tmp_path)}
     assert set(files) == {"table.md", "table.csv", "accuracy.png", "ablation.html"}
     assert files["accuracy.png"].read_bytes().startswith(b"\x89PNG")
@@ -275,14 +230,6 @@ def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
-def test_results_can_be_told_where_no_run_finished(tmp_path):
-    plan = planned(DEMO, f"runs_folder={tmp_path}", only=["ema"])
-    found = compare(plan, [Outcome(run, None, "exit status 1: x") for run in plan.runs], 36, None, "ablate")
-    show(found, Console(file=io.StringIO(), width=80))
-    assert {path.name for path in write(found, tmp_path)} == {"table.md", "table.csv", "ablation.html"}
-    assert found.target is None
-
-
 def test_an_ablation_without_a_finished_run_leaves_earlier_files_alone(tmp_path, capsys):
     plan = planned(DEMO, f"runs_folder={tmp_path}", only=["ema"])
     plan.folder.mkdir(parents=True)
@@ -292,28 +239,28 @@ def test_an_ablation_without_a_finished_run_leaves_earlier_files_alone(tmp_path,
     assert [path.read_text() for path in plan.folder.iterdir()] == ["of yesterday"]
 
 
-def test_runs_on_different_machines_are_told_apart(tmp_path):
+def test_runs_on_different_machines_are_remarked(tmp_path):
     plan = planned(DEMO, f"runs_folder={tmp_path}")
     mixed = outcomes(plan)
     mixed[1].run.summary["versions"]["device"] = "1 x NVIDIA V100"
-    told = compare(plan, mixed, 36, None, "").remarks
-    assert any("device: cpu (16 runs), 1 x NVIDIA V100 (1 runs)" in line for line in told)
+    remarks = compare(plan, mixed, 36, None, "").remarks
+    assert any("device: cpu (16 runs), 1 x NVIDIA V100 (1 runs)" in line for line in remarks)
     assert not any("device" in line for line in compare(plan, outcomes(plan), 36, None, "").remarks)
 
 
 def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     here = [DEMO, f"runs_folder={tmp_path}"]
     run = planned(*here, only=["baseline"]).runs[0]
-    assert state(run) == "new"
+    assert run.state == "new"
     run.folder.parent.mkdir()
     summary = {"finished": False, "config_digest": run.digest, "eval_by_size": {}}
     leave(run.folder, summary, [])
     (run.folder / "config.yaml").write_text(resolved(run.config))
-    assert state(run) == "begun"
+    assert run.state == "begun"
     assert conflicts(run, 1) == []
     summary |= {"finished": True, "eval_by_size": {"32": {}, "36": {}}}
     (run.folder / "summary.json").write_text(json.dumps(summary))
-    assert state(planned(*here, only=["baseline"]).runs[0]) == "finished"
+    assert planned(*here, only=["baseline"]).runs[0].state == "finished"
     with pytest.raises(InputError, match=r"optimizer.lr: here 0.1, there 0.05"):
         planned(*here, "optimizer.lr=0.1", only=["baseline"])
     with pytest.raises(InputError, match=r"another number of processes"):
@@ -376,8 +323,14 @@ def test_the_list_needs_no_torch():
     assert lines[-1] == "54 of 54 runs to do, in runs/p3-ablate"
 
 
-def test_the_config_of_a_run_reads_back(tmp_path):
-    for run in planned(DEMO, f"runs_folder={tmp_path}", "algorithms.composer.CutOut={length: 0.5}").runs:
+def test_what_the_command_line_changes_is_in_every_run_and_its_config_reads_back(tmp_path):
+    words = (f"runs_folder={tmp_path}", "algorithms.mixup=off", "algorithms.composer.CutOut={length: 0.5}")
+    plan = planned(DEMO, *words)
+    assert {"without-composer.CutOut", "with-composer.CutOut"} <= {variant.name for variant in plan.variants}
+    for run in plan.runs:
+        on = techniques(run.config.algorithms)
+        assert on == run.variant.on
+        assert "mixup" not in on
         path = tmp_path / "config.yaml"
         path.write_text(resolved(run.config))
         assert load_config(path) == run.config

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -10,8 +9,9 @@ import time
 
 import pytest
 
+from recipes.ablate import __main__ as ablate
+from recipes.ablate import make_plan, preflight
 from recipes.ablate.__main__ import locked, main
-from recipes.ablate.plan import make_plan, preflight
 from recipes.cli import run_command
 from recipes.errors import InputError
 from tests.support import ROOT
@@ -81,27 +81,34 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     assert not summary(folder, first)["finished"]
     assert not (folder / second).exists()
     assert "2 of 2 runs are not finished" in output
-    assert not (folder / "table.md").exists()  # nothing to tell yet
+    assert not (folder / "table.md").exists()  # nothing to show yet
 
-    # Checkpoints of another run make one refuse to start.
-    shutil.copytree(folder / first / "checkpoints", folder / second / "checkpoints")
+    monkeypatch.setattr(ablate, "preflight", lambda *_: None)  # has said that these runs can start
+    failing = tmp_path / "entrypoint.py"
+    failing.write_text(
+        "import runpy, sys\n"
+        "if 'baseline' in sys.argv[1]: sys.exit('no [b]memory[/b] today')\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        f"runpy.run_path({str(ablate.ENTRYPOINT)!r}, run_name='__main__')\n"
+    )
+    entrypoint = ablate.ENTRYPOINT
+    monkeypatch.setattr(ablate, "ENTRYPOINT", failing)
     monkeypatch.setattr(sys, "argv", ["ablate", *words])
     assert run_command(main) == 1
-    told = capfd.readouterr()
-    assert "[1/2] recipe seed 3: top-1" in told.err
-    assert "[2/2] baseline seed 3: failed: exit status 2: " in told.err
-    assert str(folder / second / "console.txt") in told.out.replace("\n", "")
-    assert "of run 'tiny-recipe-seed3'" in (folder / second / "console.txt").read_text()
+    shown = capfd.readouterr()
+    assert "[1/2] recipe seed 3: top-1" in shown.err
+    assert "[2/2] baseline seed 3: failed: exit status 1: no [b]memory[/b] today; see " in shown.err
+    assert str(folder / second / "console.txt") in shown.out.replace("\n", "")
     done = summary(folder, first)
     assert done["finished"]
     assert len(done["resumed_from"]) == 1
     assert "1 failed" in (folder / "table.md").read_text()
 
-    shutil.rmtree(folder / second / "checkpoints")
+    monkeypatch.setattr(ablate, "ENTRYPOINT", entrypoint)
     before = (folder / first / "console.txt").read_text()
     assert run_command(main) == 0
-    told = capfd.readouterr()
-    assert "1 of 2 runs to do" in told.err
+    shown = capfd.readouterr()
+    assert "1 of 2 runs to do" in shown.err
     assert (folder / first / "console.txt").read_text() == before
     assert summary(folder, second)["finished"]
     assert summary(folder, second)["weights_sha256"] != done["weights_sha256"]

@@ -18,10 +18,10 @@ import torch
 import yaml
 
 from recipes.cli import run_command
+from recipes.find_lr import METHODS, over_runs
 from recipes.find_lr import __main__ as command
-from recipes.find_lr.__main__ import HEADERS, peaks, present_lr, propose, rows
+from recipes.find_lr.__main__ import peaks, present_lr, propose, suggestion_table
 from recipes.find_lr.range_test import trial_config
-from recipes.find_lr.suggest import METHODS, over_runs
 from recipes.load import load_config
 from recipes.schedule import epoch_plan, peak_lr
 from tests.support import ROOT
@@ -104,9 +104,9 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
 
 def test_every_method_has_a_row_also_where_it_found_nothing():
     rates = {"steepest": (0.01, None, 0.04), "minimum": (0.1, 0.1, 0.1)}
-    shown = rows({method: over_runs(method, per_run) for method, per_run in rates.items()})
+    headers, shown, _ = suggestion_table({method: over_runs(method, per_run) for method, per_run in rates.items()})
     assert [row[0].split(" (")[0] for row in shown] == list(METHODS)
-    assert all(len(row) == len(HEADERS) for row in shown)
+    assert all(len(row) == len(headers) for row in shown)
     by_name = {row[0]: row[1:] for row in shown}
     assert by_name["steepest (2 of 3)"][:3] == ("0.02", "0.025", "0.025")
     assert by_name["minimum"] == ("0.1", "0.1", "0.1", "x1.00", "0.1", "0.1")
@@ -122,17 +122,6 @@ def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
     assert said in (tmp_path / "tiny" / "find_lr" / "lr.html").read_text()
 
 
-def test_two_tests_give_the_same_bits_and_no_method_is_needed_for_the_curves(find_lr, tmp_path):
-    find_lr("--runs", "1", "--steps", "20")
-    first = (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()
-    status, out, _ = find_lr("--runs", "1", "--steps", "20", "--divergence", "1.01", "--smoothing", "0")
-    assert status == 1
-    assert out.startswith("No suggestion")
-    assert len((tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()) < len(first)
-    find_lr("--runs", "1", "--steps", "20")
-    assert (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes() == first
-
-
 def files(folder):
     """Content of every file of a run, but for the test's own."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "find_lr" not in path.parts]
@@ -143,18 +132,23 @@ def generators():
     return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
 
 
-def test_a_run_is_as_if_the_test_had_not_been(find_lr, train, recipe, tmp_path):
+def test_a_run_is_as_if_the_test_had_not_been_and_two_tests_give_the_same_bits(find_lr, train, recipe, tmp_path):
     plain = train(recipe, "run_name=plain", "max_duration=2ep")[1]
-    find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
+    same = ("--runs", "1", "--steps", "20", "max_duration=2ep")
+    find_lr(*same)
+    curves = (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes()
     status, tested = train(recipe, "max_duration=2ep")
     assert (status, tested["weights_sha256"]) == (0, plain["weights_sha256"])
     left = files(tmp_path / "tiny")
     assert any(path.parent.name == "checkpoints" for path in left)
     torch.manual_seed(5)  # a state that no test begins or ends with by itself
     before = generators()
-    find_lr("--runs", "1", "--steps", "20", "max_duration=2ep")
+    find_lr(*same)
     assert generators() == before
     assert files(tmp_path / "tiny") == left, "checkpoints, summary and figures of the finished run"
+    assert (tmp_path / "tiny" / "find_lr" / "lr.csv").read_bytes() == curves
+    status, out, _ = find_lr(*same, "--divergence", "1.01", "--smoothing", "0")
+    assert (status, "No suggestion" in out) == (1, True)
 
 
 def test_what_is_tested_is_the_run_at_one_size_with_the_momentum_of_its_peak(recipe):
@@ -168,25 +162,24 @@ def test_what_is_tested_is_the_run_at_one_size_with_the_momentum_of_its_peak(rec
     assert (trial.data.train_size, trial.global_batch_size, trial.optimizer.momentum) == (48, 6, 0.9)
 
 
-@pytest.mark.parametrize("reference", [None, 8, 2048])
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize(("reference", "devices"), [(None, 4), (8, 1), (2048, 4)])
 def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices):
     """At the tested batch it is the suggested rate, at others in proportion, by what training itself computes."""
     overrides = [f"optimizer.lr_batch_size={'null' if reference is None else reference}"]
     config = load_config(recipe, overrides)
     line = propose(config, 0.123, batch_size=8)
-    assert line.lr_batch_size == (reference or 8)
-    after = load_config(recipe, [*overrides, *line.overrides.split()])
+    assert line["lr_batch_size"] == (reference or 8)
+    after = load_config(recipe, [*overrides, *(f"optimizer.{key}={value}" for key, value in line.items())])
     assert peak_lr(after, epoch_plan(after, devices)) == pytest.approx(0.123 * devices, rel=0.05)
-    found = {peak.devices: (peak.images, peak.lr) for peak in peaks(config, line)}
-    assert found[devices] == (8 * devices, pytest.approx(peak_lr(after, epoch_plan(after, devices))))
+    found = {count: rest for count, *rest in peaks(config, line)}
+    assert found[devices] == [8 * devices, pytest.approx(peak_lr(after, epoch_plan(after, devices)))]
     assert present_lr(config, 16) == pytest.approx(0.05 if reference is None else 0.05 * 16 / reference)
 
 
 def test_a_global_batch_has_one_rate_on_all_devices_that_divide_it(recipe):
     config = load_config(recipe, ["device_batch_size=null", "global_batch_size=4"])
     found = peaks(config, propose(config, 0.1, batch_size=4))
-    assert [(peak.devices, peak.images, peak.lr) for peak in found] == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
+    assert found == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -232,7 +225,7 @@ except SystemExit as end:
 """
 
 
-@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--runs=0", 2), ("seed=-1", 2)])
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("seed=-1", 2)])
 def test_help_and_wrong_input_wait_for_neither_torch_nor_composer(recipe, argument, status):
     code = AS_MAIN.format(str(recipe), argument)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

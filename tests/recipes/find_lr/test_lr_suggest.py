@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from recipes.find_lr.suggest import (
+from recipes.find_lr import (
     CHOSEN,
     FEWEST,
     METHODS,
@@ -71,15 +71,6 @@ def quadratic(curvatures):
     return loss_of_step
 
 
-@pytest.mark.parametrize("curvature", [0.7, 8.0, 150.0])
-def test_on_a_quadratic_the_raw_loss_is_lowest_where_the_rate_passes_2_over_the_curvature(curvature):
-    curve = measured(quadratic([curvature]), RAMP._replace(smoothing=0.0, start_lr=1e-4))
-    first_above = int(np.argmax(RAMP.lrs() > 2 / curvature))
-    assert curve.losses.argmin() == first_above
-    assert curve.end == "diverged"
-    assert len(curve.lrs) < first_above + 12
-
-
 def test_the_test_stops_at_the_first_step_whose_average_is_so_many_times_the_lowest():
     curve = measured(quadratic([30.0, 1.0, 0.1]), RAMP)
     assert curve.end == "diverged"
@@ -105,7 +96,7 @@ def rates(losses):
     return np.geomspace(1e-5, 10, len(losses))
 
 
-# fastai's definitions (fastai/callback/schedule.py), stated anew.
+# fastai's definitions (fastai/callback/schedule.py), stated independently.
 
 
 def fastai_valley(lrs, losses):
@@ -152,8 +143,9 @@ def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height
 @given(LOSSES)
 def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     lrs = rates(losses)
-    lowest = min(range(len(losses)), key=lambda index: losses[index])
-    assert tenth(lrs, losses) == (lrs[lowest] / 10 if lowest else None)
+    index = min(range(len(losses)), key=lambda index: losses[index])
+    assert lowest(lrs, losses) == (lrs[index] if index else None)
+    assert tenth(lrs, losses) == (lrs[index] / 10 if index else None)
 
 
 @given(LOSSES)
@@ -166,41 +158,18 @@ def test_steepest_is_torch_lr_finders(losses):
     assert steepest(lrs, losses) == (lrs[slopes.argmin()] if slopes.min() < 0 else None)
 
 
-@given(st.floats(-4, 0), st.floats(0.2, 2), st.floats(0.1, 5))
-def test_steepest_is_within_a_step_of_fastais_on_a_smooth_descent(centre, width, height):
-    lrs = np.geomspace(1e-5, 10, 100)
-    losses = 2.3 - height / (1 + np.exp(-(np.log10(lrs) - centre) / width))
-    forward = (losses[1:] - losses[:-1]) / (np.log(lrs[1:]) - np.log(lrs[:-1]))
-    ours = int(np.flatnonzero(lrs == steepest(lrs, losses))[0])
-    assert abs(ours - int(forward.argmin())) <= 1
-    assert abs(math.log10(lrs[ours]) - centre) < 0.07  # the logistic curve is steepest at its centre; a step is 0.06
-
-
 # What must hold whatever the curve.
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-@given(losses=LOSSES, unit=st.integers(-12, 12).map(lambda n: 2.0**n))
-def test_the_unit_of_the_loss_does_not_matter(method, losses, unit):
-    lrs = rates(losses)
-    assert method(lrs, losses) == method(lrs, losses * unit)
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-@given(losses=LOSSES, factor=st.floats(1e-3, 1e3))
-def test_other_rates_scale_the_suggestion(method, losses, factor):
+@given(LOSSES, st.integers(-12, 12).map(lambda n: 2.0**n), st.floats(1e-3, 1e3))
+def test_the_unit_of_the_loss_does_not_matter_and_other_rates_scale_the_suggestion(losses, unit, factor):
     lrs = rates(losses)
     slopes = np.gradient(losses)
     assume(np.sum(np.isclose(slopes, slopes.min())) == 1)  # equal slopes may swap by rounding
-    before, after = method(lrs, losses), method(lrs * factor, losses)
-    assert after == (None if before is None else pytest.approx(before * factor))
-
-
-@pytest.mark.parametrize("suggest", [valley, tenth, lowest])
-@given(losses=LOSSES)
-def test_those_that_compare_only_are_the_same_for_any_rising_function_of_the_loss(suggest, losses):
-    lrs = rates(losses)
-    assert suggest(lrs, losses) == suggest(lrs, np.log(losses)) == suggest(lrs, losses**3)
+    for method in METHODS.values():
+        found = method(lrs, losses)
+        assert method(lrs, losses * unit) == found
+        assert method(lrs * factor, losses) == (None if found is None else pytest.approx(found * factor))
 
 
 @given(LOSSES, st.lists(st.sampled_from([math.nan, math.inf]), max_size=3), st.integers(0, 79))
@@ -235,19 +204,13 @@ def curve(losses, seed=0):
 
 def test_the_first_tenth_and_the_last_five_points_are_left_out():
     losses = falling(100)
-    lrs, kept = usable(rates(losses), losses, 100)
-    np.testing.assert_array_equal(lrs, rates(losses)[10:-5])
-    np.testing.assert_array_equal(kept, losses[10:-5])
+    np.testing.assert_array_equal(usable(rates(losses), losses, 100), (rates(losses)[10:-5], losses[10:-5]))
 
 
-@pytest.mark.parametrize("kept", [0, 3, FEWEST - 1])
-def test_too_few_points_suggest_nothing(kept):
-    losses = falling(100)[: 10 + kept + 5]
-    short = curve_of(losses, RAMP._replace(steps=100), 0, "diverged")
-    assert suggestions([short], 100) == {}
-
-
-def test_a_loss_that_only_rises_suggests_nothing():
+def test_too_few_points_or_a_loss_that_only_rises_suggest_nothing():
+    for kept in (0, 3, FEWEST - 1):
+        short = curve_of(falling(100)[: 10 + kept + 5], RAMP._replace(steps=100), 0, "diverged")
+        assert suggestions([short], 100) == {}
     assert suggestions([curve(np.linspace(2, 3, 100))], 100) == {}
 
 
@@ -260,14 +223,6 @@ def test_the_runs_are_put_together():
     assert found.spread == pytest.approx(math.exp(math.log(4) / math.sqrt(2)))  # sample deviation of two points
     assert over_runs("valley", [None, None]) is None
     assert over_runs("valley", [0.3]).spread == 1.0
-
-
-@given(st.lists(st.floats(1e-6, 10), min_size=1, max_size=6))
-def test_the_means_lie_within_the_runs_and_in_their_order(per_run):
-    found = over_runs("valley", per_run)
-    low, high = min(per_run) * (1 - 1e-9), max(per_run) * (1 + 1e-9)
-    assert low <= found.geometric_mean <= found.mean * (1 + 1e-9) <= high * (1 + 1e-9)
-    assert low <= found.median <= high
 
 
 @pytest.mark.parametrize("curvature", [0.7, 8.0, 150.0])
@@ -293,8 +248,7 @@ def noisy_quadratic(curvature, seed):
     return loss_of_step
 
 
-@pytest.mark.parametrize("steps", [60, 100, 400])
-@pytest.mark.parametrize("curvature", [0.7, 150.0])
+@pytest.mark.parametrize(("steps", "curvature"), [(60, 0.7), (100, 150.0), (400, 0.7)])
 def test_with_noisy_gradients_the_proposed_rate_is_near_the_border_of_divergence(curvature, steps):
     """Above 2 / curvature nothing converges, and it is the same on a longer ramp."""
     ramp = RAMP._replace(start_lr=1e-4 / curvature, end_lr=100 / curvature, steps=steps, smoothing=1 - 5 / steps)
@@ -304,13 +258,7 @@ def test_with_noisy_gradients_the_proposed_rate_is_near_the_border_of_divergence
     assert proposed.spread < 1.3
 
 
-def test_the_one_that_is_proposed_is_the_rate_of_the_lowest_loss():
-    found = suggestions([curve(falling(100)), curve(falling(100) * 2)], 100)
-    lrs, kept = usable(curve(falling(100)).lrs, falling(100), 100)
-    assert found[CHOSEN].geometric_mean == pytest.approx(lrs[kept.argmin()])
-
-
-def test_a_ramp_that_ended_before_the_loss_turned_is_told():
+def test_a_ramp_that_ended_before_the_loss_turned_is_noticed():
     assert still_falling(curve(np.linspace(3, 1, 100)), 100)
     assert not still_falling(curve(falling(100)), 100)
     turned = np.concatenate([np.linspace(3, 1, 97), [1.1, 1.5, 2.0]])  # in the points that suggestions leave out

@@ -7,8 +7,7 @@ from torchvision.models import resnet50
 
 from data.sampler import PositionSampler
 from recipes.load import load_config
-from recipes.plan.compute import Images, Inputs, by_area, by_flops, flops, make_plan, network_size, schedule_of
-from recipes.plan.throughput import PricesConfig
+from recipes.plan import Images, Inputs, PricesConfig, by_area, by_flops, flops, make_plan, network_size, schedule_of
 from recipes.schedule import epoch_plan, peak_lr, rate_function
 from recipes.trainer import Schedule
 from tests.support import ROOT

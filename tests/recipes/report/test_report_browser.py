@@ -66,8 +66,7 @@ def requests(browser):
     return [url for url in urls if not url.startswith("chrome://")]
 
 
-@pytest.mark.parametrize("name", ["one.html", "two.html"])
-@pytest.mark.parametrize("width", [1200, 400])
+@pytest.mark.parametrize(("name", "width"), [("one.html", 1200), ("two.html", 1200), ("two.html", 400)])
 def test_offline(browser, pages, name, width):
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as published
 
-from recipes.report.read import Confusions, Predictions
+from recipes.report import Confusions, Predictions
 
 ANSWERS = st.lists(st.tuples(st.integers(-2, 6), st.integers(-1, 8)), max_size=60).map(
     lambda rows: np.array(rows, np.int32).reshape(-1, 2).T

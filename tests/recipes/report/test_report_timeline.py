@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.report.read import POINTS, moving_mean, read_run, resumes, stages, thin, throughput_curve
+from recipes.report import POINTS, moving_mean, read_run, resumes, stages, thin, throughput_curve
 
 
 @pytest.fixture
