@@ -43,7 +43,6 @@ UNSUITABLE = {
 NOT_RESUMABLE = {"GyroDropout": "Composer does not save the state of its masks"}
 """Composer's algorithms with which an interrupted run cannot be resumed bit for bit, with the reason."""
 
-
 USABLE: dict[str, dict[str, Any]] = {
     "CutOut": {"num_holes": int, "length": float, "uniform_sampling": bool, "input_key": str | int},
     "Factorize": {
@@ -112,13 +111,7 @@ ComposerLibrary = Annotated[dict[str, dict[str, Any]], AfterValidator(_check)]
 
 
 def build_library(chosen: dict[str, dict[str, Any]]) -> list[Algorithm]:
-    """Composer's algorithms, in the order given.
-
-    Raises:
-        ValueError: Composer refuses a value; the message names the algorithm.
-    """
-    if not chosen:
-        return []
+    """Composer's algorithms, in the order given; ValueError where Composer refuses a value."""
     import composer.algorithms
 
     built = []

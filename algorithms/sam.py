@@ -54,9 +54,6 @@ class SAMConfig(Technique):
         differently in each and their weights drift apart, while a resume gives all of them those of the first.
         Composer also does not restore a parameter that has no gradient in the second pass (one in a block that
         stochastic depth skips).
-
-        Args:
-            optimizer: Makes the steps.
         """
         import torch
         from composer.algorithms.sam import SAMOptimizer

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from data.augment import Normalise
 from data.buffers import Batch
 from data.errors import DataError
 from data.loader import IGNORED_LABEL, BatchDataset, eval_loader
-from data.normalise import Normalise
 from data.source import Source
 from data.wordnet import class_names
 from recipes.checkpoints.manifest import Manifest

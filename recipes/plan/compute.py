@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel
 
 from algorithms.fixres import start_epoch
-from data.epoch_plan import Crop, EpochPlan
+from data.config import Crop, EpochPlan
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.plan.throughput import FORWARD, REFERENCE_SIZE, MachineConfig, PriceConfig, PricesConfig, Throughput, Work

@@ -88,7 +88,7 @@ def from_run(
     import torch
     from composer.core import Precision, get_precision_context
 
-    from data.normalise import Normalise
+    from data.augment import Normalise
     from recipes.evaluate.count import require_sizes
     from recipes.trained import labels, load_network, say_skipped, to_device, usable
 

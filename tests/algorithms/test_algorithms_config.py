@@ -111,7 +111,7 @@ def test_all_broken_rules_are_named_at_once():
     ],
 )
 def test_what_goes_together_is_accepted(together):
-    assert AlgorithmsConfig.model_validate(together).conflicts() == []
+    AlgorithmsConfig.model_validate(together)
 
 
 @pytest.mark.parametrize(

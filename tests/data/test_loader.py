@@ -11,19 +11,15 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from data.augment import Augment, eval_picture
-from data.epoch_plan import EpochPlan
+from data.augment import eval_picture
+from data.config import AugmentConfig, EpochPlan
 from data.errors import DataError
 from data.imagefolder import ImageFolder
 from data.loader import IGNORED_LABEL, eval_loader, train_loader
 from data.sampler import PositionSampler
 
-AUGMENT = Augment.of(
-    (0.5, 0.5, 0.5),
-    (0.2, 0.2, 0.2),
+AUGMENT = AugmentConfig(
     area=(0.25, 1.0),
-    aspect_ratio=(3 / 4, 4 / 3),
-    flip=0.5,
     color_jitter={"probability": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     gaussian_blur={"probability": 0.5, "sigma": (0.1, 2.0)},
     random_erasing={"probability": 0.5, "area": (0.1, 0.3), "aspect_ratio": (0.3, 3.3), "count": 2, "fill": "noise"},
@@ -61,6 +57,8 @@ def training(source, workers=0, plan=PLAN, seed=17, rank=0, world=1, transforms=
         source,
         sampler,
         augment=augment,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
         image_transforms=transforms,
         eval_crop_ratio=0.875,
         seed=seed,
@@ -141,10 +139,7 @@ def test_workers_do_not_change_a_byte(source, damaged):
 
 
 def test_images_and_labels_belong_together(source):
-    plain = Augment(
-        **{**AUGMENT.__dict__, "flip": 0.0, "color_jitter": None, "gaussian_blur": None, "random_erasing": None}
-    )
-    loader = training(source, plan=[EpochPlan(32, "center", 16)], augment=plain)
+    loader = training(source, plan=[EpochPlan(32, "center", 16)], augment=AugmentConfig(flip=0.0))
     requests = list(loader.batch_sampler)
     for (images, labels), request in zip(loader, requests, strict=True):
         for image, label, index in zip(images, labels, request.indices, strict=True):
