@@ -48,7 +48,7 @@ class Fault(IntEnum):
 
     reason: str
 
-    def __new__(cls, value: int, reason: str) -> Fault:  # noqa: D102
+    def __new__(cls, value: int, reason: str = "") -> Fault:  # noqa: D102
         member = int.__new__(cls, value)
         member._value_, member.reason = value, reason
         return member

@@ -101,8 +101,12 @@ class BatchDataset(Dataset[Batch]):
         worker = get_worker_info()
         now = self._read_now.numpy()[0 if worker is None else worker.id :]
         now[0] = indices[0]  # a reader may fetch the whole batch
-        read = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
-        read = partial(_recording, now, read)
+        reader = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
+
+        def read(index: int) -> bytes:
+            now[0] = index
+            return reader(index)
+
         first, labels[0] = self._load(indices[0], request, read)
         shape = (len(indices), *first.shape)
         buffer = self._buffers.take(math.prod(shape))
@@ -130,20 +134,19 @@ class BatchDataset(Dataset[Batch]):
         return f"it was reading {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
 
     def _load(self, index: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
-        """One image and its label."""
-        picture = self._try(index, index, request, read)
-        used = index
-        if picture is None and self._seed is None:
+        """An image, or the one that replaces it, and its label."""
+        for used in self._candidates(index, request.epoch):
+            picture = self._try(used, index, request, read)
+            if picture is not None:
+                return picture, int(self.source.labels[used])
+        if self._seed is None:
             return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
-        if picture is None:
-            others = sample_rng(self._seed or 0, request.epoch, index, stream=1).integers(0, len(self), _TRIES)
-            for used in others.tolist():
-                picture = self._try(used, index, request, read)
-                if picture is not None:
-                    break
-            else:
-                raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
-        return picture, int(self.source.labels[used])
+        raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
+
+    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+        yield index
+        if self._seed is not None:
+            yield from sample_rng(self._seed, epoch, index, stream=1).integers(0, len(self), _TRIES).tolist()
 
     def _try(self, index: int, key: int, request: Request, read: Read) -> NDArray[np.uint8] | None:
         """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
@@ -291,11 +294,6 @@ def _loader(dataset: BatchDataset, sampler: Any, *, persistent: bool, **loading:
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each iterator would draw a seed from torch's global generator
     )
-
-
-def _recording(now: NDArray[np.int64], read: Read, index: int) -> bytes:
-    now[0] = index
-    return read(index)
 
 
 def _as_it_is(batch: Any) -> Any:

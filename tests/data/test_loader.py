@@ -218,22 +218,6 @@ def test_replacements_do_not_depend_on_what_is_already_known(damaged):
     assert same(run(known, [1]), run(fresh, [1]))
 
 
-def test_bad_images_met_by_workers_are_known_to_the_trainer(damaged):
-    loader = training(damaged, workers=2)
-    run(loader, [0])
-    assert loader.dataset.bad.count() == 6
-    assert {sample.index for sample in loader.dataset.bad.new()} == set(BAD)
-
-
-def test_a_known_bad_image_is_not_read_again(damaged):
-    recorded = Recorded(damaged)
-    loader = training(recorded)
-    run(loader, [0])
-    recorded.reads.clear()
-    run(loader, [1])
-    assert not set(BAD) & set(recorded.reads)
-
-
 def test_an_image_deleted_during_a_run_is_replaced(tmp_path, write_folder):
     source = ImageFolder(write_folder(tmp_path / "train", {"ant": 10, "bee": 10}), None)
     loader = training(source)
@@ -314,12 +298,10 @@ def test_workers_stay_between_epochs_and_end_with_the_loader(source):
 def test_spawned_workers_make_the_same_batches(damaged):
     loader = training(damaged, workers=1)  # as on macOS
     loader.multiprocessing_context = "spawn"
+    assert len(pickle.dumps(loader.dataset.source)) < 10_000
     assert same(run(loader, [0]), run(training(damaged), [0]))
     assert loader.dataset.bad.count() == 6
-
-
-def test_a_dataset_pickles_small(source):
-    assert len(pickle.dumps(training(source).dataset.source)) < 10_000
+    assert {sample.index for sample in loader.dataset.bad.new()} == set(BAD)
 
 
 def test_composer_sets_the_epoch_and_counts_the_samples(source):
