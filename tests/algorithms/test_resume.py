@@ -18,25 +18,25 @@ BLOCKS = {"network": bottlenecks}
 CASES = [
     ("blurpool", {}, [7], {}),
     ("squeeze_excite", {"min_channels": 16, "latent_channels": 0.25}, [7], {}),
-    ("stochastic_depth", {"drop_rate": 0.6}, [1, 7], BLOCKS),
-    ("stochastic_depth", {"drop_rate": 0.6, "drop_warmup": 0.5}, [4, 10], BLOCKS),
-    ("stochastic_depth", {"drop_rate": 0.6, "stochastic_method": "sample"}, [4], BLOCKS),
+    ("stochastic_depth", {"drop_rate": 0.6}, [1, 4, 7, 10], BLOCKS),
+    ("stochastic_depth", {"drop_rate": 0.6, "drop_warmup": 0.5}, [1, 4, 7, 10], BLOCKS),
+    ("stochastic_depth", {"drop_rate": 0.6, "stochastic_method": "sample"}, [1, 4, 7, 10], BLOCKS),
     ("stochastic_depth", {"drop_rate": 1.0, "drop_distribution": "uniform"}, [2], BLOCKS),  # blocks never trained
     *(("composer", {name: ARGUMENTS.get(name, {})}, [7], {}) for name in USABLE if name not in NOT_RESUMABLE),
     ("channels_last", {}, [7], {}),
     ("colout", {}, [7], {}),
     ("progressive_resizing", {"where": "batch"}, [7], {}),
-    ("fixres", {"start": 0.34, "train": "classifier"}, [3, 5, 8], {}),  # the stage is epochs 1 and 2 of 3
+    ("fixres", {"start": 0.34, "train": "classifier"}, [3, 5, 8, 10], {}),  # the stage is epochs 1 and 2 of 3
     ("fixres", {"start": 0, "train": "classifier"}, [8], {}),
     ("mixup", {"alpha": 0.4}, [7], {}),
     ("cutmix", {}, [7], {}),
     ("label_smoothing", {}, [7], {}),
     *(("gradient_clipping", {"type": kind, "threshold": 0.01}, [7], {}) for kind in ("norm", "value", "adaptive")),
-    ("ema", {"half_life": "4ba", "update_interval": "2ba", "start": 0.2}, [2, 7], {}),
-    ("swa", {"start": 0.3, "end": 0.7}, [4, 5, 10, 17], {"epochs": 4}),
-    ("swa", {"start": 0.3, "end": 0.7, "update_interval": "2ba"}, [7, 15], {"epochs": 4}),
-    ("sam", {"interval": 3, "rho": 0.5}, [1, 8], {}),
-    ("sam", {"interval": 3, "rho": 0.5}, [5], {"momentum": 0.0}),
+    ("ema", {"half_life": "4ba", "update_interval": "2ba", "start": 0.2}, [2, 7, 10], {}),
+    ("swa", {"start": 0.3, "end": 0.7}, [4, 5, 7, 10, 15, 17], {"epochs": 4}),
+    ("swa", {"start": 0.3, "end": 0.7, "update_interval": "2ba"}, [4, 5, 7, 10, 15, 17], {"epochs": 4}),
+    ("sam", {"interval": 3, "rho": 0.5}, [1, 5, 7, 8], {}),
+    ("sam", {"interval": 3, "rho": 0.5}, [1, 5, 7, 8], {"momentum": 0.0}),
 ]
 
 
