@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import AfterValidator, TypeAdapter, ValidationError
@@ -43,7 +43,6 @@ UNSUITABLE = {
 NOT_RESUMABLE = {"GyroDropout": "Composer does not save the state of its masks"}
 """Composer's algorithms with which an interrupted run cannot be resumed bit for bit, with the reason."""
 
-
 USABLE: dict[str, dict[str, Any]] = {
     "CutOut": {"num_holes": int, "length": float, "uniform_sampling": bool, "input_key": str | int},
     "Factorize": {
@@ -63,36 +62,33 @@ USABLE: dict[str, dict[str, Any]] = {
 """The other algorithms of Composer 0.32.1: argument -> its type; None: YAML cannot express it."""
 
 
-def problems(chosen: dict[str, dict[str, Any]]) -> list[tuple[str, str]]:
+def problems(chosen: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
     """Everything that is wrong with a choice of algorithms: (key path, what is wrong and what is allowed)."""
-    found: list[tuple[str, str]] = []
     for name, values in chosen.items():
         if name in OWN_KEY:
-            found.append((name, f"has a line of its own; write algorithms.{OWN_KEY[name]}"))
+            yield name, f"has a line of its own; write algorithms.{OWN_KEY[name]}"
         elif name in UNSUITABLE:
-            found.append((name, f"cannot be used: {UNSUITABLE[name]}"))
+            yield name, f"cannot be used: {UNSUITABLE[name]}"
         elif name not in USABLE:
             hint = _nearest(name, [*USABLE, *OWN_KEY])
-            found.append((name, f"unknown algorithm of Composer; allowed: {', '.join(USABLE)}{hint}"))
+            yield name, f"unknown algorithm of Composer; allowed: {', '.join(USABLE)}{hint}"
         else:
-            found += [(f"{name}.{key}", text) for key, text in _argument_problems(USABLE[name], values)]
-    return found
+            for key, value in values.items():
+                if text := _argument_problem(USABLE[name], key, value):
+                    yield f"{name}.{key}", text
 
 
-def _argument_problems(known: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, str]]:
-    found = []
-    for key, value in values.items():
-        if key not in known:
-            found.append((key, f"unknown argument; allowed: {', '.join(known)}{_nearest(key, known)}"))
-        elif known[key] is None:
-            found.append((key, "cannot be written in YAML; it keeps its default"))
-        else:
-            try:
-                TypeAdapter(known[key]).validate_python(value, strict=True)
-            except ValidationError:
-                allowed = " or ".join(kind.__name__ for kind in get_args(known[key]) or [known[key]])
-                found.append((key, f"got {value!r}; allowed: {allowed}"))
-    return found
+def _argument_problem(known: dict[str, Any], key: str, value: Any) -> str | None:
+    if key not in known:
+        return f"unknown argument; allowed: {', '.join(known)}{_nearest(key, known)}"
+    if known[key] is None:
+        return "cannot be written in YAML; it keeps its default"
+    try:
+        TypeAdapter(known[key]).validate_python(value, strict=True)
+    except ValidationError:
+        allowed = " or ".join(kind.__name__ for kind in get_args(known[key]) or [known[key]])
+        return f"got {value!r}; allowed: {allowed}"
+    return None
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -112,13 +108,7 @@ ComposerLibrary = Annotated[dict[str, dict[str, Any]], AfterValidator(_check)]
 
 
 def build_library(chosen: dict[str, dict[str, Any]]) -> list[Algorithm]:
-    """Composer's algorithms, in the order given.
-
-    Raises:
-        ValueError: Composer refuses a value; the message names the algorithm.
-    """
-    if not chosen:
-        return []
+    """Composer's algorithms, in the order given; ValueError where Composer refuses a value."""
     import composer.algorithms
 
     built = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, model_validator
@@ -55,12 +55,7 @@ class AlgorithmsConfig(BaseModel):
     sam: SAMConfig | None = None
 
     def build(self, total_batches: int, epochs: int) -> list[Algorithm]:
-        """Composer's algorithms of the techniques that are on, in the order in which they run.
-
-        Args:
-            total_batches: Length of the run in batches.
-            epochs: Length of the run in epochs.
-        """
+        """Composer's algorithms of the techniques that are on, in the order in which they run."""
         built = [
             self.blurpool.build() if self.blurpool else None,
             self.squeeze_excite.build() if self.squeeze_excite else None,
@@ -101,50 +96,37 @@ class AlgorithmsConfig(BaseModel):
 
     @model_validator(mode="after")
     def _go_together(self) -> AlgorithmsConfig:
-        if lines := [f"{key}: {reason}" for key, reason in self.conflicts()]:
+        if lines := [f"{key}: {reason}" for key, reason in self._conflicts()]:
             raise ValueError("\n".join(lines))
         return self
 
-    def conflicts(self) -> list[tuple[str, str]]:
+    def _conflicts(self) -> Iterator[tuple[str, str]]:
         """Techniques that are on and do not go together: (key path, reason)."""
-        found: list[tuple[str, str]] = []
-
-        def refuse(key: str, reason: str) -> None:
-            found.append((key, reason))
-
         mixup, cutmix, fixres, resizing = self.mixup, self.cutmix, self.fixres, self.progressive_resizing
         for name, mix in (("mixup", mixup), ("cutmix", cutmix)):
             if mix and mix.interpolate_loss and self.label_smoothing:
-                refuse(
-                    f"{name}.interpolate_loss",
-                    "does not go with label_smoothing, which would smooth only one of the two losses; "
-                    "allowed: false, or label_smoothing off",
-                )
+                reason = "does not go with label_smoothing, which would smooth only one of the two losses"
+                yield f"{name}.interpolate_loss", f"{reason}; allowed: false, or label_smoothing off"
         if mixup and cutmix and mixup.interpolate_loss != cutmix.interpolate_loss:
-            refuse("cutmix.interpolate_loss", "must equal mixup.interpolate_loss if both are on")
+            yield "cutmix.interpolate_loss", "must equal mixup.interpolate_loss if both are on"
         if self.ema and self.swa:
-            refuse("swa", "does not go with ema: both replace the weights by an average; allowed: one of them")
+            yield "swa", "does not go with ema: both replace the weights by an average; allowed: one of them"
         if self.swa and fixres and fixres.train == "classifier":
-            refuse(
+            yield (
                 "swa",
                 "does not go with fixres.train: classifier, which holds BatchNorm's statistics, so the average would "
                 "never get its own; allowed: fixres.train: all",
             )
         if fixres and self.colout and self.colout.batch:
-            refuse(
+            yield (
                 "colout.batch",
                 "true does not go with fixres: it would shrink the images of the stage below fixres.size; "
                 "allowed: false, which leaves the stage alone",
             )
-        if (
-            fixres
-            and resizing
-            and resizing.where == "batch"
-            and fixres.start + resizing.finetune_fraction < 1 - TOLERANCE
-        ):
-            refuse(
+        on_batches = resizing if resizing and resizing.where == "batch" else None
+        if fixres and on_batches and fixres.start + on_batches.finetune_fraction < 1 - TOLERANCE:
+            yield (
                 "progressive_resizing.finetune_fraction",
-                f"{resizing.finetune_fraction} with where: batch would scale the images of the FixRes stage; "
+                f"{on_batches.finetune_fraction} with where: batch would scale the images of the FixRes stage; "
                 f"allowed: at least {1 - fixres.start:.4g}, the share of the run after fixres.start, or where: loader",
             )
-        return found

@@ -24,23 +24,23 @@ def in_batches(time: str, total_batches: int) -> str:
     return f"{max(1, round(float(time.removesuffix('dur')) * total_batches))}ba"
 
 
-def bare(name: str) -> str:
-    """A tensor's name without the `module.` that Composer's model and DDP each put before it."""
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
+def bare_name(name: str) -> str:
+    """A tensor's name without the prefixes that DDP, Composer's classifier and torch.compile put before it."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
     return name
 
 
-def renamed(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def _renamed(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The same tensors under those of the names that equal theirs up to wrappers.
 
     Raises:
         ValueError: A tensor's name is not among them, so it would never be used.
     """
-    by_bare_name = {bare(name): name for name in names}
-    if unknown := [name for name in tensors if bare(name) not in by_bare_name]:
+    by_bare_name = {bare_name(name): name for name in names}
+    if unknown := [name for name in tensors if bare_name(name) not in by_bare_name]:
         raise ValueError(f"ema: the moving average has {unknown[0]}, which the model lacks")
-    return {by_bare_name[bare(name)]: tensor for name, tensor in tensors.items()}
+    return {by_bare_name[bare_name(name)]: tensor for name, tensor in tensors.items()}
 
 
 class EMAConfig(Technique):
@@ -72,9 +72,6 @@ class EMAConfig(Technique):
         DDP changes the names of weights (`module.module.*` instead of `module.*`). Composer ignores an average whose
         name it does not find, so a run that is resumed with another number of processes would evaluate weights that
         were never averaged. Here checkpoints have the names of one process, and loaded averages take the model's.
-
-        Args:
-            total_batches: Length of the run.
         """
         from composer.algorithms import EMA
 
@@ -82,15 +79,17 @@ class EMAConfig(Technique):
             def state_dict(self) -> dict[str, Any]:
                 state = super().state_dict()
                 for store, tensors in state["ema_model"].items():
-                    state["ema_model"][store] = {f"module.{bare(name)}": tensor for name, tensor in tensors.items()}
+                    state["ema_model"][store] = {
+                        f"module.{bare_name(name)}": tensor for name, tensor in tensors.items()
+                    }
                 return state
 
             def apply(self, event: Event, state: State, logger: Logger) -> None:
                 if event in self.move_device_events:  # a fit, an evaluation or a prediction starts
                     average: Any = self.ema_model
                     parameters, buffers = dict(state.model.named_parameters()), dict(state.model.named_buffers())
-                    average.named_parameters_dict = renamed(average.named_parameters_dict, parameters)
-                    average.named_buffers_dict = renamed(average.named_buffers_dict, buffers)
+                    average.named_parameters_dict = _renamed(average.named_parameters_dict, parameters)
+                    average.named_buffers_dict = _renamed(average.named_buffers_dict, buffers)
                 super().apply(event, state, logger)
 
         return PortableEMA(

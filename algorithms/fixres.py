@@ -18,28 +18,17 @@ if TYPE_CHECKING:
 def start_epoch(start: float, epochs: int) -> int:
     """The first epoch of the FixRes stage, counted from 0; `epochs` if there is none.
 
-    Args:
-        start: Share of the run before the stage, in [0, 1].
-        epochs: Length of the run.
-
-    Returns:
-        The nearest epoch to `start * epochs`, such that the stage has at least one epoch when `start` is below 1, and
-        something comes before it when `start` is above 0. A run of one epoch cannot have both, and has no stage then.
+    It is the nearest epoch to `start * epochs`, such that the stage has at least one epoch when `start` is below 1, and
+    something comes before it when `start` is above 0. A run of one epoch cannot have both, and has no stage then.
     """
     first = round(start * epochs)
     if start < 1:
         first = min(first, epochs - 1)
-    if start > 0:
-        first = max(first, 1)
-    return first
+    return max(first, 1) if start > 0 else first
 
 
 def classifier(model: nn.Module) -> nn.Linear:
-    """The last linear layer in the order of definition, which is the classifier in torchvision's and timm's networks.
-
-    Raises:
-        ValueError: The model has none.
-    """
+    """The last linear layer defined, which is the classifier in torchvision's and timm's networks; ValueError: none."""
     from torch import nn
 
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -49,20 +38,15 @@ def classifier(model: nn.Module) -> nn.Linear:
 
 
 def last_batchnorm(model: nn.Module) -> _BatchNorm:
-    """The last BatchNorm in the order of definition, not counting those on shortcuts, which blocks define last.
-
-    Raises:
-        ValueError: The model has none.
-    """
+    """The last BatchNorm defined, without those on shortcuts, which blocks define last; ValueError: none."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    found = None
-    for name, module in model.named_modules():
-        if isinstance(module, _BatchNorm) and not {"downsample", "shortcut"} & set(name.split(".")):
-            found = module
-    if found is None:
-        raise ValueError("the model has no BatchNorm")
-    return found
+    named = reversed([*model.named_modules()])
+    layers = (module for name, module in named if not {"downsample", "shortcut"} & set(name.split(".")))
+    for module in layers:
+        if isinstance(module, _BatchNorm):
+            return module
+    raise ValueError("the model has no BatchNorm")
 
 
 def freeze(model: nn.Module) -> None:
@@ -100,9 +84,6 @@ class FixResConfig(Technique):
         """The algorithm that trains the classifier only (section 4 of the paper); None with `train: all`.
 
         The size and crop of the images are the sampler's business. Being frozen is not part of a checkpoint.
-
-        Args:
-            epochs: Length of the run.
         """
         if self.train == "all":
             return None

@@ -12,12 +12,9 @@ if TYPE_CHECKING:
 
 
 def is_cutmix(seed: int, batch: int, switch_prob: float) -> bool:
-    """Whether a batch gets CutMix rather than MixUp, as a function of its position alone.
+    """Whether a batch gets CutMix rather than MixUp: a function of its position alone, the same on all ranks.
 
-    Args:
-        seed: The run's seed, the same on all ranks, so that all ranks make the same choice.
-        batch: Batches trained before this one.
-        switch_prob: Probability of CutMix, in [0, 1] (`switch_prob` of timm's `Mixup`).
+    `switch_prob` is the probability of CutMix, as in timm's `Mixup`.
     """
     import numpy as np
 

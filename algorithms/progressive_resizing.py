@@ -42,11 +42,8 @@ class ProgressiveResizingConfig(Technique):
     def size_at(self, progress: float, full_size: int) -> int:
         """Side of the images at a point of the run, as Composer's `ProgressiveResizing` computes it.
 
-        Unlike Composer's, a ramp of length zero (delay_fraction + finetune_fraction == 1) is a step.
-
-        Args:
-            progress: Share of the run that is done, in [0, 1].
-            full_size: Side in pixels at full scale.
+        Unlike Composer's, a ramp of length zero (delay_fraction + finetune_fraction == 1) is a step. `progress` is the
+        share of the run that is done.
 
         Returns:
             Side in pixels: a multiple of `size_increment`, at least one; or `full_size`, if that multiple reaches it.

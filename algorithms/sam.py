@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,15 @@ if TYPE_CHECKING:
     from composer.algorithms.sam import SAMOptimizer
     from composer.core import Algorithm, Event, State
     from composer.loggers import Logger
-    from torch import Tensor
     from torch.optim import Optimizer
+
+
+def _attribute_of_base(name: str) -> Any:
+    """A property of a wrapper that is its base optimizer's attribute."""
+    return property(
+        lambda wrapper: getattr(wrapper.base_optimizer, name),
+        lambda wrapper, value: setattr(wrapper.base_optimizer, name, value),
+    )
 
 
 class SAMConfig(Technique):
@@ -54,36 +60,18 @@ class SAMConfig(Technique):
         differently in each and their weights drift apart, while a resume gives all of them those of the first.
         Composer also does not restore a parameter that has no gradient in the second pass (one in a block that
         stochastic depth skips).
-
-        Args:
-            optimizer: Makes the steps.
         """
         import torch
         from composer.algorithms.sam import SAMOptimizer
 
         class ResumableSAMOptimizer(SAMOptimizer):
             base_optimizer: Optimizer
-
-            @property
-            def param_groups(self) -> list[dict[str, Any]]:
-                return self.base_optimizer.param_groups
-
-            @param_groups.setter
-            def param_groups(self, groups: list[dict[str, Any]]) -> None:
-                self.base_optimizer.param_groups = groups
-
-            @property
-            def state(self) -> defaultdict[Tensor, Any]:
-                return self.base_optimizer.state
-
-            @state.setter
-            def state(self, state: defaultdict[Tensor, Any]) -> None:
-                self.base_optimizer.state = state
+            param_groups = _attribute_of_base("param_groups")
+            state = _attribute_of_base("state")
 
             @property
             def global_step(self) -> int:
-                steps: int = self.param_groups[0]["sam_steps"]
-                return steps
+                return int(self.param_groups[0]["sam_steps"])
 
             @global_step.setter
             def global_step(self, steps: int) -> None:

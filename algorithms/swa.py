@@ -35,11 +35,8 @@ class SWAConfig(Technique):
         Composer makes the average of the bare model when the Trainer is built, and of the wrapped one when averaging
         begins, so the names in a checkpoint of several processes are not those of the average that is to load them.
 
-        Args:
-            epochs: Length of the run; at least 3.
-
         Raises:
-            ValueError: The run is too short.
+            ValueError: The run has fewer than 3 epochs.
         """
         from composer.algorithms import SWA
         from torch.nn.parallel import DistributedDataParallel

@@ -22,10 +22,11 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from data.benchmark import PLAIN
+from benchmarks.loader import NORMAL, PLAIN
+from data.config import EpochPlan
 from data.loader import train_loader
 from data.open import open_split_pair
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 
 PER_CLASS = 1000
 SMALL = 1000
@@ -57,6 +58,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
         train,
         sampler,
         augment=PLAIN,
+        **NORMAL,
         image_transforms=(),
         eval_crop_ratio=0.875,
         seed=0,

@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.loader import measure, median, ours
 from data import stage
-from data.benchmark import measure, median, ours
 from data.listing import EXTENSIONS
 from data.open import open_split_pair
 from data.prepare import Settings, prepare

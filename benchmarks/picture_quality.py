@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.augment import train_picture
-from data.benchmark import AREA, ASPECT_RATIO, PLAIN
-from data.crop import crop_draws, crop_on_grid, reduction_for
+from benchmarks.loader import PLAIN
+from data.augment import choose_crop, train_picture
 from data.decode import FORMATS, Picture
 from data.listing import EXTENSIONS
 from data.loader import sample_rng
@@ -24,10 +23,9 @@ from data.loader import sample_rng
 
 def pillows(data: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
     """The picture that `train_picture` makes from the same random numbers, by Pillow alone, not flipped."""
-    picture, draws = Picture(data), crop_draws(rng)
-    shape = picture.height, picture.width
-    reduction = reduction_for(crop_on_grid(*shape, 1, AREA, ASPECT_RATIO, draws), size)
-    top, left, height, width = (side * reduction for side in crop_on_grid(*shape, reduction, AREA, ASPECT_RATIO, draws))
+    picture = Picture(data)
+    reduction, crop = choose_crop(picture.height, picture.width, size, PLAIN, rng)
+    top, left, height, width = (side * reduction for side in crop)
     with Image.open(BytesIO(data), formats=FORMATS) as image:
         box = (left, top, min(left + width, image.width), min(top + height, image.height))
         return np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, box=box))

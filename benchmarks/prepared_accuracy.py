@@ -19,27 +19,19 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from data.augment import Augment
+from data.augment import Normalise
+from data.config import AugmentConfig, EpochPlan
 from data.demo import write_digits
 from data.loader import eval_loader, train_loader
-from data.normalise import Normalise
 from data.open import open_split_pair
 from data.prepare import Settings, prepare
-from data.sampler import EpochPlan, PositionSampler
+from data.sampler import PositionSampler
 
 SIZE, BATCH, RATE = 32, 32, 0.02
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-AUGMENT = Augment.of(
-    MEAN,
-    STD,
-    area=(0.7, 1.0),
-    aspect_ratio=(0.9, 1.1),
-    flip=0.0,
-    color_jitter=None,
-    gaussian_blur=None,
-    random_erasing=None,
-)
+AUGMENT = AugmentConfig(area=(0.7, 1.0), aspect_ratio=(0.9, 1.1), flip=0.0)
 NEAR = {"workers": 0, "prefetch_factor": 2, "pin_memory": False}
+TRAINING = {"augment": AUGMENT, "mean": MEAN, "std": STD, "image_transforms": (), "eval_crop_ratio": 1.0, **NEAR}
 
 
 def accuracy(path: Path, epochs: int, seed: int) -> tuple[float, float]:
@@ -48,7 +40,7 @@ def accuracy(path: Path, epochs: int, seed: int) -> tuple[float, float]:
     torch.manual_seed(seed)
     model = timm.create_model("resnet10t", num_classes=len(train.classes))
     sampler = PositionSampler(len(train), [EpochPlan(SIZE, "random", BATCH)], seed, 0, 1)
-    loader = train_loader(train, sampler, augment=AUGMENT, image_transforms=(), eval_crop_ratio=1.0, seed=seed, **NEAR)
+    loader = train_loader(train, sampler, seed=seed, **TRAINING)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5 * RATE, total_steps=epochs * len(loader))
     normalise = Normalise(MEAN, STD)

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, DataSpec, Logger, State, Trainer
 
-from data.normalise import Normalise
+from data.augment import Normalise
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.model import build_classifier
 from recipes.schedule import rate_function, step_at

@@ -1,16 +1,14 @@
-"""From a picture to a training or an evaluation image: crop, resize, flip and the plain augmentations.
+"""From a picture to a training or an evaluation image, and on the device from a batch to what the model takes.
 
-Every function is a pure function of its arguments: whatever is random is drawn from the `numpy.random.Generator` that
-is handed in. Images are RGB, uint8 of shape (H, W, 3).
+What works on one image is a pure function of its arguments: whatever is random is drawn from the given
+`numpy.random.Generator`. Images are RGB, uint8 of shape (H, W, 3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,69 +16,31 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from data.color import ColorJitter, color_jitter
-from data.crop import Range, crop_draws, crop_on_grid, reduction_for
-from data.decode import Picture
-from data.erasing import RandomErasing, random_erasing
+from data.config import AugmentConfig, ColorJitterConfig, RandomErasingConfig
+from data.decode import REDUCTIONS, Picture
+
+Image = NDArray[np.uint8]
+Color = tuple[float, float, float]
+"""One value for each of R, G and B."""
+
+_GREY = (0.299, 0.587, 0.114)
+"""Luma of R, G and B (ITU-R BT.601), as Pillow and OpenCV weigh them."""
 
 
-@dataclass(frozen=True)
-class GaussianBlur:
-    """Blur with a width drawn uniformly from `sigma` pixels."""
+class Box(NamedTuple):
+    """A rectangle of whole pixels."""
 
-    probability: float
-    sigma: Range
-
-
-@dataclass(frozen=True)
-class Augment:
-    """What happens to a training image.
-
-    Attributes:
-        area: share of the picture's area that the crop covers.
-        aspect_ratio: width over height of the crop.
-        flip: probability of a horizontal flip.
-        color_jitter: brightness, contrast, saturation and hue, or None.
-        gaussian_blur: or None.
-        random_erasing: or None.
-        mean: mean of each channel of the dataset's images in [0, 1].
-        std: standard deviation of each channel.
-    """
-
-    area: Range
-    aspect_ratio: Range
-    flip: float
-    color_jitter: ColorJitter | None
-    gaussian_blur: GaussianBlur | None
-    random_erasing: RandomErasing | None
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, mean: tuple[float, float, float], std: tuple[float, float, float], **fields: Any) -> Augment:
-        """Build from plain values, such as a config's fields: `Augment.of(mean, std, **config.model_dump())`.
-
-        Raises:
-            TypeError: a field is missing or unknown.
-        """
-        parts = {"color_jitter": ColorJitter, "gaussian_blur": GaussianBlur, "random_erasing": RandomErasing}
-        for name, part in parts.items():
-            if isinstance(fields.get(name), Mapping):
-                fields[name] = part(**fields[name])
-        return cls(mean=mean, std=std, **fields)
+    top: int
+    left: int
+    height: int
+    width: int
 
 
-def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Decode, cut and resize a training image, and flip half of them; see `finish` for the rest.
+def train_picture(data: bytes, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Decode, cut and resize a training image, and maybe flip it; see `finish` for the rest.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
     drawn on that scale's grid; the rest of the way, less than a factor of two, is bilinear.
-
-    Args:
-        data: an encoded image.
-        size: side of the result in pixels.
-        augment: `area`, `aspect_ratio` and `flip` are used.
-        rng: where the crop and the flip are drawn.
 
     Returns:
         RGB, uint8 of shape (size, size, 3).
@@ -89,49 +49,70 @@ def train_picture(data: bytes, size: int, augment: Augment, rng: np.random.Gener
         BadImage: the image cannot be decoded.
     """
     picture = Picture(data)
-    draws = crop_draws(rng)
-    where = partial(crop_on_grid, picture.height, picture.width, area=augment.area, aspect_ratio=augment.aspect_ratio)
-    box = where(1, draws=draws)
-    reduction = reduction_for(box, size)
-    top, left, height, width = box if reduction == 1 else where(reduction, draws=draws)
+    reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, augment, rng)
     pixels, first = picture.decode_rows(reduction, top, top + height)
     crop = pixels[top - first : top - first + height, left : left + width]
     image = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
-    return flip(image) if rng.random() < augment.flip else image
+    return maybe_flip(image, augment, rng)
 
 
-def center_picture(
-    data: bytes, size: int, crop_ratio: float, augment: Augment, rng: np.random.Generator
-) -> NDArray[np.uint8]:
-    """A training image with the evaluation's crop, as FixRes trains on in the end: `eval_picture` and the flip.
+def choose_crop(
+    height: int, width: int, size: int, augment: AugmentConfig, rng: np.random.Generator
+) -> tuple[int, Box]:
+    """The scale, as in `Picture.decode`, at which a training picture is decoded, and the crop on that scale's grid.
+
+    It is the strongest reduction at which the crop still has `size` pixels each way.
+    """
+    draws: list[float] = rng.random(22).tolist()  # all that a crop may need in one call, as calls are expensive
+    box = crop_on_grid(height, width, 1, augment, draws)
+    shorter = min(box.height, box.width)
+    reduction = next((reduction for reduction in REDUCTIONS if shorter >= size * reduction), 1)
+    return reduction, box if reduction == 1 else crop_on_grid(height, width, reduction, augment, draws)
+
+
+def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
+    """Where RandomResizedCrop cuts: torchvision's `RandomResizedCrop.get_params`, with its distribution.
+
+    Ten tries at a share of the area, drawn uniformly, and an aspect ratio, drawn uniformly in its logarithm; where none
+    fits in the picture, the largest centred crop with an allowed aspect ratio. Size and place are drawn on the grid of
+    a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at full
+    scale, so every reduction of a picture is cut in the same way.
 
     Args:
-        data: an encoded image.
-        size: side of the result in pixels.
-        crop_ratio: as in `eval_picture`.
-        augment: `flip` is used.
-        rng: where the flip is drawn.
-
-    Returns:
-        RGB, uint8 of shape (size, size, 3).
-
-    Raises:
-        BadImage: the image cannot be decoded.
+        height: of the picture in pixels, at full scale.
+        width: of the picture in pixels, at full scale.
+        reduction: 1, 2, 4 or 8.
+        augment: `area` and `aspect_ratio` are used.
+        draws: random numbers in [0, 1): ten areas and ratios in turns, then top and left.
     """
-    image = eval_picture(data, size, crop_ratio)
-    return flip(image) if rng.random() < augment.flip else image
+    (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
+    rows, columns = -(-height // reduction), -(-width // reduction)
+    log_low, log_high = math.log(ratio_low), math.log(ratio_high)
+    for attempt in range(0, 20, 2):
+        pixels = height * width * (area_low + (area_high - area_low) * draws[attempt])
+        ratio = math.exp(log_low + (log_high - log_low) * draws[attempt + 1])
+        w, h = math.sqrt(pixels * ratio), math.sqrt(pixels / ratio)
+        if 0 < round(w) <= width and 0 < round(h) <= height:
+            w, h = (min(max(1, round(side / reduction)), most) for side, most in ((w, columns), (h, rows)))
+            return Box(int(draws[20] * (rows - h + 1)), int(draws[21] * (columns - w + 1)), h, w)
+    w, h = columns, rows
+    if width / height < ratio_low:
+        h = min(rows, max(1, round(columns / ratio_low)))
+    elif width / height > ratio_high:
+        w = min(columns, max(1, round(rows * ratio_high)))
+    return Box((rows - h) // 2, (columns - w) // 2, h, w)
 
 
-def eval_picture(data: bytes, size: int, crop_ratio: float) -> NDArray[np.uint8]:
+def maybe_flip(image: Image, augment: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Left for right, with the probability `augment.flip`."""
+    return np.asarray(cv2.flip(image, 1), np.uint8) if rng.random() < augment.flip else image
+
+
+def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
     """An evaluation image: decoded in full, short side resized to floor(size / crop_ratio), centre cropped.
 
     Resizing is torchvision's antialiased bilinear (`transforms.v2.Resize`), cropping its CenterCrop. Of a picture more
     than four times as long as wide only the middle is resized, which may shift the result by a pixel.
-
-    Args:
-        data: an encoded image.
-        size: side of the result in pixels.
-        crop_ratio: share of the resized short side that is kept, in (0, 1].
 
     Returns:
         RGB, uint8 of shape (size, size, 3).
@@ -152,8 +133,8 @@ def eval_picture(data: bytes, size: int, crop_ratio: float) -> NDArray[np.uint8]
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
-def _middle(pixels: NDArray[np.uint8], longest: int = 4) -> NDArray[np.uint8]:
-    """Cut a very long picture down to `longest` times its short side, lest resizing it fill the memory."""
+def _middle(pixels: Image, longest: int = 4) -> Image:
+    """Cut a very long picture down to `longest` times its short side: resized whole, it could fill the memory."""
     for axis in (0, 1):
         extra = pixels.shape[axis] - longest * pixels.shape[1 - axis]
         if extra > 0:
@@ -161,38 +142,121 @@ def _middle(pixels: NDArray[np.uint8], longest: int = 4) -> NDArray[np.uint8]:
     return pixels
 
 
-def flip(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Left for right."""
-    return np.asarray(cv2.flip(image, 1), np.uint8)
-
-
-def finish(image: NDArray[np.uint8], augment: Augment, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Colour jitter, blur and erasing, in this order, each where `augment` has it.
-
-    Args:
-        image: RGB, uint8 of shape (H, W, 3).
-        augment: what to do.
-        rng: where everything is drawn.
-
-    Returns:
-        The same shape and type; the argument may have been written to.
-    """
+def finish(image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: np.random.Generator) -> Image:
+    """Colour jitter, blur and erasing, in this order, each where `augment` has it; `image` may be written to."""
     jitter, blur, erasing = augment.color_jitter, augment.gaussian_blur, augment.random_erasing
     if jitter is not None and rng.random() < jitter.probability:
         image = color_jitter(image, jitter, rng)
     if blur is not None and rng.random() < blur.probability:
         image = gaussian_blur(image, rng.uniform(*blur.sigma))
     if erasing is not None and rng.random() < erasing.probability:
-        image = random_erasing(image, erasing, augment.mean, augment.std, rng)
+        image = random_erasing(image, erasing, mean, std, rng)
     return image
 
 
-def gaussian_blur(image: NDArray[np.uint8], sigma: float) -> NDArray[np.uint8]:
+def color_jitter(image: Image, jitter: ColorJitterConfig, rng: np.random.Generator) -> Image:
+    """Change brightness, contrast, saturation and hue by random factors, in random order; what is 0 is left out."""
+    steps = (
+        (adjust_brightness, jitter.brightness, 1.0),
+        (adjust_contrast, jitter.contrast, 1.0),
+        (adjust_saturation, jitter.saturation, 1.0),
+        (adjust_hue, jitter.hue, 0.0),
+    )
+    factors = rng.uniform(-1, 1, len(steps))
+    for step in rng.permutation(len(steps)):
+        adjust, spread, neutral = steps[step]
+        if spread:
+            low = max(0.0, neutral - spread) if neutral else -spread
+            image = adjust(image, low + (neutral + spread - low) * (factors[step] + 1) / 2)
+    return image
+
+
+def adjust_brightness(image: Image, factor: float) -> Image:
+    """Blend with black: 0 is black, 1 leaves the image as it is."""
+    return _blend_with(image, 0.0, factor)
+
+
+def adjust_contrast(image: Image, factor: float) -> Image:
+    """Blend with the mean grey: 0 is flat grey, 1 leaves the image as it is."""
+    return _blend_with(image, float(np.dot(cv2.mean(image)[:3], _GREY)), factor)
+
+
+def _blend_with(image: Image, grey: float, factor: float) -> Image:
+    """The mix factor * image + (1 - factor) * grey, rounded and clipped, by table."""
+    table = np.clip(np.rint(np.arange(256) * factor + (1 - factor) * grey), 0, 255).astype(np.uint8)
+    return np.asarray(cv2.LUT(image, table), np.uint8)
+
+
+def adjust_saturation(image: Image, factor: float) -> Image:
+    """Blend with the grey image: 0 is grey, 1 leaves the image as it is."""
+    matrix = factor * np.eye(3) + (1 - factor) * np.array([_GREY] * 3)
+    return np.asarray(cv2.transform(image, matrix), np.uint8)
+
+
+def adjust_hue(image: Image, shift: float) -> Image:
+    """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
+    hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0] + 360 * shift) % 360
+    return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8)
+
+
+def gaussian_blur(image: Image, sigma: float) -> Image:
     """Blur by a Gaussian of `sigma` pixels, over three of them each way; the border is mirrored."""
-    side = kernel_size(sigma)
+    side = 2 * math.ceil(3 * sigma) + 1
     return np.asarray(cv2.GaussianBlur(image, (side, side), sigma), np.uint8)
 
 
-def kernel_size(sigma: float) -> int:
-    """Odd side in pixels of the window that holds three standard deviations each way."""
-    return 2 * math.ceil(3 * sigma) + 1
+def random_erasing(
+    image: Image, erasing: RandomErasingConfig, mean: Color, std: Color, rng: np.random.Generator
+) -> Image:
+    """Paint over rectangles, in place, or in a copy where the image is read-only.
+
+    Zhong et al. 2017, algorithm 1, with timm's choice of fillings (`data/random_erasing.py`). `mean` and `std` are the
+    dataset's, in [0, 1].
+    """
+    image = image if image.flags.writeable else image.copy()
+    height, width = image.shape[:2]
+    log_low, log_high = math.log(erasing.aspect_ratio[0]), math.log(erasing.aspect_ratio[1])
+    for _ in range(erasing.count):
+        for _ in range(10):
+            area = rng.uniform(*erasing.area) * height * width / erasing.count
+            ratio = math.exp(rng.uniform(log_low, log_high))
+            h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if h < height and w < width:
+                top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+                colour = np.array(mean)
+                if erasing.fill == "noise":
+                    colour = colour + np.array(std) * rng.standard_normal((h, w, 3))
+                image[top : top + h, left : left + w] = np.rint(np.clip(255 * colour, 0, 255))
+                break
+    return image
+
+
+class Normalise:
+    """A batch transform for Composer's `DataSpec(microbatch_transforms=...)`: images travel as a quarter of the bytes.
+
+    Args:
+        mean: mean of each channel (R, G, B) of images in [0, 1].
+        std: standard deviation of each channel of images in [0, 1], above 0.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        self._offset = torch.tensor(mean, dtype=torch.float32).mul(255).view(1, -1, 1, 1)
+        self._scale = torch.tensor(std, dtype=torch.float32).mul(255).reciprocal().view(1, -1, 1, 1)
+        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, batch: Any) -> tuple[torch.Tensor, Any]:
+        """Normalise a batch on the device where it is.
+
+        Args:
+            batch: (images, labels), images uint8 of shape (N, C, H, W) and values 0 to 255.
+
+        Returns:
+            (images, labels), images (x / 255 - mean) / std as float32 in channels_last memory.
+        """
+        images, labels = batch
+        if images.device not in self._on_device:
+            self._on_device[images.device] = (self._offset.to(images.device), self._scale.to(images.device))
+        offset, scale = self._on_device[images.device]
+        images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
+        return images.sub_(offset).mul_(scale), labels

@@ -1,4 +1,4 @@
-"""Shared memory in which workers hand batches to the training process, used again as soon as a batch is let go.
+"""Shared memory in which workers hand batches to the training process, used again as soon as a batch is released.
 
 Fresh shared memory for each batch costs a page fault every 4 kB and a descriptor sent over a socket: a sixth of all
 work at 128 px. So each worker keeps a few buffers. The last byte of a buffer says whether it is in use: its worker sets
@@ -9,6 +9,7 @@ batch that somebody holds.
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 import weakref
@@ -26,26 +27,20 @@ _HEADROOM = 8
 never touched costs nothing."""
 
 
-class Buffer:
-    """A worker's piece of shared memory.
+def shared_bytes(size: int) -> torch.Tensor:
+    """Fresh shared memory, uint8 of shape (size,), made as torch's own default_collate does."""
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
 
-    Attributes:
-        number: which of the worker's it is.
-        memory: uint8 of shape (capacity + 1,), shared.
-    """
+
+class Buffer:
+    """One piece of a worker's shared memory, with its place among the worker's."""
 
     def __init__(self, number: int, capacity: int) -> None:
         self.number = number
-        # As torch's own default_collate does.
-        self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(capacity + 1))
+        self.memory = shared_bytes(capacity + 1)
         self.bytes = self.memory.numpy()
         self.is_known = False
         """Whether the training process has been sent the memory."""
-
-    @property
-    def is_in_use(self) -> bool:
-        """Whether the training process still has a batch in it."""
-        return bool(self.bytes[-1])
 
 
 class Message(NamedTuple):
@@ -69,15 +64,13 @@ class SharedBuffers:
 
     In a worker it hands out the worker's buffers; in the training process it keeps those that arrived mapped, and lets
     them go with the loader.
+
+    Args:
+        per_worker: how many a worker may have: those that wait, that are filled and that the model works on; 0 where
+            workers are too short-lived to use one twice.
     """
 
     def __init__(self, per_worker: int) -> None:
-        """Promise buffers.
-
-        Args:
-            per_worker: how many a worker may have: those that wait, that are filled and that the model works on; 0
-                where workers are too short-lived to use one twice.
-        """
         self._per_worker = per_worker
         self._key = uuid.uuid4().hex
         self._own: list[Buffer] = []
@@ -91,7 +84,7 @@ class SharedBuffers:
         """A worker's buffer of at least `size` bytes, from now on in use; None where all are in use, and elsewhere."""
         if get_worker_info() is None:
             return None
-        free = next((buffer for buffer in self._own if not buffer.is_in_use), None)
+        free = next((buffer for buffer in self._own if not buffer.bytes[-1]), None)
         if free is None and len(self._own) == self._per_worker:
             return None
         if free is None or len(free.bytes) <= size:
@@ -110,11 +103,11 @@ class SharedBuffers:
         return Message(self._key, (worker.id, buffer.number), memory, shape, labels.numpy())
 
     def receive(self, place: tuple[int, int], memory: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-        """In the training process, the images at a place; the buffer is given back when they are let go."""
+        """In the training process, the images at a place; the buffer is free again when they are released."""
         if memory is not None:
             self._received[place] = memory.numpy()
         whole = self._received[place]
-        lease = whole[: np.prod(shape)]
+        lease = whole[: math.prod(shape)]
         # A tensor's storage, which all its views share, holds this very array: it goes with the last of them.
         weakref.finalize(lease, _give_back, whole, os.getpid()).atexit = False
         return torch.from_numpy(lease).view(shape)

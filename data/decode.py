@@ -3,21 +3,26 @@
 Plain JPEGs (8 bits, baseline or progressive, grey or three channels) go through libjpeg-turbo, which can leave out the
 fine DCT coefficients; everything else goes through Pillow, in full, and is then averaged down to the same scale. Both
 turn the picture upright by its EXIF orientation, which torchvision's ImageFolder does not.
+
+Of a plain JPEG, rows that a crop does not need can be left out: entropy decoding is two thirds of the work, and libjpeg
+does it from the first row on. A lower height in the header ends it after the last row that is needed. Where each row of
+blocks ends in a restart marker, as in what data.prepare writes, the rows above can go too. The result is an ordinary
+JPEG, whose rows decode to the same pixels.
 """
 
 from __future__ import annotations
 
+import struct
 import warnings
 from enum import IntEnum
 from io import BytesIO
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-
-from data.jpeg import Header, only_rows, read_header
 
 MAX_PIXELS = 89_478_485
 """A larger picture is refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
@@ -26,7 +31,7 @@ MAX_BYTES = 2**28
 """A larger file is refused: the size of the largest picture, uncompressed."""
 
 MAX_PASSED_PIXELS = 50 * MAX_PIXELS
-"""A JPEG whose scans pass over more pixels is refused: a scan costs a few bytes and takes 3 ns a pixel. Cameras and
+"""A JPEG whose scans cover more pixels in all is refused: a scan costs a few bytes and takes 3 ns a pixel. Cameras and
 encoders write at most a dozen."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
@@ -39,39 +44,26 @@ take longer than decoding in full."""
 
 
 class Fault(IntEnum):
-    """Why an image cannot be used; 0 means that it can."""
+    """Why an image cannot be used, as a number and in words; 0 means that it can."""
 
-    NONE = 0
-    MISSING = 1
-    UNREADABLE = 2
-    EMPTY = 3
-    NOT_AN_IMAGE = 4
-    TRUNCATED = 5
-    CORRUPT = 6
-    TOO_LARGE = 7
-    NOT_A_FILE = 8
-    BROKEN_LINK = 9
-    TOO_MANY_BYTES = 10
+    reason: str
 
-    @property
-    def reason(self) -> str:
-        """The fault in words."""
-        return _REASONS[self]
+    def __new__(cls, value: int, reason: str = "") -> Fault:  # noqa: D102
+        member = int.__new__(cls, value)
+        member._value_, member.reason = value, reason
+        return member
 
-
-_REASONS = {
-    Fault.NONE: "",
-    Fault.MISSING: "the file is missing",
-    Fault.UNREADABLE: "the file cannot be read",
-    Fault.EMPTY: "the file is empty",
-    Fault.NOT_AN_IMAGE: "not an image, or of an unknown format",
-    Fault.TRUNCATED: "truncated",
-    Fault.CORRUPT: "corrupt",
-    Fault.TOO_LARGE: f"more than {MAX_PIXELS} pixels",
-    Fault.NOT_A_FILE: "not a regular file",
-    Fault.BROKEN_LINK: "a link that leads to no file",
-    Fault.TOO_MANY_BYTES: f"more than {MAX_BYTES} bytes",
-}
+    NONE = 0, ""
+    MISSING = 1, "the file is missing"
+    UNREADABLE = 2, "the file cannot be read"
+    EMPTY = 3, "the file is empty"
+    NOT_AN_IMAGE = 4, "not an image, or of an unknown format"
+    TRUNCATED = 5, "truncated"
+    CORRUPT = 6, "corrupt"
+    TOO_LARGE = 7, f"more than {MAX_PIXELS} pixels"
+    NOT_A_FILE = 8, "not a regular file"
+    BROKEN_LINK = 9, "a link that leads to no file"
+    TOO_MANY_BYTES = 10, f"more than {MAX_BYTES} bytes"
 
 
 class BadImage(Exception):
@@ -86,22 +78,13 @@ class BadImage(Exception):
 
 
 class Picture:
-    """An image of known size that is decoded when its scale is known.
+    """An image of known size, upright and at full scale, that is decoded when its scale is known.
 
-    Attributes:
-        height: of the upright picture in pixels, at full scale.
-        width: of the upright picture in pixels, at full scale.
+    Raises:
+        BadImage: it is not an image of one of `FORMATS`, or too large.
     """
 
     def __init__(self, data: bytes) -> None:
-        """Read the header.
-
-        Args:
-            data: an encoded image of one of `FORMATS`.
-
-        Raises:
-            BadImage: it is not an image, or too large.
-        """
         if not data:
             raise BadImage(Fault.EMPTY)
         if len(data) > MAX_BYTES:
@@ -154,11 +137,6 @@ class Picture:
         grey levels against Pillow's pictures (`benchmarks.picture_quality`). Of a plain JPEG that ends as it should,
         other rows are left out where that saves time; damage inside it then goes unnoticed, as Pillow lets it.
 
-        Args:
-            reduction: 1, 2, 4 or 8.
-            top: first row that is needed, at that scale.
-            bottom: row after the last one.
-
         Returns:
             (RGB, uint8 of shape (rows, ceil(width / reduction), 3); which row of the picture the first one is).
 
@@ -181,6 +159,142 @@ class Picture:
         return pixels
 
 
+def decode(data: bytes) -> NDArray[np.uint8]:
+    """The whole picture in RGB, upright, uint8 of shape (H, W, 3); raises BadImage."""
+    return Picture(data).decode(1)
+
+
+def is_damaged(data: bytes) -> bool:
+    """Whether a plain JPEG, though it decodes, has codes that make no sense: part of the picture is then noise or grey.
+
+    Training and evaluation take such pictures, as Pillow and torchvision do. Bytes left over behind the picture's last
+    block, which some cameras write, do not count.
+    """
+    if read_header(data) is None:
+        return False
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError as warning:  # libjpeg's first
+        return "extraneous bytes" not in str(warning)
+    return False
+
+
+class Header(NamedTuple):
+    """Of a plain JPEG: 8 bits, baseline, extended or progressive, grey or three channels."""
+
+    height: int
+    """As stored, before the picture is turned upright."""
+    width: int
+    orientation: int
+    """EXIF's, 1 (upright) to 8."""
+    frame: int
+    """Offset of the frame's marker."""
+    scan: int
+    """Offset of the first coded byte; 0 where rows cannot be left out: several scans, or no end marker."""
+    block_rows: int
+    """Pixel rows in a row of blocks (MCU)."""
+    has_row_restarts: bool
+    """A restart marker ends each row of blocks."""
+
+
+def read_header(data: bytes) -> Header | None:
+    """The header of a plain JPEG; None for anything that Pillow should look at."""
+    if data[:3] != b"\xff\xd8\xff":
+        return None
+    orientation, interval, frame, at, end = 1, 0, 0, 2, len(data) - 9
+    while at < end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # padding
+            at += 1
+            continue
+        if (
+            marker == 0x01 or 0xD0 <= marker <= 0xD9
+        ):  # has no length, unlike all others: libjpeg would read on elsewhere
+            return None
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+            if marker > 0xC2 or precision != 8 or components not in (1, 3) or not height or not width:
+                return None  # lossless, hierarchical, arithmetic, 12 bits, CMYK, ...
+            frame = at
+        elif marker == 0xDA:
+            return _header(data, frame, at, orientation, interval) if frame else None
+        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            orientation = _orientation(data[at + 10 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
+        elif marker == 0xDD:
+            interval = int.from_bytes(data[at + 4 : at + 6], "big")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int) -> Header:
+    height, width, components = struct.unpack_from(">HHB", data, frame + 5)
+    sampling = data[frame + 11 : frame + 10 + 3 * components : 3] if components == 3 else b"\x11"
+    across, down = max(one >> 4 for one in sampling), max(one & 15 for one in sampling)
+    whole = data[frame + 1] != 0xC2 and data[scan + 4] == components and data.rfind(b"\xff\xd9", -64) > 0
+    begin = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big") if whole else 0
+    restarts = interval > 0 and interval == -(-width // (8 * max(across, 1)))
+    return Header(height, width, orientation, frame, begin, 8 * max(down, 1), restarts)
+
+
+def _orientation(tiff: bytes) -> int:
+    """EXIF orientation, 1 (upright) to 8, of a TIFF header; 1 where it is absent or nonsense."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
+            if tag == 0x0112:
+                return value if kind == 3 and 1 <= value <= 8 else 1
+    except struct.error:
+        pass
+    return 1
+
+
+def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes, int, int]:
+    """A JPEG of the pixel rows [top, bottom), as stored, and as few others as possible.
+
+    They are what the whole picture's are where colours at a lower resolution are repeated; smoothing would look across.
+
+    Returns:
+        (the JPEG, its first row in the picture, its height).
+    """
+    rows = -(-header.height // header.block_rows)
+    first = top // header.block_rows if header.has_row_restarts else 0
+    last = min(rows, -(-bottom // header.block_rows))
+    if not header.scan or last - first >= rows:
+        return data, 0, header.height
+    begin, height = first * header.block_rows, min(last * header.block_rows, header.height) - first * header.block_rows
+    at = header.frame + 5
+    start, end = data[:at] + struct.pack(">H", height), data[at + 2 : header.scan]
+    if not header.has_row_restarts:
+        return start + data[at + 2 :], 0, height
+    coded = _rows_between_restarts(data, header.scan, first, last)
+    return (data, 0, header.height) if coded is None else (b"".join((start, end, coded, b"\xff\xd9")), begin, height)
+
+
+def _rows_between_restarts(data: bytes, start: int, first: int, last: int) -> bytearray | None:
+    """The rows of blocks [first, last) with their markers counted from 0; None where a marker is missing."""
+    begin, ends = start, []
+    for row in range(last):
+        mark = data.find(b"\xff" + bytes([0xD0 + row % 8]), start)
+        if mark < 0:  # the picture's last row has none
+            mark = data.rfind(b"\xff\xd9")
+        if mark < start:
+            return None
+        if row >= first:
+            ends.append(mark - begin)
+        else:
+            begin = mark + 2
+        start = mark + 2
+    rows = bytearray(data[begin : begin + ends[-1]])
+    for row, end in enumerate(ends[:-1]):
+        rows[end + 1] = 0xD0 + row % 8
+    return rows
+
+
 def _decode_jpeg(
     data: bytes, header: Header, height: int, reduction: int, smooth_colours: bool, *, strict: bool
 ) -> NDArray[np.uint8] | None:
@@ -197,26 +311,6 @@ def _decode_jpeg(
     except ValueError:
         return None
     return pixels
-
-
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """The whole picture in RGB, upright, uint8 of shape (H, W, 3); raises BadImage."""
-    return Picture(data).decode(1)
-
-
-def is_damaged(data: bytes) -> bool:
-    """Whether a plain JPEG, though it decodes, has codes that make no sense: part of the picture is then noise or grey.
-
-    Training and evaluation take such pictures, as Pillow and torchvision do. Bytes left over behind the picture's last
-    block, which some cameras write, are no damage.
-    """
-    if read_header(data) is None:
-        return False
-    try:
-        simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError as warning:  # libjpeg's first
-        return "extraneous bytes" not in str(warning)
-    return False
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -20,10 +20,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from typing_extensions import NotRequired, TypedDict, Unpack
 
-from data.augment import Augment, center_picture, eval_picture, finish, train_picture
+from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
 from data.bad import BadImages
-from data.buffers import Batch, Message, SharedBuffers
+from data.buffers import Batch, Message, SharedBuffers, shared_bytes
+from data.config import AugmentConfig
 from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
@@ -33,6 +35,8 @@ from data.wait import Gate, WaitingLoader
 
 ImageTransform = Callable[[Image.Image], Image.Image]
 Read = Callable[[int], bytes]
+MakePicture = Callable[[bytes, Request, int], NDArray[np.uint8]]
+"""(encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage."""
 
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be left out of metrics."""
@@ -48,31 +52,31 @@ _BEYOND_PREFETCH = 2
 """Buffers that a worker has beyond its prefetched batches: the one it fills, and one that the model works on."""
 
 
+class Loading(TypedDict):
+    """How batches are loaded, which changes nothing in them."""
+
+    workers: int
+    """Processes; 0: load in this one."""
+    prefetch_factor: int
+    """Batches that each worker prepares ahead."""
+    pin_memory: bool
+    """Copy batches to page-locked memory, for transfers to a GPU."""
+    limit: NotRequired[float | None]
+    """Seconds to wait for a batch; None: for ever."""
+    gate: NotRequired[Gate | None]
+    """Decides whether to wait on, see data/wait.py."""
+
+
 class BatchDataset(Dataset[Batch]):
     """A source's images as batches: `__getitems__(request)` fills one tensor.
 
-    Attributes:
-        bad: the bad images met so far, in any process of the loader.
+    `bad` has the bad images met so far, in any process of the loader. `seed` chooses their replacements; with None they
+    come as a black image with the label -100.
     """
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        picture: Callable[[bytes, Request, int], NDArray[np.uint8]],
-        seed: int | None,
-        buffers_per_worker: int,
-        workers: int,
+        self, source: Source, picture: MakePicture, *, seed: int | None, buffers_per_worker: int, workers: int
     ) -> None:
-        """Join a source and what is made of its images.
-
-        Args:
-            source: encoded images and labels.
-            picture: (encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage.
-            seed: chooses the replacements of bad images; None: they get the label -100 and a black image.
-            buffers_per_worker: see `SharedBuffers`.
-            workers: processes that load.
-        """
         self.source = source
         self.bad = BadImages(source)
         self._picture = picture
@@ -97,12 +101,21 @@ class BatchDataset(Dataset[Batch]):
         worker = get_worker_info()
         now = self._read_now.numpy()[0 if worker is None else worker.id :]
         now[0] = indices[0]  # a reader may fetch the whole batch
-        read = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
-        read = partial(_noting, now, read)
+        reader = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
+
+        def read(index: int) -> bytes:
+            now[0] = index
+            return reader(index)
+
         first, labels[0] = self._load(indices[0], request, read)
         shape = (len(indices), *first.shape)
         buffer = self._buffers.take(math.prod(shape))
-        images = _empty_batch(shape) if buffer is None else buffer.memory[: math.prod(shape)].view(shape)
+        if buffer is not None:
+            images = buffer.memory[: math.prod(shape)].view(shape)
+        elif worker is not None:
+            images = shared_bytes(math.prod(shape)).view(shape)  # so that sending copies nothing
+        else:
+            images = torch.empty(shape, dtype=torch.uint8)
         rows = images.numpy()
         rows[0] = first
         for row, index in enumerate(indices[1:], start=1):
@@ -121,20 +134,19 @@ class BatchDataset(Dataset[Batch]):
         return f"it was reading {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
 
     def _load(self, index: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
-        """One image and its label."""
-        picture = self._try(index, index, request, read)
-        used = index
-        if picture is None and self._seed is None:
+        """An image, or the one that replaces it, and its label."""
+        for used in self._candidates(index, request.epoch):
+            picture = self._try(used, index, request, read)
+            if picture is not None:
+                return picture, int(self.source.labels[used])
+        if self._seed is None:
             return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
-        if picture is None:
-            others = sample_rng(self._seed or 0, request.epoch, index, stream=1).integers(0, len(self), _TRIES)
-            for used in others.tolist():
-                picture = self._try(used, index, request, read)
-                if picture is not None:
-                    break
-            else:
-                raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
-        return picture, int(self.source.labels[used])
+        raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
+
+    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
+        yield index
+        if self._seed is not None:
+            yield from sample_rng(self._seed, epoch, index, stream=1).integers(0, len(self), _TRIES).tolist()
 
     def _try(self, index: int, key: int, request: Request, read: Read) -> NDArray[np.uint8] | None:
         """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
@@ -156,43 +168,31 @@ def train_loader(
     source: Source,
     sampler: PositionSampler,
     *,
-    augment: Augment,
+    augment: AugmentConfig,
+    mean: Color,
+    std: Color,
     image_transforms: Sequence[ImageTransform],
     eval_crop_ratio: float,
     seed: int,
-    workers: int,
-    prefetch_factor: int,
-    pin_memory: bool,
-    limit: float | None = None,
-    gate: Gate | None = None,
+    **loading: Unpack[Loading],
 ) -> DataLoader[Batch]:
     """Training batches in the sampler's order.
 
     A batch is a function of (seed, epoch, the images in it): neither the number of workers, nor where an epoch was
-    taken up, nor the process's random state changes it, and loading leaves that state as it was. A bad image is noted
-    in `loader.dataset.bad` and replaced by another, chosen by (seed, epoch, image).
+    resumed, nor the process's random state changes it, and loading leaves that state as it was. A bad image is
+    recorded in `loader.dataset.bad` and replaced by another, chosen by (seed, epoch, image).
 
-    Args:
-        source: the training images.
-        sampler: decides images, size and crop of each batch.
-        augment: what happens to each image where the crop is random; with the centre crop only the flip.
-        image_transforms: what else happens to it, after the flip; may draw from the global generators of Python, NumPy
-            and torch, which are seeded for each image.
-        eval_crop_ratio: of the centre crop.
-        seed: of all randomness.
-        workers: processes; 0: load in this one.
-        prefetch_factor: batches that each worker prepares ahead.
-        pin_memory: copy batches to page-locked memory, for transfers to a GPU.
-        limit: seconds to wait for a batch; None: for ever.
-        gate: see data/wait.py.
+    Where the crop is random, `image_transforms` follow the flip; they may draw from the global generators of Python,
+    NumPy and torch, which are seeded for each image. With the centre crop, of which `eval_crop_ratio` is, only the flip
+    is applied. `mean` and `std`, the dataset's in [0, 1], are for random erasing.
 
     Returns:
         A loader of (images, labels): uint8 (N, 3, size, size) in channels_last memory, int64 (N,).
     """
-    picture = partial(_training_picture, seed, augment, tuple(image_transforms), eval_crop_ratio)
-    buffers = prefetch_factor + _BEYOND_PREFETCH
-    dataset = BatchDataset(source, picture=picture, seed=seed, buffers_per_worker=buffers, workers=workers)
-    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, limit, gate, persistent=True)
+    buffers = loading["prefetch_factor"] + _BEYOND_PREFETCH
+    picture = partial(_training_picture, seed, augment, mean, std, tuple(image_transforms), eval_crop_ratio)
+    dataset = BatchDataset(source, picture, seed=seed, buffers_per_worker=buffers, workers=loading["workers"])
+    return _loader(dataset, sampler, persistent=True, **loading)
 
 
 def eval_loader(
@@ -203,28 +203,12 @@ def eval_loader(
     device_batch_size: int,
     rank: int,
     world_size: int,
-    workers: int,
-    prefetch_factor: int,
-    pin_memory: bool,
-    limit: float | None = None,
-    gate: Gate | None = None,
+    **loading: Unpack[Loading],
 ) -> DataLoader[Batch]:
     """Evaluation batches: each image once over all ranks, in order, no padding.
 
-    A bad image is noted in `loader.dataset.bad` and comes as a black image with the label -100.
-
-    Args:
-        source: the evaluation images.
-        size: side of the images in pixels.
-        crop_ratio: share of the resized short side that is kept.
-        device_batch_size: images per batch.
-        rank: this process among `world_size`.
-        world_size: processes that share the images.
-        workers: processes; 0: load in this one.
-        prefetch_factor: batches that each worker prepares ahead.
-        pin_memory: copy batches to page-locked memory.
-        limit: seconds to wait for a batch; None: for ever.
-        gate: see data/wait.py.
+    A bad image is recorded in `loader.dataset.bad` and comes as a black image with the label -100. `crop_ratio` is the
+    share of the resized short side that is kept.
 
     Returns:
         A loader of (images, labels), as `train_loader`'s.
@@ -233,12 +217,14 @@ def eval_loader(
         DataError: there are fewer images than ranks.
     """
     sampler = EvalSampler(len(source), size, device_batch_size, rank, world_size)
-    # Starting workers by fork takes milliseconds; by spawn (macOS) seconds, so there they stay.
-    persistent = not _forks()
-    buffers = prefetch_factor + _BEYOND_PREFETCH if persistent else 0
+    # Starting workers by fork takes milliseconds; by spawn (macOS) seconds, so there they stay. The method is looked up
+    # without settling it for the rest of the program.
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    persistent = method != "fork"
+    buffers = loading["prefetch_factor"] + _BEYOND_PREFETCH if persistent else 0
     picture = partial(_evaluation_picture, crop_ratio)
-    dataset = BatchDataset(source, picture=picture, seed=None, buffers_per_worker=buffers, workers=workers)
-    return _loader(dataset, sampler, workers, prefetch_factor, pin_memory, limit, gate, persistent=persistent)
+    dataset = BatchDataset(source, picture, seed=None, buffers_per_worker=buffers, workers=loading["workers"])
+    return _loader(dataset, sampler, persistent=persistent, **loading)
 
 
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
@@ -249,7 +235,9 @@ def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Gen
 
 def _training_picture(
     seed: int,
-    augment: Augment,
+    augment: AugmentConfig,
+    mean: Color,
+    std: Color,
     transforms: tuple[ImageTransform, ...],
     crop_ratio: float,
     data: bytes,
@@ -257,8 +245,8 @@ def _training_picture(
     index: int,
 ) -> NDArray[np.uint8]:
     rng = sample_rng(seed, request.epoch, index, stream=0)
-    if request.crop == "center":
-        return center_picture(data, request.size, crop_ratio, augment, rng)
+    if request.crop == "center":  # as FixRes trains in the end
+        return maybe_flip(eval_picture(data, request.size, crop_ratio), augment, rng)
     image = train_picture(data, request.size, augment, rng)
     if transforms:
         with _global_generators_seeded(int(rng.integers(2**32))):
@@ -266,7 +254,7 @@ def _training_picture(
             for transform in transforms:
                 picture = transform(picture)
             image = np.asarray(picture)
-    return finish(image, augment, rng)
+    return finish(image, augment, mean, std, rng)
 
 
 def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index: int) -> NDArray[np.uint8]:
@@ -288,52 +276,24 @@ def _global_generators_seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(before[2])
 
 
-def _empty_batch(shape: tuple[int, ...]) -> torch.Tensor:
-    """Room for a batch, uint8; a worker's is in shared memory, so that sending copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def _loader(
-    dataset: BatchDataset,
-    sampler: Any,
-    workers: int,
-    prefetch_factor: int,
-    pin_memory: bool,
-    limit: float | None,
-    gate: Gate | None,
-    *,
-    persistent: bool,
-) -> DataLoader[Batch]:
+def _loader(dataset: BatchDataset, sampler: Any, *, persistent: bool, **loading: Unpack[Loading]) -> WaitingLoader:
+    workers = loading["workers"]
     if not workers:
         cv2.setNumThreads(0)
     return WaitingLoader(
-        limit=limit,
-        gate=gate,
+        limit=loading.get("limit"),
+        gate=loading.get("gate"),
         reading=dataset.reading,
         dataset=dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        prefetch_factor=prefetch_factor if workers else None,
+        prefetch_factor=loading["prefetch_factor"] if workers else None,
         persistent_workers=persistent and workers > 0,
-        pin_memory=pin_memory,
+        pin_memory=loading["pin_memory"],
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each iterator would draw a seed from torch's global generator
     )
-
-
-def _forks() -> bool:
-    """Whether processes start by fork, asked without settling it for the rest of the program."""
-    chosen = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    return chosen == "fork"
-
-
-def _noting(now: NDArray[np.int64], read: Read, index: int) -> bytes:
-    now[0] = index
-    return read(index)
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -348,17 +308,17 @@ def _start_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_leave_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
     guard()  # where processes do not start by fork
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     gc.freeze()  # what the training process holds need not be searched for garbage, nor its pages be copied for that
 
 
-def _leave_when_the_parent_says(parent: int) -> None:
+def _exit_when_the_parent_says(parent: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
-    else:  # macOS does not tell who sent a signal: any counts
+    else:  # macOS does not say who sent a signal: any counts
         signal.sigwait({signal.SIGTERM})
     os._exit(0)

@@ -84,7 +84,7 @@ def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> byte
     """An image at a resolution, upright; a JPEG that is small enough already stays as it is, byte for byte.
 
     The JPEGs have a restart marker after each row of blocks: it costs two bytes, and lets the loader leave out the rows
-    that a crop does not need (data/jpeg.py).
+    that a crop does not need (data/decode.py).
 
     Args:
         data: the encoded image.

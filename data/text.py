@@ -36,8 +36,8 @@ _IN_PROFILES = re.compile(
     r"^\s*(aws_access_key_id|aws_secret_access_key|aws_session_token|endpoint_url)\s*=\s*(\S+)", re.MULTILINE
 )
 _SHORTEST_SECRET = 8
-_KNOWN_TO_ALL = frozenset({"password", "minioadmin"})
-"""Words that servers for tests come with; a path may well hold them."""
+_PUBLIC_DEFAULTS = frozenset({"password", "minioadmin"})
+"""What servers for tests come with; a path may well hold these words."""
 _SHAPES = (
     # user:password@ of an address, and an X-Amz- parameter or header, its equals sign percent-encoded or not
     (re.compile(r"(?<=://)[^/\s\"'<>]+@"), "***@"),
@@ -77,7 +77,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def hide(*secrets: str | None) -> None:
-    """Let no text that leaves the process hold these, from now on: for credentials that no environment names."""
+    """Scrub these from every text from now on: for credentials that are not in the environment."""
     _hidden.update(filter(None, secrets))
 
 
@@ -88,7 +88,7 @@ def scrub(text: str) -> str:
     AWS profiles hold (of 8 characters and more that are not all digits); passwords in the environment's addresses;
     user and password of any address; signatures, credentials and tokens of signed addresses; AWS access keys.
     """
-    for secret in _wanted(tuple(os.environ.items()), frozenset(_hidden | _of_profiles())):
+    for secret in _to_replace(tuple(os.environ.items()), frozenset(_hidden | _of_profiles())):
         text = text.replace(secret, "***")
     for pattern, instead in _SHAPES:
         text = pattern.sub(instead, text)
@@ -96,7 +96,7 @@ def scrub(text: str) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def _wanted(environment: tuple[tuple[str, str], ...], others: frozenset[str]) -> list[str]:
+def _to_replace(environment: tuple[tuple[str, str], ...], others: frozenset[str]) -> list[str]:
     """What to look for, the longest first: one may hold another."""
     return sorted(_forms(_of_environment(dict(environment)) | others), key=len, reverse=True)
 
@@ -154,7 +154,7 @@ def _forms(secrets: Iterable[str]) -> set[str]:
     """The secrets as they may stand in a text: as they are, in an address, in HTML, in JSON, in Python."""
     found: set[str] = set()
     for secret in secrets:
-        if (len(secret) < _SHORTEST_SECRET and secret[-1] != "@") or secret.isdigit() or secret in _KNOWN_TO_ALL:
+        if (len(secret) < _SHORTEST_SECRET and secret[-1] != "@") or secret.isdigit() or secret in _PUBLIC_DEFAULTS:
             continue
         for form in {secret, unquote(secret)}:
             found |= {form, quote(form, safe=""), quote(form), quote_plus(form)}
@@ -167,10 +167,8 @@ def _forms(secrets: Iterable[str]) -> set[str]:
 class _Stream:
     """A text stream that never fails for what is written to it, and lets no secret through.
 
-    Once its reader has gone (`| head`, a terminal that was closed) it takes everything and writes nothing.
-
-    Args:
-        stream: What it writes to; everything but writing is its own.
+    Once its reader has closed it (`| head`, a terminal) it takes everything and writes nothing. Everything but writing
+    is that of the stream it writes to.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -232,7 +230,7 @@ def _escape_texts(arguments: Any) -> Any:
 
 
 def guard() -> None:
-    """From now on, let nothing leave this process unscrubbed, or fail for its characters, on stdout and stderr.
+    """Scrub what this process writes to stdout and stderr from now on, and never fail for a character in it.
 
     Tracebacks, also of threads, and what libraries and forked workers print pass through there, too. Call it first in
     each process that a command starts.

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from data.buffers import Batch
 from data.errors import StalledError
 
-POLL_SECONDS = 1.0
-"""Between two looks at whether the wait goes on."""
+_POLL_SECONDS = 1.0
+"""Between two checks of whether to wait on."""
 
-_SAID_AFTER = 60.0
+_LOGGED_AFTER = 60.0
 """Seconds of waiting for one batch after which the log names what is being read."""
 
 Gate = Callable[[bool, str | None], bool]
@@ -38,15 +38,15 @@ class WaitingLoader(DataLoader[Batch]):
 
     Args:
         limit: Seconds to wait for a batch; None: for ever.
-        gate: Decides on going on; None: only `limit` and a dead worker end the wait, with StalledError.
-        reading: Names what is being read, and by which worker.
+        gate: Decides whether to wait on; None: only `limit` and a dead worker end it, with StalledError.
+        reading: Names what a worker is reading, or all are.
         options: DataLoader's.
     """
 
     def __init__(
         self, *, limit: float | None, gate: Gate | None, reading: Callable[[int | None], str], **options: Any
     ) -> None:
-        self._limit, self._gate, self._reading = limit, gate, reading
+        self.limit, self.gate, self.reading = limit, gate, reading
         self._abandoned: Any = None
         super().__init__(**options)
 
@@ -55,7 +55,7 @@ class WaitingLoader(DataLoader[Batch]):
         batches = super().__iter__()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)
-        return _Batches(batches, self._limit, self._gate, self._reading, self.pin_memory)
+        return _Batches(batches, self)
 
     def abandon(self) -> None:
         """Keep torch from waiting five seconds for each worker that nothing can end."""
@@ -65,20 +65,13 @@ class WaitingLoader(DataLoader[Batch]):
 class _Batches:
     """Batches that a thread takes from `batches`, so that this one can look around meanwhile."""
 
-    def __init__(
-        self,
-        batches: Iterator[Batch],
-        limit: float | None,
-        gate: Gate | None,
-        reading: Callable[[int | None], str],
-        pin_memory: bool,
-    ) -> None:
+    def __init__(self, batches: Iterator[Batch], loader: WaitingLoader) -> None:
         self._workers = getattr(batches, "_workers", [])
-        self._limit, self._gate, self._reading = limit, gate, reading
+        self._limit, self._gate, self._reading = loader.limit, loader.gate, loader.reading
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
         # Pinning memory in a new thread would take the first GPU for this process's.
-        device = torch.cuda.current_device() if pin_memory and torch.cuda.is_available() else None
+        device = torch.cuda.current_device() if loader.pin_memory and torch.cuda.is_available() else None
         arguments = (batches, self._asked, self._answers, device)
         self._thread = threading.Thread(target=_fetch, args=arguments, name="loader", daemon=True)
         self._thread.start()
@@ -88,7 +81,7 @@ class _Batches:
 
     def __del__(self) -> None:
         self._asked.put(False)
-        self._thread.join(POLL_SECONDS)  # which gives the workers' memory back; a thread that hangs is left behind
+        self._thread.join(_POLL_SECONDS)  # which gives the workers' memory back; a thread that hangs is left behind
 
     def __next__(self) -> Batch:
         self._asked.put(True)
@@ -102,20 +95,20 @@ class _Batches:
         return answer
 
     def _wait(self) -> Batch | Exception:
-        waited, said, last = 0.0, False, time.monotonic()
+        waited, logged, last = 0.0, False, time.monotonic()
         while True:
             try:
-                return self._answers.get(timeout=POLL_SECONDS)
+                return self._answers.get(timeout=_POLL_SECONDS)
             except queue.Empty:
                 pass
             now = time.monotonic()
-            waited += min(now - last, 2 * POLL_SECONDS)  # the time in which this process was stopped, too, is no wait
+            waited += min(now - last, 2 * _POLL_SECONDS)  # time in which this process itself was stopped does not count
             last = now
             trouble = self._dead()
             if trouble is None and self._limit is not None and waited >= self._limit:
                 trouble = f"the loader has given nothing for {waited:.0f} s (data.timeout); {self._reading(None)}"
-            if trouble is None and not said and waited >= _SAID_AFTER:
-                said = True
+            if trouble is None and not logged and waited >= _LOGGED_AFTER:
+                logged = True
                 log.warning("waiting for the loader for %.0f s; %s", waited, self._reading(None))
             self._pass(False, trouble)
 
@@ -128,11 +121,12 @@ class _Batches:
             raise StalledError(trouble)
 
     def _dead(self) -> str | None:
+        """How a worker ended that should not have; None: all live."""
         for number, worker in enumerate(self._workers):
             code = worker.exitcode
             if code:  # an orderly end is 0
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                memory = "; the system kills so where memory is short" if code == -signal.SIGKILL else ""
+                memory = "; the system does this when memory is short" if code == -signal.SIGKILL else ""
                 return f"loader worker {number} {how}; {self._reading(number)}{memory}"
         return None
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import time
 
-_SECONDS = 2.0
 
-
-def end_workers(seconds: float = _SECONDS) -> bool:
+def end_workers(seconds: float = 2.0) -> bool:
     """Kill this process's workers: at the end of a command nothing in them is worth waiting for.
 
     Python itself would wait for each without limit when it exits (`multiprocessing.util._exit_function`), and one that

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from algorithms.config import AlgorithmsConfig
+from data.config import AugmentConfig
 
 
 class Part(BaseModel):
@@ -129,62 +130,7 @@ class ConstantConfig(Part):
 SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")]
 
 
-def _ordered(value: tuple[float, float]) -> tuple[float, float]:
-    if value[0] > value[1]:
-        raise ValueError(f"the first number, {value[0]}, must not exceed the second, {value[1]}")
-    return value
-
-
 PositiveFloat = Annotated[float, Field(gt=0)]
-PositiveRange = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ordered)]
-AreaRange = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ordered)
-]
-
-
-class ColorJitterConfig(Part):
-    """torchvision's ColorJitter: the factor of each is drawn from [1 - x, 1 + x], hue's shift from [-x, x]."""
-
-    probability: Fraction = 1.0
-    brightness: Annotated[float, Field(ge=0)] = 0.4
-    contrast: Annotated[float, Field(ge=0)] = 0.4
-    saturation: Annotated[float, Field(ge=0)] = 0.4
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-
-
-class GaussianBlurConfig(Part):
-    """Gaussian blur with a random width."""
-
-    probability: Fraction = 0.1
-    sigma: PositiveRange = (0.1, 2.0)
-    """Standard deviation in pixels of the training size, drawn uniformly."""
-
-
-class RandomErasingConfig(Part):
-    """Random erasing, or CoarseDropout where `count` is above one (Zhong et al. 2017; timm's RandomErasing)."""
-
-    probability: Fraction = 0.25
-    area: AreaRange = (0.02, 1 / 3)
-    """Share of the image that one rectangle covers."""
-    aspect_ratio: PositiveRange = (0.3, 10 / 3)
-    """Width over height of a rectangle."""
-    count: PositiveInt = 1
-    """Rectangles per image."""
-    fill: Literal["mean", "noise"] = "mean"
-
-
-class AugmentConfig(Part):
-    """What happens to a training image in the loader; techniques from papers stand under `algorithms`."""
-
-    area: AreaRange = (0.08, 1.0)
-    """RandomResizedCrop: share of the image's area that the crop covers."""
-    aspect_ratio: PositiveRange = (3 / 4, 4 / 3)
-    """RandomResizedCrop: width over height of the crop."""
-    flip: Fraction = 0.5
-    """Probability of a horizontal flip."""
-    color_jitter: ColorJitterConfig | None = None
-    gaussian_blur: GaussianBlurConfig | None = None
-    random_erasing: RandomErasingConfig | None = None
 
 
 class DataConfig(Part):

@@ -210,8 +210,8 @@ def _count(
     from composer.core import Precision, get_precision_context
     from composer.utils import dist
 
+    from data.augment import Normalise
     from data.loader import IGNORED_LABEL
-    from data.normalise import Normalise
 
     normalise = Normalise(trained.config.data.mean, trained.config.data.std)
     labels_of, hits_of, losses = [], [], []

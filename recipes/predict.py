@@ -173,7 +173,7 @@ def _from_run(
     import torch
     from composer.core import Precision, get_precision_context
 
-    from data.normalise import Normalise
+    from data.augment import Normalise
     from recipes.trained import labels, load_trained, to_device, with_usable_precision
 
     config = with_usable_precision(config)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from algorithms.fixres import classifier, freeze, hold_statistics, last_batchnorm
-from data.epoch_plan import EpochPlan
+from data.config import EpochPlan
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler
 from data.source import Source

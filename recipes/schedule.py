@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from algorithms.fixres import start_epoch
-from data.epoch_plan import EpochPlan
+from data.config import EpochPlan
 from recipes.config import RunConfig, SchedulerConfig, at_size
 from recipes.errors import InputError
 

@@ -15,9 +15,8 @@ from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
 from torch.nn import Parameter
 
-from data.augment import Augment
+from data.augment import Normalise
 from data.loader import eval_loader, train_loader
-from data.normalise import Normalise
 from data.sampler import PositionSampler
 from data.source import Source
 from data.wait import Gate
@@ -88,7 +87,9 @@ def build_train_data(
     loader = train_loader(
         source,
         sampler,
-        augment=Augment.of(config.data.mean, config.data.std, **config.data.augment.model_dump()),
+        augment=config.data.augment,
+        mean=config.data.mean,
+        std=config.data.std,
         image_transforms=config.algorithms.image_transforms(),
         eval_crop_ratio=config.eval.crop_ratio,
         seed=config.seed,

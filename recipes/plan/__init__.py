@@ -21,7 +21,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from algorithms.fixres import start_epoch
-from data.epoch_plan import Crop, EpochPlan
+from data.config import Crop, EpochPlan
 from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
 from recipes.errors import InputError
 from recipes.results import METRICS, Metrics, read_results

@@ -7,15 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes that DDP, Composer's classifier and torch.compile put before a name."""
-
-
-def bare_name(name: str) -> str:
-    """A parameter's name without the wrappers around its model."""
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
+from algorithms.ema import bare_name
 
 
 def weights_sha256(state_dict: Mapping[str, object]) -> str:

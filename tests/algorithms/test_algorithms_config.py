@@ -55,20 +55,11 @@ def test_techniques_run_in_the_order_of_the_fields():
     ]
 
 
-def test_nothing_is_on_by_default():
+def test_nothing_is_on_by_default_and_a_config_is_frozen_and_knows_its_fields():
     config = AlgorithmsConfig()
-    assert config.build(total_batches=10, epochs=1) == []
-    assert config.image_transforms() == []
-    assert config.not_resumable == {}
-
-
-def test_the_config_reads_back_what_it_wrote():
+    assert (config.build(total_batches=10, epochs=1), config.image_transforms(), config.not_resumable) == ([], [], {})
     config = AlgorithmsConfig.model_validate(ALL)
     assert AlgorithmsConfig.model_validate(config.model_dump()) == config
-
-
-def test_a_config_is_frozen_and_knows_its_fields():
-    config = AlgorithmsConfig.model_validate({"mixup": {}})
     with pytest.raises(ValidationError):
         config.mixup.alpha = 1.0
     with pytest.raises(ValidationError, match="alhpa"):
@@ -111,7 +102,7 @@ def test_all_broken_rules_are_named_at_once():
     ],
 )
 def test_what_goes_together_is_accepted(together):
-    assert AlgorithmsConfig.model_validate(together).conflicts() == []
+    AlgorithmsConfig.model_validate(together)
 
 
 @pytest.mark.parametrize(

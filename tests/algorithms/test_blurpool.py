@@ -7,9 +7,12 @@ import torch
 import torchvision
 from composer.algorithms.blurpool import BlurConv2d, BlurMaxPool2d
 from composer.algorithms.warnings import NoEffectWarning
+from composer.core import Event
 from tiny_run import bottlenecks, convnet
 from torch import nn
 from torch.nn import functional as F
+
+from algorithms.blurpool import BlurPoolConfig
 
 ZERO, REFLECT = {"timm": "constant", "antialiased_cnns": "zero"}, {"timm": "reflect", "antialiased_cnns": "reflect"}
 """What the original layers call the two paddings."""
@@ -53,10 +56,11 @@ def count(network, kind):
     ("fields", "convolutions", "pools"),
     [({}, 6, 1), ({"replace_convs": False}, 0, 1), ({"replace_maxpools": False}, 6, 0), ({"min_channels": 3}, 7, 1)],
 )
-def test_resnet50s_strided_layers_are_replaced(run, fields, convolutions, pools):
-    trainer = run({"blurpool": fields}, network=torchvision.models.resnet50).trainer
-    assert count(trainer.state.model, BlurConv2d) == convolutions
-    assert count(trainer.state.model, BlurMaxPool2d) == pools
+def test_resnet50s_strided_layers_are_replaced(state, logger, fields, convolutions, pools):
+    made = state(torchvision.models.resnet50())
+    BlurPoolConfig(**fields).build().apply(Event.INIT, made, logger)
+    assert count(made.model, BlurConv2d) == convolutions
+    assert count(made.model, BlurMaxPool2d) == pools
 
 
 def test_the_blur_is_the_papers_binomial_filter():

@@ -7,12 +7,10 @@ from torch import nn
 
 from algorithms.colout import ColOutConfig
 from algorithms.config import AlgorithmsConfig
-from data.augment import Augment
-from data.epoch_plan import EpochPlan
+from data.config import AugmentConfig, EpochPlan
 from data.imagefolder import ImageFolder
 from data.loader import train_loader
 from data.sampler import PositionSampler
-from recipes.config import AugmentConfig
 
 
 def indexed(rows, columns):
@@ -66,11 +64,12 @@ def test_the_loader_makes_batches_of_the_smaller_images(images):
     ]
     sampler = PositionSampler(len(folder), plan, seed=3, rank=0, world_size=1)
     transforms = AlgorithmsConfig.model_validate({"colout": {"batch": False}}).image_transforms()
-    augment = Augment.of(mean=(0.5,) * 3, std=(0.2,) * 3, **AugmentConfig().model_dump())
     loader = train_loader(
         folder,
         sampler,
-        augment=augment,
+        augment=AugmentConfig(),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
         image_transforms=transforms,
         eval_crop_ratio=0.875,
         seed=3,

@@ -1,11 +1,12 @@
 import math
 from io import BytesIO
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import chisquare
+from scipy.stats import chisquare, ks_2samp, kstest
 from timm.data import create_transform
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
@@ -13,34 +14,28 @@ from torchvision.transforms.v2 import functional as F
 
 from data import augment
 from data.augment import (
-    Augment,
-    GaussianBlur,
-    center_picture,
+    Box,
+    Normalise,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    choose_crop,
+    color_jitter,
+    crop_on_grid,
     eval_picture,
     finish,
     gaussian_blur,
-    kernel_size,
+    maybe_flip,
+    random_erasing,
     train_picture,
 )
-from data.color import ColorJitter
+from data.config import AugmentConfig, ColorJitterConfig, GaussianBlurConfig, RandomErasingConfig
 from data.decode import Picture
-from data.erasing import RandomErasing
 
-AREA, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-PLAIN = Augment.of(
-    (0.5, 0.4, 0.3),
-    (0.2, 0.2, 0.2),
-    area=AREA,
-    aspect_ratio=RATIO,
-    flip=0.0,
-    color_jitter=None,
-    gaussian_blur=None,
-    random_erasing=None,
-)
-
-
-def having(**fields):
-    return Augment(**{**PLAIN.__dict__, **fields})
+PLAIN = AugmentConfig(flip=0.0)
+WHOLE = {"area": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
+MEAN, STD = (0.5, 0.4, 0.3), (0.1, 0.1, 0.1)
 
 
 def tensor(image):
@@ -51,36 +46,72 @@ def level_difference(ours, theirs):
     return np.abs(ours.astype(int) - theirs.permute(1, 2, 0).numpy().astype(int))
 
 
-def test_augment_is_built_from_a_configs_values():
-    built = Augment.of(
-        [0.5, 0.4, 0.3],
-        [0.2, 0.2, 0.2],
-        area=AREA,
-        aspect_ratio=RATIO,
-        flip=0.5,
-        color_jitter={"probability": 1.0, "brightness": 0.4, "contrast": 0.3, "saturation": 0.2, "hue": 0.1},
-        gaussian_blur={"probability": 0.1, "sigma": (0.1, 2.0)},
-        random_erasing={"probability": 1.0, "area": (0.1, 0.2), "aspect_ratio": (0.3, 3.3), "count": 2, "fill": "mean"},
-    )
-    assert built.color_jitter == ColorJitter(1.0, 0.4, 0.3, 0.2, 0.1)
-    assert built.gaussian_blur == GaussianBlur(0.1, (0.1, 2.0))
-    assert built.random_erasing == RandomErasing(1.0, (0.1, 0.2), (0.3, 3.3), 2, "mean")
-    with pytest.raises(TypeError, match="blur"):
-        Augment.of((0.5,) * 3, (0.2,) * 3, blur=1)
+def draws(seed):
+    return np.random.default_rng(seed).random(22).tolist()
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (120, 900), (24, 24)])
+def test_crop_boxes_have_torchvisions_distribution(shape):
+    torch.manual_seed(0)
+    picture = torch.empty(3, *shape)
+    transform = v2.RandomResizedCrop(10, scale=PLAIN.area, ratio=PLAIN.aspect_ratio)
+    theirs = np.array([list(transform.make_params([picture]).values()) for _ in range(4000)])
+    ours = np.array([crop_on_grid(*shape, 1, PLAIN, draws(seed)) for seed in range(4000)])
+    for column in range(4):
+        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.001
+    assert ks_2samp(ours[:, 2] * ours[:, 3], theirs[:, 2] * theirs[:, 3]).pvalue > 0.001
+    assert ks_2samp(ours[:, 2] / ours[:, 3], theirs[:, 2] / theirs[:, 3]).pvalue > 0.001
+    assert ks_2samp(ours[:, 0] + ours[:, 2], theirs[:, 0] + theirs[:, 2]).pvalue > 0.001
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (5, 2000), (2000, 7), (3, 2)])
+def test_odd_pictures_are_cropped_inside_as_torchvision_does(shape):
+    theirs = v2.RandomResizedCrop(10, scale=(1.0, 1.0), ratio=PLAIN.aspect_ratio).make_params([torch.empty(3, *shape)])
+    ours = crop_on_grid(*shape, 1, AugmentConfig(area=(1.0, 1.0)), draws(0))
+    assert ours == Box(theirs["top"], theirs["left"], theirs["height"], theirs["width"])
+    for seed in range(50):
+        top, left, height, width = crop_on_grid(*shape, 1, PLAIN, draws(seed))
+        assert min(height, width) >= 1
+        assert 0 <= top <= shape[0] - height
+        assert 0 <= left <= shape[1] - width
+
+
+def test_the_strongest_reduction_that_covers_is_taken():
+    whole = AugmentConfig(**WHOLE)
+    for side, size, expected in (
+        (223, 224, 1),
+        (447, 224, 1),
+        (448, 224, 2),
+        (895, 224, 2),
+        (896, 224, 4),
+        (999, 8, 8),
+    ):
+        grid = -(-side // expected)
+        assert choose_crop(side, side, size, whole, np.random.default_rng(0)) == (expected, Box(0, 0, grid, grid))
+
+
+@pytest.mark.parametrize("shape", [(800, 641), (77, 300), (30, 900), (9, 9)])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_the_crop_on_a_scaled_grid_is_the_crop_at_full_scale(shape, reduction):
+    grid = [-(-side // reduction) for side in shape]
+    for seed in range(300):
+        whole = np.array(crop_on_grid(*shape, 1, PLAIN, draws(seed)))
+        scaled = crop_on_grid(*shape, reduction, PLAIN, draws(seed))
+        assert np.abs(whole / reduction - scaled).max() <= 2
+        assert min(scaled.height, scaled.width) >= 1
+        assert 0 <= scaled.top <= grid[0] - scaled.height
+        assert 0 <= scaled.left <= grid[1] - scaled.width
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_a_training_picture_is_its_crop_of_the_whole_picture(encode, photo, monkeypatch, size):
+def test_a_training_picture_is_its_crop_of_the_whole_picture(encode, photo, size):
     """Against Pillow: full decode, antialiased resize of the same box."""
-    drawn = []
-    real = augment.crop_on_grid
-    monkeypatch.setattr(augment, "crop_on_grid", lambda *a, **k: drawn.append((a[2], real(*a, **k))) or drawn[-1][1])
     ratios, reductions = [], set()
     for seed in range(12):
         height, width = 300 + 7 * seed, 420
         data = encode(photo(height, width, seed))
         ours = train_picture(data, size, PLAIN, np.random.default_rng(seed))
-        reduction, (top, left, h, w) = drawn[-1]
+        reduction, (top, left, h, w) = choose_crop(height, width, size, PLAIN, np.random.default_rng(seed))
         reductions.add(reduction)
         box = [
             reduction * side for side in (left, top, min(left + w, width / reduction), min(top + h, height / reduction))
@@ -92,32 +123,28 @@ def test_a_training_picture_is_its_crop_of_the_whole_picture(encode, photo, monk
     assert len(reductions) > 1 or size == 128
 
 
-def test_training_pictures_of_any_shape_have_the_size_asked_for(encode, photo):
+def test_pictures_of_any_shape_have_the_size_asked_for(encode, photo):
     for shape in ((1, 1), (1, 300), (300, 1), (9, 9), (1000, 3)):
         for kind in ("JPEG", "PNG"):
             data = encode(photo(*shape), kind)
             for size in (8, 33):
-                rng = np.random.default_rng(0)
-                assert train_picture(data, size, PLAIN, rng).shape == (size, size, 3)
+                assert train_picture(data, size, PLAIN, np.random.default_rng(0)).shape == (size, size, 3)
                 assert eval_picture(data, size, 0.875).shape == (size, size, 3)
 
 
 def test_half_of_the_pictures_are_flipped(encode, photo):
     data = encode(photo(40, 40))
-    whole, always = (
-        having(area=(1.0, 1.0), aspect_ratio=(1.0, 1.0)),
-        having(area=(1.0, 1.0), aspect_ratio=(1.0, 1.0), flip=1.0),
+    straight, turned = (
+        train_picture(data, 40, AugmentConfig(**WHOLE, flip=flip), np.random.default_rng(0)) for flip in (0.0, 1.0)
     )
-    straight = train_picture(data, 40, whole, np.random.default_rng(0))
-    assert np.array_equal(train_picture(data, 40, always, np.random.default_rng(0)), straight[:, ::-1])
-    sometimes, rng = having(flip=0.5), np.random.default_rng(0)
-    middle = eval_picture(data, 40, 1.0)
-    flipped = sum(not np.array_equal(center_picture(data, 40, 1.0, sometimes, rng), middle) for _ in range(400))
+    assert np.array_equal(turned, straight[:, ::-1])
+    rng = np.random.default_rng(0)
+    flipped = sum(not np.array_equal(maybe_flip(straight, AugmentConfig(), rng), straight) for _ in range(400))
     assert chisquare([flipped, 400 - flipped]).pvalue > 0.001
 
 
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (200, 200), (224, 300), (100, 130), (97, 380)])
-@pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (176, 0.875), (128, 1.0), (288, 0.95)])
+@pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (128, 1.0), (288, 0.95)])
 def test_evaluation_is_torchvisions_resize_and_centre_crop(encode, photo, shape, size, ratio):
     pixels = photo(*shape)
     ours = eval_picture(encode(pixels, "PNG"), size, ratio)
@@ -127,19 +154,16 @@ def test_evaluation_is_torchvisions_resize_and_centre_crop(encode, photo, shape,
     assert level_difference(ours, theirs(tensor(pixels))).max() <= 1
 
 
-@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (1200, 900), (224, 300), (100, 130), (97, 380)])
-@pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (128, 0.875), (288, 1.0)])
+@pytest.mark.parametrize("shape", [(375, 500), (500, 333), (1200, 900), (224, 300), (97, 380)])
+@pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (288, 1.0)])
 @pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
 def test_evaluation_of_a_jpeg_is_timms_and_torchvisions(encode, photo, shape, size, ratio, subsampling):
     """The whole way from the file's bytes, which Pillow decodes for them, with what they evaluate ResNet-50 with."""
     data = encode(photo(*shape, seed=shape[0]), quality=90, subsampling=subsampling)
     ours = eval_picture(data, size, ratio).astype(float)
-    timms = create_transform(
-        size, is_training=False, interpolation="bilinear", crop_pct=ratio, mean=(0.0,) * 3, std=(1.0,) * 3
-    )
-    torchvisions = ResNet50_Weights.IMAGENET1K_V1.transforms(
-        crop_size=size, resize_size=int(size / ratio), mean=(0.0,) * 3, std=(1.0,) * 3
-    )
+    nothing = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    timms = create_transform(size, is_training=False, interpolation="bilinear", crop_pct=ratio, **nothing)
+    torchvisions = ResNet50_Weights.IMAGENET1K_V1.transforms(crop_size=size, resize_size=int(size / ratio), **nothing)
     with Image.open(BytesIO(data)) as picture:
         for theirs in (timms(picture), torchvisions(picture)):
             difference = np.abs(ours - theirs.mul(255).permute(1, 2, 0).numpy())
@@ -168,22 +192,137 @@ def test_the_middle_of_a_long_picture_is_kept(encode, photo):
     assert np.abs(ours - np.asarray(theirs)).mean() < 1
 
 
+@pytest.mark.parametrize("factor", [0.0, 0.3, 1.0, 1.4, 2.0])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (adjust_brightness, F.adjust_brightness),
+        (adjust_contrast, F.adjust_contrast),
+        (adjust_saturation, F.adjust_saturation),
+    ],
+)
+def test_colour_adjustments_are_torchvisions(photo, ours, theirs, factor):
+    image = photo(50, 60, seed=3)
+    on_pillow = np.asarray(theirs(Image.fromarray(image), factor)).astype(int)
+    assert np.abs(ours(image, factor) - on_pillow).max() <= 1
+    on_tensors = level_difference(ours(image, factor), theirs(tensor(image), factor))  # they truncate twice
+    assert on_tensors.max() <= 2
+    assert on_tensors.mean() <= 1
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.1, 0.0, 0.02, 0.3, 0.5])
+def test_hue_is_torchvisions(photo, shift):
+    image = np.concatenate([photo(50, 60, seed=3), np.random.default_rng(0).integers(0, 256, (50, 60, 3), np.uint8)])
+    difference = level_difference(adjust_hue(image, shift), F.adjust_hue(tensor(image), shift))
+    assert difference.mean() < 1
+    assert np.quantile(difference, 0.999) <= 1
+
+
+def test_jitter_draws_torchvisions_factors_in_any_order(photo, monkeypatch):
+    called = []
+    for name in ("brightness", "contrast", "saturation", "hue"):
+        monkeypatch.setattr(augment, f"adjust_{name}", lambda image, f, name=name: called.append((name, f)) or image)
+    jitter, rng = ColorJitterConfig(contrast=1.5, saturation=0.2, hue=0.1), np.random.default_rng(0)
+    for _ in range(2000):
+        color_jitter(photo(4, 4), jitter, rng)
+    bounds = {"brightness": (0.6, 1.4), "contrast": (0.0, 2.5), "saturation": (0.8, 1.2), "hue": (-0.1, 0.1)}
+    for name, (low, high) in bounds.items():
+        factors = [factor for what, factor in called if what == name]
+        assert len(factors) == 2000
+        assert kstest(factors, "uniform", (low, high - low)).pvalue > 0.001
+    first = [sum(name == what for name, _ in called[::4]) for what in bounds]
+    assert chisquare(first).pvalue > 0.001
+
+
+def test_what_jitter_leaves_at_zero_stays(photo):
+    image, nothing = photo(20, 20), ColorJitterConfig(brightness=0, contrast=0, saturation=0)
+    assert np.array_equal(color_jitter(image, nothing, np.random.default_rng(0)), image)
+
+
 @pytest.mark.parametrize("sigma", [0.1, 0.5, 1.0, 2.0])
 def test_blur_is_torchvisions(photo, sigma):
     image = photo(40, 50)
-    theirs = F.gaussian_blur(tensor(image), [kernel_size(sigma)] * 2, [sigma] * 2)
+    theirs = F.gaussian_blur(tensor(image), [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
     assert level_difference(gaussian_blur(image, sigma), theirs).max() <= 1
+
+
+def erased(image, rng, **fields):
+    return random_erasing(image, RandomErasingConfig(**{"area": (0.1, 0.3)} | fields), MEAN, STD, rng)
+
+
+def test_erased_rectangles_have_torchvisions_distribution():
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    theirs, ours = [], []
+    transform = v2.RandomErasing(1.0, (0.1, 0.3), (0.3, 10 / 3))
+    for _ in range(1500):
+        params = transform.make_params([torch.empty(3, 60, 80)])
+        theirs.append((params["i"], params["j"], params["h"], params["w"]))
+        mask = (erased(np.zeros((60, 80, 3), np.uint8), rng) > 0).all(axis=2)
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        ours.append((rows[0], columns[0], len(rows), len(columns)))
+        assert mask.sum() == len(rows) * len(columns)
+    for column in range(4):
+        assert ks_2samp(np.array(ours)[:, column], np.array(theirs)[:, column]).pvalue > 0.001
+
+
+def test_many_rectangles_share_the_area():
+    rng = np.random.default_rng(0)
+    shares, pieces = [], []
+    for _ in range(200):
+        mask = erased(np.zeros((64, 64, 3), np.uint8), rng, count=8, area=(0.2, 0.2))[..., 0] > 0
+        shares.append(mask.mean())
+        pieces.append(cv2.connectedComponents(mask.astype(np.uint8))[0] - 1)
+    assert 0.16 < np.mean(shares) < 0.2  # they may overlap
+    assert np.median(pieces) >= 5
+
+
+def test_rectangles_are_filled_with_the_mean_or_with_noise():
+    grey = np.zeros((100, 100, 3), np.uint8)
+    mean = erased(grey.copy(), np.random.default_rng(0))
+    assert {tuple(colour) for colour in mean.reshape(-1, 3).tolist()} == {(0, 0, 0), (128, 102, 76)}
+    noise = erased(grey.copy(), np.random.default_rng(0), fill="noise", area=(0.5, 0.5))
+    values = noise[noise.any(axis=2)]
+    assert np.abs(values.mean(axis=0) - 255 * np.array(MEAN)).max() < 3
+    assert np.abs(values.std(axis=0) - 25.5).max() < 3
+
+
+def test_erasing_leaves_a_read_only_image_alone(photo):
+    image = photo(30, 30)
+    image.flags.writeable = False
+    before = image.copy()
+    assert not np.array_equal(erased(image, np.random.default_rng(0)), image)
+    assert np.array_equal(image, before)
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_each_augmentation_happens_as_often_as_asked(photo, probability):
     image = photo(24, 24)
     parts = {
-        "color_jitter": ColorJitter(probability, 0.9, 0.9, 0.9, 0.4),
-        "gaussian_blur": GaussianBlur(probability, (1.0, 2.0)),
-        "random_erasing": RandomErasing(probability, (0.2, 0.3), (0.5, 2.0), 1, "noise"),
+        "color_jitter": ColorJitterConfig(probability=probability, brightness=0.9, hue=0.4),
+        "gaussian_blur": GaussianBlurConfig(probability=probability, sigma=(1.0, 2.0)),
+        "random_erasing": RandomErasingConfig(probability=probability, area=(0.2, 0.3), fill="noise"),
     }
     for name, part in parts.items():
-        rng = np.random.default_rng(0)
-        changed = sum(not np.array_equal(finish(image.copy(), having(**{name: part}), rng), image) for _ in range(300))
+        rng, chosen = np.random.default_rng(0), AugmentConfig(**{name: part})
+        changed = sum(not np.array_equal(finish(image.copy(), chosen, MEAN, STD, rng), image) for _ in range(300))
         assert abs(changed - 300 * probability) <= 4 * math.sqrt(300 * probability * (1 - probability))
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_normalise_is_torchvisions(kind):
+    images = torch.randint(0, 256, (5, 3, 7, 9), dtype=torch.uint8).to(memory_format=torch.channels_last)
+    before, labels = images.clone(), torch.arange(5)
+    out, same = Normalise(MEAN, STD)(kind((images, labels)))
+    assert out.dtype == torch.float32
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, F.normalize(F.to_dtype(images, torch.float32, scale=True), MEAN, STD))
+    assert same is labels
+    assert torch.equal(images, before)
+
+
+def test_the_normalisations_constants_follow_the_device():
+    normalise = Normalise(MEAN, STD)
+    for device in ("meta", "cpu"):
+        images = torch.zeros(1, 3, 2, 2, dtype=torch.uint8, device=device)
+        assert normalise((images, None))[0].device.type == device

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from data.benchmark import LABELS, main, table
-from data.prepare import Settings, prepare
+from benchmarks.loader import LABELS, main, table
 
 
 @pytest.fixture
@@ -31,25 +30,27 @@ def test_rates_and_where_the_time_goes_as_json(dataset, capsys):
         assert row["bytes_per_image"] == pytest.approx(mean, rel=0.1)
 
 
-def test_a_table_of_a_prepared_dataset(dataset, tmp_path, capsys):
-    target = tmp_path / "prepared"
-    assert prepare(str(dataset), str(target), Settings("mds", ("28",), ("original",), 90, 10), 1, print)
-    capsys.readouterr()
-    assert main([str(target), "--size", "24", "--workers", "0", "--images", "50"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
+def test_photos_are_compared_in_a_table_as_they_are_prepared_and_by_torchvision(dataset, capsys):
+    words = ["--photos", "--size", "24", "--workers", "0", "--images", "50", "--rounds", "1"]
+    assert main([str(dataset), *words]) == 0
+    head, *lines, machine = capsys.readouterr().out.splitlines()
     assert head.split() == ["workers:", "0", "24", "px"]
     values = {label.strip(): float(value.replace(",", "")) for label, value in (line.rsplit("  ", 1) for line in lines)}
-    assert values["images/s"] > 10
-    assert values["images per CPU-second"] > 10
-    assert 0 < values["... to decode the crop"] < 100
-    assert len(values) == 8
+    for name in ("originals", "prepared", "torchvision"):
+        assert values[f"images/s, {name}"] > 10
+        assert values[f"images per CPU-second, {name}"] > 10
+    for name in ("originals", "prepared"):
+        assert 0 < values[f"... to decode the crop, {name}"] < 100
+    assert len(values) == 3 * 2 + 2 * 6
+    assert "50 images an epoch, median of 1 rounds" in machine
 
 
 def test_the_table_of_four_sizes_fits_80_columns():
-    figures = {key: 99.999 if key.startswith("ms_") else 123456.7 for key in LABELS}
+    keys = [f"{of}_{key}" for of in ("ours", "torchvision") for key in LABELS if key.startswith("images")]
+    figures = {key: 99.999 if "ms_" in key else 123456.7 for key in (*keys, *list(LABELS)[2:])}
     text = table([{"size": size, "workers": 16} | figures for size in (128, 176, 224, 288)])
     assert max(map(len, text.splitlines())) <= 80
-    assert len(text.splitlines()) == 1 + len(LABELS)
+    assert len(text.splitlines()) == 1 + len(figures)
 
 
 def test_what_is_not_there_is_status_2(tmp_path, capsys):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from data.config import EpochPlan
 from data.errors import StalledError
 from data.imagefolder import ImageFolder
-from data.sampler import EpochPlan
 from tests.data.test_loader import PLAN, evaluation, run, same, training
 
 LONG = [EpochPlan(24, "random", 4)]

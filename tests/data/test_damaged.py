@@ -255,7 +255,7 @@ COMMANDS = {
     "find_lr": ["-m", "recipes.find_lr", "yamls/demo.yaml", "data.path={}", "runs_folder={}-runs"],
     "plan": ["-m", "recipes.plan", "yamls/demo.yaml", "data.path={}"],
     "verify": ["-m", "data.verify", "{}"],
-    "benchmark": ["-m", "data.benchmark", "{}", "--workers", "0", "--images", "10"],
+    "benchmark": ["-m", "benchmarks.loader", "{}", "--workers", "0", "--images", "10"],
 }
 
 

@@ -11,19 +11,15 @@ import pytest
 import torch
 from PIL import ImageOps
 
-from data.augment import Augment, eval_picture
-from data.epoch_plan import EpochPlan
+from data.augment import eval_picture
+from data.config import AugmentConfig, EpochPlan
 from data.errors import DataError
 from data.imagefolder import ImageFolder
 from data.loader import IGNORED_LABEL, eval_loader, train_loader
 from data.sampler import PositionSampler
 
-AUGMENT = Augment.of(
-    (0.5, 0.5, 0.5),
-    (0.2, 0.2, 0.2),
+AUGMENT = AugmentConfig(
     area=(0.25, 1.0),
-    aspect_ratio=(3 / 4, 4 / 3),
-    flip=0.5,
     color_jitter={"probability": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     gaussian_blur={"probability": 0.5, "sigma": (0.1, 2.0)},
     random_erasing={"probability": 0.5, "area": (0.1, 0.3), "aspect_ratio": (0.3, 3.3), "count": 2, "fill": "noise"},
@@ -61,6 +57,8 @@ def training(source, workers=0, plan=PLAN, seed=17, rank=0, world=1, transforms=
         source,
         sampler,
         augment=augment,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
         image_transforms=transforms,
         eval_crop_ratio=0.875,
         seed=seed,
@@ -141,10 +139,7 @@ def test_workers_do_not_change_a_byte(source, damaged):
 
 
 def test_images_and_labels_belong_together(source):
-    plain = Augment(
-        **{**AUGMENT.__dict__, "flip": 0.0, "color_jitter": None, "gaussian_blur": None, "random_erasing": None}
-    )
-    loader = training(source, plan=[EpochPlan(32, "center", 16)], augment=plain)
+    loader = training(source, plan=[EpochPlan(32, "center", 16)], augment=AugmentConfig(flip=0.0))
     requests = list(loader.batch_sampler)
     for (images, labels), request in zip(loader, requests, strict=True):
         for image, label, index in zip(images, labels, request.indices, strict=True):
@@ -221,22 +216,6 @@ def test_replacements_do_not_depend_on_what_is_already_known(damaged):
     known, fresh = training(damaged), training(damaged)
     run(known, [0])
     assert same(run(known, [1]), run(fresh, [1]))
-
-
-def test_bad_images_met_by_workers_are_known_to_the_trainer(damaged):
-    loader = training(damaged, workers=2)
-    run(loader, [0])
-    assert loader.dataset.bad.count() == 6
-    assert {sample.index for sample in loader.dataset.bad.new()} == set(BAD)
-
-
-def test_a_known_bad_image_is_not_read_again(damaged):
-    recorded = Recorded(damaged)
-    loader = training(recorded)
-    run(loader, [0])
-    recorded.reads.clear()
-    run(loader, [1])
-    assert not set(BAD) & set(recorded.reads)
 
 
 def test_an_image_deleted_during_a_run_is_replaced(tmp_path, write_folder):
@@ -319,12 +298,10 @@ def test_workers_stay_between_epochs_and_end_with_the_loader(source):
 def test_spawned_workers_make_the_same_batches(damaged):
     loader = training(damaged, workers=1)  # as on macOS
     loader.multiprocessing_context = "spawn"
+    assert len(pickle.dumps(loader.dataset.source)) < 10_000
     assert same(run(loader, [0]), run(training(damaged), [0]))
     assert loader.dataset.bad.count() == 6
-
-
-def test_a_dataset_pickles_small(source):
-    assert len(pickle.dumps(training(source).dataset.source)) < 10_000
+    assert {sample.index for sample in loader.dataset.bad.new()} == set(BAD)
 
 
 def test_composer_sets_the_epoch_and_counts_the_samples(source):

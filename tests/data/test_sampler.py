@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from data.epoch_plan import EpochPlan
+from data.config import EpochPlan
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, batch_bounds, epoch_order, rank_share
 

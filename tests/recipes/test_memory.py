@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from data.epoch_plan import EpochPlan
+from data.config import EpochPlan
 from recipes.config import RunConfig
 from recipes.load import load_config
 from recipes.model import build_network, checkpoint_activations, planned_network

@@ -132,9 +132,8 @@ def test_two_processes_count_as_one_does(tiny, figures, more, tmp_path):
 
 
 def test_flip_is_the_mean_of_the_logits(tiny, figures, more):
-    from data.augment import eval_picture
+    from data.augment import Normalise, eval_picture
     from data.imagefolder import ImageFolder
-    from data.normalise import Normalise
 
     trained = load_trained(tiny.config, None, "raw")
     source = ImageFolder(more / "val", trained.classes)

@@ -1,0 +1,87 @@
+"""The loader's settings in plain values: the augmentation's fields of the YAML, and what an epoch's batches look like.
+
+Nothing here imports torch or OpenCV, so that a config is read and a run planned in milliseconds.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Crop = Literal["random", "center"]
+
+
+class EpochPlan(NamedTuple):
+    """What one epoch's batches look like."""
+
+    size: int
+    """Side of the images in pixels."""
+    crop: Crop
+    """`random`: RandomResizedCrop; `center`: the test-time resize and centre crop."""
+    global_batch_size: int
+    """Images per step over all devices, at most."""
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"the first number, {value[0]}, must not exceed the second, {value[1]}")
+    return value
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(ge=0)]
+_Share = Annotated[float, Field(gt=0, le=1)]
+_Positive = Annotated[float, Field(gt=0)]
+AreaRange = Annotated[tuple[_Share, _Share], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[_Positive, _Positive], AfterValidator(_ordered)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ColorJitterConfig(_Part):
+    """torchvision's ColorJitter: the factor of each is drawn from [max(0, 1 - x), 1 + x], hue's shift from [-x, x]."""
+
+    probability: Fraction = 1.0
+    brightness: Spread = 0.4
+    contrast: Spread = 0.4
+    saturation: Spread = 0.4
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class GaussianBlurConfig(_Part):
+    """Gaussian blur with a random width."""
+
+    probability: Fraction = 0.1
+    sigma: PositiveRange = (0.1, 2.0)
+    """Standard deviation in pixels of the training size, drawn uniformly."""
+
+
+class RandomErasingConfig(_Part):
+    """Random erasing, or CoarseDropout where `count` is above one (Zhong et al. 2017; timm's RandomErasing)."""
+
+    probability: Fraction = 0.25
+    area: AreaRange = (0.02, 1 / 3)
+    """Share of the image that the rectangles cover together, if they do not overlap."""
+    aspect_ratio: PositiveRange = (0.3, 10 / 3)
+    """Height over width of a rectangle."""
+    count: Annotated[int, Field(ge=1)] = 1
+    """Rectangles per image."""
+    fill: Literal["mean", "noise"] = "mean"
+    """The dataset's mean colour, or for each value a normal distribution with its mean and deviation."""
+
+
+class AugmentConfig(_Part):
+    """What happens to a training image in the loader; techniques from papers stand under `algorithms`."""
+
+    area: AreaRange = (0.08, 1.0)
+    """RandomResizedCrop: share of the image's area that the crop covers."""
+    aspect_ratio: PositiveRange = (3 / 4, 4 / 3)
+    """RandomResizedCrop: width over height of the crop."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: ColorJitterConfig | None = None
+    gaussian_blur: GaussianBlurConfig | None = None
+    random_erasing: RandomErasingConfig | None = None
