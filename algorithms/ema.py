@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from algorithms import Fraction, Technique
+from algorithms import Fraction, Technique, bare_name
 
 if TYPE_CHECKING:
     from composer.core import Algorithm, Event, State
@@ -24,23 +24,16 @@ def in_batches(time: str, total_batches: int) -> str:
     return f"{max(1, round(float(time.removesuffix('dur')) * total_batches))}ba"
 
 
-def bare(name: str) -> str:
-    """A tensor's name without the `module.` that Composer's model and DDP each put before it."""
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
-
-
 def renamed(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
     """The same tensors under those of the names that equal theirs up to wrappers.
 
     Raises:
         ValueError: A tensor's name is not among them, so it would never be used.
     """
-    by_bare_name = {bare(name): name for name in names}
-    if unknown := [name for name in tensors if bare(name) not in by_bare_name]:
+    by_bare_name = {bare_name(name): name for name in names}
+    if unknown := [name for name in tensors if bare_name(name) not in by_bare_name]:
         raise ValueError(f"ema: the moving average has {unknown[0]}, which the model lacks")
-    return {by_bare_name[bare(name)]: tensor for name, tensor in tensors.items()}
+    return {by_bare_name[bare_name(name)]: tensor for name, tensor in tensors.items()}
 
 
 class EMAConfig(Technique):
@@ -82,7 +75,9 @@ class EMAConfig(Technique):
             def state_dict(self) -> dict[str, Any]:
                 state = super().state_dict()
                 for store, tensors in state["ema_model"].items():
-                    state["ema_model"][store] = {f"module.{bare(name)}": tensor for name, tensor in tensors.items()}
+                    state["ema_model"][store] = {
+                        f"module.{bare_name(name)}": tensor for name, tensor in tensors.items()
+                    }
                 return state
 
             def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -48,7 +48,7 @@ class Results:
     summary: dict[str, Any]
     """summary.json; see watch/summary.py."""
     metrics: Metrics
-    """metrics.jsonl; see watch/metrics_file.py."""
+    """metrics.jsonl; see watch/sinks.py."""
     problems: tuple[str, ...]
     """What could not be used, one line each."""
 

@@ -16,6 +16,7 @@ from composer.utils import dist, get_device
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
 from data.listing import class_folders
 from data.text import escape
@@ -33,7 +34,7 @@ from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems
 from recipes.results import SUMMARY, parse_summary
 from recipes.trainer import device_name
-from recipes.watch.fingerprint import bare_name, weights_sha256
+from recipes.watch.summary import weights_sha256
 
 Weights = Literal["ema", "raw"]
 Tensors = dict[str, Tensor]

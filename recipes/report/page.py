@@ -27,8 +27,7 @@ from recipes.report import charts
 from recipes.report.read import POINTS, Confusions, Predictions, Run, read_run
 from recipes.resolved import resolved_values
 from recipes.results import short_commit
-from recipes.watch.clock import duration
-from recipes.watch.files import replace_text
+from recipes.watch.files import duration, replace_text
 
 REPORT = "report.html"
 """The page's name in a run's folder."""

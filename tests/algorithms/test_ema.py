@@ -9,7 +9,8 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from tiny_run import assert_equal, convnet
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.ema import EMAConfig, bare, in_batches, renamed
+from algorithms import bare_name
+from algorithms.ema import EMAConfig, in_batches, renamed
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_the_average_is_timms(run, interval):
     ours.fit()
     (algorithm,) = ours.trainer.state.algorithms
     average = algorithm.ema_model.named_parameters_dict | algorithm.ema_model.named_buffers_dict
-    average = {bare(name): tensor for name, tensor in average.items() if tensor.is_floating_point()}
+    average = {bare_name(name): tensor for name, tensor in average.items() if tensor.is_floating_point()}
     for theirs in (timms.v2.module.state_dict(), timms.v3.module.state_dict()):
         floats = {name: tensor for name, tensor in theirs.items() if tensor.is_floating_point()}
         torch.testing.assert_close(average, floats, rtol=1e-6, atol=1e-6)
@@ -114,7 +115,12 @@ def test_the_average_is_timms(run, interval):
 
 
 def test_names_are_equal_up_to_wrappers():
-    assert bare("module.module.conv.weight") == bare("module.conv.weight") == bare("conv.weight") == "conv.weight"
+    assert (
+        bare_name("module.module.conv.weight")
+        == bare_name("module.conv.weight")
+        == bare_name("conv.weight")
+        == "conv.weight"
+    )
     weight = torch.zeros(1)
     assert renamed({"module.module.a": weight}, ["module.a", "module.b"]) == {"module.a": weight}
     with pytest.raises(ValueError, match=r"module\.c, which the model lacks"):
@@ -146,9 +152,9 @@ def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logg
     run, after, _ = start(resumed_wrapped)
     after.load_state_dict(saved)
     averages = saved["ema_model"]["named_parameters_dict"] | saved["ema_model"]["named_buffers_dict"]
-    averages = {bare(name): tensor.clone() for name, tensor in averages.items()}
+    averages = {bare_name(name): tensor.clone() for name, tensor in averages.items()}
     after.apply(Event.EVAL_START, run, logger)
-    assert_equal({bare(name): tensor for name, tensor in run.model.state_dict().items()}, averages)
+    assert_equal({bare_name(name): tensor for name, tensor in run.model.state_dict().items()}, averages)
 
 
 def test_an_average_that_fits_nothing_is_an_error(state, logger):
