@@ -23,3 +23,10 @@ class Technique(BaseModel):
 
     not_resumable: ClassVar[str | None] = None
     """Why an interrupted run cannot be resumed bit for bit with this technique; None: it can."""
+
+
+def bare_name(name: str) -> str:
+    """A tensor's name without what DDP, Composer's model and torch.compile put before it."""
+    while name.startswith(("module.", "_orig_mod.")):
+        name = name.partition(".")[2]
+    return name

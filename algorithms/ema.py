@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from algorithms import Fraction, Technique
+from algorithms import Fraction, Technique, bare_name
 
 if TYPE_CHECKING:
     from composer.core import Algorithm, Event, State
@@ -22,13 +22,6 @@ def in_batches(time: str, total_batches: int) -> str:
     if not time.endswith("dur"):
         return time
     return f"{max(1, round(float(time.removesuffix('dur')) * total_batches))}ba"
-
-
-def bare_name(name: str) -> str:
-    """A tensor's name without the prefixes that DDP, Composer's classifier and torch.compile put before it."""
-    while name.startswith(("module.", "_orig_mod.")):
-        name = name.partition(".")[2]
-    return name
 
 
 def _renamed(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ RECIPE = (
 INTERVAL = ("checkpoints.interval=2ba", "checkpoints.keep=2", "checkpoints.keep_remote=2")
 SAVES = 7
 """A kill follows one of the first so many saves of a process, or its start."""
-RESUMED = re.compile(r"goes on from (\S+)/(ep\d+-ba\d+)\.safetensors")
+RESUMED = re.compile(r"resumes from (\S+)/(ep\d+-ba\d+)\.safetensors")
 
 
 class Outcome(NamedTuple):
@@ -64,7 +64,7 @@ def strike(process: subprocess.Popen, output: Path, rng: random.Random) -> bool:
     saves, delay = rng.randrange(SAVES), rng.uniform(0.0, 1.5)
     while process.poll() is None:
         text = output.read_text()
-        if (" starts" in text or " goes on from" in text) and text.count("saved checkpoint") >= saves:
+        if (" starts" in text or " resumes from" in text) and text.count("saved checkpoint") >= saves:
             time.sleep(delay)
             if process.poll() is None:
                 kill(process)

@@ -38,12 +38,12 @@ from recipes.trainer import (
     split,
 )
 from recipes.watch.build import build_watchers
+from recipes.watch.sinks import TextLog
 
 CLASSES = 10
 CONFIG = RunConfig.model_validate({"run_name": "overhead", "device_batch_size": 1, "data": {"path": "unused"}})
 """The defaults: ResNet-50, and SGD with Nesterov's momentum."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-NORMALISE = Normalise(MEAN, STD)
+NORMALISE = Normalise(CONFIG.data.mean, CONFIG.data.std)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
 
@@ -98,19 +98,14 @@ def ours(batches: Batches, device: torch.device, folder: Path) -> float:
     """Seconds of the same through the Trainer, with everything that watches a run."""
     model, seconds, samples = network(device), Seconds(), sum(len(labels) for _, labels in batches)
     watchers = build_watchers(
-        run_folder=folder,
-        run_name="overhead",
-        plan=[(samples, batches[0][0].shape[-1])],
-        mean=MEAN,
-        std=STD,
-        max_bad_fraction=0.0,
-        config_digest="",
-        eval_sizes=[32],
-        resumed_from=[],
+        CONFIG,
+        TextLog(folder / "log.txt", io.StringIO(), "overhead"),
+        samples=samples,
+        sizes=[batches[0][0].shape[-1]],
+        world_size=1,
         classes=[],
         class_names=[],
-        stream=io.StringIO(),
-        **RunConfig.model_fields["loggers"].default.model_dump(),
+        resumed_from=None,
     )
     schedule = Schedule(rate_function(OneCycleConfig(), 0.05), [len(batches)])
     trainer = Trainer(

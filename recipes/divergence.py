@@ -17,8 +17,8 @@ _LOSS = "loss/train/total"
 class StopOnNan(LoggerDestination):
     """Ends the run where a loss that is logged is not finite; it reads nothing that is not logged anyway.
 
-    In FP16 it takes two logged losses in a row: a step that overflows is left out by the gradient scaler, and training
-    goes on from the weights before it.
+    In FP16 it takes two logged losses in a row: a step that overflows is skipped by the gradient scaler, and training
+    continues from the weights before it.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,7 @@ class StopOnNan(LoggerDestination):
         self._again = False
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """The run is there."""
-        del logger
+        """Training begins."""
         self._state = state
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -36,7 +35,6 @@ class StopOnNan(LoggerDestination):
         Raises:
             DivergedError: It is not finite.
         """
-        del step
         if self._state is None or "train/loss" not in metrics:
             return
         lost = not math.isfinite(metrics["train/loss"])
@@ -65,12 +63,12 @@ def diverged(state: State) -> DivergedError:
     """What happened, where, and what helps."""
     stamp = state.timestamp
     loss = _loss(state)
-    what = f"the loss is {loss}" if not math.isfinite(loss) else "the weights are not finite"
+    what = "the weights are not finite" if math.isfinite(loss) else f"the loss is {loss}"
     half = ", precision=amp_bf16 instead of amp_fp16" if _scaled(state) else ""
     return DivergedError(
         f"{what} at batch {int(stamp.batch)} (epoch {int(stamp.epoch)}), learning rate "
         f"{state.optimizers[0].param_groups[0]['lr']:.4g}; this state is not saved. What helps: a third of the rate "
-        f"(--lr), a longer scheduler.warmup, algorithms.gradient_clipping=on{half}; stop_on_nan=false goes on"
+        f"(--lr), a longer scheduler.warmup, algorithms.gradient_clipping=on{half}; stop_on_nan=false continues"
     )
 
 

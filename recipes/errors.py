@@ -1,4 +1,4 @@
-"""The errors that a user can mend, told apart from the program's own."""
+"""The errors that a user can correct, apart from the program's own."""
 
 from __future__ import annotations
 

@@ -31,35 +31,30 @@ from data.loader import IGNORED_LABEL
 from recipes.config import RunConfig
 from recipes.errors import InputError
 
-LossFunction = Callable[[Tensor, Tensor], Tensor]
 Batch = tuple[Tensor, Tensor]
 
 
 def build_network(name: str, num_classes: int) -> nn.Module:
-    """A randomly initialised classifier.
-
-    Args:
-        name: A classifier of torchvision.models, or `timm/NAME`.
-        num_classes: Outputs of the last layer.
+    """A randomly initialised classifier of torchvision.models, or of timm with the name `timm/NAME`.
 
     Raises:
         InputError: No classifier has that name; the message holds the nearest ones.
     """
-    if name.startswith("timm/"):
+    prefix, short = ("timm/", name.removeprefix("timm/")) if name.startswith("timm/") else ("", name)
+    if prefix:
         import timm
 
-        known, build = timm.list_models(), functools.partial(timm.create_model, name.removeprefix("timm/"))
+        known, build = timm.list_models(), timm.create_model
     else:
         import torchvision.models
 
-        known = torchvision.models.list_models(module=torchvision.models)
-        build = functools.partial(torchvision.models.get_model, name, weights=None)
-    if name.removeprefix("timm/") not in known:
-        near = difflib.get_close_matches(name.removeprefix("timm/"), known, n=3)
-        prefix = "timm/" if name.startswith("timm/") else ""
-        hint = f"; did you mean {' or '.join(prefix + other for other in near)}?" if near else ""
+        known, build = torchvision.models.list_models(module=torchvision.models), torchvision.models.get_model
+    if short not in known:
+        near = [prefix + other for other in difflib.get_close_matches(short, known, n=3)]
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"model.name: {name!r} is no classifier of torchvision, nor of timm with `timm/`{hint}")
-    return build(num_classes=num_classes)
+    network: nn.Module = build(short, num_classes=num_classes)
+    return network
 
 
 def residual_blocks(network: nn.Module) -> list[nn.Module]:
@@ -92,13 +87,10 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 
 def checkpoint_activations(network: nn.Module) -> int:
-    """Make each residual block drop its activations and compute them again in the backward pass.
+    """Make each residual block drop its activations and compute them again in the backward pass; returns their number.
 
     The second pass must not count in BatchNorm's running statistics, so they are left alone there: gradients and
     buffers are those of the plain model.
-
-    Returns:
-        The number of blocks that do so now.
     """
     blocks = residual_blocks(network)
     for block in blocks:
@@ -132,7 +124,7 @@ AUXILIARY_WEIGHTS = {"GoogLeNet": 0.3, "Inception3": 0.4}
 
 
 def heads(output: Any) -> tuple[Tensor, list[Tensor]]:
-    """What a network in training gave, as its logits and those of its auxiliary classifiers."""
+    """A network's output in training, as its logits and those of its auxiliary classifiers."""
     if isinstance(output, Tensor):
         return output, []
     logits, *auxiliary = output
@@ -160,7 +152,9 @@ class Classifier(ComposerModel):
         self.module = network
         self.num_classes = num_classes
         self._auxiliary = _OfLastStep()
-        self._loss: LossFunction = F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
+        self._loss: Callable[[Tensor, Tensor], Tensor] = (
+            F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
+        )
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, num_classes) of a batch of images (N, 3, H, W) and labels."""
@@ -204,15 +198,10 @@ class Classifier(ComposerModel):
 
 
 def build_classifier(config: RunConfig, num_classes: int, device_type: str) -> Classifier:
-    """The model that the Trainer gets.
+    """The model that the Trainer gets; `device_type` is torch's name, such as `cuda`.
 
     With binary cross-entropy the classifier's bias starts at -log(num_classes), so that each class starts at
     probability 1 / num_classes (mosaicml/benchmarks, blogs/resnet/model.py).
-
-    Args:
-        config: The run.
-        num_classes: Number of classes.
-        device_type: torch's name of the device type, such as `cuda`.
 
     Raises:
         InputError: No classifier has that name.
@@ -234,18 +223,13 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
     are left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after
     `drop_warmup`.
 
-    Args:
-        name: As in `build_network`.
-        num_classes: Outputs of the last layer.
-        algorithms: The run's.
-
     Raises:
         InputError: No classifier has that name.
     """
-    classifier = Classifier(build_network(name, num_classes), num_classes, "cross_entropy")
+    model = Classifier(build_network(name, num_classes), num_classes, "cross_entropy")
     kept = ("blurpool", "squeeze_excite", "stochastic_depth", "composer")
     others = {field: None for field in type(algorithms).model_fields if field not in kept}
-    state = State(classifier, rank_zero_seed=0, run_name="", device=get_device("cpu"))
+    state = State(model, rank_zero_seed=0, run_name="", device=get_device("cpu"))
     logger = Logger(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what had no effect was said when the run was trained
@@ -276,9 +260,6 @@ def for_inference(network: nn.Module) -> None:
     (composer/algorithms/stochastic_depth/stochastic_layers.py); the branch ends in a BatchNorm, and that factor on its
     weight and bias is the same function. Ghost BatchNorm normalises with the running statistics of the BatchNorm within
     it, but refuses small batches (composer/algorithms/ghost_batchnorm/ghost_batchnorm.py).
-
-    Args:
-        network: Of `operated_network`, with its weights.
     """
     for block in network.modules():
         if isinstance(block, Bottleneck) and hasattr(block, "drop_rate"):
@@ -287,8 +268,9 @@ def for_inference(network: nn.Module) -> None:
             block.bn3.bias.data.mul_(keep)
             del block.drop_rate
             block.__dict__.pop("forward", None)
-    for name, norm in [(name, one) for name, one in network.named_modules() if isinstance(one, _GhostBatchNorm)]:
-        network.set_submodule(name, norm.batchnorm)
+    for name, norm in list(network.named_modules()):
+        if isinstance(norm, _GhostBatchNorm):
+            network.set_submodule(name, norm.batchnorm)
 
 
 class CPUSyncBatchNorm2d(nn.BatchNorm2d):

@@ -1,9 +1,8 @@
-"""What the config's own rules cannot tell, checked on the machine before anything is trained."""
+"""What the config's own rules cannot know, checked on the machine before anything is trained."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,30 +23,26 @@ from recipes.errors import InputError
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network, residual_blocks
 from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
+from recipes.watch.sinks import logger_problems
 
-Data = tuple[Source, Source]
 Made = TypeVar("Made")
 
 
 def require_ready(
-    config: RunConfig, world_size: int, open_data: Callable[[], Data]
+    config: RunConfig, world_size: int, open_data: Callable[[], tuple[Source, Source]]
 ) -> tuple[Source, Source, tuple[EpochPlan, ...]]:
-    """Refuse a run that cannot work here.
-
-    Args:
-        config: The run.
-        world_size: Its processes, on all machines.
-        open_data: Opens the training and the evaluation images.
+    """Refuse a run that cannot work here on `world_size` processes, on all machines.
 
     Returns:
-        What `open_data` returned, so that a million files are listed once, and the plan of epochs.
+        The training and evaluation images that `open_data` opened, so that a million files are listed once, and the
+        plan of epochs.
 
     Raises:
         InputError: Everything that is wrong, one line each, named by its key or path.
     """
     lines = list(device_problems(config))
     plan = _collect(lines, lambda: epoch_plan(config, world_size))
-    lines += [*_portions(config, world_size, plan or ()), *_packages(config), *_folders(config)]
+    lines += [*_portions(config, world_size, plan or ()), *logger_problems(config.loggers), *_folders(config)]
     data = _collect(lines, open_data)
     if plan and data:
         lines += _samples(config, world_size, plan, *data)
@@ -106,13 +101,6 @@ def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> 
             )
 
 
-def _packages(config: RunConfig) -> Iterator[str]:
-    """The optional loggers are installed."""
-    for name in ("wandb", "mlflow"):
-        if getattr(config.loggers, name) is not None and importlib.util.find_spec(name) is None:
-            yield f"loggers.{name}: the package is not installed; pip install {name}, or set loggers.{name}=off"
-
-
 def _folders(config: RunConfig) -> Iterator[str]:
     """The run can write where it wants to."""
     names = {"runs_folder": config.runs_folder, "run_name": config.run_name}
@@ -130,7 +118,7 @@ def _folders(config: RunConfig) -> Iterator[str]:
 
 def _samples(config: RunConfig, world_size: int, plan: Sequence[EpochPlan], train: Source, val: Source) -> list[str]:
     """There are outputs for all classes, and images for all processes."""
-    lines = []
+    lines: list[str] = []
     if config.model.num_classes is not None and len(train.classes) > config.model.num_classes:
         lines.append(
             f"model.num_classes: {config.model.num_classes}, but {config.data.path} has {len(train.classes)} classes; "
@@ -143,9 +131,7 @@ def _samples(config: RunConfig, world_size: int, plan: Sequence[EpochPlan], trai
     return lines
 
 
-def _network_problems(
-    config: RunConfig, network: nn.Module, world_size: int, plan: Sequence[EpochPlan]
-) -> Sequence[str]:
+def _network_problems(config: RunConfig, network: nn.Module, world_size: int, plan: Sequence[EpochPlan]) -> list[str]:
     """The network takes images of every size, and the device has the memory for a step at each."""
     lines = []
     trained = dict.fromkeys((entry.size, True) for entry in plan)
@@ -156,7 +142,7 @@ def _network_problems(
                 return [f"model.name: {config.model.name} has several outputs in training, which is not supported"]
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
-                return []  # a layer that cannot run on the meta device: nothing can be told
+                return []  # a layer that cannot run on the meta device: nothing is known
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             lines.append(f"model.name: {config.model.name} takes no images of {size} px: {reason}")
     lines += _last_layers(config, network)
@@ -166,19 +152,16 @@ def _network_problems(
 
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
     """The network has the layers that a loss or FixRes needs."""
-    fixres = config.algorithms.fixres
-    needs: dict[str, list[Callable[[nn.Module], object]]] = {
-        "loss.name: binary_cross_entropy": [classifier] if config.loss.name == "binary_cross_entropy" else [],
-        "algorithms.fixres.train: classifier": (
-            [classifier, last_batchnorm] if fixres is not None and fixres.train == "classifier" else []
-        ),
-    }
-    for key, layers in needs.items():
-        for layer in layers:
-            try:
-                layer(network)
-            except ValueError as error:
-                yield f"{key}: {error}"
+    needs: list[tuple[str, Callable[[nn.Module], object]]] = []
+    if config.loss.name == "binary_cross_entropy":
+        needs.append(("loss.name: binary_cross_entropy", classifier))
+    if (fixres := config.algorithms.fixres) is not None and fixres.train == "classifier":
+        needs += [("algorithms.fixres.train: classifier", layer) for layer in (classifier, last_batchnorm)]
+    for key, layer in needs:
+        try:
+            layer(network)
+        except ValueError as error:
+            yield f"{key}: {error}"
 
 
 # Memory: the network runs on torch's meta device, which computes shapes and no numbers, and every tensor that autograd
@@ -193,7 +176,7 @@ NCCL_BYTES = 0.4e9
 OVERHEAD = 1.06
 """Bytes taken for each byte of activations: gradients on their way back, cuDNN's workspace, fragments.
 
-With CONTEXT_BYTES it tells which batches fit an RTX 3090 (23.70 GiB) in timm's AMP training benchmark, which tries
+With CONTEXT_BYTES it predicts which batches fit an RTX 3090 (23.70 GiB) in timm's AMP training benchmark, which tries
 512, 384, 256, 192, ... (pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv): from resnet50,
 which fits at 512, it is at most 1.075; from resnetaa50, which does not, more than 1.05. It agrees with NVIDIA's
 ResNet-50 v1.5, which trains 256 images per V100-16GB in AMP and 128 in FP32 (DeepLearningExamples,
@@ -220,21 +203,13 @@ def device_bytes(config: RunConfig) -> float | None:
 def check_memory(
     network: nn.Module, config: RunConfig, world_size: int, plan: Sequence[EpochPlan], available: float
 ) -> list[str]:
-    """Which stages do not fit a device, one line each.
+    """Lines `KEY: N images of S px need about X GB, the device has Y GB; at most M fit`, for the stages that do not.
 
-    Args:
-        network: Of `planned_network`.
-        config: The run.
-        world_size: Its processes.
-        plan: Its epochs.
-        available: Bytes of memory of one device.
-
-    Returns:
-        Lines `KEY: N images of S px need about X GB, the device has Y GB; at most M fit`.
+    `network` is that of `planned_network`; `available` are the bytes of one device.
     """
-    key = "device_batch_size" if config.global_batch_size is None else "global_batch_size"
-    key = key if config.device_microbatch_size is None else "device_microbatch_size"
-    lines = list[str]()
+    keys = ("device_microbatch_size", "global_batch_size", "device_batch_size")
+    key = next(key for key in keys if getattr(config, key) is not None)
+    lines: list[str] = []
     for entry in dict.fromkeys(plan):
         images = pass_images(config, entry, world_size)
         fixed, per_image = step_memory(network, config, world_size, entry.size, entry.crop == "center")
@@ -254,14 +229,9 @@ def pass_images(config: RunConfig, entry: EpochPlan, world_size: int) -> int:
 
 
 def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: int, fixres: bool = False) -> Memory:
-    """All that one device needs for a training step.
+    """All that one device needs for a training step at an image size in pixels; `fixres`: in the FixRes stage.
 
-    Args:
-        network: Of `planned_network`.
-        config: The run.
-        world_size: Its processes.
-        size: Side of the images in pixels.
-        fixres: The step is one of the FixRes stage.
+    The network is that of `planned_network`.
     """
     frozen = fixres and config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
     half = config.precision != "fp32"
@@ -287,9 +257,6 @@ def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool
         half: Mixed precision.
         frozen: Only the classifier and the last BatchNorm are trained.
         checkpointing: Residual blocks keep their inputs only.
-
-    Raises:
-        Exception: The network cannot take images of this size; whatever the network raises.
     """
     network = copy.deepcopy(network).train()
     if frozen:
@@ -299,7 +266,7 @@ def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool
         network = network.half()
     two, four = (_kept_bytes(network, images, size, checkpointing) for images in (2, 4))
     per_image = (four - two) / 2
-    return Memory(two - 2 * per_image, per_image + (_passing_bytes(network, 2, size) / 2 if frozen else 0))
+    return Memory(two - 2 * per_image, per_image + (_passing_bytes(network, size) if frozen else 0))
 
 
 def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool) -> int:
@@ -335,8 +302,8 @@ def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool)
     return _bytes(kept[None]) + again
 
 
-def _passing_bytes(network: nn.Module, images: int, size: int) -> int:
-    """What is alive at once in a forward pass that keeps nothing: a block's input, a layer's input and its output."""
+def _passing_bytes(network: nn.Module, size: int) -> float:
+    """Alive at once, per image, in a forward pass that keeps nothing: a block's input, a layer's input and output."""
     outputs: list[int] = []
     handles = [
         layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output.untyped_storage().nbytes()))
@@ -344,10 +311,10 @@ def _passing_bytes(network: nn.Module, images: int, size: int) -> int:
         if not list(layer.children())
     ]
     with torch.no_grad():
-        network(torch.empty(images, 3, size, size, device="meta", dtype=next(network.parameters()).dtype))
+        network(torch.empty(2, 3, size, size, device="meta", dtype=next(network.parameters()).dtype))
     for handle in handles:
         handle.remove()
-    return 3 * max(outputs)
+    return 3 * max(outputs) / 2
 
 
 def _bytes(tensors: dict[int, Tensor]) -> int:

@@ -63,14 +63,9 @@ for _name, (_pattern, _first) in RESOLVERS.items():
 
 def resolved(config: RunConfig) -> str:
     """The whole config, defaults included, as YAML that `load_config` reads back to an equal config."""
-    return yaml.dump(
-        resolved_values(config),
-        Dumper=_Dumper,
-        sort_keys=False,
-        default_flow_style=False,
-        width=120,
-        allow_unicode=True,
-    )
+    form: dict[str, Any] = {"sort_keys": False, "default_flow_style": False, "width": 120, "allow_unicode": True}
+    text: str = yaml.dump(resolved_values(config), Dumper=_Dumper, **form)
+    return text
 
 
 def resolved_values(config: RunConfig) -> dict[str, Any]:
@@ -86,13 +81,9 @@ def resolved_values(config: RunConfig) -> dict[str, Any]:
 
 
 def config_digest(config: RunConfig, world_size: int = 1) -> str:
-    """SHA-256, in hex, of what determines the trained weights.
+    """SHA-256, in hex, of what determines the trained weights, on `world_size` devices that share each batch.
 
     The batch size counts as the global one, so that eight devices with 32 images each and four with 64 are one run.
-
-    Args:
-        config: The run.
-        world_size: Devices that share each batch.
     """
     text = json.dumps(_determining(config.model_dump(mode="json"), world_size), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -103,30 +94,24 @@ def differing_keys(
 ) -> list[str]:
     """What of two configs makes their digests differ, as lines `key: here X, there Y`.
 
-    Args:
-        here: One config, as `config.model_dump(mode="json")` gives it.
-        there: The other; of an older version, it may lack keys.
-        world_size_here: Devices that share each batch of the one ...
-        world_size_there: ... and of the other.
+    The configs are as `config.model_dump(mode="json")` gives them; `there`, of an older version, may lack keys.
     """
-    mine, theirs = _determining(here, world_size_here), _determining(there, world_size_there)
+
+    def shown(flat: Mapping[str, Any], key: str) -> str:
+        return json.dumps(flat[key]) if key in flat else "unset"
+
+    mine, theirs, unset = _determining(here, world_size_here), _determining(there, world_size_there), object()
     return [
-        f"{key}: here {_shown(mine, key)}, there {_shown(theirs, key)}"
+        f"{key}: here {shown(mine, key)}, there {shown(theirs, key)}"
         for key in sorted({*mine, *theirs})
-        if mine.get(key, _UNSET) != theirs.get(key, _UNSET)
+        if mine.get(key, unset) != theirs.get(key, unset)
     ]
-
-
-_UNSET = object()
-
-
-def _shown(flat: Mapping[str, Any], key: str) -> str:
-    return json.dumps(flat[key]) if key in flat else "unset"
 
 
 def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """The config's values that count, by key path, with the batch size over all devices."""
-    flat = {key: value for key, value in flat_items(config) if not _excluded(key)}
+    sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
+    flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:
@@ -134,8 +119,3 @@ def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
             # Of a checkpoint's config, it may be anything.
             flat[key.replace("device", "global", 1)] = images * world_size if isinstance(images, int) else images
     return flat
-
-
-def _excluded(key: str) -> bool:
-    parts = key.split(".")
-    return any(".".join(parts[:end]) in NO_EFFECT_ON_WEIGHTS for end in range(1, len(parts) + 1))

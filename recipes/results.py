@@ -43,7 +43,7 @@ class Results:
 
     folder: Path
     summary: dict[str, Any]  # summary.json (watch/summary.py writes it)
-    metrics: Metrics  # metrics.jsonl (watch/metrics_file.py writes it)
+    metrics: Metrics  # metrics.jsonl (watch/sinks.py writes it)
     problems: tuple[str, ...]  # what could not be used, one line each
 
     @property

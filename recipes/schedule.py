@@ -101,21 +101,8 @@ def one_cycle(
     """One-Cycle policy: the rate rises to `lr` and falls to almost nothing, the momentum does the opposite.
 
     Equal to `torch.optim.lr_scheduler.OneCycleLR` (two phases) at whole steps; the paper is Smith & Topin 2018,
-    "Super-Convergence", section 4.
-
-    Args:
-        step: Steps done, in [0, total_steps - 1]; may be fractional.
-        total_steps: Steps of the whole run.
-        lr: Highest rate, reached at warmup * total_steps - 1.
-        warmup: Share of the run in which the rate rises, in (0, 1).
-        div_factor: The first step uses lr / div_factor.
-        final_div_factor: The last step uses lr / div_factor / final_div_factor.
-        base_momentum: Momentum where the rate is highest.
-        max_momentum: Momentum at the first and the last step.
-        anneal: `cos` or `linear`.
-
-    Returns:
-        The rate and the momentum of that step.
+    "Super-Convergence", section 4. `step` counts the steps done, in [0, total_steps - 1], and may be fractional; `lr`
+    is reached at warmup * total_steps - 1. The other arguments are the fields of OneCycleConfig.
     """
     between = _cosine_between if anneal == "cos" else _linear_between
     first = lr / div_factor
@@ -134,17 +121,8 @@ def one_cycle(
 def cosine(step: float, total_steps: float, *, lr: float, warmup: float, final_lr_ratio: float) -> Rate:
     """Linear warm-up from zero, then a half cosine to lr * final_lr_ratio.
 
-    Composer's `CosineAnnealingWithWarmupScheduler` (optim/scheduler.py) at the same fraction of the run.
-
-    Args:
-        step: Steps done, in [0, total_steps]; may be fractional.
-        total_steps: Steps of the whole run.
-        lr: Highest rate, reached at the end of the warm-up.
-        warmup: Share of the run in which the rate rises, in [0, 1).
-        final_lr_ratio: Rate at the end of the run over `lr`, in [0, 1].
-
-    Returns:
-        The rate of that step; the momentum is left to the optimizer.
+    Composer's `CosineAnnealingWithWarmupScheduler` (optim/scheduler.py) at the same fraction of the run. `step` counts
+    the steps done, in [0, total_steps], and may be fractional; the other arguments are the fields of CosineConfig.
     """
     progress = min(step / total_steps, 1.0)
     if progress < warmup:
@@ -154,23 +132,14 @@ def cosine(step: float, total_steps: float, *, lr: float, warmup: float, final_l
 
 def constant(step: float, total_steps: float, *, lr: float) -> Rate:
     """The same rate at every step."""
-    del step, total_steps
     return Rate(lr, None)
 
 
 def step_at(epoch: int, batch: int, batches: int, epochs: int, total_steps: int) -> float:
-    """The position (epoch, batch) as a step of an evenly paced run.
+    """The position (epoch, batch) as a step of an evenly paced run, in [0, total_steps].
 
-    Args:
-        epoch: Whole epochs done.
-        batch: Batches done in the current epoch, in [0, batches].
-        batches: Batches of the current epoch.
-        epochs: Epochs of the run.
-        total_steps: Batches of the run, over all epochs.
-
-    Returns:
-        The number of steps that a run with batches of one size would have done, in [0, total_steps]. With one batch
-        size it is the number of batches done.
+    It is the number of steps that a run with batches of one size would have done. `batches` are those of the current
+    epoch, `total_steps` those of all `epochs`.
     """
     return (epoch * batches + batch) * total_steps / (batches * epochs)
 
@@ -188,11 +157,6 @@ def peak_lr(config: RunConfig, plan: Sequence[EpochPlan]) -> float:
 
 
 def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
-    """The schedule as a function of (step, total steps).
-
-    Args:
-        scheduler: The schedule's name and numbers.
-        lr: Its highest learning rate.
-    """
+    """The schedule with the highest rate `lr`, as a function of (step, total steps)."""
     functions: dict[str, Callable[..., Rate]] = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
     return partial(functions[scheduler.name], lr=lr, **scheduler.model_dump(exclude={"name"}))

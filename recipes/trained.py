@@ -16,8 +16,8 @@ from composer.utils import get_device
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
-from algorithms.ema import bare_name
 from data.listing import class_folders
 from data.text import escape
 from recipes.checkpoints.format import is_tensors
@@ -34,7 +34,7 @@ from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems
 from recipes.results import SUMMARY, parse_summary
 from recipes.trainer import device_name
-from recipes.watch.fingerprint import weights_sha256
+from recipes.watch.summary import weights_sha256
 
 Weights = Literal["ema", "raw"]
 Tensors = dict[str, Tensor]

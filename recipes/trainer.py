@@ -36,116 +36,6 @@ def device_name(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def evaluate_every(interval: int) -> Callable[[State, Event], bool]:
-    """Evaluate at the end of every `interval`-th epoch and of the last."""
-
-    def due(state: State, event: Event) -> bool:
-        last = state.max_duration is not None and state.timestamp >= state.max_duration
-        return event == Event.EPOCH_END and (int(state.timestamp.epoch) % interval == 0 or last)
-
-    return due
-
-
-def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A batch in portions of at most so many images; Composer's own warns where one portion is the whole."""
-    return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
-
-
-def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate | None = None) -> list[Evaluator]:
-    """One evaluator per size of `eval.sizes`, labelled `eval_SIZE`."""
-    normalise = Normalise(config.data.mean, config.data.std)
-    evaluators = []
-    for size in config.eval.sizes:
-        loader = eval_loader(
-            source,
-            size=size,
-            crop_ratio=config.eval.crop_ratio,
-            device_batch_size=at_size(config.eval.device_batch_size, size),
-            rank=dist.get_global_rank(),
-            world_size=dist.get_world_size(),
-            workers=config.data.workers,
-            prefetch_factor=config.data.prefetch_factor,
-            pin_memory=device == "gpu",
-            limit=None if config.data.timeout is None else seconds(config.data.timeout),
-            gate=gate,
-        )
-        evaluators.append(
-            Evaluator(
-                label=f"eval_{size}",
-                dataloader=DataSpec(loader, microbatch_transforms=normalise, split_batch=split),
-                eval_interval=evaluate_every(config.eval.interval),
-                device_eval_microbatch_size=at_size(config.eval.device_batch_size, size),
-            )
-        )
-    return evaluators
-
-
-def build_train_data(
-    config: RunConfig, source: Source, sampler: PositionSampler, device: str, gate: Gate | None = None
-) -> DataSpec:
-    """The training loader, with the normalisation that runs on the device."""
-    loader = train_loader(
-        source,
-        sampler,
-        augment=config.data.augment,
-        mean=config.data.mean,
-        std=config.data.std,
-        image_transforms=config.algorithms.image_transforms(),
-        eval_crop_ratio=config.eval.crop_ratio,
-        seed=config.seed,
-        workers=config.data.workers,
-        prefetch_factor=config.data.prefetch_factor,
-        pin_memory=device == "gpu",
-        limit=None if config.data.timeout is None else seconds(config.data.timeout),
-        gate=gate,
-    )
-    return DataSpec(loader, microbatch_transforms=Normalise(config.data.mean, config.data.std), split_batch=split)
-
-
-def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: float) -> torch.optim.Optimizer:
-    """SGD over all parameters in one group.
-
-    `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
-    weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019).
-
-    Args:
-        config: The optimizer.
-        params: The model's parameters.
-        lr: The schedule's highest rate.
-    """
-    build = torch.optim.SGD if config.name == "sgd" else DecoupledSGDW
-    nesterov = config.nesterov and config.momentum > 0  # without momentum it is plain SGD
-    return build(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
-
-
-def exempt_norms_and_biases(optimizer: torch.optim.Optimizer) -> None:
-    """Move parameters of at most one dimension (BatchNorm's and biases) to a group of their own without weight decay.
-
-    The rule by dimension is timm's (optim/_param_groups.py) and torchvision's references'.
-    """
-    (group,) = optimizer.param_groups
-    exempt = [param for param in group["params"] if param.ndim <= 1]
-    group["params"] = [param for param in group["params"] if param.ndim > 1]
-    others = {key: value for key, value in group.items() if key not in ("params", "weight_decay")}
-    optimizer.add_param_group({"params": exempt, "weight_decay": 0.0, **others})
-
-
-def build_callbacks(config: RunConfig, sampler: PositionSampler, batches: Sequence[int]) -> list[Callback]:
-    """What the recipe itself needs at each step: whole epochs, seeds, rates, portions, equal statistics."""
-    plan = sampler.plan
-    callbacks: list[Callback] = [
-        WholeEpochs(sampler),
-        PositionSeed(config.seed),
-        SameStatistics(),
-        Schedule(rate_function(config.scheduler, peak_lr(config, plan)), batches),
-    ]
-    if not config.optimizer.decay_norm_and_bias:
-        callbacks.append(ExemptNormsAndBiases())
-    if config.device_microbatch_size is not None:
-        callbacks.append(Microbatches(partial(at_size, config.device_microbatch_size)))
-    return callbacks
-
-
 def build_trainer(
     config: RunConfig,
     *,
@@ -158,39 +48,40 @@ def build_trainer(
     gate: Gate | None = None,
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """A Trainer at the position from which `fit()` goes on.
+    """A Trainer at the position from which `fit()` continues.
 
-    Args:
-        config: The run.
-        train: Training images.
-        val: Evaluation images.
-        sampler: This process's batches.
-        algorithms: The techniques, in order.
-        callbacks: What watches the run and saves it; the recipe's own come before them.
-        loggers: Where the figures go.
-        gate: Asked before each batch, see data/wait.py.
-        profiler: Composer's, where the run is profiled.
+    The recipe's own callbacks come before `callbacks`; `gate` is asked before each batch (data/wait.py).
 
     Raises:
         InputError: The config names what does not exist, such as a model.
     """
-    device, plan = device_name(config.device), sampler.plan
-    batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
+    device, lr = device_name(config.device), peak_lr(config, sampler.plan)
     reproducibility.seed_all(config.seed)
-    classes = config.model.num_classes or len(train.classes)
-    model = build_classifier(config, classes, "cuda" if device == "gpu" else device)
+    model = build_classifier(
+        config, config.model.num_classes or len(train.classes), "cuda" if device == "gpu" else device
+    )
+    recipe: list[Callback] = [
+        WholeEpochs(sampler),
+        PositionSeed(config.seed),
+        SameStatistics(),
+        Schedule(rate_function(config.scheduler, lr), [sampler.batches(epoch) for epoch in range(config.epochs)]),
+    ]
+    if not config.optimizer.decay_norm_and_bias:
+        recipe.append(ExemptNormsAndBiases())
+    if config.device_microbatch_size is not None:
+        recipe.append(Microbatches(partial(at_size, config.device_microbatch_size)))
     trainer = Trainer(
         model=model,
         train_dataloader=build_train_data(config, train, sampler, device, gate),
         eval_dataloader=build_evaluators(config, val, device, gate),
-        optimizers=build_optimizer(config.optimizer, model.parameters(), peak_lr(config, plan)),
+        optimizers=build_optimizer(config.optimizer, model.parameters(), lr),
         max_duration=config.max_duration,
         algorithms=list(algorithms),
-        callbacks=[*build_callbacks(config, sampler, batches), *callbacks],
+        callbacks=[*recipe, *callbacks],
         loggers=list(loggers),
         device=device,
         precision=config.precision,
-        device_train_microbatch_size=max(entry.global_batch_size for entry in plan),
+        device_train_microbatch_size=max(entry.global_batch_size for entry in sampler.plan),
         seed=config.seed,
         run_name=config.run_name,
         deterministic_mode=config.deterministic,
@@ -213,17 +104,81 @@ def build_trainer(
     return trainer
 
 
+def build_train_data(
+    config: RunConfig, source: Source, sampler: PositionSampler, device: str, gate: Gate | None = None
+) -> DataSpec:
+    """The training loader, with the normalisation that runs on the device."""
+    data = config.data
+    loader = train_loader(
+        source,
+        sampler,
+        augment=data.augment,
+        mean=data.mean,
+        std=data.std,
+        image_transforms=config.algorithms.image_transforms(),
+        eval_crop_ratio=config.eval.crop_ratio,
+        seed=config.seed,
+        workers=data.workers,
+        prefetch_factor=data.prefetch_factor,
+        pin_memory=device == "gpu",
+        limit=None if data.timeout is None else seconds(data.timeout),
+        gate=gate,
+    )
+    return DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
+
+
+def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate | None = None) -> list[Evaluator]:
+    """One evaluator per size of `eval.sizes`, labelled `eval_SIZE`."""
+    data = config.data
+
+    def due(state: State, event: Event) -> bool:
+        last = state.max_duration is not None and state.timestamp >= state.max_duration
+        return event == Event.EPOCH_END and (int(state.timestamp.epoch) % config.eval.interval == 0 or last)
+
+    evaluators = []
+    for size in config.eval.sizes:
+        loader = eval_loader(
+            source,
+            size=size,
+            crop_ratio=config.eval.crop_ratio,
+            device_batch_size=at_size(config.eval.device_batch_size, size),
+            rank=dist.get_global_rank(),
+            world_size=dist.get_world_size(),
+            workers=data.workers,
+            prefetch_factor=data.prefetch_factor,
+            pin_memory=device == "gpu",
+            limit=None if data.timeout is None else seconds(data.timeout),
+            gate=gate,
+        )
+        spec = DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
+        microbatch = at_size(config.eval.device_batch_size, size)
+        evaluators.append(
+            Evaluator(label=f"eval_{size}", dataloader=spec, eval_interval=due, device_eval_microbatch_size=microbatch)
+        )
+    return evaluators
+
+
+def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A batch in portions of at most so many images; Composer's own warns where one portion is the whole."""
+    return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
+
+
+def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: float) -> torch.optim.Optimizer:
+    """SGD over all parameters in one group; `lr` is the schedule's highest rate.
+
+    `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
+    weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019).
+    """
+    build = torch.optim.SGD if config.name == "sgd" else DecoupledSGDW
+    nesterov = config.nesterov and config.momentum > 0  # without momentum it is plain SGD
+    return build(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
+
+
 # What the recipe does at each step and epoch.
 
 
 def position_seed(seed: int, rank: int, batch: int) -> int:
-    """A 32-bit seed for one process and one step of the run.
-
-    Args:
-        seed: The run's seed, in [0, 2**32).
-        rank: Global rank of the process.
-        batch: Steps done since the start of the run.
-    """
+    """A 32-bit seed for one process and one step, from the run's seed (32 bits), the global rank and the steps done."""
     return int(np.random.SeedSequence((seed, rank, batch)).generate_state(1)[0])
 
 
@@ -232,9 +187,6 @@ class PositionSeed(Callback):
 
     MixUp, CutMix, stochastic depth, dropout and whatever else draws from them then depend on the position only: not on
     the loader's workers, not on what was drawn before, and not on where the run was interrupted.
-
-    Args:
-        seed: The run's seed.
     """
 
     def __init__(self, seed: int) -> None:
@@ -242,7 +194,6 @@ class PositionSeed(Callback):
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """Runs before the batch is fetched, the first event of a step."""
-        del logger
         value = position_seed(self.seed, dist.get_global_rank(), int(state.timestamp.batch))
         random.seed(value)
         np.random.seed(value)
@@ -254,8 +205,19 @@ class ExemptNormsAndBiases(Callback):
 
     def before_load(self, state: State, logger: Logger) -> None:
         """The surgery (Event.INIT) is done, and no checkpoint is loaded yet."""
-        del logger
         exempt_norms_and_biases(state.optimizers[0])
+
+
+def exempt_norms_and_biases(optimizer: torch.optim.Optimizer) -> None:
+    """Move parameters of at most one dimension (BatchNorm's and biases) to a group of their own without weight decay.
+
+    The rule by dimension is timm's (optim/_param_groups.py) and torchvision's references'.
+    """
+    (group,) = optimizer.param_groups
+    exempt = [param for param in group["params"] if param.ndim <= 1]
+    group["params"] = [param for param in group["params"] if param.ndim > 1]
+    others = {key: value for key, value in group.items() if key not in ("params", "weight_decay")}
+    optimizer.add_param_group({"params": exempt, "weight_decay": 0.0, **others})
 
 
 class Schedule(Callback):
@@ -272,16 +234,11 @@ class Schedule(Callback):
     def __init__(self, rate: Callable[[float, float], Rate], batches: Sequence[int]) -> None:
         self.rate = rate
         self.batches = batches
-        self.total_steps = sum(batches)
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Runs before every step."""
-        del logger
-        epoch = int(state.timestamp.epoch)
-        step = step_at(
-            epoch, int(state.timestamp.batch_in_epoch), self.batches[epoch], len(self.batches), self.total_steps
-        )
-        rate = self.rate(step, self.total_steps)
+        epoch, batch, total = int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch), sum(self.batches)
+        rate = self.rate(step_at(epoch, batch, self.batches[epoch], len(self.batches), total), total)
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate.lr
             if rate.momentum is not None:
@@ -289,18 +246,13 @@ class Schedule(Callback):
 
 
 class Microbatches(Callback):
-    """Accumulates gradients over portions whose size depends on the image size.
-
-    Args:
-        images: Images per device and forward pass at an image size in pixels.
-    """
+    """Accumulates gradients over portions of `images(size)` images per device and forward pass, size in pixels."""
 
     def __init__(self, images: Callable[[int], int]) -> None:
         self.images = images
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """The batch's size is known, and it is not split yet."""
-        del logger
         state.device_train_microbatch_size = self.images(state.batch[0].shape[-1])
 
 
@@ -309,25 +261,17 @@ class WholeEpochs(Callback):
 
     Composer 0.32.1 asks the loader for its length once (`State.set_dataloader`) and ends every epoch after so many
     batches: where a later stage has smaller batches, and so more of them, the rest of its images would be left out.
-
-    Args:
-        sampler: Of the training loader.
     """
 
     def __init__(self, sampler: PositionSampler) -> None:
         self.sampler = sampler
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """A run that goes on in the middle of an epoch does not start one."""
-        del logger
-        self._measure(state)
+        """A run that resumes in the middle of an epoch does not start one."""
+        self.epoch_start(state, logger)
 
     def epoch_start(self, state: State, logger: Logger) -> None:
         """Runs before the loader is iterated, and before Composer tells the sampler which epoch it is."""
-        del logger
-        self._measure(state)
-
-    def _measure(self, state: State) -> None:
         self.sampler.set_epoch(int(state.timestamp.epoch))
         state.dataloader_len = -1  # ask the loader again
 
@@ -341,7 +285,6 @@ class SameStatistics(Callback):
 
     def eval_start(self, state: State, logger: Logger) -> None:
         """Runs after EMA and its like have put their weights in place."""
-        del logger
         if torch.distributed.is_initialized():
             for buffer in state.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
@@ -352,8 +295,8 @@ class FixedBuckets(Algorithm):
 
     Without it, DDP orders its buckets anew after a process's first step (`Reducer::should_rebuild_buckets` in torch's
     reducer.cpp). The first step after a resume would then add the gradients of more than two processes in another order
-    than the same step of a run that went on, and the two would end with other weights. An algorithm, because Composer's
-    Trainer has no argument for it and asks only these (composer/trainer/trainer.py:1583).
+    than the same step of a run that was not interrupted, and the two would end with other weights. An algorithm,
+    because Composer's Trainer has no argument for it and asks only these (composer/trainer/trainer.py:1583).
     """
 
     find_unused_parameters = True
@@ -363,7 +306,6 @@ class FixedBuckets(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Never: only the attribute counts."""
-        del event, state
         return False
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -123,7 +123,7 @@ def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a
 
     def went_on_from():
         """Of the second start's; past every name until it is said."""
-        found = re.search(r"hit goes on from .*?(ep\d+-ba\d+)", cluster.output(0))
+        found = re.search(r"hit resumes from .*?(ep\d+-ba\d+)", cluster.output(0))
         return f"hit/{found[1]}.json" if found else "hit/eq"
 
     cluster.start("hit")

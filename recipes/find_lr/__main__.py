@@ -272,7 +272,7 @@ def main() -> int:
     # Only now: importing torch and Composer takes seconds, and the errors above need neither.
     from recipes.find_lr.range_test import run_tests, trial_config
     from recipes.trainer import device_name
-    from recipes.watch.versions import versions
+    from recipes.watch.summary import versions
 
     require_launched()
     devices, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))

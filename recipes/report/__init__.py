@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 
 class Predictions(NamedTuple):
-    """The last evaluation, image by image; N images, C classes (recipes/watch/predictions.py writes it)."""
+    """The last evaluation, image by image; N images, C classes (recipes/watch/pictures.py writes it)."""
 
     label: Array  # int (N,); negative where the image could not be decoded
     predicted: Array  # int (N,); negative where no process evaluated the image

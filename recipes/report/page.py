@@ -26,8 +26,7 @@ from recipes.output import ABSENT, Table, render_page
 from recipes.report import POINTS, Confusions, Predictions, Run, charts, read_run
 from recipes.resolved import resolved_values
 from recipes.results import short_commit
-from recipes.watch.clock import duration
-from recipes.watch.files import replace_text
+from recipes.watch.files import duration, replace_text
 
 REPORT = "report.html"  # the page's name in a run's folder
 GRIDS, ERRORS = 8, 24  # pictures of one run at most; of several runs, half as many each

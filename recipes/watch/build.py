@@ -1,114 +1,69 @@
-"""All that watches a run, from plain values."""
+"""All that watches a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from composer import Callback
 from composer.loggers import LoggerDestination
 
-from recipes.watch.bad_images import BadImages
-from recipes.watch.clock import Clock
-from recipes.watch.external import mlflow_logger, wandb_logger
+from recipes.config import RunConfig
+from recipes.resolved import config_digest
 from recipes.watch.figures import Figures
-from recipes.watch.images import TrainingImages
-from recipes.watch.metrics_file import MetricsFile
-from recipes.watch.predictions import Predictions
+from recipes.watch.pictures import BadImages, Predictions, TrainingImages
 from recipes.watch.progress import Progress
+from recipes.watch.sinks import MetricsFile, TensorBoard, TextLog, external_loggers
 from recipes.watch.summary import Summary
-from recipes.watch.text_log import TextLog
-
-PLAIN_LINE_SECONDS = 30.0
-"""Time between two lines of progress where the console is no terminal."""
 
 
 class Watchers(NamedTuple):
-    """For the Trainer: `loggers` and, before the callback that saves checkpoints, `callbacks`.
-
-    `summary.finish(state_dict)` is called when `fit` has returned; `text_log.open()` may be called before the Trainer
-    is made, so that what happens until then is logged.
-    """
+    """For the Trainer: `loggers` and, before the callback that saves checkpoints, `callbacks`."""
 
     loggers: list[LoggerDestination]
     callbacks: list[Callback]
     summary: Summary
-    text_log: TextLog
+    """Its `finish` is called when `fit` has returned."""
 
 
 def build_watchers(
+    config: RunConfig,
+    text_log: TextLog,
     *,
-    run_folder: Path,
-    run_name: str,
-    plan: Sequence[tuple[int, int]],
-    mean: Sequence[float],
-    std: Sequence[float],
-    interval: int,
-    progress_bar: bool,
-    tensorboard: bool,
-    wandb: Mapping[str, Any] | None,
-    mlflow: Mapping[str, Any] | None,
-    max_bad_fraction: float,
-    config_digest: str,
-    eval_sizes: Sequence[int],
-    resumed_from: Sequence[str],
+    samples: int,
+    sizes: Sequence[int],
+    world_size: int,
     classes: Sequence[str],
     class_names: Sequence[str],
-    stream: TextIO,
-    text_log: TextLog | None = None,
+    resumed_from: str | None,
 ) -> Watchers:
-    """Make the watchers of a run.
+    """Make the watchers of a run, which write to the folder of `text_log`, and open the log.
 
     Args:
-        run_folder: Receives log.txt, metrics.jsonl, summary.json, predictions.npz, images/ and tensorboard/.
-        run_name: The run's name.
-        plan: (training images over all processes, size in pixels) of each epoch.
-        mean: Mean per channel (R, G, B) of images in [0, 1].
-        std: Standard deviation per channel.
-        interval: Batches between two sets of figures.
-        progress_bar: Show one, or plain lines where `stream` is no terminal.
-        tensorboard: Write event files.
-        wandb: Arguments of Composer's WandBLogger; None: off.
-        mlflow: Arguments of Composer's MLFlowLogger; None: off.
-        max_bad_fraction: Share of a split's images, in [0, 1], that may be undecodable.
-        config_digest: For summary.json.
-        eval_sizes: In pixels; those of evaluators labelled `eval_SIZE`.
-        resumed_from: Name of the checkpoint that this process goes on from; empty where it starts from zero.
+        config: The run.
+        text_log: Its log, and its console.
+        samples: Training images in an epoch, over all processes.
+        sizes: Their size in pixels in each epoch.
+        world_size: The run's processes.
         classes: Class folder names in label order.
         class_names: Their names for people.
-        stream: The console.
-        text_log: One that holds already what was logged; None: a new one.
+        resumed_from: The checkpoint that this process resumes from.
 
     Raises:
-        InputError: W&B or MLflow is asked for and not installed, or given an unknown argument.
+        InputError: W&B has no API key.
     """
-    samples = plan[0][0]
-    clock = Clock()
-    figures = Figures(clock, samples, interval)
-    bad_images = BadImages(max_bad_fraction)
-    summary = Summary(
-        run_folder / "summary.json",
-        run_name=run_name,
-        figures=figures,
-        bad_images=bad_images,
-        eval_sizes=eval_sizes,
-        resumed_from=resumed_from,
-        config_digest=config_digest,
-    )
-    text_log = text_log or TextLog(run_folder / "log.txt", stream, run_name)
-    text_log.resumed_from = list(resumed_from)
-    loggers: list[LoggerDestination] = [text_log, MetricsFile(run_folder / "metrics.jsonl", clock, samples)]
-    if progress_bar:
-        loggers.append(Progress(figures, plan, eval_sizes[-1], stream, PLAIN_LINE_SECONDS))
-    if tensorboard:
-        from recipes.watch.tensorboard import TensorBoard
-
-        loggers.append(TensorBoard(run_folder / "tensorboard"))
-    if wandb is not None:
-        loggers.append(wandb_logger(wandb, run_name, run_folder))
-    if mlflow is not None:
-        loggers.append(mlflow_logger(mlflow, run_name))
-    images = TrainingImages(run_folder / "images", mean, std)
-    predictions = Predictions(run_folder / "predictions.npz", eval_sizes[-1], classes, class_names)
-    return Watchers(loggers, [figures, images, bad_images, predictions, summary], summary, text_log)
+    folder, loggers, main_size = text_log.path.parent, config.loggers, config.eval.sizes[-1]
+    figures, bad_images = Figures(samples, loggers.interval), BadImages(config.data.max_bad_fraction)
+    about = {"run_name": config.run_name, "config_digest": config_digest(config, world_size)}
+    summary = Summary(folder / "summary.json", about, figures, bad_images, config.eval.sizes, resumed_from)
+    text_log.resumed_from = resumed_from
+    destinations: list[LoggerDestination] = [text_log, MetricsFile(folder / "metrics.jsonl", figures.clock, samples)]
+    if loggers.progress_bar:
+        destinations.append(Progress(figures, sizes, main_size, text_log.stream))
+    if loggers.tensorboard:
+        destinations.append(TensorBoard(folder / "tensorboard"))
+    destinations += external_loggers(loggers, config.run_name, folder)
+    images = TrainingImages(folder / "images", config.data)
+    predictions = Predictions(folder / "predictions.npz", main_size, classes, class_names)
+    text_log.open()
+    return Watchers(destinations, [figures, images, bad_images, predictions, summary], summary)

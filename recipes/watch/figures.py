@@ -1,6 +1,6 @@
-"""The figures of a run, under our own names.
+"""The figures of a run, under our own names, and the clock behind them.
 
-Every `interval` batches, after the first batch and after the last of each epoch:
+Every `loggers.interval` batches, after the first batch and after the last of each epoch:
 
 - `train/loss`: the step's, mean over the processes; `train/lr` and `train/momentum`: those the step used;
 - `train/image_size`: height in pixels of what the model saw; `train/batch_size`: images of the step, all processes;
@@ -14,15 +14,69 @@ After each evaluation, for each size: `eval/SIZE/top1` and `eval/SIZE/top5` in [
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from composer import Callback, Logger, State
+from composer import Callback, Event, Logger, State
 
-from recipes.watch.clock import PHASES, Clock
-
+Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
+PHASES: tuple[Phase, ...] = ("train", "loader_wait", "evaluation", "checkpointing")
 EVAL_LABEL = "eval_"
 """Evaluators of the sizes are labelled `eval_SIZE`."""
+
+_PHASE_FROM: Mapping[Event, Phase | None] = {
+    Event.FIT_START: "loader_wait",  # its workers start
+    Event.EPOCH_START: "loader_wait",
+    Event.BEFORE_DATALOADER: "loader_wait",
+    Event.AFTER_DATALOADER: "train",
+    Event.BATCH_CHECKPOINT: "checkpointing",
+    Event.EPOCH_END: "train",  # the wait for a batch that did not come is over
+    Event.EPOCH_CHECKPOINT: "checkpointing",
+    Event.FIT_END: None,  # an evaluation may follow, and starts the clock again
+}
+
+
+class Clock:
+    """Splits wall time into phases, cumulative over all processes that led to the present state of a run.
+
+    Between runs of `fit` the clock stands still. What a killed process did after its last checkpoint is not counted:
+    the run that resumes from that checkpoint does it again.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+        self._phase: Phase | None = None
+        self._since = 0.0
+
+    def enter(self, phase: Phase | None) -> Phase | None:
+        """End the present phase, which is returned, and begin another; None stops the clock."""
+        now = time.perf_counter()
+        previous = self._phase
+        if previous is not None:
+            self._seconds[previous] += now - self._since
+        self._phase, self._since = phase, now
+        return previous
+
+    def read(self) -> dict[Phase, float]:
+        """Seconds spent in each phase until now."""
+        self.enter(self._phase)
+        return dict(self._seconds)
+
+    @property
+    def wall(self) -> float:
+        """Seconds spent in all phases until now."""
+        return sum(self.read().values())
+
+    @property
+    def working(self) -> float:
+        """Seconds spent on training steps and waiting for the loader: evaluation and checkpoints left out."""
+        seconds = self.read()
+        return seconds["train"] + seconds["loader_wait"]
+
+    def set(self, seconds: dict[str, float]) -> None:
+        """Continue from the readings of an earlier process."""
+        self._seconds = {phase: float(seconds.get(phase, 0.0)) for phase in PHASES}
 
 
 def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
@@ -41,13 +95,6 @@ def is_figure(name: str) -> bool:
     return name.startswith(("train/", "eval/")) or (name.startswith("time/") and name.endswith("_seconds"))
 
 
-def momentum_of(group: dict[str, Any]) -> float:
-    """Momentum of an optimizer's parameter group: SGD's, or Adam's first beta; 0 where it has neither."""
-    if "betas" in group:
-        return float(group["betas"][0])
-    return float(group.get("momentum", 0.0))
-
-
 class Figures(Callback):
     """Computes the figures and logs them; keeps the clock that others read.
 
@@ -55,7 +102,6 @@ class Figures(Callback):
     It never waits for the device: all it reads is on the host already.
 
     Args:
-        clock: Shared with those who show or write times.
         samples: Training images in an epoch, over all processes.
         interval: Batches between two sets of figures.
 
@@ -63,33 +109,25 @@ class Figures(Callback):
         evaluations: Last evaluation by image size: `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
     """
 
-    def __init__(self, clock: Clock, samples: int, interval: int) -> None:
-        self.clock = clock
+    def __init__(self, samples: int, interval: int) -> None:
+        self.clock = Clock()
         self.samples = samples
         self.interval = interval
         self.evaluations: dict[str, dict[str, float]] = {}
         self._fresh: dict[str, float] = {}
-        self._step: dict[str, float] = {}
+        self._step = dict.fromkeys(("train/lr", "train/momentum", "train/image_size"), float("nan"))
         self._window = (0, 0.0, 0.0)
-        self._before_evaluation: Any = None
+        self._before_evaluation: Phase | None = None
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Set the clock, then do what the event's method does."""
+        if event in _PHASE_FROM:
+            self.clock.enter(_PHASE_FROM[event])
+        super().run_event(event, state, logger)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """The first batch of a loader waits for its workers to start."""
-        del logger
-        self.clock.enter("loader_wait")
+        """Begin to measure the speed."""
         self._open_window(state)
-
-    def epoch_start(self, state: State, logger: Logger) -> None:
-        """The loader begins a new epoch."""
-        self.clock.enter("loader_wait")
-
-    def before_dataloader(self, state: State, logger: Logger) -> None:
-        """Waiting for a batch begins; a checkpoint, if any, was saved."""
-        self.clock.enter("loader_wait")
-
-    def after_dataloader(self, state: State, logger: Logger) -> None:
-        """The batch is here."""
-        self.clock.enter("train")
 
     def after_forward(self, state: State, logger: Logger) -> None:
         """What the model saw, after the algorithms changed it."""
@@ -98,8 +136,7 @@ class Figures(Callback):
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Just before the optimizer's step; at the batch's end the rate is the next step's already."""
         group = state.optimizers[0].param_groups[0]
-        self._step["train/lr"] = float(group["lr"])
-        self._step["train/momentum"] = momentum_of(group)
+        self._step["train/lr"], self._step["train/momentum"] = float(group["lr"]), float(group["momentum"])
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log, where it is time to."""
@@ -118,11 +155,8 @@ class Figures(Callback):
         label = state.dataloader_label or ""
         if not label.startswith(EVAL_LABEL):
             return
-        size = label.removeprefix(EVAL_LABEL)
-        metrics = state.eval_metrics[label]
-        figures: dict[str, float] = {
-            name: round(float(metrics[name].compute()), 6) for name in ("top1", "top5", "loss") if name in metrics
-        }
+        size, metrics = label.removeprefix(EVAL_LABEL), state.eval_metrics[label]
+        figures = {name: round(float(metrics[name].compute()), 6) for name in ("top1", "top5", "loss")}
         self.evaluations[size] = figures
         self._fresh.update({f"eval/{size}/{name}": value for name, value in figures.items()})
 
@@ -133,22 +167,6 @@ class Figures(Callback):
         if fresh:
             logger.log_metrics(fresh, step=int(state.timestamp.batch))
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """What runs until the next batch is asked for is saving."""
-        self.clock.enter("checkpointing")
-
-    def epoch_end(self, state: State, logger: Logger) -> None:
-        """The wait for a batch that did not come is over."""
-        self.clock.enter("train")
-
-    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """What runs until the next epoch is saving."""
-        self.clock.enter("checkpointing")
-
-    def fit_end(self, state: State, logger: Logger) -> None:
-        """Training is over; an evaluation may follow, and starts the clock again."""
-        self.clock.enter(None)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: the clock's readings and the last evaluation."""
         return {
@@ -157,7 +175,7 @@ class Figures(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         self.clock.set(state["seconds"])
         self.evaluations = {size: numbers(figures) for size, figures in state["evaluations"].items()}
 
@@ -169,14 +187,12 @@ class Figures(Callback):
         before = 0 if state.previous_timestamp is None else int(state.previous_timestamp.sample)
         samples, working, waiting = self._window
         elapsed = max(self.clock.working - working, 1e-9)
-        figures = {
+        return {
             "train/loss": state.total_loss_dict.get("loss/train/total", float("nan")),
-            "train/lr": self._step.get("train/lr", float("nan")),
-            "train/momentum": self._step.get("train/momentum", float("nan")),
-            "train/image_size": self._step.get("train/image_size", float("nan")),
+            **self._step,
             "train/batch_size": int(stamp.sample) - before,
             "train/images_per_second": round((int(stamp.sample) - samples) / elapsed, 2),
             "train/loader_wait_fraction": round((seconds["loader_wait"] - waiting) / elapsed, 4),
             "train/epoch": int(stamp.epoch) + int(stamp.sample_in_epoch) / self.samples,
+            **{f"time/{phase}_seconds": round(seconds[phase], 3) for phase in PHASES},
         }
-        return figures | {f"time/{phase}_seconds": round(seconds[phase], 3) for phase in PHASES}

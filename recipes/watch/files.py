@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, and a machine that dies, finds the old one or the new one."""
+"""How a run's files are written: replaced as a whole, so that a reader, and a machine that dies, finds one or other."""
 
 from __future__ import annotations
 
@@ -35,3 +35,11 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text for people, without secrets, as `replace_file` does."""
     replace_file(path, [clean(text).encode()])
+
+
+def duration(seconds: float) -> str:
+    """`1:02:03`, hours growing without bound; `?` where it is not known."""
+    if not 0 <= seconds < 1e7:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,20 +1,21 @@
 """`profile: true`: a trace of a few steps at each image size, and a page of where a step goes.
 
 Composer's profiler marks the events of a step and each algorithm; a trace handler of ours puts these marks into
-torch.profiler's trace and adds up their times. Nothing is drawn, and nothing that is trained is touched.
+torch.profiler's trace and adds up their times. Nothing is drawn at random, and nothing that is trained is changed.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from composer import Event, Logger, State
@@ -26,22 +27,69 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from recipes.json_text import to_json
 from recipes.watch.files import replace_text
-from recipes.watch.step_shares import Span, StageProfile, shares, summary
 
 WARM_UP = 10
 """Steps at an image size, or of a process, before some are traced: kernels are chosen, workers have started."""
 STEPS = 3
 """Steps whose time is added up; the trace holds one more before them, in which the profiler itself starts."""
 OPERATORS = 10
+LEAVES = {
+    "event/dataloader": "waiting for the loader",
+    "event/forward": "forward pass",
+    "event/loss": "loss",
+    "event/backward": "backward pass",
+}
+"""Marks that hold no other; so do the algorithms', `algorithm/CLASS/event/EVENT`."""
+INPUT, OPTIMIZER, REST = (
+    "to the device, normalisation, gradients to zero",
+    "optimizer, loss to the host",
+    "figures, checkpoints, the rest",
+)
+ORDER = ("waiting for the loader", INPUT, "forward pass", "loss", "backward pass", OPTIMIZER, "algorithm ", REST)
+NOTES = """\
+Rank 0 only. The profiler slows a step down, and on a GPU each part waits for the device, so that its time is its
+own: compare the shares, not the milliseconds. The run's whole waiting for the loader is in metrics.jsonl.
+
+The traces beside this file, `SIZEpx.pt.trace.json.gz`, open in Perfetto (ui.perfetto.dev) as they are, and in
+TensorBoard with its plugin (`pip install torch-tb-profiler`; `tensorboard --logdir` with this folder)."""
 
 log = logging.getLogger(__name__)
+
+
+class Span(NamedTuple):
+    """One mark, in seconds."""
+
+    name: str
+    begin: float
+    end: float
+
+
+class StageProfile(NamedTuple):
+    """What was measured at one image size; SIZEpx.json holds it."""
+
+    size: int
+    """In pixels, of what the loader makes."""
+    images: int
+    """Of a step on one device."""
+    batch: int
+    """Batches of the run that were done at the end."""
+    steps: int
+    seconds: float
+    """Of all these steps."""
+    plain_step_seconds: float | None
+    """A step before them, without the profiler (median); None: there were none."""
+    device: str
+    shares: dict[str, float]
+    """Seconds by part of the step; they add up to `seconds`."""
+    operators: Sequence[Sequence[Any]]
+    """(name, share of all operators' time, calls)."""
 
 
 class StepTrace(TraceHandler):
     """Traces STEPS steps of each image size into FOLDER/SIZEpx.pt.trace.json.gz, and keeps FOLDER/summary.md; rank 0.
 
     A size that has its trace already, from an earlier process of the run, is left alone. Where the folder cannot be
-    written, the training goes on.
+    written, the training continues.
 
     Args:
         folder: Made where it is needed.
@@ -50,12 +98,11 @@ class StepTrace(TraceHandler):
 
     def __init__(self, folder: Path, plan: Sequence[tuple[int, int]]) -> None:
         self.folder = folder
-        self.plan = list(plan)
-        self.recording = False
+        self.plan = plan
         self._torch: profile | None = None
         self._device = "cpu"
         self._size = 0
-        self._first: int | float = 0
+        self._first = 0.0
         self._seen = 0
         self._open: dict[str, tuple[float, Any]] = {}
         self._spans: list[Span] = []
@@ -66,22 +113,19 @@ class StepTrace(TraceHandler):
 
     def action(self, state: State) -> ProfilerAction:
         """For Composer's profiler: whether the present step is recorded."""
-        del state
-        return ProfilerAction.ACTIVE if self.recording else ProfilerAction.SKIP
+        return ProfilerAction.SKIP if self._torch is None else ProfilerAction.ACTIVE
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Where a run goes on inside an epoch, begin the epoch's mark.
+        """Where a run resumes inside an epoch, begin the epoch's mark.
 
         Composer begins it at EPOCH_START, which does not fire there, and ends it with an error at EPOCH_END.
         """
-        del logger
         if int(state.timestamp.batch_in_epoch) > 0:
             assert state.profiler is not None
             state.profiler.marker(f"event/{Event.EPOCH_START.canonical_name}").start()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """A step ends here, and the next begins."""
-        del logger
         if dist.get_global_rank() != 0:
             return
         epoch, batch = int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch)
@@ -100,13 +144,17 @@ class StepTrace(TraceHandler):
         if batch == batches:  # no batch will come
             return
         if self._torch is None and self._seen >= self._first and batches - batch >= min(STEPS + 1, batches):
-            self._start()
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device == "gpu" else [])]
+            self._first = math.inf
+            self._torch = profile(activities=activities, acc_events=True)
+            self._torch.start()
+            self._spans, self._starts = [], [self._now()]
         self._seen += 1
 
-    def _first_traced(self, epoch: int, batch: int) -> int | float:
+    def _first_traced(self, epoch: int, batch: int) -> float:
         """Steps of this size that pass before one is traced; infinite where there is a trace."""
-        if self._data_file(self._size).exists():
-            return float("inf")
+        if self._data_file().exists():
+            return math.inf
         left = -batch
         for size, batches in self.plan[epoch:]:
             if size != self._size:
@@ -114,23 +162,13 @@ class StepTrace(TraceHandler):
             left += batches
         return max(0, min(WARM_UP, left - (STEPS + 1)))
 
-    def _start(self) -> None:
-        activities = [ProfilerActivity.CPU]
-        if self._device == "gpu":
-            activities.append(ProfilerActivity.CUDA)
-        self._first = float("inf")
-        self._torch = profile(activities=activities, acc_events=True)
-        self._torch.start()
-        self.recording = True
-        self._spans, self._starts = [], [self._now()]
-
     def _stop(self, batches_done: int) -> None:
         """End the trace, and write it with the times of its steps."""
         assert self._torch is not None
         for _, mark in reversed(self._open.values()):
             mark.__exit__(None, None, None)
         self._open.clear()
-        traced, self._torch, self.recording = self._torch, None, False
+        traced, self._torch = self._torch, None
         traced.stop()
         # Without the step in which the profiler starts, unless it is the only one.
         counted = self._starts[1:] if len(self._starts) > 2 else self._starts
@@ -149,27 +187,26 @@ class StepTrace(TraceHandler):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             traced.export_chrome_trace(str(self.folder / f"{self._size}px.pt.trace.json.gz"))
-            replace_text(self._data_file(self._size), to_json(stage._asdict(), indent=2) + "\n")
+            replace_text(self._data_file(), to_json(stage._asdict(), indent=2) + "\n")
             replace_text(self.folder / "summary.md", summary(self._known()))
         except (OSError, RuntimeError) as error:
-            log.warning("%s: the profile cannot be written: %s; the training goes on", self.folder, error)
+            log.warning("%s: the profile cannot be written: %s; the training continues", self.folder, error)
 
     def _known(self) -> list[StageProfile]:
         """The sizes traced so far, the smallest first."""
         found = []
         for path in self.folder.glob("*px.json"):
             try:
-                found.append(StageProfile.of(json.loads(path.read_text(encoding="utf-8"))))
-            except (ValueError, TypeError, KeyError):
-                log.warning("%s: is no profile; it is left out of the summary", path)
+                found.append(StageProfile(**json.loads(path.read_text(encoding="utf-8"))))
+            except (ValueError, TypeError):
+                log.warning("%s: not a profile; left out of the summary", path)
         return sorted(found, key=lambda stage: stage.size)
 
-    def _data_file(self, size: int) -> Path:
-        return self.folder / f"{size}px.json"
+    def _data_file(self) -> Path:
+        return self.folder / f"{self._size}px.json"
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
         """The batch is here."""
-        del logger
         self._images = len(state.batch[1])
 
     def process_duration_event(
@@ -181,7 +218,6 @@ class StepTrace(TraceHandler):
         wall_clock_time_ns: int,
     ) -> None:
         """A mark of Composer's profiler begins or ends; what began before the trace is left out."""
-        del categories, timestamp, wall_clock_time_ns
         if self._torch is None:
             return
         if is_start:
@@ -214,13 +250,84 @@ def _operators(traced: profile, device: str) -> list[tuple[str, float, int]]:
     return [(event.key, getattr(event, key) / total, event.count) for event in largest]
 
 
-def build_profiler(folder: Path, plan: Sequence[tuple[int, int]]) -> Profiler:
-    """Composer's profiler with our trace handler, and none of its own threads and uploads.
+def shares(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
+    """Split the time from `begin` to `end`, in seconds, into the parts of a step.
+
+    An instant counts for the innermost mark around it. What is in no leaf is, inside `event/train_batch`, the way of
+    the images to the network; else inside `event/batch` the optimizer's; else the rest.
 
     Args:
-        folder: Where the profile goes, RUN/profile.
-        plan: (image size in pixels, batches) of each epoch.
+        spans: Marks inside that time, nested or apart, as Composer makes them: `event/batch` around
+            `event/train_batch` around the leaves.
+        begin: When the first step begins.
+        end: When the last one ends.
+
+    Returns:
+        Seconds by part, at least 0, which add up to `end - begin`.
     """
+    outer = [span for span in spans if span.name == "event/batch"]
+    inner = [span for span in spans if span.name == "event/train_batch"]
+    found: dict[str, float] = dict.fromkeys((*LEAVES.values(), INPUT, OPTIMIZER), 0.0)
+    leaves: list[Span] = []
+    for span in spans:
+        part = f"algorithm {span.name.split('/')[1]}" if span.name.startswith("algorithm/") else LEAVES.get(span.name)
+        if part is not None:
+            found[part] = found.get(part, 0.0) + span.end - span.begin
+            leaves.append(span)
+    in_train = [span for span in leaves if _inside(span, inner)]
+    in_batch = [span for span in leaves if _inside(span, outer) and not _inside(span, inner)]
+    found[INPUT] = max(_length(inner) - _length(in_train), 0.0)
+    found[OPTIMIZER] = max(_length(outer) - _length(inner) - _length(in_batch), 0.0)
+    found[REST] = max(end - begin - sum(found.values()), 0.0)
+    return found
+
+
+def _inside(span: Span, outer: Sequence[Span]) -> bool:
+    return any(one.begin <= span.begin and span.end <= one.end for one in outer)
+
+
+def _length(spans: Sequence[Span]) -> float:
+    return sum(span.end - span.begin for span in spans)
+
+
+def summary(stages: Sequence[StageProfile]) -> str:
+    """The page, as Markdown."""
+
+    def row(name: str, seconds: Sequence[float]) -> str:
+        cells = (
+            f"{1000 * own / stage.steps:.2f} | {own / stage.seconds:.1%}"
+            for own, stage in zip(seconds, stages, strict=True)
+        )
+        return f"| {name} | {' | '.join(cells)} |"
+
+    lines = ["# Where a step goes", ""]
+    for stage in stages:
+        plain = stage.plain_step_seconds
+        lines.append(
+            f"- {stage.size} px: {stage.steps} steps of {stage.images} images a device up to batch {stage.batch}, "
+            f"{1000 * stage.seconds / stage.steps:.1f} ms each"
+            + ("" if plain is None else f", {1000 * plain:.1f} ms without the profiler")
+        )
+    lines += ["", "| ms of a step | " + " | ".join(f"{stage.size} px | share" for stage in stages) + " |"]
+    lines.append("| --- |" + " ---: | ---: |" * len(stages))
+    rank = {
+        name: ORDER.index("algorithm " if name.startswith("algorithm ") else name) for s in stages for name in s.shares
+    }
+    for name in sorted(rank, key=lambda name: (rank[name], name)):
+        lines.append(row(name, [stage.shares.get(name, 0.0) for stage in stages]))
+    lines.append(row("all", [stage.seconds for stage in stages]))
+    lines += ["", NOTES, "", "## Operators with most time of their own", ""]
+    for stage in stages:
+        kernel = "GPU" if stage.device == "gpu" else "CPU"
+        lines += [f"{stage.size} px, share of all operators' {kernel} time:", ""]
+        lines += ["| operator | share | calls |", "| --- | ---: | ---: |"]
+        lines += [f"| `{name}` | {share:.1%} | {calls} |" for name, share, calls in stage.operators]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def build_profiler(folder: Path, plan: Sequence[tuple[int, int]]) -> Profiler:
+    """Composer's profiler with a `StepTrace`, and none of its own threads and uploads."""
     # On a machine without a GPU, Kineto reports that as an error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     warnings.filterwarnings("ignore", message="The profiler is enabled")

@@ -1,21 +1,30 @@
-"""summary.json: what a run came to, for people, scripts and CI."""
+"""summary.json: what a run came to and what it was made with, for people, scripts and CI."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import os
+import platform
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
 
+from algorithms import bare_name
 from recipes.json_text import to_json
-from recipes.watch.bad_images import BadImages
 from recipes.watch.figures import Figures
 from recipes.watch.files import replace_text
-from recipes.watch.fingerprint import weights_sha256
-from recipes.watch.versions import versions
+from recipes.watch.pictures import BadImages
+
+PACKAGES = {"torch": "torch", "torchvision": "torchvision", "composer": "mosaicml", "timm": "timm", "numpy": "numpy"}
 
 log = logging.getLogger(__name__)
 
@@ -23,44 +32,39 @@ log = logging.getLogger(__name__)
 class Summary(Callback):
     """Writes summary.json at the start, at each checkpoint and epoch's end, and through `finish` at the end; rank 0.
 
-    `top1`, `top5` and `loss` are those of the last evaluation, in [0, 1], null before the first. `wall_seconds` counts
-    all processes that led to the state: training, waiting, evaluation, checkpoints. `images_per_second` leaves the last
-    two out. `weights_sha256` (see fingerprint.py) is null until the run is finished.
+    `top1` and `top5` are those of the last evaluation at the last size, in [0, 1], null before the first.
+    `wall_seconds` counts all processes that led to the state: training, waiting, evaluation, checkpoints.
+    `images_per_second` leaves the last two out. `weights_sha256` is null until the run is finished.
 
     Args:
         path: The file; its folder is made.
-        run_name: The run's.
+        about: `run_name` and `config_digest`.
         figures: Clock and last evaluation.
         bad_images: Those found.
-        eval_sizes: In pixels; `top1` and `top5` are the last one's.
-        resumed_from: The checkpoint that this process goes on from, or none.
-        config_digest: The config's.
+        eval_sizes: In pixels.
+        resumed_from: The checkpoint that this process resumes from.
     """
 
     def __init__(
         self,
         path: Path,
-        *,
-        run_name: str,
+        about: Mapping[str, str],
         figures: Figures,
         bad_images: BadImages,
         eval_sizes: Sequence[int],
-        resumed_from: Sequence[str],
-        config_digest: str,
+        resumed_from: str | None,
     ) -> None:
         self.path = path
-        self.run_name = run_name
+        self.about = about
         self.figures = figures
         self.bad_images = bad_images
-        self.eval_sizes = tuple(eval_sizes)
-        self.resumed_from = list(resumed_from)
-        self.config_digest = config_digest
+        self.eval_sizes = [str(size) for size in eval_sizes]
+        self.resumed_from = [] if resumed_from is None else [resumed_from]
         self._state: State | None = None
         self._versions: dict[str, str | None] = {}
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Position and device are known."""
-        del logger
         self._state = state
         if dist.get_global_rank() == 0:
             self._versions = self._versions or versions(state.device.name)
@@ -71,61 +75,127 @@ class Summary(Callback):
         self.write()
 
     def finish(self, weights: Mapping[str, object]) -> str:
-        """The run is over.
-
-        Args:
-            weights: The final model's state dict, as saved for use.
-
-        Returns:
-            Its `weights_sha256`.
-        """
+        """The run is over; returns the `weights_sha256` of the final model's state dict."""
         digest = weights_sha256(weights)
-        self.write(finished=True, weights_digest=digest)
+        self.write(digest)
         return digest
 
-    def write(self, finished: bool = False, weights_digest: str | None = None) -> None:
-        """Write the file; a full disk is a warning, except at the end."""
+    def write(self, weights_digest: str | None = None) -> None:
+        """Write the file; a full disk is a warning, except at the end, when there is a digest of the weights."""
         if self._state is None or dist.get_global_rank() != 0:
             return
-        text = to_json(self.content(self._state, finished, weights_digest), indent=2)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(self.path, text + "\n")
-        except OSError as error:
-            if finished:
-                raise
-            log.warning("%s cannot be written: %s; the training goes on", self.path, error)
-
-    def content(self, state: State, finished: bool, weights_digest: str | None) -> dict[str, Any]:
-        """The summary as it goes into the file."""
-        seconds, working = self.figures.clock.read(), self.figures.clock.working
+        stamp, seconds, working = self._state.timestamp, self.figures.clock.read(), self.figures.clock.working
         evaluations = self.figures.evaluations
-        main = evaluations.get(str(self.eval_sizes[-1]), {})
-        samples = int(state.timestamp.sample)
-        return {
-            "run_name": self.run_name,
-            "finished": finished,
-            "epochs": int(state.timestamp.epoch),
-            "batches": int(state.timestamp.batch),
-            "samples": samples,
+        main = evaluations.get(self.eval_sizes[-1], {})
+        content = {
+            "run_name": self.about["run_name"],
+            "finished": weights_digest is not None,
+            "epochs": int(stamp.epoch),
+            "batches": int(stamp.batch),
+            "samples": int(stamp.sample),
             "wall_seconds": round(sum(seconds.values()), 3),
-            "images_per_second": round(samples / working, 3) if samples and working else None,
+            "images_per_second": round(int(stamp.sample) / working, 3) if int(stamp.sample) and working else None,
             "top1": main.get("top1"),
             "top5": main.get("top5"),
-            "eval_by_size": {str(size): evaluations[str(size)] for size in self.eval_sizes if str(size) in evaluations},
+            "eval_by_size": {size: evaluations[size] for size in self.eval_sizes if size in evaluations},
             "weights_sha256": weights_digest,
             "resumed_from": self.resumed_from,
-            "config_digest": self.config_digest,
+            "config_digest": self.about["config_digest"],
             "versions": self._versions,
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "bad_images": self.bad_images.count,
         }
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self.path, to_json(content, indent=2) + "\n")
+        except OSError as error:
+            if weights_digest is not None:
+                raise
+            log.warning("%s cannot be written: %s; the training continues", self.path, error)
 
     def state_dict(self) -> dict[str, Any]:
-        """The names of the checkpoints that the run went on from; a checkpoint is an occasion to write, too."""
+        """The names of the checkpoints that the run was resumed from; each save updates the file, too."""
         self.write()
         return {"resumed_from": list(self.resumed_from)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The run's earlier resumes come before this process's."""
         self.resumed_from = [*map(str, state["resumed_from"]), *self.resumed_from]
+
+
+def weights_sha256(state_dict: Mapping[str, object]) -> str:
+    """SHA-256, in hex, of a model's parameters and buffers, so that two runs can be compared.
+
+    Over the tensors in the order of their bare names (Unicode code points), for each: the bare name in UTF-8, a zero
+    byte, the dtype (`float32`), a zero byte, the shape (`64,3,7,7`; nothing for a scalar), a zero byte, and the
+    elements in row-major order of the logical shape, little-endian. So the hash depends neither on the memory format
+    (channels last) nor on the device, DDP or torch.compile, nor on the order of insertion. Entries that are no tensors
+    are left out.
+
+    Raises:
+        ValueError: Two entries have the same bare name.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in state_dict.items():
+        if isinstance(value, torch.Tensor):
+            if bare_name(name) in tensors:
+                raise ValueError(f"two tensors are named {bare_name(name)!r} once their wrappers are removed")
+            tensors[bare_name(name)] = value
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        shape = ",".join(str(length) for length in tensor.shape)
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def versions(device: str) -> dict[str, str | None]:
+    """Python, packages, our commit, the device and the machine; `device` is Composer's name: `gpu`, `mps` or `cpu`."""
+    found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
+    for name, package in PACKAGES.items():
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(package)
+    names = {"gpu": lambda: torch.cuda.get_device_name(), "mps": lambda: f"Apple {platform.machine()}"}
+    devices = names.get(device, lambda: f"CPU {platform.machine()}")()
+    memory = None
+    with suppress(OSError, ValueError):
+        memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
+    return {
+        **found,
+        "commit": commit(Path(__file__).resolve().parents[2]),
+        "device": f"{dist.get_world_size()} x {devices}",
+        "cpu": f"{os.cpu_count()} x {_cpu_name()}",  # all that the system sees, for the loader runs on them
+        "memory": memory,
+    }
+
+
+def _output(*command: str) -> str:
+    run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    return run.stdout.strip()
+
+
+def commit(root: Path) -> str | None:
+    """The commit of the checkout at `root`, with `-dirty` where tracked files differ; None where it is no checkout."""
+    git = ("git", "-C", str(root))
+    try:
+        # A folder installed somewhere inside another project's checkout has not that one's commit.
+        if Path(_output(*git, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
+        head = _output(*git, "rev-parse", "HEAD")
+        dirty = _output(*git, "diff", "HEAD", "--name-only") != ""
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("-dirty" if dirty else "")
+
+
+def _cpu_name() -> str:
+    """Such as `Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz`."""
+    try:
+        if platform.system() == "Darwin":
+            return _output("sysctl", "-n", "machdep.cpu.brand_string")
+        [name] = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return platform.machine()  # a Linux on ARM does not say
+    return str(name)

@@ -9,7 +9,8 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from tiny_run import assert_equal, convnet
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms.ema import EMAConfig, bare_name, in_batches
+from algorithms import bare_name
+from algorithms.ema import EMAConfig, in_batches
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,9 @@ import pytest
 import torch
 from composer.core import Precision
 
-from recipes.config import RunConfig
 from recipes.divergence import StopOnNan, is_finite
 from recipes.errors import DivergedError
 from recipes.json_text import to_json
-from recipes.resolved import config_digest
 from tests.support import ROOT
 
 NAN, INF = float("nan"), float("inf")
@@ -49,7 +47,7 @@ def strictly(text):
     return json.loads(text, parse_constant=refuse)
 
 
-@pytest.mark.parametrize("often", ["loggers.interval=1", "checkpoints.interval=1ba", "checkpoints.interval=1s"])
+@pytest.mark.parametrize("often", ["loggers.interval=1", "checkpoints.interval=1ba"])
 def test_it_ends_with_status_1_and_what_is_kept_is_from_before(train, tmp_path, caplog, often):
     status, summary = train(ROOT / "yamls" / "demo.yaml", *OVERRIDES, "loggers.interval=1000", often)
     assert status == 1
@@ -97,15 +95,6 @@ def test_a_state_that_is_not_worth_keeping(spoil, precision):
     assert is_finite(state(precision=precision))
     assert not is_finite(state(precision=precision, spoil=spoil))
     assert is_finite(state(NAN, precision)) == (precision == Precision.AMP_FP16)
-
-
-def test_a_checkpoint_goes_on_where_this_and_the_timeout_differ():
-    plain = RunConfig.model_validate({"run_name": "x", "device_batch_size": 1, "data": {"path": "x"}})
-    other = plain.model_copy(
-        update={"stop_on_nan": False, "data": plain.data.model_copy(update={"timeout": None})}, deep=True
-    )
-    assert other != plain
-    assert config_digest(other) == config_digest(plain)
 
 
 def test_json_has_no_number_that_is_none():

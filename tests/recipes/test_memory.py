@@ -8,7 +8,7 @@ from torch import nn
 from data.config import EpochPlan
 from recipes.config import RunConfig
 from recipes.load import load_config
-from recipes.model import build_network, checkpoint_activations, planned_network
+from recipes.model import build_network, planned_network
 from recipes.preflight import activation_memory, check_memory, step_memory
 from recipes.schedule import epoch_plan
 from tests.support import ROOT
@@ -38,11 +38,8 @@ def fits(network, size, images, device_bytes, **changes):
     [
         ("timm/resnet50", 224, 512, None),
         ("timm/resnet50d", 224, 384, 512),
-        ("timm/resnetaa50", 224, 384, 512),
-        ("timm/resnetblur50", 224, 384, 512),
         ("timm/seresnet50", 224, 384, 512),
         ("timm/resnet101", 224, 256, 384),
-        ("timm/resnet101d", 256, 192, 256),
         ("timm/resnet152", 224, 192, 256),
     ],
 )
@@ -117,8 +114,7 @@ def bytes_kept(network, images):
     return sum(t.untyped_storage().nbytes() for at, t in kept.items() if at not in own)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-@pytest.mark.parametrize("blurpool", [False, True])
+@pytest.mark.parametrize(("name", "blurpool"), [("resnet18", False), ("resnet50", True)])
 def test_the_meta_device_keeps_what_the_cpu_keeps(name, blurpool):
     from composer.algorithms.blurpool import apply_blurpool
 
@@ -127,8 +123,8 @@ def test_the_meta_device_keeps_what_the_cpu_keeps(name, blurpool):
         apply_blurpool(real)
         with torch.device("meta"):
             apply_blurpool(meta)
-    told = activation_memory(meta, 64, half=False, frozen=False, checkpointing=False)
-    assert bytes_kept(real, torch.randn(6, 3, 64, 64)) == pytest.approx(told.fixed + 6 * told.per_image, rel=0.01)
+    found = activation_memory(meta, 64, half=False, frozen=False, checkpointing=False)
+    assert bytes_kept(real, torch.randn(6, 3, 64, 64)) == pytest.approx(found.fixed + 6 * found.per_image, rel=0.01)
 
 
 def test_half_precision_halves_and_checkpointing_saves():
@@ -141,13 +137,6 @@ def test_half_precision_halves_and_checkpointing_saves():
     # 16 blocks keep their inputs: sum of (H * W * channels * 4 bytes), and one block at most is computed again.
     inputs = 56**2 * (64 + 2 * 256) + 28**2 * 4 * 512 + 14**2 * 6 * 1024 + 7**2 * 2 * 2048 + 56**2 * 256
     assert inputs * 4 < again < 0.6 * whole
-
-
-def test_checkpointed_blocks_are_those_of_the_model():
-    network = build_network("resnet50", 10)
-    assert checkpoint_activations(network) == 16
-    with torch.no_grad():
-        assert network.eval()(torch.randn(2, 3, 64, 64)).shape == (2, 10)
 
 
 def test_a_frozen_stage_needs_little():

@@ -16,13 +16,12 @@ from algorithms.config import AlgorithmsConfig
 from recipes.checkpoints.find import load_manifest
 from recipes.checkpoints.format import pack
 from recipes.checkpoints.manifest import Manifest
-from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.store import LocalStore
 from recipes.errors import InputError
 from recipes.model import build_network
-from recipes.run import watch
+from recipes.run import claim_folder
 from recipes.trained import load_trained
-from recipes.watch.fingerprint import weights_sha256
+from recipes.watch.summary import weights_sha256
 from tests.recipes.checkpoints.tiny import content_of, plant
 
 
@@ -55,8 +54,8 @@ def damage(folder, stem):
 @pytest.mark.parametrize("plant", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("elsewhere")])
 def test_a_run_does_not_write_through_what_lies_in_its_files_places(tiny, tmp_path, name, plant):
     plant(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name}: is no regular file") as refused:
-        watch(tiny.config, tmp_path, [], Resume(), ((), ()), None)
+    with pytest.raises(InputError, match=f"{name}: not a regular file") as refused:
+        claim_folder(tiny.config, tmp_path)
     assert len(refused.value.lines) == 1
 
 

@@ -5,43 +5,14 @@ import pytest
 import torch
 from composer import Callback
 
-from recipes.watch.clock import Clock
-from recipes.watch.figures import is_figure, momentum_of
-from tests.recipes.watch.tiny import BATCH, SAMPLES, Images, Tiny
+from recipes.watch.figures import Clock
+from tests.recipes.watch.tiny import BATCH, SAMPLES, Images, Recorder, Tiny
 
 TRAINING = [
-    "train/loss",
-    "train/lr",
-    "train/momentum",
-    "train/image_size",
-    "train/batch_size",
-    "train/images_per_second",
-    "train/loader_wait_fraction",
-    "train/epoch",
-    "time/train_seconds",
-    "time/loader_wait_seconds",
-    "time/evaluation_seconds",
-    "time/checkpointing_seconds",
+    *(f"train/{name}" for name in ("loss", "lr", "momentum", "image_size", "batch_size", "images_per_second")),
+    *("train/loader_wait_fraction", "train/epoch"),
+    *(f"time/{name}_seconds" for name in ("train", "loader_wait", "evaluation", "checkpointing")),
 ]
-
-
-class Recorder(Callback):
-    """Everything that goes through Composer's Logger under our names, as any destination gets it."""
-
-    def __init__(self):
-        self.logged = []
-
-    def init(self, state, logger):
-        send = logger.log_metrics
-
-        def keep(metrics, step=None):
-            self.logged.append((step, {name: value for name, value in metrics.items() if is_figure(name)}))
-            send(metrics, step)
-
-        logger.log_metrics = keep
-
-    def of(self, name):
-        return {step: figures[name] for step, figures in self.logged if name in figures}
 
 
 class Stall(Callback):
@@ -66,7 +37,7 @@ def bare_losses(sizes):
     for size in sizes:
         for first in range(0, SAMPLES, BATCH):
             images, labels = zip(*(data[index] for index in range(first, min(first + BATCH, SAMPLES))), strict=True)
-            batch = (torch.nn.functional.interpolate(torch.stack(images), size), torch.tensor(labels))
+            batch = (-torch.nn.functional.interpolate(torch.stack(images), size), torch.tensor(labels))
             optimizer.param_groups[0]["lr"] = 0.1 / (1 + len(losses))
             optimizer.zero_grad()
             loss = model.loss(model(batch), batch)
@@ -76,12 +47,9 @@ def bare_losses(sizes):
     return losses
 
 
-def test_values_are_those_of_the_step(run):
-    recorder, sizes = Recorder(), (8, 8, 12, 16)
-    result = run(sizes=sizes, interval=1, callbacks=[recorder])
-    assert result.error is None
-    steps = range(1, 13)
-    losses = bare_losses(sizes)
+def test_values_are_those_of_the_step(finished):
+    recorder, steps = finished.recorder, range(1, 13)
+    losses = bare_losses((8, 8, 12, 16))
     assert recorder.of("train/loss") == pytest.approx({step: losses[step - 1] for step in steps}, rel=1e-4)
     assert recorder.of("train/lr") == pytest.approx({step: 0.1 / step for step in steps})
     assert set(recorder.of("train/momentum").values()) == {0.9}
@@ -97,8 +65,8 @@ def test_values_are_those_of_the_step(run):
     assert {tuple(figures) for _, figures in recorder.logged if "train/loss" in figures} == {tuple(TRAINING)}
     assert sorted(recorder.of("eval/16/top1")) == [6, 12]
     for size in (8, 16):
-        final = result.watchers.callbacks[0].evaluations[str(size)]
-        metrics = result.trainer.state.eval_metrics[f"eval_{size}"]
+        final = finished.watchers.callbacks[0].evaluations[str(size)]
+        metrics = finished.trainer.state.eval_metrics[f"eval_{size}"]
         assert final == pytest.approx(
             {name: float(metrics[name].compute()) for name in ("top1", "top5", "loss")}, abs=1e-6
         )
@@ -131,7 +99,7 @@ def test_stalls_are_not_training(run):
         assert 0 <= recorder.of("train/loader_wait_fraction")[step] <= 1
 
 
-def test_clock_counts_what_it_is_told():
+def test_the_clock_counts_each_phase():
     clock = Clock()
     assert clock.enter("train") is None
     assert clock.enter("evaluation") == "train"
@@ -140,16 +108,3 @@ def test_clock_counts_what_it_is_told():
     assert clock.read() == stopped
     clock.set({"train": 3.0, "loader_wait": 1.0, "checkpointing": 2.0})
     assert (clock.working, clock.wall) == (4.0, 6.0)
-
-
-@pytest.mark.parametrize(
-    ("optimizer", "momentum"),
-    [
-        (torch.optim.SGD, 0.0),
-        (lambda p: torch.optim.SGD(p, momentum=0.7), 0.7),
-        (torch.optim.AdamW, 0.9),
-        (torch.optim.Adagrad, 0.0),
-    ],
-)
-def test_momentum(optimizer, momentum):
-    assert momentum_of(optimizer([torch.nn.Parameter(torch.zeros(1))]).param_groups[0]) == momentum

@@ -2,9 +2,12 @@ import gzip
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recipes.load import load_config
-from recipes.resolved import config_digest
+from recipes.checkpoints.interrupt import Interrupted
+from recipes.watch import figures
+from recipes.watch.profile import INPUT, OPTIMIZER, REST, Span, StageProfile, shares, summary
 
 RECIPE = """
 run_name: {name}
@@ -39,13 +42,18 @@ def events_of(path):
         return json.load(file)["traceEvents"]
 
 
-def test_a_profiled_run_ends_with_the_same_weights_and_tells_where_its_steps_go(train, recipe, tmp_path):
+def test_a_profiled_run_ends_with_the_same_weights_and_shows_where_its_steps_go(train, recipe, tmp_path, monkeypatch):
     (status, plain), (again, profiled) = train(recipe("plain")), train(recipe("profiled"), "profile=true")
     assert status == again == 0
     assert profiled["weights_sha256"] == plain["weights_sha256"] is not None
     assert profiled["config_digest"] == plain["config_digest"]
     assert not (tmp_path / "plain" / "profile").exists()
-    folder = tmp_path / "profiled" / "profile"
+    look_at_profile(tmp_path / "profiled" / "profile")
+    for first, second in (("true", "true"), ("false", "true")):
+        interrupted_and_resumed(train, recipe, tmp_path, monkeypatch, first, second, plain["weights_sha256"])
+
+
+def look_at_profile(folder):
     # Twelve steps at each size: the trace begins as soon as four are left, and the first of those is not counted.
     for size, batch in ((16, 12), (32, 24)):
         events = events_of(folder / f"{size}px.pt.trace.json.gz")
@@ -61,15 +69,15 @@ def test_a_profiled_run_ends_with_the_same_weights_and_tells_where_its_steps_go(
             if event["name"] == "aten::convolution" and 0 <= event["ts"] - forward["ts"] < forward["dur"]
         ]
         assert inside, "operators lie inside the marks, on one clock"
-        told = json.loads((folder / f"{size}px.json").read_text())
-        assert (told["size"], told["images"], told["steps"], told["batch"]) == (size, 4, 3, batch)
-        assert sum(told["shares"].values()) == pytest.approx(told["seconds"], rel=1e-6)
-        assert min(told["shares"].values()) >= 0
-        largest = sorted(told["shares"], key=told["shares"].get)[-5:]
+        found = json.loads((folder / f"{size}px.json").read_text())
+        assert (found["size"], found["images"], found["steps"], found["batch"]) == (size, 4, 3, batch)
+        assert sum(found["shares"].values()) == pytest.approx(found["seconds"], rel=1e-6)
+        assert min(found["shares"].values()) >= 0
+        largest = sorted(found["shares"], key=found["shares"].get)[-5:]
         assert {"forward pass", "backward pass"} & set(largest)
-        assert {"algorithm MixUp", "algorithm LabelSmoothing", "algorithm PortableEMA"} <= set(told["shares"])
-        assert told["plain_step_seconds"] > 0
-        shares = [share for _, share, _ in told["operators"]]
+        assert {"algorithm MixUp", "algorithm LabelSmoothing", "algorithm PortableEMA"} <= set(found["shares"])
+        assert found["plain_step_seconds"] > 0
+        shares = [share for _, share, _ in found["operators"]]
         assert shares == sorted(shares, reverse=True)
         assert 0 < sum(shares) <= 1
         assert (folder / f"{size}px.pt.trace.json.gz").stat().st_size < 2e6
@@ -79,56 +87,124 @@ def test_a_profiled_run_ends_with_the_same_weights_and_tells_where_its_steps_go(
     assert "- 16 px: 3 steps of 4 images a device up to batch 12" in page
 
 
-def test_a_resume_with_and_without_a_profile_ends_with_the_same_weights(train, recipe, tmp_path, monkeypatch):
-    from recipes.checkpoints.interrupt import Interrupted
-    from recipes.watch import figures
+def interrupted_and_resumed(train, recipe, tmp_path, monkeypatch, first, second, weights):
+    name = f"part-{first}-{second}"
 
-    _, whole = train(recipe("whole"))
-    for first, second in (("true", "true"), ("true", "false"), ("false", "true")):
-        name = f"part-{first}-{second}"
+    def die_at_15(self, state, logger, real=figures.Figures.batch_end):
+        real(self, state, logger)
+        if int(state.timestamp.batch) == 15:
+            raise Interrupted("stop", 75)
 
-        def die_at_15(self, state, logger, real=figures.Figures.batch_end):
-            real(self, state, logger)
-            if int(state.timestamp.batch) == 15:
-                raise Interrupted("stop", 75)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(figures.Figures, "batch_end", die_at_15)
-            status, summary = train(recipe(name), f"profile={first}", "checkpoints.interval=7ba")
-        assert (status, summary["finished"]) == (75, False)
-        folder = tmp_path / name / "profile"
-        before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*")} if first == "true" else {}
-        assert bool(before) == (first == "true")
-        status, summary = train(recipe(name), f"profile={second}", "checkpoints.interval=7ba")
-        assert (status, summary["finished"]) == (0, True)
-        assert ["ep002-ba000014" in name for name in summary["resumed_from"]] == [True]  # inside the third epoch
-        assert summary["weights_sha256"] == whole["weights_sha256"]
-        if first == "true":  # its trace is left alone
-            assert (folder / "16px.json").stat().st_mtime_ns == before["16px.json"]
-        if second == "true":
-            assert (folder / "32px.pt.trace.json.gz").exists()
-            assert "32 px" in (folder / "summary.md").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(figures.Figures, "batch_end", die_at_15)
+        status, summary = train(recipe(name), f"profile={first}", "checkpoints.interval=7ba")
+    assert (status, summary["finished"]) == (75, False)
+    folder = tmp_path / name / "profile"
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("*")} if first == "true" else {}
+    assert bool(before) == (first == "true")
+    status, summary = train(recipe(name), f"profile={second}", "checkpoints.interval=7ba")
+    assert (status, summary["finished"]) == (0, True)
+    assert ["ep002-ba000014" in name for name in summary["resumed_from"]] == [True]  # inside the third epoch
+    assert summary["weights_sha256"] == weights
+    if first == "true":  # its trace is left alone
+        assert (folder / "16px.json").stat().st_mtime_ns == before["16px.json"]
+    if second == "true":
+        assert (folder / "32px.pt.trace.json.gz").exists()
+        assert "32 px" in (folder / "summary.md").read_text()
 
 
 def test_an_epoch_shorter_than_the_trace(train, recipe, tmp_path):
     status, _ = train(recipe("short"), "profile=true", "device_batch_size=16")  # two steps an epoch
     assert status == 0
-    told = json.loads((tmp_path / "short" / "profile" / "32px.json").read_text())
-    assert told["steps"] == 1
-    assert sum(told["shares"].values()) == pytest.approx(told["seconds"], rel=1e-6)
+    found = json.loads((tmp_path / "short" / "profile" / "32px.json").read_text())
+    assert found["steps"] == 1
+    assert sum(found["shares"].values()) == pytest.approx(found["seconds"], rel=1e-6)
 
 
 def test_a_folder_that_cannot_be_written_does_not_stop_the_training(train, recipe, tmp_path, caplog):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "profile").write_text("a file")
-    status, summary = train(recipe("blocked"), "profile=true")
-    assert (status, summary["finished"]) == (0, True)
+    status, result = train(recipe("blocked"), "profile=true", "device_batch_size=16", "max_duration=3ep")
+    assert (status, result["finished"]) == (0, True)
     assert (tmp_path / "blocked" / "profile").read_text() == "a file"
     assert "the profile cannot be written" in (tmp_path / "blocked" / "log.txt").read_text()
 
 
-def test_the_profile_is_no_part_of_the_digest(recipe):
-    off, on = (load_config(recipe("a"), [f"profile={value}"]) for value in ("false", "true"))
-    assert not off.profile
-    assert on.profile
-    assert config_digest(off) == config_digest(on)
+def test_a_step_by_hand():
+    spans = [
+        Span("event/dataloader", 1, 3),
+        Span("algorithm/ColOut/event/after_dataloader", 3, 4),  # outside the batch
+        Span("event/batch", 4, 20),
+        Span("event/train_batch", 5, 15),
+        Span("algorithm/MixUp/event/before_forward", 6, 7),
+        Span("event/forward", 7, 10),
+        Span("event/loss", 10, 11),
+        Span("event/backward", 11, 14),
+        Span("algorithm/Clip/event/after_train_batch", 16, 18),  # inside the batch, after the passes
+        Span("algorithm/MixUp/event/batch_end", 20, 21),
+    ]
+    assert shares(spans, 0, 25) == {
+        "waiting for the loader": 2,
+        "forward pass": 3,
+        "loss": 1,
+        "backward pass": 3,
+        "algorithm ColOut": 1,
+        "algorithm MixUp": 2,
+        "algorithm Clip": 2,
+        INPUT: 10 - 1 - 3 - 1 - 3,
+        OPTIMIZER: 16 - 10 - 2,
+        REST: 25 - 2 - 16 - 1 - 1,
+    }
+
+
+@st.composite
+def steps(draw):
+    """Marks of a few steps, as Composer nests them, with any lengths."""
+    spans, now = [], 0.0
+
+    def advance():
+        nonlocal now
+        now += draw(st.floats(0, 2))
+        return now
+
+    def leaf(name):
+        spans.append(Span(name, advance(), advance()))
+
+    for _ in range(draw(st.integers(1, 3))):
+        leaf("event/dataloader")
+        outer = advance()
+        for _ in range(draw(st.integers(1, 2))):  # SAM makes two passes
+            inner = advance()
+            for _ in range(draw(st.integers(1, 2))):  # portions
+                leaf("algorithm/MixUp/event/before_forward")
+                for name in ("forward", "loss", "backward"):
+                    leaf(f"event/{name}")
+            spans.append(Span("event/train_batch", inner, advance()))
+        leaf("algorithm/GradientClipping/event/after_train_batch")
+        spans.append(Span("event/batch", outer, advance()))
+        leaf("algorithm/EMA/event/batch_end")
+    return spans, advance()
+
+
+@given(steps())
+def test_shares_add_up_and_are_never_negative(made):
+    spans, end = made
+    found = shares(spans, 0.0, end)
+    assert sum(found.values()) == pytest.approx(end, abs=1e-9)
+    assert min(found.values()) >= 0
+
+
+def test_the_page_has_a_column_pair_for_each_size():
+    found = {"forward pass": 0.06, REST: 0.02, "algorithm EMA": 0.02}
+    stages = [
+        StageProfile(size, 8, 14, 2, 0.1, plain, "cpu", found, [["aten::mul", 0.5, 12]])
+        for size, plain in ((128, 0.04), (224, None))
+    ]
+    page = summary(stages)
+    assert "- 128 px: 2 steps of 8 images a device up to batch 14, 50.0 ms each, 40.0 ms without the profiler\n" in page
+    assert "- 224 px: 2 steps of 8 images a device up to batch 14, 50.0 ms each\n" in page
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    assert "| forward pass | 30.00 | 60.0% | 30.00 | 60.0% |" in rows
+    first_table = [row.split(" | ")[0] for row in rows[2:6]]
+    assert first_table == ["| forward pass", "| algorithm EMA", f"| {REST}", "| all"]
+    assert "| `aten::mul` | 50.0% | 12 |" in rows

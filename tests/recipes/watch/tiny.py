@@ -17,21 +17,24 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from data.bad import BadSample
+from recipes.config import RunConfig
 from recipes.watch.build import Watchers, build_watchers
+from recipes.watch.figures import is_figure
+from recipes.watch.sinks import TextLog
 
 SAMPLES, BATCH, CLASSES = 20, 8, 10
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
 class Bad:
-    """The part of a dataset that tells which images were replaced."""
+    """The part of a dataset that reports which images were replaced."""
 
     def __init__(self) -> None:
         self.all: list[BadSample] = []
-        self.told = 0
+        self.reported = 0
 
     def new(self) -> list[BadSample]:
-        fresh, self.told = self.all[self.told :], len(self.all)
+        fresh, self.reported = self.all[self.reported :], len(self.all)
         return fresh
 
 
@@ -82,8 +85,44 @@ class Sizes(Callback):
             group["lr"] = 0.1 / (1 + int(state.timestamp.batch))
 
 
+class Recorder(Callback):
+    """Everything that goes through Composer's Logger under our names, as any destination gets it."""
+
+    def __init__(self):
+        self.logged = []
+
+    def init(self, state, logger):
+        send = logger.log_metrics
+
+        def keep(metrics, step=None):
+            self.logged.append((step, {name: value for name, value in metrics.items() if is_figure(name)}))
+            send(metrics, step)
+
+        logger.log_metrics = keep
+
+    def of(self, name):
+        return {step: figures[name] for step, figures in self.logged if name in figures}
+
+
+class Seen(Callback):
+    """The first batch of each epoch as the model gets it."""
+
+    def __init__(self):
+        self.batches = {}
+
+    def before_forward(self, state, logger):
+        self.batches.setdefault(int(state.timestamp.epoch), state.batch[0].clone())
+
+
+class Invert(Callback):
+    """In place of an algorithm that changes the batch before the forward pass."""
+
+    def before_forward(self, state, logger):
+        state.batch = (-state.batch[0], state.batch[1])
+
+
 class Saver(Callback):
-    """Saves the state where it is told to, and dies where it is told to."""
+    """Saves the state at given positions, and dies at one."""
 
     def __init__(self, folder: Path, save_at: Sequence[str], die_at: int | None) -> None:
         self.folder, self.save_at, self.die_at = folder, save_at, die_at
@@ -139,13 +178,14 @@ class Run:
     val: Images
     error: BaseException | None = None
     finished: str | None = None
+    recorder: Recorder | None = None
+    seen: Seen | None = None
 
 
 def train_tiny(
     root: Path,
     *,
     sizes: Sequence[int] = (8, 8, 12, 16),
-    interval: int = 2,
     save_at: Sequence[str] = (),
     die_at: int | None = None,
     load: str | None = None,
@@ -153,31 +193,32 @@ def train_tiny(
     prepare: Callable[[Run], None] = lambda run: None,
     folder: str = "run",
     callbacks: Sequence[Callback] = (),
-    **options: Any,
+    max_bad_fraction: float = 0.1,
+    **loggers: Any,
 ) -> Run:
     """Train 4 epochs of 3 batches in root/run, and return what is left; checkpoints are written to root."""
     torch.manual_seed(0)
     stream = stream or io.StringIO()
-    settings = {
-        "run_folder": root / folder,
-        "run_name": "tiny",
-        "plan": [(SAMPLES, size) for size in sizes],
-        "mean": MEAN,
-        "std": STD,
-        "interval": interval,
-        "progress_bar": True,
-        "tensorboard": True,
-        "wandb": None,
-        "mlflow": None,
-        "max_bad_fraction": 0.1,
-        "config_digest": "c0ffee",
-        "eval_sizes": (8, 16),
-        "resumed_from": [f"{load}.pt"] if load else [],
-        "classes": [f"n{label:02d}" for label in range(CLASSES)],
-        "class_names": [f"class {label}" for label in range(CLASSES)],
-        "stream": stream,
-    }
-    watchers = build_watchers(**settings | options)
+    config = RunConfig.model_validate(
+        {
+            "run_name": "tiny",
+            "runs_folder": str(root),
+            "device_batch_size": BATCH,
+            "data": {"path": "x", "mean": MEAN, "std": STD, "max_bad_fraction": max_bad_fraction},
+            "eval": {"sizes": (8, 16)},
+            "loggers": {"interval": 2} | loggers,
+        }
+    )
+    watchers = build_watchers(
+        config,
+        TextLog(root / folder / "log.txt", stream, "tiny"),
+        samples=SAMPLES,
+        sizes=sizes,
+        world_size=1,
+        classes=[f"n{label:02d}" for label in range(CLASSES)],
+        class_names=[f"class {label}" for label in range(CLASSES)],
+        resumed_from=f"{load}.pt" if load else None,
+    )
     train, val = Images(16), Images(16)
     sampler = FromBatch(SAMPLES)
     evaluators = [

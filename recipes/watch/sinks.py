@@ -1,0 +1,483 @@
+"""Where figures and messages go: log.txt and the console, metrics.jsonl, TensorBoard, W&B and MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from logging.handlers import MemoryHandler
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+from composer import Logger, State
+from composer.loggers import LoggerDestination, MLFlowLogger, WandBLogger
+from composer.utils import dist
+from packaging.specifiers import SpecifierSet
+from tqdm import tqdm
+
+from data.text import Formatter
+from recipes.checkpoints.manifest import position_in_words
+from recipes.checkpoints.store import sync
+from recipes.config import LoggersConfig
+from recipes.errors import InputError
+from recipes.json_text import to_json
+from recipes.watch.figures import Clock, is_figure, numbers
+from recipes.watch.files import duration, replace_file
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+IMAGES_NAME = "train/images"
+OURS = ("recipes", "data", "algorithms")
+"""Namespaces whose information is logged; of all others, warnings and worse."""
+WARNING_SECONDS = 600.0
+_LINES_HELD = 100_000
+"""Kept until the file may be written."""
+_FLUSH_SECONDS = 30
+"""A process that is killed loses the points of so many seconds at most, none of them older than its last checkpoint."""
+
+log = logging.getLogger(__name__)
+
+
+# log.txt and the console.
+
+
+class _FileHandler(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk neither stops the training nor prints a traceback."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints above the progress bar; a record with `file_only` is not for the console."""
+
+    def __init__(self, stream: TextIO, level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self.stream = stream
+        self.setFormatter(Formatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if getattr(record, "file_only", False):
+            return
+        # A terminal that went away does not stop the training.
+        with contextlib.suppress(OSError, ValueError):
+            tqdm.write(self.format(record), file=self.stream)
+            self.stream.flush()
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    """Ours from INFO on, others' from WARNING on."""
+    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OURS
+
+
+class TextLog(LoggerDestination):
+    """Sends Python's logging, warnings and a line per epoch and evaluation to log.txt and the console, on rank 0.
+
+    From the start, what is logged is held for the file, and warnings go to stderr: what is found before the run may
+    touch its folder, such as a damaged checkpoint, belongs into the log too. `open` begins the file, or continues it.
+
+    Args:
+        path: The file; its folder is made.
+        stream: The console.
+        run_name: For the first line.
+
+    Attributes:
+        resumed_from: The checkpoint that this process resumes from.
+    """
+
+    def __init__(self, path: Path, stream: TextIO, run_name: str) -> None:
+        self.path = path
+        self.stream = stream
+        self.run_name = run_name
+        self.resumed_from: str | None = None
+        self._handlers: list[logging.Handler] = []
+        self._held: MemoryHandler | None = None
+        self._figures: dict[str, float] = {}
+        self._levels: dict[str, int] = {}
+        self._capturing = False
+        if dist.get_global_rank() != 0:
+            return
+        self._held = MemoryHandler(_LINES_HELD, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+        self._send_to(self._held, _ConsoleHandler(sys.stderr, logging.WARNING))
+        self._levels = {name: logging.getLogger(name).level for name in OURS}
+        for name in OURS:
+            logging.getLogger(name).setLevel(logging.INFO)
+        self._capturing = warnings.showwarning.__module__ != logging.__name__
+        if self._capturing:
+            logging.captureWarnings(True)
+
+    def _send_to(self, *handlers: logging.Handler) -> None:
+        root = logging.getLogger()
+        for handler in self._handlers:
+            root.removeHandler(handler)
+        for handler in handlers:
+            handler.addFilter(_wanted)
+            root.addHandler(handler)
+        self._handlers = list(handlers)
+
+    def open(self) -> None:
+        """Write what was held, and from now on each line at once."""
+        if self._held is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and self.path.stat().st_size:
+            with self.path.open("rb+") as old:  # a process that was killed may have left half a line
+                old.seek(-1, 2)
+                if old.read(1) != b"\n":
+                    old.write(b"\n")
+        file, held = _FileHandler(self.path, encoding="utf-8"), self._held
+        file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S%z"))
+        self._send_to(file, _ConsoleHandler(self.stream))
+        held.setTarget(file)
+        held.flush()
+        self._held = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Say where the training begins."""
+        if int(state.timestamp.batch):
+            done = position_in_words(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
+            log.info("%s resumes from %s: %s are done", self.run_name, self.resumed_from or "its checkpoint", done)
+        else:
+            log.info("%s starts", self.run_name)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Keep the training's last figures for the epoch's line; write those of an evaluation."""
+        if "train/loss" in metrics:
+            self._figures = metrics
+        for size in [name.split("/")[1] for name in metrics if name.startswith("eval/") and name.endswith("/top1")]:
+            top1, top5, loss = (metrics[f"eval/{size}/{name}"] for name in ("top1", "top5", "loss"))
+            text = "evaluation at %s px: top-1 %.2f %%, top-5 %.2f %%, loss %.4f"
+            log.info(text, size, 100 * top1, 100 * top5, loss)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """One line for the epoch."""
+        figures = self._figures
+        line = f"epoch {int(state.timestamp.epoch)} done, batch {int(state.timestamp.batch)}"
+        if figures:
+            seconds = sum(value for name, value in figures.items() if name.startswith("time/"))
+            line += (
+                f": {figures['train/image_size']:.0f} px, loss {figures['train/loss']:.4f}, lr "
+                f"{figures['train/lr']:.4g}, momentum {figures['train/momentum']:.3f}, "
+                f"{figures['train/images_per_second']:.0f} images/s "
+                f"({100 * figures['train/loader_wait_fraction']:.0f} % waiting for the loader), {duration(seconds)} in "
+                "all"
+            )
+        log.info("%s", line)
+
+    def shut(self) -> None:
+        """Leave Python's logging as it was."""
+        for handler in self._handlers:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+        for name, level in self._levels.items():
+            logging.getLogger(name).setLevel(level)
+        if self._capturing:
+            logging.captureWarnings(False)
+        self._handlers, self._levels, self._capturing, self._held = [], {}, False, None
+
+    def close(self, state: State, logger: Logger) -> None:
+        """The Trainer is closed."""
+        self.shut()
+
+
+# Files of figures.
+
+
+class FigureSink(LoggerDestination):
+    """A file of figures, written on rank 0, without doubled points after a resume.
+
+    A process that dies has written points after its last checkpoint; the one that resumes from there writes them again.
+    So a checkpoint holds the figures logged at its own batch, and on a resume at batch B everything at B or later that
+    is not among them is dropped. What was logged before a checkpoint is on disk before the checkpoint is.
+
+    A full disk does not stop the training: a warning every ten minutes, and writing is tried again each time.
+    """
+
+    def __init__(self) -> None:
+        self.state: State | None = None
+        self._batch = -1
+        self._figures: dict[str, float] = {}
+        self._warned = -WARNING_SECONDS
+
+    @abstractmethod
+    def start(self, batch: int, figures: dict[str, float]) -> None:
+        """Open the file at this batch, whose `figures` are those that stay; called again at each `fit`."""
+
+    @abstractmethod
+    def write(self, batch: int, figures: dict[str, float]) -> None:
+        """Write figures of a batch."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Make what was written outlive this process, and the machine's loss of power where the disk keeps its word."""
+
+    @abstractmethod
+    def shut(self) -> None:
+        """Close the file."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """The position is known: a checkpoint, if any, was loaded."""
+        self.state = state
+        self._go_to(int(state.timestamp.batch))
+        self.attempt(self.start, self._batch, dict(self._figures))
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write those that are ours."""
+        figures = {name: value for name, value in metrics.items() if is_figure(name)}
+        if self.state is not None and figures:
+            self._go_to(int(self.state.timestamp.batch) if step is None else step)
+            self._figures.update(figures)
+            self.attempt(self.write, self._batch, figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures of the last batch that had any."""
+        if self.state is not None:
+            self.attempt(self.flush)
+        return {"batch": self._batch, "figures": dict(self._figures)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a checkpoint."""
+        self._batch, self._figures = int(state["batch"]), numbers(state["figures"])
+
+    def close(self, state: State, logger: Logger) -> None:
+        """The Trainer is closed."""
+        if self.state is not None:
+            self.attempt(self.shut)
+        self.state = None
+
+    def _go_to(self, batch: int) -> None:
+        if self._batch != batch:
+            self._batch, self._figures = batch, {}
+
+    def attempt(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Do it on rank 0; trouble with the disk is a warning."""
+        if dist.get_global_rank() != 0:
+            return
+        try:
+            action(*arguments)
+        except OSError as error:
+            if time.monotonic() - self._warned >= WARNING_SECONDS:
+                self._warned = time.monotonic()
+                log.warning("%s cannot be written: %s; the training continues", type(self).__name__, error)
+
+
+def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
+    """The whole lines of a file that a run resuming at `batch` would not write again.
+
+    Args:
+        path: A metrics.jsonl; a torn last line, or any that is no JSON object with a batch, is left out.
+        batch: Position of the resume: lines before it stay, later ones go.
+        figures: Names logged at `batch` itself before the checkpoint was taken; lines with others go.
+    """
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+                names = {name for name in entry if "/" in name}
+                stays = entry["batch"] < batch or (entry["batch"] == batch and names <= figures)
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+            if line.endswith("\n") and stays:
+                yield line
+
+
+class MetricsFile(FigureSink):
+    """Writes `{"batch": 10, "epoch": 0.5, "samples": 320, "wall_seconds": 12.3, "train/loss": 2.3, ...}` per line.
+
+    `batch`, `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all processes of the run. A
+    figure that is not finite is null. Each line is handed to the system whole, so that a killed process leaves whole
+    lines.
+
+    Args:
+        path: The file; its folder is made.
+        clock: The run's.
+        samples: Training images in an epoch, over all processes.
+    """
+
+    def __init__(self, path: Path, clock: Clock, samples: int) -> None:
+        super().__init__()
+        self.path = path
+        self.clock = clock
+        self.samples = samples
+        self._file: TextIO | None = None
+
+    def start(self, batch: int, figures: dict[str, float]) -> None:
+        """Drop what will be written again, and open for appending."""
+        self.shut()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            replace_file(self.path, (line.encode() for line in kept_lines(self.path, batch, set(figures))))
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, batch: int, figures: dict[str, float]) -> None:
+        """Append one line."""
+        assert self.state is not None  # FigureSink sets it before it writes
+        stamp = self.state.timestamp
+        entry = {
+            "batch": batch,
+            "epoch": int(stamp.epoch) + int(stamp.sample_in_epoch) / self.samples,
+            "samples": int(stamp.sample),
+            "wall_seconds": round(self.clock.wall, 3),
+        }
+        rest = {name: value for name, value in figures.items() if name != "train/epoch"}
+        if self._file is None:
+            self._file = self.path.open("a", encoding="utf-8")
+        self._file.write(to_json(entry | rest) + "\n")
+        self._file.flush()
+
+    def flush(self) -> None:
+        """Sync the file."""
+        if self._file is not None:
+            self._file.flush()
+            sync(self._file.fileno())
+
+    def shut(self) -> None:
+        """Sync and close the file."""
+        if self._file is not None:
+            self.flush()
+            self._file.close()
+            self._file = None
+
+
+class TensorBoard(FigureSink):
+    """Writes event files that TensorBoard shows as one run: our figures and our pictures, and nothing else.
+
+    Composer's TensorboardLogger writes every name that anyone logs (`time/batch`, hyperparameters again after each
+    evaluation), begins a new file at each flush, and doubles the points between a checkpoint and a death. Here, on a
+    resume at batch B a new file begins that tells readers to drop the points from B on (`purge_step`), and writes those
+    of B that belong to the checkpoint again.
+
+    Args:
+        folder: Where the event files are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self._writer: SummaryWriter | None = None
+
+    def start(self, batch: int, figures: dict[str, float]) -> None:
+        """Begin a file of events at this batch."""
+        self.shut()
+        if self.folder.is_dir() and any(self.folder.iterdir()):
+            self.write(batch, figures)
+            self.flush()
+
+    def write(self, batch: int, figures: dict[str, float]) -> None:
+        """Add one point per figure."""
+        with self._open(batch) as writer:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, global_step=batch)
+
+    def log_images(
+        self,
+        images: Any,
+        name: str = "Images",
+        channels_last: bool = False,
+        step: int | None = None,
+        *rest: Any,
+        **more: Any,
+    ) -> None:
+        """Add our grid of training images, uint8 (H, W, 3)."""
+        if name == IMAGES_NAME and self.state is not None:
+            self.attempt(self._add_picture, np.asarray(images), step)
+
+    def flush(self) -> None:
+        """Hand all events to the system."""
+        if self._writer is not None:
+            with self._open(0) as writer:
+                writer.flush()
+
+    def shut(self) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            with self._open(0) as writer:
+                self._writer = None
+                writer.close()
+
+    def _add_picture(self, picture: Any, batch: int) -> None:
+        with self._open(batch) as writer:
+            writer.add_image(IMAGES_NAME, picture, global_step=batch, dataformats="HWC")
+
+    @contextlib.contextmanager
+    def _open(self, batch: int) -> Iterator[SummaryWriter]:
+        """The writer; a new one where there is none, or where the last one failed, for it never writes again."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        if self._writer is None:
+            # With a short queue the training waits for the disk.
+            self._writer = SummaryWriter(str(self.folder), purge_step=batch, max_queue=1000, flush_secs=_FLUSH_SECONDS)
+        try:
+            yield self._writer
+        except OSError:
+            self._writer = None
+            raise
+
+
+# Weights & Biases and MLflow: Composer's loggers, made from the YAML's arguments.
+
+_EXTERNAL: dict[str, tuple[type[LoggerDestination], str]] = {
+    "wandb": (WandBLogger, ">=0.19.11,<0.28"),
+    "mlflow": (MLFlowLogger, ">=2.14.1,<3"),
+}
+"""Versions that go with Composer 0.32.1, whose WandBLogger calls what wandb 0.30 no longer has, and with the lock's
+protobuf, which wandb before 0.19.11 would replace by one that TensorBoard cannot use."""
+
+
+def logger_problems(loggers: LoggersConfig) -> Iterator[str]:
+    """Unknown arguments, and packages that are not installed or do not go with Composer, one line each."""
+    for package, (kind, versions) in _EXTERNAL.items():
+        arguments = getattr(loggers, package)
+        if arguments is None:
+            continue
+        allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
+        for name in arguments:
+            if name not in allowed:
+                yield f"loggers.{package}.{name}: unknown; allowed: {', '.join(allowed)}"
+        wanted = f'run: pip install "{package}{versions}", or set loggers.{package}=off'
+        if importlib.util.find_spec(package) is None:
+            yield f"loggers.{package}: {package} is not installed; {wanted}"
+            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):  # installed under another name, such as mlflow-skinny
+            found = metadata.version(package)
+            if not SpecifierSet(versions).contains(found, prereleases=True):
+                yield f"loggers.{package}: {package} {found} does not go with Composer; {wanted}"
+
+
+def external_loggers(loggers: LoggersConfig, run_name: str, folder: Path) -> list[LoggerDestination]:
+    """Composer's WandBLogger and MLFlowLogger, where they are asked for; a resumed run continues the run of its name.
+
+    Without a network: for W&B `init_kwargs: {mode: offline}`, or WANDB_MODE=offline in the environment (files go to
+    RUN/wandb); for MLflow `tracking_uri`, or MLFLOW_TRACKING_URI in the environment, set to a local folder.
+
+    Raises:
+        InputError: W&B has no API key.
+    """
+    made: list[LoggerDestination] = []
+    wandb_arguments: dict[str, Any] | None = loggers.wandb
+    mlflow_arguments: dict[str, Any] | None = loggers.mlflow
+    if wandb_arguments is not None:
+        init = {"id": run_name, "resume": "allow", "dir": str(folder), **(wandb_arguments.get("init_kwargs") or {})}
+        if (init.get("mode") or os.environ.get("WANDB_MODE") or "online") == "online":
+            import wandb
+
+            if wandb.api.api_key is None and not sys.stdin.isatty():  # nor can a person be asked
+                how = "run: wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline to work without"
+                raise InputError(f"loggers.wandb: no API key; {how}")
+        made.append(WandBLogger(**{"name": run_name, **wandb_arguments, "init_kwargs": init}))
+    if mlflow_arguments is not None:
+        made.append(MLFlowLogger(**{"run_name": run_name, "resume": True, **mlflow_arguments}))
+    return made

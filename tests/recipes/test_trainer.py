@@ -1,0 +1,233 @@
+"""What the recipe does at each step and epoch, and how several processes share it."""
+
+import copy
+import json
+import multiprocessing
+import shutil
+import socket
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from composer.algorithms import EMA, LayerFreezing
+from torch import nn
+
+from algorithms.fixres import FixResConfig
+from recipes import trainer
+from recipes.config import OptimizerConfig
+from recipes.model import CPUSyncBatchNorm2d, build_network, sync_batchnorm
+from recipes.trainer import (
+    FixedBuckets,
+    SameStatistics,
+    build_optimizer,
+    exempt_norms_and_biases,
+    split,
+    sync_strategy,
+)
+from tests.support import ROOT
+
+
+def optimizer_of(params, name, momentum=0.9):
+    return build_optimizer(OptimizerConfig(name=name, momentum=momentum, nesterov=True, weight_decay=1e-2), params, 0.5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "decoupled_sgdw"])
+def test_norms_and_biases_are_exempt_from_decay_and_from_nothing_else(name):
+    network = build_network("resnet18", 10)
+    optimizer = optimizer_of(network.parameters(), name)
+    exempt_norms_and_biases(optimizer)
+    decayed, exempt = optimizer.param_groups
+    assert (decayed["weight_decay"], exempt["weight_decay"]) == (1e-2, 0.0)
+    names = {id(param): key for key, param in network.named_parameters()}
+    assert {names[id(param)] for param in exempt["params"]} == {
+        key for key in names.values() if "bn" in key or "downsample.1" in key or key == "fc.bias"
+    }
+    assert len(decayed["params"]) + len(exempt["params"]) == len(names)
+    same = ("lr", "momentum", "nesterov", "initial_lr") if name == "decoupled_sgdw" else ("lr", "momentum", "nesterov")
+    assert all(decayed[key] == exempt[key] for key in same)
+
+
+def test_without_gradient_only_decay_moves_a_weight():
+    weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
+    optimizer = optimizer_of([weight, bias], "decoupled_sgdw")
+    exempt_norms_and_biases(optimizer)
+    weight.grad, bias.grad = torch.zeros(2, 2), torch.zeros(2)
+    optimizer.step()
+    assert torch.allclose(weight, torch.full((2, 2), 0.99))
+    assert torch.equal(bias, torch.ones(2))
+
+
+def test_no_momentum_means_no_nesterov():
+    optimizer = optimizer_of([torch.nn.Parameter(torch.ones(2))], "sgd", momentum=0.0)
+    assert optimizer.defaults["nesterov"] is False
+
+
+@pytest.mark.parametrize(
+    ("techniques", "strategy"),
+    [
+        ([], "single_auto_sync"),
+        ([EMA("4ba")], "single_auto_sync"),
+        ([LayerFreezing()], "multi_auto_sync"),
+        ([EMA("4ba"), FixResConfig(start=0.5, train="classifier").build(4)], "multi_auto_sync"),
+    ],
+)
+def test_gradients_are_added_up_once_a_step_unless_a_technique_leaves_some_out(techniques, strategy):
+    assert sync_strategy(techniques) == strategy
+    assert sync_strategy([*techniques, FixedBuckets()]) == strategy
+
+
+# Without BatchNorm, whose statistics are a portion's, and without what draws at random for each portion.
+PORTIONS = [
+    "model.name=timm/test_nfnet",
+    "max_duration=2ep",
+    "data.workers=0",
+    "loggers.tensorboard=off",
+    "loggers.interval=1",
+    *(f"algorithms.{name}=off" for name in ("mixup", "cutmix", "blurpool", "ema")),
+]
+
+
+def losses(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [line["train/loss"] for line in lines if "train/loss" in line]
+
+
+def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch):
+    largest = {}
+
+    def noted(batch, images):
+        parts = split(batch, images)
+        if torch.is_grad_enabled():  # not in an evaluation
+            size = batch[0].shape[-1]
+            largest[size] = max(largest.get(size, 0), *(len(part[0]) for part in parts))
+        return parts
+
+    monkeypatch.setattr(trainer, "split", noted)
+    whole, _ = train(ROOT / "yamls" / "demo.yaml", *PORTIONS, "run_name=whole")
+    assert set(largest.values()) == {24}
+    largest.clear()
+    portions = "device_microbatch_size={32: 8, 36: 4}"
+    parted, _ = train(ROOT / "yamls" / "demo.yaml", *PORTIONS, "run_name=parted", portions)
+    assert largest == {32: 8, 36: 4}
+    assert (whole, parted) == (0, 0)
+    assert losses(tmp_path / "parted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+STAGES = (
+    "run_name=stages",
+    "model.name=timm/test_resnet",
+    "max_duration=6ep",
+    "data.workers=0",
+    "loggers.tensorboard=false",
+    "checkpoints.interval=1ba",
+    "checkpoints.keep=100",
+    "device_batch_size={24: 12, 32: 4, 36: 6}",
+)
+BATCHES = 24 // 12 + 4 * (24 // 4) + 24 // 6
+"""One epoch at 24 px, four at 32, one at 36, of 24 images each."""
+
+
+def test_stages_with_smaller_batches_see_all_images_and_resume_anywhere(train, tmp_path):
+    status, whole = train(ROOT / "yamls" / "demo.yaml", *STAGES)
+    assert (status, whole["epochs"], whole["batches"], whole["samples"]) == (0, 6, BATCHES, 6 * 24)
+    saved = tmp_path / "stages" / "checkpoints"
+    every = sorted(saved.glob("ep*.json"))
+    for position in (5, BATCHES - 2):  # in the middle of the second epoch, and of the last
+        [last] = [path for path in every if path.stem.endswith(f"-ba{position:06d}")]
+        later = tmp_path / f"from{position}"
+        shutil.copytree(tmp_path / "stages", later / "stages")
+        for path in [path for path in every if path.stem > last.stem]:
+            for suffix in (".json", ".safetensors"):
+                (later / "stages" / "checkpoints" / path.with_suffix(suffix).name).unlink()
+        status, _ = train(ROOT / "yamls" / "demo.yaml", *STAGES, f"runs_folder={later}")
+        resumed = json.loads((later / "stages" / "summary.json").read_text())
+        assert [Path(one).stem for one in resumed["resumed_from"]] == [last.stem]
+        compared = ("batches", "samples", "weights_sha256", "top1")
+        assert (status, [resumed[name] for name in compared]) == (0, [whole[name] for name in compared])
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def one_rank(rank, world_size, port, network, images, shares, results):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    # What multiprocessing hands over lies in shared memory: each rank updates statistics of its own.
+    network = copy.deepcopy(network)
+    low, high = shares[rank]
+    # The sum over the ranks of these losses is the loss of one process with all images.
+    network(images[low:high]).square().sum().div(len(images)).backward()
+    gradients = {}
+    for name, param in network.named_parameters():
+        dist.all_reduce(param.grad)
+        gradients[name] = param.grad
+    if rank == 0:
+        torch.save((gradients, dict(network.named_buffers())), results)
+    dist.destroy_process_group()
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    shares = [(0, 7), (7, 10)]
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4), nn.Flatten()
+    ).double()
+    synchronised = sync_batchnorm(copy.deepcopy(plain), "cpu")
+    images = torch.randn(10, 3, 8, 8, dtype=torch.float64)
+    plain(images).square().sum().div(10).backward()
+    context, port = multiprocessing.get_context("spawn"), free_port()
+    ranks = [
+        context.Process(target=one_rank, args=(rank, 2, port, synchronised, images, shares, tmp_path / "result"))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    gradients, buffers = torch.load(tmp_path / "result")
+    for name, param in plain.named_parameters():
+        assert torch.allclose(gradients[name], param.grad, atol=1e-12), name
+    for name, buffer in plain.named_buffers():
+        assert torch.allclose(buffers[name], buffer, atol=1e-12), name
+
+
+def test_alone_and_in_evaluation_it_is_batchnorm():
+    plain = build_network("resnet18", 10)
+    synchronised = sync_batchnorm(copy.deepcopy(plain), "cpu")
+    assert sum(type(module) is CPUSyncBatchNorm2d for module in synchronised.modules()) == 20
+    images = torch.randn(2, 3, 32, 32)
+    for mode in (True, False):
+        assert torch.equal(plain.train(mode)(images), synchronised.train(mode)(images))
+
+
+def test_on_a_gpu_it_is_torchs():
+    network = sync_batchnorm(build_network("resnet18", 10), "cuda")
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) == 20
+
+
+def evaluate_with_own_statistics(rank, port, results):
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(rank + 1.0)
+    norm.num_batches_tracked.fill_(rank + 5)
+    SameStatistics().eval_start(types.SimpleNamespace(model=norm), None)
+    results.put((norm.running_mean.tolist(), int(norm.num_batches_tracked)))
+    dist.destroy_process_group()
+
+
+def test_every_process_evaluates_with_the_first_ones_statistics():
+    context, port = multiprocessing.get_context("fork"), free_port()
+    results = context.Queue()
+    ranks = [context.Process(target=evaluate_with_own_statistics, args=(rank, port, results)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    found = [results.get(timeout=60) for _ in ranks]
+    for process in ranks:
+        process.join(60)
+    assert found == [([1.0, 1.0], 5)] * 2
