@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from data.benchmark import compare, median, ours, split, torchvisions
-from data.listing import EXTENSIONS
-from data.open import open_split_pair
+from data.imagefolder import EXTENSIONS
 from data.prepare import Settings, prepare
+from data.source import open_split_pair
 
 
 def link(images: Path, folder: Path) -> None:

@@ -24,8 +24,8 @@ from PIL import Image
 
 from data.benchmark import PLAIN
 from data.loader import train_loader
-from data.open import open_split_pair
 from data.sampler import EpochPlan, PositionSampler
+from data.source import open_split_pair
 
 PER_CLASS = 1000
 SMALL = 1000

@@ -18,7 +18,7 @@ from data.augment import train_picture
 from data.benchmark import AREA, ASPECT_RATIO, PLAIN
 from data.crop import crop_draws, crop_on_grid, reduction_for
 from data.decode import FORMATS, Picture
-from data.listing import EXTENSIONS
+from data.imagefolder import EXTENSIONS
 from data.loader import sample_rng
 
 

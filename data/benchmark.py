@@ -29,9 +29,8 @@ from data.decode import Picture
 from data.epoch_plan import EpochPlan
 from data.errors import DataError
 from data.loader import sample_rng, train_loader
-from data.open import open_split_pair
 from data.sampler import PositionSampler
-from data.source import Source
+from data.source import Source, open_split_pair
 from data.text import escape, guard
 
 AREA, ASPECT_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

@@ -22,12 +22,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from data.augment import Augment, center_picture, eval_picture, finish, train_picture
-from data.bad import BadImages
 from data.buffers import Batch, Message, SharedBuffers
 from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
-from data.source import Source
+from data.source import BadImages, Source
 from data.text import guard
 from data.wait import Gate, WaitingLoader
 

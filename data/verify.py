@@ -1,4 +1,4 @@
-"""Decode every image of a dataset once, and tell which are broken and how.
+"""Decode every image of a dataset once, and say which are broken and how.
 
     python -m data.verify DIR [--quarantine FOLDER] [--json]
 
@@ -24,16 +24,15 @@ from tqdm import tqdm
 
 from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
+from data.files import named
 from data.imagefolder import ImageFolder
-from data.open import open_split_pair
-from data.pool import WorkerKilledError, each_part
-from data.remote import named
+from data.prepare import WorkerKilledError, each_part
 from data.shards import Damaged, ShardSource
-from data.source import Source
+from data.source import Source, open_split_pair
 from data.text import escape, guard
 
 _BLOCK = 256
-_PRELOAD = ("data.bad", "data.imagefolder", "data.open")
+_PRELOAD = ("data.prepare",)
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,35 @@ class Broken:
     reason: str
 
 
-def fault_of(source: Source, index: int) -> Fault:
+def _broken_shards(source: Source) -> Iterator[str]:
+    """The shards in a folder whose bytes are not those that were written; a bucket's are checked when they arrive."""
+    for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
+        for file, name, shard in resolution.local_shards():
+            digest = hashlib.sha256()
+            with named(name), file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != shard.sha256:
+                yield f"{name}: SHA-256 is not that of index.json"
+
+
+def _broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
+    """Decode every image on all workers, with a progress bar; raises WorkerKilledError."""
+    blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
+    faults: dict[int, int] = {}
+    with tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar:
+        for block, found in each_part(_faults, source, blocks, workers, _PRELOAD):
+            bar.update(len(block))
+            faults |= {index: fault for index, fault in zip(block, found, strict=True) if fault}
+    for index in sorted(faults):
+        yield Broken(split, index, source.name(index), Fault(faults[index]).reason)
+
+
+def _faults(source: Source, block: range) -> list[int]:
+    return [int(_fault(source, index)) for index in block]
+
+
+def _fault(source: Source, index: int) -> Fault:
     """What is wrong with an image, decoded in full at every resolution; Fault.NONE where nothing is."""
     try:
         for data in source.in_all_resolutions(index) if isinstance(source, ShardSource) else [source.read(index)]:
@@ -62,40 +89,8 @@ def fault_of(source: Source, index: int) -> Fault:
     return Fault.NONE
 
 
-def broken_shards(source: Source) -> Iterator[str]:
-    """The shards in a folder whose bytes are not those that were written; a bucket's are checked when they arrive."""
-    for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
-        for file, name, shard in resolution.local_shards():
-            digest = hashlib.sha256()
-            with named(name), file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != shard.sha256:
-                yield f"{name}: SHA-256 is not that of index.json"
-
-
-def broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
-    """Decode every image on all workers, with a progress bar; raises WorkerKilledError."""
-    blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
-    faults: dict[int, int] = {}
-    with tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar:
-        for block, found in each_part(_faults, source, blocks, workers, _PRELOAD):
-            bar.update(len(block))
-            faults |= {index: fault for index, fault in zip(block, found, strict=True) if fault}
-    for index in sorted(faults):
-        yield Broken(split, index, source.name(index), Fault(faults[index]).reason)
-
-
-def _faults(source: Source, block: range) -> list[int]:
-    return [int(fault_of(source, index)) for index in block]
-
-
-def quarantine(source: ImageFolder, found: Broken, folder: Path) -> None:
-    """Move what is broken out of the dataset, to FOLDER/SPLIT/CLASS/IMAGE; what stands there already is kept.
-
-    Raises:
-        OSError: it cannot be moved.
-    """
+def _quarantine(source: ImageFolder, found: Broken, folder: Path) -> None:
+    """Move what is broken to FOLDER/SPLIT/CLASS/IMAGE; what is there already is kept; raises OSError."""
     file = Path(os.fsdecode(source.file(found.index)))
     target = folder / found.split / file.relative_to(source.path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
         folders = {split: source for split, source in splits.items() if isinstance(source, ImageFolder)}
         if options.quarantine and len(folders) < len(splits):
             raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
-        shards = [line for source in splits.values() for line in broken_shards(source)]
-        found = [one for split, source in splits.items() for one in broken_images(split, source, options.workers)]
+        shards = [line for source in splits.values() for line in _broken_shards(source)]
+        found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
     except Damaged as error:
         print(*error.lines, sep="\n", file=sys.stderr)
         return 2
@@ -140,7 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
     for one in found if options.quarantine else []:
         try:
             if one.reason != Fault.MISSING.reason:
-                quarantine(folders[one.split], one, options.quarantine)
+                _quarantine(folders[one.split], one, options.quarantine)
         except OSError as error:
             stayed += 1
             reason = error.strerror or error

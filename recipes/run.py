@@ -17,13 +17,12 @@ from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
 from data.errors import DataError
-from data.open import open_split_pair
+from data.imagefolder import class_names
 from data.sampler import PositionSampler
-from data.source import Source, subset
-from data.stage import bring
+from data.source import Source, open_split_pair, subset
+from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
-from data.wordnet import class_names
 from data.workers import end_workers
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
@@ -192,7 +191,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
         return 0 if kept else EXIT_NOT_UPLOADED
     where, leader = config.data, dist.get_local_rank() == 0
-    bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
+    stage_dataset(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
     sizes = [entry.size for entry in plan]
     names = class_names(train.classes)
     watchers = watch(config, folder, [(len(train), size) for size in sizes], resume, (train.classes, names), text_log)

@@ -97,7 +97,7 @@ def evaluate(given: argparse.Namespace, config: RunConfig) -> tuple[Evaluation, 
     # Only now: importing torch and Composer takes seconds, and a wrong command line is told before.
     from composer.utils import dist
 
-    from data.open import open_evaluation
+    from data.source import open_evaluation
     from recipes.checkpoints.patience import seconds
     from recipes.config import at_size
     from recipes.evaluate.count import evaluation

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from data.buffers import Batch
 from data.errors import DataError
+from data.imagefolder import class_names
 from data.loader import IGNORED_LABEL, BatchDataset, eval_loader
 from data.normalise import Normalise
 from data.source import Source
-from data.wordnet import class_names
 from recipes.checkpoints.manifest import Manifest
 from recipes.errors import InputError
 from recipes.trained import Trained, to_device

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data.wordnet import class_names
+from data.imagefolder import class_names
 from recipes.errors import InputError
 
 FILES = {

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from data.remote import is_remote
+from data.files import is_remote
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
@@ -103,7 +103,7 @@ def count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images
     elif is_remote(path) or not Path(path).exists():
         images = Images(1_281_167, 50_000, f"ImageNet-1K; {path} is not on this machine")
     else:
-        from data.open import open_split_pair  # imports OpenCV, which only a dataset needs
+        from data.source import open_split_pair  # imports OpenCV, which only a dataset needs
 
         train, val = open_split_pair(path, config.data.cache_folder)
         images, classes = Images(len(train), len(val), f"counted in {path}"), len(train.classes)

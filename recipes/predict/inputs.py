@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from data.decode import BadImage, Fault
-from data.files import read_image
-from data.listing import EXTENSIONS, walk
+from data.imagefolder import EXTENSIONS, read_image, walk
 
 STDIN = "-"
 
@@ -43,7 +42,7 @@ def _below(folder: str) -> Iterator[str]:
     inside, notes = walk(folder)
     for note in notes:
         print(note, file=sys.stderr)
-    found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent][1])]
+    found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent])]
     yield from found or [folder]
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.wordnet import class_names
+from data.imagefolder import class_names
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export.folder import CLASSES, FILES, PREPROCESSING

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class BadImages(Callback):
     """Asks the loaders' datasets for images that they could not decode and replaced.
 
-    A dataset may have `bad`, with `new() -> list[BadSample]` (data/bad.py): those not told before.
+    A dataset may have `bad`, with `new() -> list[BadSample]` (data/source.py): those not told before.
     They are asked every 100 batches and at the end of each epoch and evaluation; several processes then exchange what
     they found, so that all count the same and all end together.
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from data.decode import decode
-from data.open import open_split_pair
 from data.prepare import Settings, prepare
+from data.source import open_split_pair
 from data.verify import main
 from tests.support import ROOT
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from data.bad import BadSample
+from data.source import BadSample
 from recipes.errors import InputError
 from tests.recipes.watch.tiny import SAMPLES
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from data.bad import BadSample
+from data.source import BadSample
 from recipes.watch.build import Watchers, build_watchers
 
 SAMPLES, BATCH, CLASSES = 20, 8, 10
