@@ -385,10 +385,6 @@ class ShardSource:
         """The encoded image at the largest resolution."""
         return self._largest.read(index)
 
-    def in_all_resolutions(self, index: int) -> list[bytes]:
-        """The encoded image at every resolution."""
-        return [resolution.read(index) for resolution in self.resolutions.values()]
-
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """What reads images for pictures of `size` px; those at `indices` are fetched at once where they are remote."""
         resolution = self.resolutions[resolution_for(list(self.resolutions), size)]

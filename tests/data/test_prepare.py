@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,21 @@ def test_it_says_how_large_and_what_was_left_out(prepared):
     assert "train: 36 images, 1 left out" in text
 
 
+def test_verify_looks_at_every_resolution(tmp_path, prepared, capsys):
+    target = shutil.copytree(prepared[0], tmp_path / "set")
+    assert verify.main([str(target), "--workers", "1"]) == 0
+    train, _ = open_split_pair(str(target), "")
+    file, offset, length = train.resolutions["24"].where(7)
+    with (target / "train/24" / file).open("r+b") as shard:
+        shard.seek(offset)
+        shard.write(bytes(length // 2))
+    capsys.readouterr()
+    assert verify.main([str(target), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert f"{train.name(7)}: not an image" in out
+    assert "44 images, 1 broken" in out
+
+
 def test_small_jpegs_stay_as_they_are_and_others_get_restart_markers(photo):
     jpeg, png = as_file(photo(40, 60)), as_file(photo(40, 60), "PNG")
     assert encode(jpeg, Picture(jpeg), "48", 90) == jpeg
@@ -139,14 +155,14 @@ def go(source, target):
     assert prepare(str(source), str(target), settings(part_images=10), 1, print)
 
 
-def test_what_does_not_read_back_is_named_and_written_again(tmp_path, dataset):
-    shard = tmp_path / "train/24/00001/shard.00000.mds"
-    task = Task("train", open_split_pair(str(dataset), "")[0], str(tmp_path), settings(part_images=10))
-    go(dataset, tmp_path)
+def test_what_does_not_read_back_is_named_and_written_again(tmp_path, dataset, prepared):
+    target = shutil.copytree(prepared[0], tmp_path / "set")
+    shard = target / "train/24/00001/shard.00000.mds"
+    task = Task("train", open_split_pair(str(dataset), "")[0], str(target), settings(part_images=10))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:500] + b"\0" + whole[501:])
     assert "SHA-256" in check_part(task, 1)[0]
-    go(dataset, tmp_path)
+    go(dataset, target)
     assert shard.read_bytes() == whole
     assert check_part(task, 1) == []
 
