@@ -72,10 +72,15 @@ def stage_dataset(path: str, cache_folder: str, cache_gb: float | None, *, first
 
 def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
     """Start `follow` beside this process, for as long as it lives; its messages are logged here."""
-    words = ["--cache-folder", str(Path(cache_folder).absolute()), "--cache-gb", str(limit / 1e9), "--follow"]
-    command = [sys.executable, "-m", "data.stage", url, *words]
-    root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    words = ["--cache-folder", cache_folder, "--cache-gb", str(limit / 1e9), "--follow"]
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data.stage", url, *words],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
     threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True).start()
     return process
 

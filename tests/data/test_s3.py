@@ -44,6 +44,7 @@ def proxy(server, monkeypatch):
         ("S3_ENDPOINT_URL", proxy.endpoint),
     ):
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own take seconds, before ours
     yield proxy
     proxy.close()
 
@@ -170,7 +171,6 @@ def test_a_hiccup_costs_no_image(tmp_path, url, proxy, prepared, fault):
 
 def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, proxy, monkeypatch, caplog):
     train, _ = open_split_pair(url, str(tmp_path))
-    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own take seconds
     monkeypatch.setattr(files, "_RETRY_SECONDS", 5.0)
     monkeypatch.setattr(files, "_WARN_SECONDS", 0.0)
     proxy.set("503")
