@@ -35,12 +35,11 @@ from data.augment import choose_crop
 from data.config import AugmentConfig, EpochPlan
 from data.decode import Picture
 from data.errors import DataError
-from data.listing import EXTENSIONS
+from data.imagefolder import EXTENSIONS
 from data.loader import sample_rng, train_loader
-from data.open import open_split_pair
 from data.prepare import Settings, prepare
 from data.sampler import PositionSampler
-from data.source import Source
+from data.source import Source, open_split_pair
 from data.text import escape, guard
 
 PLAIN = AugmentConfig()

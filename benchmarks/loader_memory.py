@@ -25,8 +25,8 @@ from PIL import Image
 from benchmarks.loader import NORMAL, PLAIN
 from data.config import EpochPlan
 from data.loader import train_loader
-from data.open import open_split_pair
 from data.sampler import PositionSampler
+from data.source import open_split_pair
 
 PER_CLASS = 1000
 SMALL = 1000

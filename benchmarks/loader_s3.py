@@ -24,9 +24,9 @@ from typing import Any
 
 from benchmarks.loader import measure, median, ours
 from data import stage
-from data.listing import EXTENSIONS
-from data.open import open_split_pair
+from data.imagefolder import EXTENSIONS
 from data.prepare import Settings, prepare
+from data.source import open_split_pair
 from tests.s3 import ADMIN, Proxy, Server, running
 
 

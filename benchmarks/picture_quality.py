@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.loader import PLAIN
 from data.augment import choose_crop, train_picture
 from data.decode import FORMATS, Picture
-from data.listing import EXTENSIONS
+from data.imagefolder import EXTENSIONS
 from data.loader import sample_rng
 
 

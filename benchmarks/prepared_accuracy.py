@@ -23,9 +23,9 @@ from data.augment import Normalise
 from data.config import AugmentConfig, EpochPlan
 from data.demo import write_digits
 from data.loader import eval_loader, train_loader
-from data.open import open_split_pair
 from data.prepare import Settings, prepare
 from data.sampler import PositionSampler
+from data.source import open_split_pair
 
 SIZE, BATCH, RATE = 32, 32, 0.02
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)

@@ -26,22 +26,14 @@ _MARK = "digits.txt"
 
 
 def write_digits(folder: Path, size: int) -> Path:
-    """Write the digits as an ImageFolder; do nothing where they are there already.
+    """Write the digits as an ImageFolder of images of `size` px, at least 8; do nothing where they are there already.
 
     The split is stratified and always the same. The folder gets its name when it is whole, so a half-written one is
     never taken for it, and of several processes that write it at once one wins.
 
-    Args:
-        folder: where to; must be missing, empty, or written by this function with the same size.
-        size: side of the images in pixels, at least 8.
-
-    Returns:
-        `folder`.
-
     Raises:
         DataError: the folder holds something else, or cannot be written.
     """
-    folder = Path(folder)
     if not _is_whole(folder, size):
         try:
             _write(folder, size)
@@ -54,7 +46,7 @@ def _is_whole(folder: Path, size: int) -> bool:
     if not folder.exists():
         return False
     if not folder.is_dir():
-        raise DataError(f"{folder}: a file; expected a folder to write the digits to")
+        raise DataError(f"{folder}: not a folder; expected one to write the digits to")
     if not any(folder.iterdir()):
         return False
     mark = folder / _MARK

@@ -2,26 +2,63 @@
 
 from __future__ import annotations
 
+import errno
+import heapq
+import logging
 import os
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
-from data.files import read_image
-from data.listing import EXTENSIONS, class_folders, list_images
+from data.files import NotRegularError, read_regular
 from data.text import escape
 
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
+"""Files with these endings, in either case, are images: torchvision's list (`torchvision/datasets/folder.py`), .gif
+and .jfif. What a file really holds is seen when it is decoded."""
+
+_NOTES = 10
+"""Folders that were skipped and are named; the others are counted."""
+
 _ALSO_CALLED = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "test", "testing", "eval"}}
-"""What other datasets call a split. Which one to choose weights by is the user's word, so none is taken unasked."""
+"""What other datasets call a split. Which one to choose weights by is the user's choice, so none is chosen here."""
+
+_WORDNET_ID = re.compile(r"n\d{8}")
+
+log = logging.getLogger(__name__)
+
+
+def read_image(path: str | bytes | Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+        BadImage: it is not a regular file, a link that leads to no file, or larger than `MAX_BYTES`.
+        OSError: it is missing or cannot be read.
+    """
+    try:
+        return read_regular(path, MAX_BYTES)
+    except NotRegularError as error:
+        raise BadImage(Fault.NOT_A_FILE) from error
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise BadImage(Fault.TOO_MANY_BYTES) from error
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP) and os.path.islink(path):  # noqa: PTH114
+            raise BadImage(Fault.BROKEN_LINK) from error
+        raise
 
 
 class ImageFolder:
     """One split: a folder with a folder of images per class.
 
     Images are ordered as torchvision's ImageFolder orders them (classes by name, then folders inside a class by path,
-    then files by name), so an index means the same image in both; names that begin with a dot are passed over.
+    then files by name), so an index means the same image in both; names that begin with a dot are skipped.
 
     Attributes:
         path: the split's folder.
@@ -37,8 +74,7 @@ class ImageFolder:
             classes: class names in label order, escaped; None: the names of the class folders, sorted.
 
         Raises:
-            DataError: the folder is missing or unreadable, holds no class folder or no image, or has a class folder
-                that `classes` lacks.
+            DataError: there is no class folder or no image, or a class folder that `classes` lacks.
         """
         self.path = Path(path)
         listing = list_images(self.path)
@@ -82,22 +118,13 @@ class ImageFolder:
         return escape(os.fsdecode(self.file(index)))
 
 
-def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
-    """Open PATH/train and PATH/val, with one numbering of the classes: that of train.
-
-    val may lack classes, as a cut-down copy does, but not have one of its own.
-
-    Args:
-        path: the dataset's folder.
-
-    Returns:
-        (train, val).
+def open_folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
+    """Open PATH/train and PATH/val, with train's numbering of the classes; val may lack some, as a cut-down copy does.
 
     Raises:
         DataError: a folder is missing, train has fewer than two classes or an empty one, val has no image or a class
             that train lacks.
     """
-    path = Path(path)
     if not path.is_dir():
         raise DataError(f"{path}: no such folder; expected a folder with train/CLASS/IMAGE and val/CLASS/IMAGE")
     for split in ("train", "val"):
@@ -110,31 +137,160 @@ def open_split_pair(path: Path) -> tuple[ImageFolder, ImageFolder]:
     empty = [name for name, size in zip(train.classes, sizes, strict=True) if not size]
     if empty:
         raise DataError(f"{train.path}: class folder {_some(empty)} holds no images")
-    known = set(train.classes)
-    only_val = [name for name in map(escape, class_folders(path / "val")) if name not in known]
+    only_val = [name for name in map(escape, class_folders(path / "val")) if name not in set(train.classes)]
     if only_val:
         raise DataError(f"{path / 'val'}: class folder {_some(only_val)} is not in {train.path}")
     return train, ImageFolder(path / "val", train.classes)
 
 
 def missing_split(path: Path, split: str) -> DataError:
-    """What to say where `path` has no folder `split`, with what may be meant instead."""
-    return DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE{_hint(path, split)}")
+    """The error where `path` has no folder `split`, with what may be meant: a folder further in, or another name."""
+    inside, hint = class_folders(path), ""
+    if deeper := [name for name in inside if (path / name / split).is_dir()]:
+        hint = f"; did you mean {path / deeper[0]}?"
+    elif other := [name for name in inside if name.lower() in _ALSO_CALLED[split]]:
+        hint = f"; if {path / other[0]} is meant: ln -s {other[0]} {path / split}"
+    return DataError(f"{path / split}: no such folder; expected {path}/{split}/CLASS/IMAGE{hint}")
 
 
-def _hint(path: Path, split: str) -> str:
-    """What may be meant: a folder further in, or the split under another name."""
-    inside = class_folders(path)
-    for name in inside:
-        if (path / name / split).is_dir():
-            return f"; did you mean {path / name}?"
-    for name in inside:
-        if name.lower() in _ALSO_CALLED[split]:
-            return f"; if {path / name} is meant: ln -s {name} {path / split}"
-    return ""
-
-
-def _some(names: Sequence[str], shown: int = 3) -> str:
+def _some(names: Sequence[str], limit: int = 3) -> str:
     """The first few names, and how many there are beyond."""
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f" and {rest} more" if rest > 0 else "")
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def class_names(folders: Sequence[str]) -> list[str]:
+    """Human names for class folders: n01440764 becomes "tench"; any other name stays as it is.
+
+    The names are the WordNet lemmas that timm ships for the 21,841 synsets of ImageNet (`timm.data.ImageNetInfo`); they
+    are read on the first folder that looks like a WordNet id. Where two folders would get the same name (ImageNet has
+    two cranes), both keep their id behind it.
+    """
+    names = [_lemma(folder) if _WORDNET_ID.fullmatch(folder) else folder for folder in folders]
+    twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    return [f"{name} ({folder})" if name in twice else name for name, folder in zip(names, folders, strict=True)]
+
+
+def _lemma(wordnet_id: str) -> str:
+    """The first lemma of a synset, or the id where timm does not know it."""
+    try:
+        return str(_wordnet().label_name_to_description(wordnet_id)).split(", ")[0]
+    except KeyError:
+        return wordnet_id
+
+
+@lru_cache(maxsize=1)
+def _wordnet() -> Any:
+    from timm.data.imagenet_info import ImageNetInfo  # timm imports torch: only where a folder needs it
+
+    return ImageNetInfo("imagenet-22k")
+
+
+class Listing(NamedTuple):
+    """The images of a split: classes by name, then folders inside a class by path, then files by name."""
+
+    classes: list[str]
+    counts: NDArray[np.int64]  # images of each class
+    ends: NDArray[np.int64]  # where each image's name ends in `names`
+    names: NDArray[np.uint8]  # paths relative to the class folder, one after the other
+
+
+def list_images(path: Path) -> Listing:
+    """List a split; folders that are skipped are named in the log; raises DataError."""
+    classes, notes = _class_folders(path)
+    files: list[bytes] = []
+    counts = []
+    for name in classes:
+        before = len(files)
+        root = os.path.join(path, name)  # noqa: PTH118 (Path costs more than the rest)
+        inside, skipped = walk(root)
+        notes += skipped
+        for folder in sorted(inside):
+            below = "" if folder == root else f"{os.path.relpath(folder, root)}/"
+            files.extend(os.fsencode(f"{below}{file}") for file in sorted(inside[folder]))
+        counts.append(len(files) - before)
+    for note in notes[:_NOTES]:
+        log.warning("%s", note)
+    if len(notes) > _NOTES:
+        log.warning("%s: %d more folders were not listed", escape(str(path)), len(notes) - _NOTES)
+    ends = np.cumsum([len(file) for file in files], dtype=np.int64)
+    return Listing(classes, np.array(counts, dtype=np.int64), ends, np.frombuffer(b"".join(files), dtype=np.uint8))
+
+
+def class_folders(path: Path) -> list[str]:
+    """Names of the class folders, sorted, without links to a parent folder; raises DataError."""
+    return _class_folders(path)[0]
+
+
+def _class_folders(path: Path) -> tuple[list[str], list[str]]:
+    """Names of the class folders, and a note for each link that is skipped."""
+    place, names, notes = os.path.realpath(path), [], []
+    try:
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or not _is_folder(entry):
+                    continue
+                if entry.is_symlink() and _holds(target := os.path.realpath(entry.path), place):
+                    notes.append(_loop(entry.path, target))
+                else:
+                    names.append(entry.name)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+    return sorted(names), sorted(notes)
+
+
+def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
+    """The images in a folder and the folders in it, links followed.
+
+    Whatever has an image's name counts as one: that it is a pipe, a folder or a link to nowhere is found out when it is
+    read. Names that begin with a dot are skipped. Each folder is listed once, however many links lead to it, and a
+    link to a folder that it lies in is not followed, so that the listing ends.
+
+    Returns:
+        (names of the images in each folder from `root` on; why others are not listed, one line each).
+    """
+    found: dict[str, list[str]] = {}
+    notes: list[str] = []
+    top = os.path.realpath(root)
+    listed: set[str] = set()
+    waiting = [(False, root, top)]  # (reached by a link: those come last; path; where it really is)
+    while waiting:
+        _, folder, place = heapq.heappop(waiting)
+        if place in listed:
+            notes.append(escape(f"{folder}: not listed: it leads to {place}, which is listed already"))
+            continue
+        listed.add(place)
+        try:
+            with os.scandir(folder) as entries:
+                names = found[folder] = []
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.name.lower().endswith(EXTENSIONS):
+                        names.append(entry.name)
+                    elif _is_folder(entry):
+                        linked = entry.is_symlink()
+                        target = os.path.realpath(entry.path) if linked else os.path.join(place, entry.name)  # noqa: PTH118
+                        if linked and (_holds(target, place) or _holds(target, top)):
+                            notes.append(_loop(entry.path, target))
+                        else:
+                            heapq.heappush(waiting, (linked, entry.path, target))
+        except OSError as error:
+            notes.append(escape(f"{folder}: cannot be listed: {error.strerror or error}"))
+    return found, sorted(notes)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, or where nobody may look
+        return False
+
+
+def _holds(folder: str, place: str) -> bool:
+    """Whether a folder is another or a parent of it, both without links."""
+    return os.path.commonpath([folder, place]) == folder
+
+
+def _loop(link: str, target: str) -> str:
+    return escape(f"{link}: not followed: it is a link to {target}, a folder that it lies in")

@@ -9,15 +9,14 @@ The archives' SHA-256 are those that FastAI.jl pins in its list of datasets.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
+import socket
 import sys
 import tarfile
 import tempfile
-import urllib.request
 from pathlib import Path
 
-from tqdm import tqdm
+import torch
 
 from data.errors import DataError
 from data.text import guard
@@ -52,36 +51,17 @@ def download(folder: Path, size: str) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-            archive = Path(scratch) / f"{name}.tgz"
-            fetch(f"{_MIRROR}/{name}.tgz", archive, sha256)
+            archive = f"{scratch}/{name}.tgz"
+            torch.hub.download_url_to_file(f"{_MIRROR}/{name}.tgz", archive, hash_prefix=sha256)
             with tarfile.open(archive) as tar:
                 # Python before 3.10.12 and 3.11.4 knows no filter; the bytes of the archive are known in any case.
                 if hasattr(tarfile, "data_filter"):
                     tar.extraction_filter = tarfile.data_filter
                 tar.extractall(scratch)
-            os.replace(Path(scratch) / name, folder)  # noqa: PTH105 (also onto an empty folder)
-    except (OSError, tarfile.TarError) as error:
+            os.replace(f"{scratch}/{name}", folder)  # noqa: PTH105 (also onto an empty folder)
+    except (OSError, RuntimeError, tarfile.TarError) as error:  # a RuntimeError: another SHA-256
         raise DataError(f"{folder}: cannot download Imagenette: {error}") from error
     return folder
-
-
-def fetch(url: str, file: Path, sha256: str) -> None:
-    """Download a file with a progress bar.
-
-    Raises:
-        DataError: its SHA-256 is not `sha256`.
-        OSError: it cannot be downloaded or written.
-    """
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=60) as response, file.open("wb") as out:
-        total = int(response.headers.get("Content-Length", 0)) or None
-        with tqdm(total=total, unit="B", unit_scale=True, desc=file.name) as bar:
-            while block := response.read(1 << 20):
-                digest.update(block)
-                out.write(block)
-                bar.update(len(block))
-    if digest.hexdigest() != sha256:
-        raise DataError(f"{url}: SHA-256 is {digest.hexdigest()}, expected {sha256}; the file was not kept")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,4 +82,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     guard()
+    socket.setdefaulttimeout(60)  # torch.hub sets none
     raise SystemExit(main())

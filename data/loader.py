@@ -23,13 +23,12 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from typing_extensions import NotRequired, TypedDict, Unpack
 
 from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
-from data.bad import BadImages
 from data.buffers import Batch, Message, SharedBuffers, shared_bytes
 from data.config import AugmentConfig
 from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
-from data.source import Source
+from data.source import BadImages, Source
 from data.text import guard
 from data.wait import Gate, WaitingLoader
 

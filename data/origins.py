@@ -1,7 +1,7 @@
 """Datasets as people download them, as sources to prepare from.
 
 An ImageFolder (ImageNet-Mini, Imagenette, one's own), local or in a bucket; the tree of the Kaggle competition
-"ImageNet Object Localization Challenge"; the ILSVRC2012 tar files with their devkit.
+"ImageNet Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, read where they lie.
 """
 
 from __future__ import annotations
@@ -12,20 +12,15 @@ import io
 import logging
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
-from data.files import open_regular, read_image, read_regular
-from data.imagefolder import ImageFolder, open_split_pair
-from data.listing import EXTENSIONS
-from data.names import is_file_name, relative_path
-from data.remote import is_remote, named, open_store
+from data.files import is_file_name, is_remote, named, open_regular, open_store, read_regular, relative_path
+from data.imagefolder import EXTENSIONS, ImageFolder, open_folders, read_image
 from data.source import Source
 from data.text import escape
 
@@ -33,25 +28,21 @@ log = logging.getLogger(__name__)
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
 _COLUMNS = ("ImageId", "PredictionString")
 _LARGEST_TABLE = 2**26
 """Bytes of the table, and of the devkit unpacked, at most: many times what they are."""
 
+_Member = tuple[str, int, int]
+"""Name, offset and length of a file in a tar file."""
+
 
 class Files:
-    """A list of files under one folder or bucket, each with its label."""
+    """A list of files under one folder or `s3://bucket/prefix`, each with its label."""
 
     def __init__(self, path: str, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
-        """Join them.
-
-        Args:
-            path: a folder, or `s3://bucket/prefix`.
-            files: paths below it.
-            labels: label of each.
-            classes: class names in label order.
-        """
         self.path, self.classes, self.labels = path, list(classes), np.asarray(labels, dtype=np.int64)
         self._files = list(files)
 
@@ -62,7 +53,7 @@ class Files:
         """The file's bytes; raises OSError or BadImage."""
         if not is_remote(self.path):
             return read_image(f"{self.path}/{self._files[index]}")
-        store, root = open_store(self.path)  # a process opens a store once, and anew after `renew_credentials`
+        store, root = open_store(self.path)  # a process opens a store once, and again after `renew_credentials`
         data: bytes = store.cat_file(f"{root}/{self._files[index]}")
         return data
 
@@ -75,24 +66,12 @@ class Files:
         return escape(f"{self.path}/{self._files[index]}")
 
 
-class TarMembers:
+class TarMembers(Files):
     """Files inside a tar file, read where they lie, without unpacking."""
 
-    def __init__(self, path: str, members: Sequence[tuple[str, int, int]], labels: Any, classes: Sequence[str]) -> None:
-        """Join them.
-
-        Args:
-            path: the tar file.
-            members: (name, offset, length) of each.
-            labels: label of each.
-            classes: class names in label order.
-        """
-        self.path, self.classes, self.labels = path, list(classes), np.asarray(labels, dtype=np.int64)
-        self._names = [name for name, _, _ in members]
+    def __init__(self, path: str, members: Sequence[_Member], labels: Sequence[int], classes: Sequence[str]) -> None:
+        super().__init__(path, [name for name, _, _ in members], labels, classes)
         self._places = np.array([place for _, *place in members], dtype=np.int64).reshape(-1, 2)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
     def read(self, index: int) -> bytes:
         """The member's bytes; raises OSError or BadImage."""
@@ -105,23 +84,9 @@ class TarMembers:
         finally:
             os.close(descriptor)
 
-    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """`read`."""
-        return self.read
-
-    def name(self, index: int) -> str:
-        """The tar file's path and the member's name, escaped."""
-        return escape(f"{self.path}/{self._names[index]}")
-
 
 def open_origin(path: str) -> dict[str, Source]:
-    """Find out what lies at a path, and open it.
-
-    Args:
-        path: a folder, or `s3://bucket/prefix` of an ImageFolder.
-
-    Returns:
-        The splits, `train` and `val`, with one numbering of the classes.
+    """Open the splits, `train` and `val`, of whichever layout lies in a folder, or of an ImageFolder in a bucket.
 
     Raises:
         DataError: it is none of the layouts known, or is not whole.
@@ -138,15 +103,12 @@ def open_origin(path: str) -> dict[str, Source]:
     inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     if not (folder / "train").is_dir() and len(inner) == 1 and (inner[0] / "train").is_dir():
         folder = inner[0]  # an archive's own top folder, such as imagenet-mini/
-    train, val = open_split_pair(folder)
+    train, val = open_folders(folder)
     return {"train": train, "val": val}
 
 
 def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
-    """The images among the keys of a split in a bucket, as a disk would hold them (data/listing.py), in its order.
-
-    Args:
-        keys: below the split's place.
+    """The images among the keys of a split in a bucket, as a disk would list them (data/imagefolder.py), in its order.
 
     Returns:
         Keys `CLASS/.../IMAGE`, and how many others no disk could hold; what a disk's listing leaves out, such as a
@@ -157,7 +119,7 @@ def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
     found, skipped = [], 0
     for key in listed:
         try:
-            # U+FFFD stands for bytes that no UTF-8 has.
+            # U+FFFD stands for bytes that are not UTF-8.
             is_file = key not in folders and "\ufffd" not in relative_path(key)
         except ValueError:
             is_file = False
@@ -183,15 +145,16 @@ def _remote_folder(path: str) -> dict[str, Source]:
             raise DataError(f"{path}/{split}: no images; expected {path}/{split}/CLASS/IMAGE")
     if skipped:
         log.warning("%s: %d keys skipped: they stand for folders, or are names that no disk can hold", path, skipped)
-    classes = sorted({key.split("/")[0] for key in splits["train"]})
+    folders = {split: [key.split("/")[0] for key in found] for split, found in splits.items()}
+    classes = sorted(set(folders["train"]))
     if len(classes) < 2:
         raise DataError(f"{path}/train: one class folder ({classes[0]}); at least two classes are needed")
-    label = {name: number for number, name in enumerate(classes)}
-    unknown = sorted({key.split("/")[0] for key in splits["val"]} - set(classes))
+    unknown = sorted(set(folders["val"]) - set(classes))
     if unknown:
         raise DataError(f"{path}/val: class folder {unknown[0]} is not in {path}/train")
+    label = {name: number for number, name in enumerate(classes)}
     return {
-        split: Files(f"{path}/{split}", found, [label[key.split("/")[0]] for key in found], classes)
+        split: Files(f"{path}/{split}", found, [label[name] for name in folders[split]], classes)
         for split, found in splits.items()
     }
 
@@ -203,93 +166,73 @@ def _kaggle(folder: Path) -> dict[str, Source]:
         raise DataError(f"{folder}: has {_SOLUTION} but no {_KAGGLE[0]}/train")
     train = ImageFolder(root / "train", None)
     label = {name: number for number, name in enumerate(train.classes)}
-    rows = sorted(_solution(folder / _SOLUTION))
+    rows = sorted(_solution(folder / _SOLUTION).items())
     for image, name in rows:
         if name not in label:
             raise DataError(f"{folder / _SOLUTION}: {image} is of class {name}, which {train.path} lacks")
     labels = [label[name] for _, name in rows]
-    files = Files(str(root / "val"), [f"{image}.JPEG" for image, _ in rows], labels, train.classes)
-    return {"train": train, "val": files}
+    return {
+        "train": train,
+        "val": Files(str(root / "val"), [f"{image}.JPEG" for image, _ in rows], labels, train.classes),
+    }
 
 
-def _solution(path: Path) -> list[tuple[str, str]]:
-    """(image, class) of each row of Kaggle's table, also where a spreadsheet has saved it again.
-
-    Raises:
-        DataError: it cannot be read, or a row does not say of which class which image is.
-    """
+def _solution(path: Path) -> dict[str, str]:
+    """The class of each image in Kaggle's table; raises DataError where it cannot be read or a row is not whole."""
+    found: dict[str, str] = {}
     with named(str(path)):
         data = read_regular(path, _LARGEST_TABLE)
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        lines = list(_rows(text))
+        text = data.decode("utf-8-sig")
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
+            raise DataError(f"{path}: expected the columns {' and '.join(_COLUMNS)}")
+        for row in rows:
+            image, classes = ((row[name] or "").strip() for name in _COLUMNS)
+            if not image or not classes:
+                missing = _COLUMNS[1] if image else _COLUMNS[0]
+                raise DataError(f"{path}:{rows.line_num}: {image or 'a row'} has no {missing}")
+            if not is_file_name(f"{image}.JPEG"):
+                raise DataError(f"{path}:{rows.line_num}: {image}: not a name that a file can have")
+            if image in found:
+                raise DataError(f"{path}:{rows.line_num}: {image} occurs twice")
+            found[image] = classes.split()[0]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
-    found: dict[str, str] = {}
-    for number, image, classes in lines:
-        if not image or not classes:
-            raise DataError(f"{path}:{number}: {image or 'a row'} has no {_COLUMNS[1] if image else _COLUMNS[0]}")
-        if not is_file_name(f"{image}.JPEG"):
-            raise DataError(f"{path}:{number}: {image}: not a name that a file can have")
-        if image in found:
-            raise DataError(f"{path}:{number}: {image} stands there twice")
-        found[image] = classes.split()[0]
     if not found:
         raise DataError(f"{path}: lists no image")
-    return list(found.items())
-
-
-def _rows(text: str) -> Iterator[tuple[int, str, str]]:
-    """(line, image, prediction) of each row that is not empty, whatever separates the columns.
-
-    Raises:
-        csv.Error: it is no table, or no separator gives the two columns.
-    """
-    for separator in ",;\t":
-        rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-        header: list[str] | None = None
-        for cells in rows:
-            cells = [cell.strip() for cell in cells]
-            if header is None and set(_COLUMNS) <= set(cells):
-                header = cells
-            elif (
-                header is None and any(cells) and not cells[0].startswith("sep=")
-            ):  # which a spreadsheet may begin with
-                break
-            elif header is not None and any(cells):
-                image, prediction = (dict(zip(header, cells, strict=False)).get(name, "") for name in _COLUMNS)
-                yield rows.line_num, image, prediction
-        if header is not None:
-            return
-    raise csv.Error(f"expected the columns {' and '.join(_COLUMNS)}")
+    return found
 
 
 def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
-    """The tar files of image-net.org."""
+    """The tar files of image-net.org: one of one tar file per class, and one of the validation images."""
     for file in (_TRAIN_TAR, _VAL_TAR, _DEVKIT):
         if not (folder / file).is_file():
             raise DataError(f"{folder / file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
-    members, labels, classes = _train_members(folder / _TRAIN_TAR)
+    classes: list[str] = []
+    members: list[_Member] = []
+    labels: list[int] = []
+    for label, (name, offset, size) in enumerate(sorted(_members(folder / _TRAIN_TAR))):
+        classes.append(escape(Path(name).stem))
+        inner = sorted(_members(folder / _TRAIN_TAR, offset, size))
+        members += [(f"{classes[label]}/{image}", at, length) for image, at, length in inner]
+        labels += [label] * len(inner)
     val = sorted(_members(folder / _VAL_TAR))
     wnids = _val_classes(folder / _DEVKIT)
     if len(wnids) != len(val):
         raise DataError(f"{folder / _VAL_TAR}: {len(val)} images, but the devkit has {len(wnids)} labels")
-    label = {name: number for number, name in enumerate(classes)}
+    number = {name: label for label, name in enumerate(classes)}
     unknown = sorted(set(wnids) - set(classes))
     if unknown:
         raise DataError(f"{folder / _TRAIN_TAR}: lacks class {unknown[0]}, which the devkit has")
     return {
         "train": TarMembers(str(folder / _TRAIN_TAR), members, labels, classes),
-        "val": TarMembers(str(folder / _VAL_TAR), val, [label[name] for name in wnids], classes),
+        "val": TarMembers(str(folder / _VAL_TAR), val, [number[name] for name in wnids], classes),
     }
 
 
-def _members(path: Path, start: int = 0, size: int | None = None) -> list[tuple[str, int, int]]:
-    """(name, offset, length) of the files in a tar that begins at a byte of a file.
-
-    Raises:
-        DataError: it is damaged or cut off, or a name in it is not one path component.
-    """
+def _members(path: Path, start: int = 0, size: int | None = None) -> list[_Member]:
+    """The files in a tar that begins at a byte of a file; raises DataError."""
     with named(str(path)), os.fdopen(open_regular(path), "rb") as file:
         end = os.fstat(file.fileno()).st_size if size is None else start + size
         file.seek(start)
@@ -312,45 +255,25 @@ def _members(path: Path, start: int = 0, size: int | None = None) -> list[tuple[
     return found
 
 
-def _train_members(path: Path) -> tuple[list[tuple[str, int, int]], list[int], list[str]]:
-    """The images of the tar of one tar per class."""
-    classes: list[str] = []
-    members: list[tuple[str, int, int]] = []
-    labels: list[int] = []
-    for name, offset, size in sorted(_members(path)):
-        label, wnid = len(classes), escape(Path(name).stem)
-        classes.append(wnid)
-        inner = sorted(_members(path, offset, size))
-        members += [(f"{wnid}/{image}", at, length) for image, at, length in inner]
-        labels += [label] * len(inner)
-    return members, labels, classes
-
-
 def _val_classes(devkit: Path) -> list[str]:
-    """The WordNet id of each validation image, in the order of their names.
-
-    Raises:
-        DataError: the devkit is cut off, damaged, or something else.
-    """
+    """The WordNet id of each validation image, in the order of their names; raises DataError."""
     from scipy.io import loadmat
 
-    names = ("meta.mat", "ILSVRC2012_validation_ground_truth.txt")
     files: dict[str, bytes] = {}
     with named(str(devkit)):
         data = read_regular(devkit, _LARGEST_TABLE)
     try:
         if data[:2] == b"\x1f\x8b":
-            with gzip.open(BytesIO(data)) as unpacked:
+            with gzip.open(io.BytesIO(data)) as unpacked:
                 data = unpacked.read(_LARGEST_TABLE + 1)
         if len(data) > _LARGEST_TABLE:
             raise ValueError(f"more than {_LARGEST_TABLE} bytes unpacked")
-        with tarfile.open(fileobj=BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
-                if Path(member.name).name in names and (file := tar.extractfile(member)) is not None:
-                    files[Path(member.name).name] = file.read()
-        meta = loadmat(BytesIO(files[names[0]]), squeeze_me=True)["synsets"]
-        truth = files[names[1]].split()
+                if (name := Path(member.name).name) in (_META, _TRUTH) and (file := tar.extractfile(member)):
+                    files[name] = file.read()
+        meta = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
         wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
-        return [wnid[int(number)] for number in truth]
+        return [wnid[int(number)] for number in files[_TRUTH].split()]
     except Exception as error:  # gzip's, tarfile's and SciPy's readers raise nearly everything on nonsense
         raise DataError(f"{devkit}: is cut off, damaged, or not what its name says: {error}") from error

@@ -3,7 +3,7 @@
     python -m data.prepare SRC DST [--train-sizes 160 256 384] [--val-sizes original] [--quality 90]
 
 SRC: an ImageFolder (ImageNet-Mini, ...) local or s3://, Kaggle's ImageNet tree, or the ILSVRC2012 tar files with their
-devkit. DST: a folder or s3://. Run again after an interruption, it goes on where it was.
+devkit. DST: a folder or s3://. Run again after an interruption, it continues where it was.
 """
 
 from __future__ import annotations
@@ -11,59 +11,102 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import partial
 from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
+from data.decode import BadImage, Fault, Picture
 from data.errors import DataError
+from data.files import is_file_name, named, open_store, renew_credentials, replace_file
 from data.origins import open_origin
-from data.pack import DONE, Task, _put, check_part, make_part
-from data.pool import WorkerKilledError, each_part
-from data.remote import named, open_store, renew_credentials
-from data.shards import FORMAT, MANIFEST, ORIGINAL, SHARD, short_side
+from data.shards import FORMAT, MANIFEST, ORIGINAL, SHARD, image_bytes, short_side
 from data.source import Source
-from data.text import guard
+from data.text import escape, guard
 
-PART_IMAGES = 512
-"""Images per shard: 7 MB at 160 px, 15 at 256, 57 of original photos."""
-_SETTINGS = "settings.json"
-_PRELOAD = ("data.pack", "streaming.base.format.mds.writer")
+_COLUMNS = {"image": "bytes", "label": "int", "name": "str"}
+_SETTINGS, _DONE = "settings.json", "part.npz"
+_JPEG_NAMES = (".jpg", ".jpeg", ".jfif")
+_PRELOAD = ("data.origins", "streaming.base.format.mds.writer")
+
+Held = TypeVar("Held")
+Part = TypeVar("Part")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made of each image.
-
-    Attributes:
-        layout: `mds` or `folder`.
-        train_sizes: resolutions of the training images, short sides in pixels, or `original`.
-        val_sizes: of the validation images.
-        quality: of the JPEGs, 1 to 100.
-        part_images: images per shard.
-    """
+    """What is made of each image."""
 
     layout: str
+    """`mds` or `folder`."""
     train_sizes: tuple[str, ...]
+    """Resolutions of the training images: short sides in pixels, or `original`."""
     val_sizes: tuple[str, ...]
     quality: int
-    part_images: int = PART_IMAGES
+    part_images: int = 512
+    """Per shard: 7 MB at 160 px, 15 at 256, 57 of original photos."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A split, what is to be made of it, and the prepared dataset's place."""
+
+    split: str
+    source: Source
+    target: str
+    settings: Settings
+
+    @property
+    def resolutions(self) -> tuple[str, ...]:
+        """The split's resolutions."""
+        return self.settings.train_sizes if self.split == "train" else self.settings.val_sizes
+
+    @property
+    def parts(self) -> range:
+        """The numbers of the split's parts."""
+        return range(-(-len(self.source) // self.settings.part_images))
+
+    def indices(self, part: int) -> range:
+        """The images of a part."""
+        size = self.settings.part_images
+        return range(part * size, min((part + 1) * size, len(self.source)))
+
+    def place(self, part: int, resolution: str) -> str:
+        """Where a part lies, below the target."""
+        folder = f"{self.split}/{resolution}/{part:05}"
+        return f".parts/{folder}" if self.settings.layout == "folder" else folder
+
+    def name(self, index: int) -> str:
+        """An image's path below its split's folder, class first, escaped; raises DataError for one no disk holds."""
+        source = self.source
+        path = escape(str(getattr(source, "path", "")))
+        name = source.name(index).removeprefix(path).strip("/")
+        folder = source.classes[source.labels[index]]
+        name = name if name.startswith(f"{folder}/") else f"{folder}/{name}"
+        if not all(map(is_file_name, name.split("/"))):
+            raise DataError(f"{path}: {name}: not a name that a file can have")
+        return name
 
 
 def prepare(source: str, target: str, settings: Settings, workers: int, report: Callable[[str], None]) -> bool:
-    """Prepare a dataset.
+    """Prepare the dataset at `source`, see `open_origin`.
 
     Args:
-        source: where it is, see `open_origin`.
-        target: where to: a folder, or `s3://bucket/prefix`; empty, or left by an interrupted call with the same
-            arguments.
+        source: a folder, or `s3://bucket/prefix`.
+        target: the same; empty, or left by an interrupted call with the same arguments.
         settings: what is made of each image.
         workers: processes.
         report: is given each line for the user.
@@ -76,26 +119,27 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
     """
     splits = open_origin(source)
     _claim(target, settings, splits)
-    sizes = {"train": settings.train_sizes, "val": settings.val_sizes}
-    tasks = [
-        Task(name, split, target, settings.layout, sizes[name], settings.quality, settings.part_images)
-        for name, split in splits.items()
-    ]
+    tasks = [Task(name, split, target, settings) for name, split in splits.items()]
     left_out = {task.split: 0 for task in tasks}
-    for task, _, lines in _each(make_part, tasks, workers, "writing"):
-        left_out[task.split] += len(lines)
-        for line in lines:
-            report(f"left out: {line}")
-    wrong = [line for _, _, lines in _each(check_part, tasks, workers, "checking") for line in lines]
+    wrong: list[str] = []
+    jobs = [(number, part) for number, task in enumerate(tasks) for part in task.parts]
+    total = sum(len(task.source) for task in tasks)
+    with tqdm(total=total, unit="img", desc="writing", smoothing=0.05, file=sys.stderr) as bar:
+        for (number, part), (lines, damage) in each_part(_write_and_check, tasks, jobs, workers, _PRELOAD):
+            left_out[tasks[number].split] += len(lines)
+            for line in lines:
+                report(f"left out: {line}")
+            wrong += damage
+            bar.update(len(tasks[number].indices(part)))
     if wrong:
         for line in wrong:
             report(f"wrong: {line}")
-        report("run the same command again to write that anew")
+        report("run the same command again to write that again")
         return False
     renew_credentials()
     finish = _finish_folder if settings.layout == "folder" else _finish_shards
     with named(target):
-        report(finish(tasks, left_out, settings))
+        report(finish(tasks, left_out))
     return True
 
 
@@ -111,87 +155,202 @@ def _claim(target: str, settings: Settings, splits: dict[str, Source]) -> None:
         if store.exists(f"{root}/{_SETTINGS}"):
             if store.cat_file(f"{root}/{_SETTINGS}") != content:
                 raise DataError(
-                    f"{target}: was begun from another source or with other settings ({_SETTINGS} tells); choose "
+                    f"{target}: was begun from another source or with other settings (see {_SETTINGS}); choose "
                     f"another place or delete it"
                 )
             return
         if store.exists(root) and store.ls(root):
             raise DataError(f"{target}: holds something else; expected a new or empty place")
-        _put(store, content, f"{root}/{_SETTINGS}")
+        _put(store, f"{root}/{_SETTINGS}", content)
 
 
-def _each(
-    work: Callable[[Task, int], list[str]], tasks: Sequence[Task], workers: int, what: str
-) -> Iterable[tuple[Task, int, list[str]]]:
-    """Do every part of every split, on all workers, with a progress bar over the images."""
-    total = sum(len(task.source) for task in tasks)
-    with tqdm(total=total, unit="img", desc=what, smoothing=0.05, file=sys.stderr) as bar:
-        for task in tasks:
-            for part, lines in each_part(partial(_twice, work), task, range(task.parts), workers, _PRELOAD):
-                yield task, part, lines
-                bar.update(len(task.indices(part)))
-
-
-def _twice(work: Callable[[Task, int], list[str]], task: Task, part: int) -> list[str]:
+def _write_and_check(tasks: Sequence[Task], job: tuple[int, int]) -> tuple[list[str], list[str]]:
+    """Write one part and read it back: what was left out of it, and what is wrong with it."""
+    task, part = tasks[job[0]], job[1]
     try:
-        return work(task, part)
+        return make_part(task, part), check_part(task, part)
     except DataError:  # once more, for the credentials of a session expire and are renewed meanwhile
         renew_credentials()
-        return work(task, part)
+        return make_part(task, part), check_part(task, part)
 
 
-def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int], settings: Settings) -> str:
+def make_part(task: Task, part: int) -> list[str]:
+    """Write one part at every resolution, whole or not at all, unless it is there; raises DataError.
+
+    Returns:
+        The images that were left out, each with the reason.
+    """
+    store, root = open_store(task.target)
+    with named(task.target):
+        done = [f"{root}/{task.place(part, resolution)}/{_DONE}" for resolution in task.resolutions]
+        if all(store.exists(path) for path in done):
+            return [str(line) for line in _load(store, done[0])["left_out"]]
+    encoded: dict[str, list[dict[str, Any]]] = {resolution: [] for resolution in task.resolutions}
+    left_out = []
+    broken_links = 0
+    for index in task.indices(part):
+        name = task.name(index)
+        try:
+            with named(name):
+                data = task.source.read(index)
+            picture = Picture(data)
+            picture.decode(1)  # also what is copied as it is must be whole
+            images = {one: encode(data, picture, one, task.settings.quality) for one in task.resolutions}
+        except BadImage as error:
+            left_out.append(f"{name}: {error}")
+            broken_links += error.fault == Fault.BROKEN_LINK
+            continue
+        for one, image in images.items():
+            encoded[one].append({"image": image, "label": int(task.source.labels[index]), "name": name})
+    if broken_links == len(task.indices(part)) > 1:
+        raise DataError(f"{left_out[0]}; so are {broken_links - 1} others: is the disk that they lead to mounted?")
+    write = _write_folder if task.settings.layout == "folder" else _write_shard
+    for resolution, samples in encoded.items():
+        with named(task.target):
+            record = write(task, part, resolution, samples)
+            np.savez(stream := BytesIO(), left_out=np.array(left_out, dtype=str), **record)
+            _put(store, f"{root}/{task.place(part, resolution)}/{_DONE}", stream.getvalue())
+    return left_out
+
+
+def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> bytes:
+    """An image, opened as `picture`, shrunk to a short side of `resolution` px and turned upright; raises BadImage.
+
+    A JPEG that is small enough already stays as it is, byte for byte. The others get a restart marker after each row of
+    blocks: it costs two bytes, and lets the loader leave out the rows that a crop does not need (data/decode.py).
+    """
+    short, scale = min(picture.height, picture.width), 1.0
+    if short > short_side(resolution):
+        scale = short_side(resolution) / short
+    elif resolution == ORIGINAL or picture.is_plain_upright_jpeg:
+        return data
+    image = Image.fromarray(picture.decode(1))
+    if scale < 1:
+        image = image.resize(
+            (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC
+        )
+    image.save(stream := BytesIO(), "JPEG", quality=quality, optimize=True, restart_marker_rows=1)
+    return stream.getvalue()
+
+
+def _write_shard(task: Task, part: int, resolution: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One part as one MDS shard, with Streaming's own writer; returns what `_finish_shards` and the check need."""
+    from streaming.base.format.mds.writer import MDSWriter  # imports torch: a second
+
+    store, root = open_store(task.target)
+    shards: list[dict[str, Any]] = []
+    places: list[tuple[int, int]] = []
+    if samples:
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "part"
+            with MDSWriter(out=str(folder), columns=_COLUMNS, hashes=["sha256"], size_limit=None) as writer:
+                for sample in samples:
+                    writer.write(sample)
+            shards = json.loads((folder / "index.json").read_text())["shards"]
+            data = (folder / SHARD).read_bytes()
+        bounds = np.frombuffer(data, np.uint32, len(samples) + 1, 4).tolist()
+        places = [image_bytes(data[begin : begin + 4], begin) for begin in bounds[:-1]]
+        _put(store, f"{root}/{task.place(part, resolution)}/{SHARD}", data)
+    return {
+        "images": np.array(places, dtype=np.uint32).reshape(-1, 2),
+        "labels": np.array([sample["label"] for sample in samples], dtype=np.int64),
+        "shards": np.array(json.dumps(shards)),
+    }
+
+
+def _write_folder(task: Task, part: int, resolution: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """One part as files RESOLUTION/SPLIT/CLASS/NAME; returns what the check needs."""
+    store, root = open_store(task.target)
+    digests = []
+    for sample in samples:
+        converted = sample["image"][:2] == b"\xff\xd8" and not sample["name"].lower().endswith(_JPEG_NAMES)
+        name = f"{resolution}/{task.split}/{sample['name']}{'.jpg' if converted else ''}"
+        _put(store, f"{root}/{name}", sample["image"])
+        digests.append(f"{hashlib.sha256(sample['image']).hexdigest()} {name}")
+    return {"digests": np.array(digests, dtype=str)}
+
+
+def _put(store: Any, path: str, data: bytes) -> None:
+    """Write an object whole or not at all."""
+    if "s3" in store.protocol:
+        store.pipe_file(path, data)
+    else:
+        replace_file(Path(path), data)
+
+
+def _load(store: Any, path: str) -> Any:
+    return np.load(BytesIO(store.cat_file(path)))
+
+
+def check_part(task: Task, part: int) -> list[str]:
+    """Compare the SHA-256 of what was written; a part that is wrong counts as not written; returns one line each."""
+    store, root = open_store(task.target)
+    wrong = []
+    for resolution in task.resolutions:
+        place = f"{root}/{task.place(part, resolution)}"
+        problems = []
+        try:
+            record = _load(store, f"{place}/{_DONE}")
+            if "digests" in record:
+                files = [line.split(" ", 1) for line in record["digests"].tolist()]
+                digests = {f"{root}/{name}": digest for digest, name in files}
+            else:
+                shards = json.loads(str(record["shards"]))
+                digests = {f"{place}/{SHARD}": shard["raw_data"]["hashes"]["sha256"] for shard in shards}
+            for name, digest in digests.items():
+                if hashlib.sha256(store.cat_file(name)).hexdigest() != digest:
+                    problems.append(f"{name}: SHA-256 is not that of what was written")
+        except Exception as error:  # whatever a damaged file may raise
+            problems.append(f"{place}: {str(error) or type(error).__name__}")
+        if problems:
+            wrong += problems
+            with named(place):
+                store.rm(f"{place}/{_DONE}")
+    return wrong
+
+
+def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
     """Join the parts: one index per resolution, one table of labels per split, and the manifest last."""
-    store, root = open_store(tasks[0].target)
+    target = tasks[0].target
+    store, root = open_store(target)
     splits: dict[str, Any] = {}
     lines = []
     for task in tasks:
         resolutions: dict[str, Any] = {}
         for resolution in task.resolutions:
-            records = [
-                np.load(BytesIO(store.cat_file(f"{root}/{task.place(part, resolution)}/{DONE}")))
-                for part in range(task.parts)
-            ]
+            records = [_load(store, f"{root}/{task.place(part, resolution)}/{_DONE}") for part in task.parts]
             shards = [
-                _placed(shard, f"{part:05}")
+                shard | {"raw_data": shard["raw_data"] | {"basename": f"{part:05}/{SHARD}"}}
                 for part, record in enumerate(records)
                 for shard in json.loads(str(record["shards"]))
             ]
             place = f"{root}/{task.split}/{resolution}"
-            _put(store, json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode(), f"{place}/index.json")
-            _put(store, _npy(np.concatenate([record["images"] for record in records])), f"{place}/images.npy")
+            _put(store, f"{place}/index.json", json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode())
+            _put_array(store, f"{place}/images.npy", [record["images"] for record in records])
             size = sum(shard["raw_data"]["bytes"] for shard in shards)
             resolutions[resolution] = {"bytes": size, "shards": len(shards)}
             lines.append(f"{task.split} at {resolution}: {size / 1e9:.3f} GB in {len(shards)} shards")
-        labels = np.concatenate([record["labels"] for record in records])
-        if not len(labels):
-            raise DataError(f"{task.target}: no image of {task.split} can be decoded")
-        _put(store, _npy(labels), f"{root}/{task.split}/labels.npy")
-        splits[task.split] = {
-            "images": len(labels),
-            "left_out": left_out[task.split],
-            "resolutions": resolutions,
-        }
-        lines.append(f"{task.split}: {len(labels)} images, {left_out[task.split]} left out")
-    manifest = {"format": FORMAT, "classes": tasks[0].source.classes, "splits": splits, "quality": settings.quality}
-    _put(store, json.dumps(manifest, indent=1).encode(), f"{root}/{MANIFEST}")
-    return "\n".join([*lines, f"prepared: data.path={tasks[0].target}"])
+        images = _put_array(store, f"{root}/{task.split}/labels.npy", [record["labels"] for record in records])
+        if not images:
+            raise DataError(f"{target}: no image of {task.split} can be decoded")
+        splits[task.split] = {"images": images, "left_out": left_out[task.split], "resolutions": resolutions}
+        lines.append(f"{task.split}: {images} images, {left_out[task.split]} left out")
+    quality = tasks[0].settings.quality
+    manifest = {"format": FORMAT, "classes": tasks[0].source.classes, "splits": splits, "quality": quality}
+    _put(store, f"{root}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
+    return "\n".join([*lines, f"prepared: data.path={target}"])
 
 
-def _placed(shard: dict[str, Any], folder: str) -> dict[str, Any]:
-    """A shard's entry as seen from one folder up."""
-    raw = shard["raw_data"]
-    return shard | {"raw_data": raw | {"basename": f"{folder}/{SHARD}"}}
+def _put_array(store: Any, path: str, parts: Sequence[Any]) -> int:
+    """Write arrays, joined, as a .npy file; returns the length."""
+    joined = np.concatenate(parts)
+    np.save(stream := BytesIO(), joined)
+    _put(store, path, stream.getvalue())
+    return len(joined)
 
 
-def _npy(array: NDArray[Any]) -> bytes:
-    stream = BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def _finish_folder(tasks: Sequence[Task], left_out: dict[str, int], settings: Settings) -> str:
-    """Say how large each resolution is, and remove the notes of what was done."""
+def _finish_folder(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
+    """Say how large each resolution is."""
     store, root = open_store(tasks[0].target)
     lines = []
     for resolution in dict.fromkeys(name for task in tasks for name in task.resolutions):
@@ -199,6 +358,59 @@ def _finish_folder(tasks: Sequence[Task], left_out: dict[str, int], settings: Se
         lines.append(f"{resolution}: {size:.3f} GB, data.path={tasks[0].target}/{resolution}")
     lines += [f"{task.split}: {len(task.source) - left_out[task.split]} images" for task in tasks]
     return "\n".join(lines)
+
+
+class WorkerKilledError(Exception):
+    """A worker process was killed from outside."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a worker process was killed, by the system where memory ran out; run the same command again, with fewer "
+            "--workers to use less memory"
+        )
+
+
+def each_part(
+    work: Callable[[Held, Part], Result], held: Held, parts: Sequence[Part], workers: int, preload: Sequence[str]
+) -> Iterator[tuple[Part, Result]]:
+    """Yield each part with `work(held, part)` as soon as it is done, in worker processes; raises WorkerKilledError.
+
+    Args:
+        work: a function of a module.
+        held: sent to each worker once.
+        parts: what to work on.
+        workers: processes.
+        preload: modules that workers start with. Not the one that is started with -m, which has two names.
+    """
+    # A server that has everything imported forks the workers: quick to start, and no thread or connection is inherited.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(preload))
+    with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(work, held, dict(os.environ))) as pool:
+        futures = {pool.submit(_do, part): part for part in parts}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException as error:
+            pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise WorkerKilledError from None
+            raise
+
+
+_held: tuple[Callable[[Any, Any], Any], Any]
+
+
+def _hold(work: Callable[[Any, Any], Any], held: Any, environment: dict[str, str]) -> None:
+    """Prepare a worker: the environment is the server's, of an earlier call; Ctrl-C ends it without a traceback."""
+    global _held
+    os.environ.update(environment)
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
+    _held = work, held
+
+
+def _do(part: Any) -> Any:
+    work, held = _held
+    return work(held, part)
 
 
 def _size(text: str) -> str:
@@ -250,7 +462,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        print("interrupted; run the same command again to continue from here", file=sys.stderr)
         return 1
     except WorkerKilledError as error:
         print(error, file=sys.stderr)

@@ -14,36 +14,54 @@ Streaming's own reader is not used here: its order belongs to its shards, and ou
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
+import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
 from data.errors import DataError
-from data.names import plain_name, relative_path, shown
-from data.remote import download, is_remote, named, open_store, read_ranges
+from data.files import (
+    download,
+    is_remote,
+    named,
+    open_store,
+    plain_name,
+    read_ranges,
+    read_regular,
+    relative_path,
+    renew_credentials,
+    replace_file,
+    shown,
+)
 
 MANIFEST = "dataset.json"
 FORMAT = "composer-resnet/1"
 ORIGINAL = "original"
 """The resolution at which the encoded images are the source's own bytes."""
 SHARD = "shard.00000.mds"
+USED = ".used"
+"""A file in a cached resolution's folder whose time tells data/stage.py which is being read."""
+CROP_RATIO = 0.875
+"""A resolution suffices for images of `size` px when its short side is size / CROP_RATIO or more: that to which the
+usual evaluation resizes, and so the usual meaning of training at a size."""
 _MAX_JSON = 1 << 26
 """Bytes of `dataset.json` and `index.json`, at most: room for a hundred thousand shards."""
 _BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
 """Bytes of a sample before its image (the lengths of image and name) and after it (the label); of a name, at most."""
-CROP_RATIO = 0.875
-"""A resolution suffices for images of `size` px when its short side is size / CROP_RATIO or more: that to which the
-usual evaluation resizes, and so the usual meaning of training at a size."""
+
+SizeOf = Callable[[str], int]
+"""Bytes of a file by its full name; raises DataError where it is not there."""
 
 
 def short_side(resolution: str) -> float:
@@ -64,6 +82,12 @@ def image_bytes(sample: bytes, start: int) -> tuple[int, int]:
 
 class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
+
+
+def _format(name: str) -> str:
+    if name != FORMAT:
+        raise ValueError(f"not of the format {FORMAT}; prepare the dataset again")
+    return name
 
 
 def _resolution_name(name: str) -> str:
@@ -104,38 +128,31 @@ class _SplitEntry(_Checked):
 class Manifest(_Checked):
     """What `dataset.json` says, as far as it is used."""
 
+    format: Annotated[str, AfterValidator(_format), Field(validate_default=True)] = ""
     classes: Annotated[list[str], Field(min_length=1), AfterValidator(_class_names)]
     splits: dict[Literal["train", "val"], _SplitEntry]
 
 
-class _Hashes(_Checked):
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+class Shard(_Checked):
+    """A shard, as `index.json` describes it; `file` is its path below the resolution's folder, `size` in bytes."""
 
-
-class _File(_Checked):
-    basename: Annotated[str, AfterValidator(_shard_path)]
-    bytes: Annotated[int, Field(ge=1, le=2**32)]
-    hashes: _Hashes
-
-
-class _ShardEntry(_Checked):
     samples: _Count
-    raw_data: _File
+    file: Annotated[str, AfterValidator(_shard_path), Field(validation_alias=AliasPath("raw_data", "basename"))]
+    size: Annotated[int, Field(ge=1, le=2**32, validation_alias=AliasPath("raw_data", "bytes"))]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", validation_alias=AliasPath("raw_data", "hashes", "sha256"))]
 
 
 class _Index(_Checked):
-    shards: Annotated[list[_ShardEntry], Field(min_length=1)]
+    shards: Annotated[list[Shard], Field(min_length=1)]
 
 
-class Shard(NamedTuple):
-    """A shard, as `index.json` describes it."""
+class Damaged(DataError):
+    """A prepared dataset is not whole; `lines` has everything that was found, the message only the first."""
 
-    file: str
-    """Its path below the resolution's folder."""
-    samples: int
-    size: int
-    """In bytes."""
-    sha256: str
+    def __init__(self, path: str, lines: Sequence[str]) -> None:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        super().__init__(f"{lines[0]}{more}; for all that is damaged: python -m data.verify {shlex.quote(path)}")
+        self.lines = list(lines)
 
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -149,63 +166,50 @@ def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ").split(" or instance of")[0]
-        raise DataError(f"{path}: {shown(where)[1:-1]}: {reason}") from None
+        raise DataError(": ".join(filter(None, (path, shown(where)[1:-1], reason)))) from None
     except (ValueError, RecursionError) as error:  # ValueError: of another encoding, too
         raise DataError(f"{path}: not JSON ({type(error).__name__})") from None
 
 
 def read_manifest(path: str, data: bytes) -> Manifest:
-    """Check and return what `dataset.json` says; raises DataError."""
-    with suppress(ValueError, RecursionError):
-        found = json.loads(data)
-        if not isinstance(found, dict) or found.get("format") != FORMAT:
-            raise DataError(f"{path}/{MANIFEST}: not of the format {FORMAT}; prepare the dataset again")
-    return _parse(Manifest, data, f"{path}/{MANIFEST}")
+    """Check and return what `dataset.json` says; raises Damaged."""
+    try:
+        return _parse(Manifest, data, f"{path}/{MANIFEST}")
+    except DataError as error:
+        raise Damaged(path, [str(error)]) from None
 
 
 def read_index(folder: Path, url: str) -> list[Shard]:
     """The shards of a resolution, from its `index.json` on this machine; raises DataError."""
-    index = _parse(_Index, _read_json(folder / "index.json", f"{url}/index.json"), f"{url}/index.json")
-    files = [entry.raw_data for entry in index.shards]
-    if len({file.basename for file in files}) < len(files):
-        raise DataError(f"{url}/index.json: a shard occurs twice")
-    return [
-        Shard(file.basename, entry.samples, file.bytes, file.hashes.sha256)
-        for entry, file in zip(index.shards, files, strict=True)
-    ]
-
-
-def _size(file: Path, name: str) -> int:
-    """Size of a regular file in bytes; raises DataError where it is none: to open it could block for ever."""
-    try:
-        with named(name):
-            status = file.stat()
-    except DataError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise DataError(f"{name}: not found") from None
-        raise
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{name}: is no regular file")
-    return status.st_size
-
-
-def _read_json(file: Path, name: str) -> bytes:
-    if _size(file, name) > _MAX_JSON:
-        raise DataError(f"{name}: is larger than {_MAX_JSON >> 20} MiB")
+    name = f"{url}/index.json"
     with named(name):
-        return file.read_bytes()
+        data = read_regular(folder / "index.json", _MAX_JSON)
+    shards = _parse(_Index, data, name).shards
+    if len({shard.file for shard in shards}) < len(shards):
+        raise DataError(f"{name}: a shard occurs twice")
+    return shards
+
+
+def _file_size(file: Path, name: str) -> int:
+    """Size of a regular file in bytes; raises DataError for anything else: to open it could block for ever."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        raise DataError(f"{name}: not found") from None
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{name}: not a regular file")
+    return status.st_size
 
 
 def _map_array(file: Path, name: str, dtype: type[np.generic], columns: tuple[int, ...]) -> NDArray[Any]:
     """An array in a .npy file, mapped so that processes share it; raises DataError where it is another."""
-    _size(file, name)
+    _file_size(file, name)
     try:
-        with named(name):
-            array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
-    except DataError:
-        raise
+        array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
     except Exception as error:  # NumPy reads the header as a Python expression: much may go wrong
-        raise DataError(f"{name}: cut off, or no .npy file ({type(error).__name__})") from None
+        raise DataError(f"{name}: cut off, or not a .npy file ({type(error).__name__})") from None
     if array.dtype != dtype or array.shape[1:] != columns or array.ndim != 1 + len(columns):
         raise DataError(f"{name}: holds {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)}")
     plain: NDArray[Any] = array.view(np.ndarray)  # quicker to index than a memmap
@@ -215,53 +219,34 @@ def _map_array(file: Path, name: str, dtype: type[np.generic], columns: tuple[in
 class Resolution:
     """One split at one resolution: where each image lies, and its bytes from the folder or, while absent, the bucket.
 
-    Args:
-        folder: where it lies on this machine, whole or in part.
-        url: where it lies whole, a folder or `s3://bucket/prefix`.
+    `folder` has it on this machine, whole or in part; `url`, a folder or `s3://bucket/prefix`, has it whole.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
-        self._folder = folder
-        self._url = url
+        self._folder, self.url = folder, url
         self._is_remote = is_remote(url)
-        self._process = -1
-        self._used = False
+        self._process, self._used = -1, False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            "_folder": self._folder,
-            "_url": self._url,
-            "_is_remote": self._is_remote,
-            "_process": -1,
-            "_used": False,
-        }
+        kept = {name: getattr(self, name) for name in ("_folder", "url", "_is_remote")}
+        return kept | {"_process": -1, "_used": False}  # no table, no connection: each process has its own
 
     @cached_property
     def shards(self) -> list[Shard]:
         """The shards of `index.json`; raises DataError."""
-        return read_index(self._folder, self._url)
+        return read_index(self._folder, self.url)
 
     @cached_property
     def images(self) -> NDArray[np.uint32]:
         """Offset and length of each image, uint32 of shape (n, 2), mapped; raises DataError."""
-        return _map_array(self._folder / "images.npy", f"{self._url}/images.npy", np.uint32, (2,))
-
-    @cached_property
-    def _files(self) -> list[str]:
-        return [shard.file for shard in self.shards]
+        return _map_array(self._folder / "images.npy", f"{self.url}/images.npy", np.uint32, (2,))
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         return np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)
 
-    def problems(self, images: int, entry: _ResolutionEntry, sizes: Mapping[str, int] | None) -> Iterator[str]:
-        """What is wrong, a line for each file.
-
-        Args:
-            images: how many it should have.
-            entry: what `dataset.json` says of it.
-            sizes: size of each file in the bucket, by its path below the resolution; None: not known.
-        """
+    def problems(self, images: int, entry: _ResolutionEntry, size_of: SizeOf | None) -> Iterator[str]:
+        """What is wrong with the metadata and, where `size_of` knows them, the shards' sizes; one line each."""
         try:
             shards, table = self.shards, self.images
         except DataError as error:
@@ -269,43 +254,36 @@ class Resolution:
             return
         counts = {"images.npy": len(table), "index.json": int(self._ends[-1]), f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
-            yield f"{self._url}: disagree on the number of images: {', '.join(f'{k} {v}' for k, v in counts.items())}"
+            yield f"{self.url}: disagree on the number of images: {', '.join(f'{k} {v}' for k, v in counts.items())}"
             return
         if (len(shards), sum(shard.size for shard in shards)) != (entry.shards, entry.bytes):
-            yield f"{self._url}/index.json: other shards than {MANIFEST} says"
+            yield f"{self.url}/index.json: other shards than {MANIFEST} says"
         ends = table.sum(axis=1, dtype=np.int64)
         limits = np.repeat([shard.size for shard in shards], [shard.samples for shard in shards])
         outside = np.flatnonzero((table[:, 0] < _BEFORE_IMAGE) | (ends > limits))
         if len(outside):
-            yield f"{self._url}/images.npy: image {outside[0]} lies outside its shard"
-        if not self._is_remote or sizes is not None:
-            yield from self._wrong_files(sizes)
-
-    def _wrong_files(self, sizes: Mapping[str, int] | None) -> Iterator[str]:
-        """The shards that are missing, or of another size than the index says."""
-        for shard in self.shards:
-            name = f"{self._url}/{shard.file}"
+            yield f"{self.url}/images.npy: image {outside[0]} lies outside its shard"
+        if size_of is None:
+            return
+        for shard in shards:
+            name = f"{self.url}/{shard.file}"
             try:
-                size = _size(self._folder / shard.file, name) if sizes is None else sizes.get(shard.file)
+                if (size := size_of(name)) != shard.size:
+                    yield f"{name}: has {size} bytes, index.json says {shard.size}"
             except DataError as error:
                 yield str(error)
-                continue
-            if size is None:
-                yield f"{name}: not found"
-            elif size != shard.size:
-                yield f"{name}: has {size} bytes, index.json says {shard.size}"
 
     def local_shards(self) -> Iterator[tuple[Path, str, Shard]]:
         """(file, its name, what the index says of it) of each shard; none where the dataset lies in a bucket."""
         for shard in () if self._is_remote else self.shards:
-            yield self._folder / shard.file, f"{self._url}/{shard.file}", shard
+            yield self._folder / shard.file, f"{self.url}/{shard.file}", shard
 
     def where(self, index: int) -> tuple[str, int, int]:
         """(shard's path below the resolution's folder, offset, length) of an image."""
         offset, length = self.images[index].tolist()
-        return self._files[int(np.searchsorted(self._ends, index, side="right"))], offset, length
+        return self.shards[int(np.searchsorted(self._ends, index, side="right"))].file, offset, length
 
-    def local(self, file: str, offset: int, length: int) -> bytes:
+    def _local(self, file: str, offset: int, length: int) -> bytes:
         """Bytes of a shard on this machine, fewer where it ends before; raises OSError."""
         descriptor = os.open(f"{self._folder}/{file}", os.O_RDONLY | os.O_NONBLOCK)  # a third faster than by Path
         try:
@@ -314,17 +292,16 @@ class Resolution:
             os.close(descriptor)
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | OSError]:
-        """Images of a bucket's dataset: from the cache where they are in it, the others fetched all at once.
-
-        Raises:
-            DataError: the bucket stays out of reach.
-        """
-        self._mark_used()
+        """Images of a bucket's dataset: from the cache, the others fetched all at once; raises DataError."""
+        if not self._used:
+            with suppress(OSError):  # a full disk
+                (self._folder / USED).touch()
+            self._used = True
         found: dict[int, bytes | OSError] = {}
         places = {index: self.where(index) for index in indices}
         for index, place in places.items():
             with suppress(OSError):  # a shard that is not here yet, or a disk that fails
-                data = self.local(*place)
+                data = self._local(*place)
                 if len(data) == place[2]:
                     found[index] = data
         absent = [index for index in places if index not in found]
@@ -336,7 +313,7 @@ class Resolution:
 
     def read(self, index: int) -> bytes:
         """One image; raises OSError where it cannot be read, and DataError as `read_many`."""
-        data = self.read_many([index])[index] if self._is_remote else self.local(*self.where(index))
+        data = self.read_many([index])[index] if self._is_remote else self._local(*self.where(index))
         if isinstance(data, OSError):
             raise data
         return data
@@ -345,79 +322,58 @@ class Resolution:
         """The image's path in the dataset that was prepared; where it cannot be read, its number and its shard."""
         file, offset, length = self.where(index)
         with suppress(OSError):
-            head = self.local(file, offset - _BEFORE_IMAGE, _BEFORE_IMAGE)
+            head = self._local(file, offset - _BEFORE_IMAGE, _BEFORE_IMAGE)
             sizes = np.frombuffer(head, np.uint32).tolist()
             if len(sizes) == 2 and sizes[0] == length and 0 < sizes[1] <= _LONGEST_NAME:
-                return self.local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
+                return self._local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
         return f"image {index}, in {file}"
 
     def _store(self) -> tuple[Any, str]:
         """The bucket, opened by this process: a forked worker must not use its parent's connections."""
         if self._process != os.getpid():
             import fsspec.asyn
-            import s3fs
 
             fsspec.asyn.reset_after_fork()
-            s3fs.S3FileSystem.clear_instance_cache()
-            self._opened = open_store(self._url)
+            renew_credentials()
+            self._opened = open_store(self.url)
             self._process = os.getpid()
         return self._opened
-
-    def _mark_used(self) -> None:
-        """Tell the stager (data/stage.py) which resolution is being read."""
-        if not self._used:
-            with suppress(OSError):  # a full disk
-                (self._folder / ".used").touch()
-            self._used = True
 
 
 class ShardSource:
     """One split of a prepared dataset.
 
     Attributes:
-        path: where it lies: a folder or `s3://...`.
+        path: where it lies: a folder or `s3://...`; `folder` is a cache on this machine where that is a bucket's.
         classes: class folder names in label order.
-        labels: label of each image, int64, mapped from its file.
         resolutions: what can be read, by name, smallest first.
     """
 
     def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Sequence[str]) -> None:
-        """Open a split whose metadata is on this machine.
-
-        Args:
-            folder: the split's folder on this machine, a cache where `url` is a bucket's.
-            url: the split's place.
-            classes: class names in label order.
-            resolutions: names of the resolutions.
-        """
-        self.path = url
-        self.classes = list(classes)
-        self._folder = folder
+        self._folder, self.path, self.classes = folder, url, list(classes)
         self.resolutions = {
             name: Resolution(folder / name, f"{url}/{name}") for name in sorted(resolutions, key=short_side)
         }
+        self._largest = list(self.resolutions.values())[-1]
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Label of each image, int64, mapped; raises DataError."""
+        """Label of each image, int64, mapped from its file; raises DataError."""
         return _map_array(self._folder / "labels.npy", f"{self.path}/labels.npy", np.int64, ())
 
-    def problems(self, entry: _SplitEntry, sizes: Mapping[str, int] | None) -> Iterator[str]:
-        """What is wrong with the split, a line for each file; `sizes`: of the files in its bucket, where known."""
+    def problems(self, images: int) -> Iterator[str]:
+        """What is wrong with the labels, one line each; `images`: how many there should be."""
         try:
             labels, classes = self.labels, len(self.classes)
         except DataError as error:
             yield str(error)
-        else:
-            wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-            if len(labels) != entry.images:
-                yield f"{self.path}/labels.npy: {len(labels)} labels, {MANIFEST} says {entry.images}"
-            elif len(wrong):
-                first = wrong[0]
-                yield f"{self.path}/labels.npy: image {first} has label {labels[first]}; allowed: 0 to {classes - 1}"
-        for name, resolution in self.resolutions.items():
-            below = None if sizes is None else _below(sizes, name)
-            yield from resolution.problems(entry.images, entry.resolutions[name], below)
+            return
+        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+        if len(labels) != images:
+            yield f"{self.path}/labels.npy: {len(labels)} labels, {MANIFEST} says {images}"
+        elif len(wrong):
+            first = wrong[0]
+            yield f"{self.path}/labels.npy: image {first} has label {labels[first]}; allowed: 0 to {classes - 1}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "labels"}  # a memmap pickles whole
@@ -425,16 +381,9 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def _largest(self) -> Resolution:
-        return list(self.resolutions.values())[-1]
-
     def read(self, index: int) -> bytes:
         """The encoded image at the largest resolution."""
-        return self._largest().read(index)
-
-    def in_all_resolutions(self, index: int) -> list[bytes]:
-        """The encoded image at every resolution."""
-        return [resolution.read(index) for resolution in self.resolutions.values()]
+        return self._largest.read(index)
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """What reads images for pictures of `size` px; those at `indices` are fetched at once where they are remote."""
@@ -453,34 +402,20 @@ class ShardSource:
 
     def name(self, index: int) -> str:
         """The image's path in the dataset that was prepared."""
-        return f"{self.path}: {self._largest().name(index)}"
-
-
-class Damaged(DataError):
-    """A prepared dataset is not whole; `lines` has everything that was found, the message only the first."""
-
-    def __init__(self, path: str, lines: Sequence[str]) -> None:
-        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-        super().__init__(f"{lines[0]}{more}; for all that is damaged: python -m data.verify {shlex.quote(path)}")
-        self.lines = list(lines)
+        return f"{self.path}: {self._largest.name(index)}"
 
 
 def open_prepared(path: str, cache_folder: str) -> tuple[ShardSource, ShardSource]:
-    """Open both splits of a prepared dataset; of a bucket's only the metadata is fetched.
-
-    Args:
-        path: the dataset's folder, or `s3://bucket/prefix`.
-        cache_folder: where a bucket's data is kept on this machine.
-
-    Returns:
-        (train, val).
+    """Open both splits of a prepared dataset, train and val; of a bucket's only the metadata is fetched.
 
     Raises:
-        DataError: it is not there, is damaged, or holds what this version cannot read.
+        DataError: it was not found, is damaged, or holds what this version cannot read.
     """
     path = path.rstrip("/") or "/"
     if not is_remote(path):
-        return _open(path, Path(path), _read_json(Path(path) / MANIFEST, f"{path}/{MANIFEST}"), None)
+        with named(f"{path}/{MANIFEST}"):
+            data = read_regular(Path(path) / MANIFEST, _MAX_JSON)
+        return _open(path, Path(path), data, lambda name: _file_size(Path(name), name))
     folder = cached_metadata(path, cache_folder)
     try:
         return _open(path, folder, (folder / MANIFEST).read_bytes(), None)
@@ -490,57 +425,40 @@ def open_prepared(path: str, cache_folder: str) -> tuple[ShardSource, ShardSourc
         return _open(path, cached_metadata(path, cache_folder), (folder / MANIFEST).read_bytes(), None)
 
 
-def _open(path: str, folder: Path, manifest: bytes, sizes: Mapping[str, int] | None) -> tuple[ShardSource, ShardSource]:
-    """Both splits, after a look at every file; `sizes`: of the files in the bucket, where known."""
-    try:
-        content = read_manifest(path, manifest)
-    except DataError as error:
-        raise Damaged(path, [str(error)]) from None
-    splits: list[ShardSource] = []
+def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> tuple[ShardSource, ShardSource]:
+    """Both splits, after a look at every file, of the shards where `size_of` knows them."""
+    content = read_manifest(path, manifest)
+    sources: list[ShardSource] = []
     problems: list[str] = []
     for split in ("train", "val"):
         if split not in content.splits:
             raise DataError(f"{path}: holds no {split} images; prepare a folder that has train and val")
         entry = content.splits[split]
         source = ShardSource(folder / split, f"{path}/{split}", content.classes, list(entry.resolutions))
-        splits.append(source)
-        problems += source.problems(entry, None if sizes is None else _below(sizes, split))
+        problems += source.problems(entry.images)
+        for name, resolution in source.resolutions.items():
+            problems += resolution.problems(entry.images, entry.resolutions[name], size_of)
+        sources.append(source)
     if problems:
         raise Damaged(path, problems)
-    return splits[0], splits[1]
-
-
-def _below(sizes: Mapping[str, int], folder: str) -> dict[str, int]:
-    """The files in a folder, by their paths in it."""
-    return {file.removeprefix(f"{folder}/"): size for file, size in sizes.items() if file.startswith(f"{folder}/")}
-
-
-def cache_of(path: str, cache_folder: str) -> Path:
-    """The folder in which a bucket's dataset is kept; `dataset.json`'s digest tells one from its successor."""
-    return Path(cache_folder) / path.removeprefix("s3://").strip("/").replace("/", "--")
+    return sources[0], sources[1]
 
 
 def cached_metadata(path: str, cache_folder: str) -> Path:
-    """Fetch what is not an image: class names, labels and indices; of a dataset that has changed, all anew.
+    """Fetch what is not an image: class names, labels and indices; of a dataset that has changed, all again.
 
     Returns:
-        The dataset's folder in the cache.
+        The dataset's folder in the cache; `dataset.json` in it tells one dataset from its successor.
 
     Raises:
         DataError: the bucket cannot be read, or does not hold a whole prepared dataset, or the cache cannot be written.
     """
-    import fcntl
-    import shutil
-
     path = path.rstrip("/")
     store, root = open_store(path)
     with named(f"{path}/{MANIFEST}"):
         data = store.cat_file(f"{root}/{MANIFEST}", start=0, end=_MAX_JSON)
-    try:
-        manifest = read_manifest(path, data)
-    except DataError as error:
-        raise Damaged(path, [str(error)]) from None
-    folder = cache_of(path, cache_folder)
+    manifest = read_manifest(path, data)
+    folder = Path(cache_folder) / root.strip("/").replace("/", "--")
     files = [f"{split}/labels.npy" for split in manifest.splits]
     for split, what in manifest.splits.items():
         files += [f"{split}/{one}/{file}" for one in what.resolutions for file in ("index.json", "images.npy")]
@@ -552,28 +470,31 @@ def cached_metadata(path: str, cache_folder: str) -> Path:
                 return folder
             for split in manifest.splits:
                 shutil.rmtree(folder / split, ignore_errors=True)
-            sizes = _list_sizes(store, path)
+            sizes = _sizes(store, path)
             for file in files:
                 with named(f"{path}/{file}"):
-                    size = store.size(f"{root}/{file}") if sizes is None else sizes.get(file)
+                    size = store.size(f"{root}/{file}") if sizes is None else sizes.get(f"{path}/{file}")
                 if size is None:
                     raise Damaged(path, [f"{path}/{file}: not found"])
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 download(store, f"{root}/{file}", size, folder / file)
-            _open(path, folder, data, sizes)
-            partial = folder / f".{MANIFEST}.part"
-            partial.write_bytes(data)
-            partial.replace(folder / MANIFEST)
+
+            def size_of(name: str) -> int:
+                if sizes is None or name not in sizes:
+                    raise DataError(f"{name}: not found")
+                return sizes[name]
+
+            _open(path, folder, data, None if sizes is None else size_of)
+            replace_file(folder / MANIFEST, data)
     return folder
 
 
-def _list_sizes(store: Any, path: str) -> dict[str, int] | None:
-    """Size of each object of a dataset, by its path; None where objects may be read but are not listed."""
-    root = path.removeprefix("s3://")
+def _sizes(store: Any, path: str) -> dict[str, int] | None:
+    """Size of each object of a dataset, by its full name; None where objects may be read but are not listed."""
     with named(path):
         try:
-            found = store.find(root, detail=True)
+            found = store.find(path.removeprefix("s3://"), detail=True)
         except PermissionError:
             return None
-    sizes = _below({name: entry["size"] for name, entry in found.items()}, root)
-    return sizes if MANIFEST in sizes else None
+    sizes = {f"s3://{name}": entry["size"] for name, entry in found.items()}
+    return sizes if f"{path}/{MANIFEST}" in sizes else None

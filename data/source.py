@@ -1,14 +1,20 @@
-"""Where encoded images come from: the interface every dataset offers, and a part of one."""
+"""Where encoded images come from: what a dataset offers, how whatever a path names is opened, views, bad images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data.decode import Fault
 from data.errors import DataError
+from data.files import is_remote
+from data.imagefolder import ImageFolder, missing_split, open_folders
+from data.shards import MANIFEST, open_prepared
 
 
 class Source(Protocol):
@@ -44,14 +50,53 @@ class Source(Protocol):
         ...
 
 
-class Subset:
-    """A view of some images of a source."""
+def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
+    """Open the training and the validation images, with one numbering of the classes; raises DataError.
 
-    def __init__(self, source: Source, indices: NDArray[np.int64]) -> None:
+    Args:
+        path: a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`; or what `python -m data.prepare` wrote, in a
+            folder or at `s3://bucket/prefix`.
+        cache_folder: where a bucket's data is kept on this machine.
+    """
+    if is_remote(path) or (Path(path) / MANIFEST).is_file():
+        return open_prepared(path, cache_folder)
+    return open_folders(Path(path))
+
+
+def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Source:
+    """Open images to evaluate a trained network on; there need not be training images.
+
+    Args:
+        path: a folder with `val/CLASS/IMAGE`, or with `CLASS/IMAGE`; or a prepared dataset.
+        cache_folder: as in `open_split_pair`.
+        classes: the network's class folder names in label order; empty where they are not known, which leaves the
+            dataset's own numbering: that of `train` where there is one.
+
+    Raises:
+        DataError: they cannot be used as they are, or have a class that the network does not know.
+    """
+    folder = Path(path)
+    if is_remote(path) or (folder / MANIFEST).is_file():
+        val = open_prepared(path, cache_folder)[1]
+        return _renumbered(val, classes) if classes and list(classes) != val.classes else val
+    if not folder.is_dir():
+        raise DataError(f"{path}: no such folder; expected CLASS/IMAGE or val/CLASS/IMAGE in it")
+    if not classes and (folder / "train").is_dir():
+        return open_folders(folder)[1]
+    inside = folder / "val"
+    if not inside.is_dir() and (folder / "train").is_dir() and "train" not in classes:
+        raise missing_split(folder, "val")
+    return ImageFolder(inside if inside.is_dir() else folder, classes or None)
+
+
+class Subset:
+    """A view of some images of a source; `labels` where its classes are numbered in another way."""
+
+    def __init__(self, source: Source, indices: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> None:
         self.classes = source.classes
         self._source = source
         self._indices = np.asarray(indices, dtype=np.int64)
-        self.labels = np.asarray(source.labels)[self._indices]
+        self.labels = np.asarray(source.labels)[self._indices] if labels is None else labels
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -70,45 +115,20 @@ class Subset:
         return self._source.name(int(self._indices[index]))
 
 
-class Renumbered:
-    """A view of a source with the labels of another list of classes."""
-
-    def __init__(self, source: Source, classes: Sequence[str]) -> None:
-        """Number the classes anew.
-
-        Args:
-            source: all its images are kept.
-            classes: in label order; must hold every class that the source has images of.
-
-        Raises:
-            DataError: the source has images of a class that is not among them.
-        """
-        self.classes = list(classes)
-        self._source = source
-        label_of = {name: label for label, name in enumerate(classes)}
-        labels = np.asarray(source.labels)
-        unknown = [source.classes[label] for label in np.unique(labels) if source.classes[label] not in label_of]
-        if unknown:
-            raise DataError(
-                f"{source.name(0)} and others: {len(unknown)} of their classes are not among the {len(classes)} "
-                f"classes known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
-            )
-        self.labels = np.array([label_of.get(name, -1) for name in source.classes], dtype=np.int64)[labels]
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, index: int) -> bytes:
-        """The encoded image."""
-        return self._source.read(index)
-
-    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """The source's own."""
-        return self._source.reader(size, indices)
-
-    def name(self, index: int) -> str:
-        """The image's name in the source."""
-        return self._source.name(index)
+def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
+    """All images of a source, with the labels of another list of classes, which must hold each that has images."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels = np.asarray(source.labels)
+    unknown = [source.classes[label] for label in np.unique(labels) if source.classes[label] not in label_of]
+    if unknown:
+        raise DataError(
+            f"{source.name(0)} and others: {len(unknown)} of their classes are not among the {len(classes)} "
+            f"classes known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
+        )
+    own = np.array([label_of.get(name, -1) for name in source.classes], dtype=np.int64)
+    view = Subset(source, np.arange(len(source)), own[labels])
+    view.classes = list(classes)
+    return view
 
 
 def subset(source: Source, samples: int, seed: int) -> Source:
@@ -116,11 +136,6 @@ def subset(source: Source, samples: int, seed: int) -> Source:
 
     The numbers of images that two classes give differ by at most one, unless a class has no more to give. The same
     arguments choose the same images, and a smaller choice is contained in a larger one of the same seed.
-
-    Args:
-        source: the whole split.
-        samples: how many images to keep, from 1 to len(source).
-        seed: chooses the images.
 
     Returns:
         A view of `source` in its order; `source` itself where all its images are asked for.
@@ -142,3 +157,34 @@ def subset(source: Source, samples: int, seed: int) -> Source:
     class_turn = rng.permutation(len(source.classes))[labels[by_class]]
     chosen = by_class[np.lexsort((class_turn, turn))[:samples]]
     return Subset(source, np.sort(chosen))
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """An image that cannot be used."""
+
+    index: int
+    name: str
+    reason: str
+
+
+class BadImages:
+    """The bad images of a split that were found so far: a byte per image, shared by a loader's processes."""
+
+    def __init__(self, source: Source) -> None:
+        import torch  # seconds to import: commands that only read do without
+
+        self._source = source
+        self._reported: set[int] = set()
+        self.faults = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
+        """`Fault` of each image, uint8 of shape (len(source),); ranks may be merged by their maximum."""
+
+    def count(self) -> int:
+        """Bad images found so far."""
+        return int(self.faults.count_nonzero())
+
+    def new(self) -> list[BadSample]:
+        """Those that no earlier call returned."""
+        found = [index for index in self.faults.nonzero().flatten().tolist() if index not in self._reported]
+        self._reported.update(found)
+        return [BadSample(index, self._source.name(index), Fault(int(self.faults[index])).reason) for index in found]

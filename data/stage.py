@@ -1,9 +1,9 @@
-"""Bring a prepared dataset's shards from a bucket to this machine, before or while it is trained on.
+"""Copy a prepared dataset's shards from a bucket to this machine, before or while it is trained on.
 
     python -m data.stage s3://BUCKET/PREFIX [--cache-folder cache] [--cache-gb 100] [--follow]
 
-Shards arrive under another name, are checked against their SHA-256 and then renamed: a killed stager goes on where it
-was. Without room for all, those of the resolution that was used last come first, and others make room for them.
+Shards arrive under another name, are checked against their SHA-256 and then renamed: an interrupted stager continues
+where it was. Without room for all, those of the resolution that was used last come first, and the others are removed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Any
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.remote import download, is_remote, named, open_store
-from data.shards import MANIFEST, Shard, cached_metadata, read_index, read_manifest, short_side
+from data.files import download, is_remote, named, open_store
+from data.shards import MANIFEST, USED, Shard, cached_metadata, read_index, read_manifest, short_side
 from data.text import guard
 
 log = logging.getLogger(__name__)
@@ -43,102 +43,21 @@ _READ_BY_RANGE = "images whose shards are not in the cache are read from the buc
 
 
 class CacheFull(DataError):
-    """The cache's disk takes no more; images whose shards are not in it are read from the bucket."""
+    """The cache's disk is full; images whose shards are not in it are read from the bucket."""
 
 
-def wanted(folder: Path, limit: float) -> list[Shard]:
-    """The shards that are to be on this machine, those needed first in front.
-
-    Args:
-        folder: the dataset's folder in the cache, with its metadata.
-        limit: bytes that they may fill together.
-
-    Returns:
-        Those that fit, with their paths below `folder`: of the resolutions in use, newest first, then of the others,
-        smallest first.
-    """
-    manifest = read_manifest(str(folder), (folder / MANIFEST).read_bytes())
-    places = [folder / split / one for split, what in manifest.splits.items() for one in what.resolutions]
-    places.sort(key=lambda place: (-_last_used(place), place.parent.name, short_side(place.name)))
-    found: list[Shard] = []
-    total = 0
-    for place in places:
-        for shard in read_index(place, str(place)):
-            total += shard.size
-            if total > limit:
-                return found
-            found.append(shard._replace(file=str((place / shard.file).relative_to(folder))))
-    return found
-
-
-def _last_used(place: Path) -> float:
-    try:
-        return (place / ".used").stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def stage(url: str, cache_folder: str, limit: float, *, progress: bool) -> None:
-    """Bring the shards that fit, and come back when they are here; of several callers one works, the others wait.
-
-    Args:
-        url: the dataset, `s3://bucket/prefix`.
-        cache_folder: where it is kept on this machine.
-        limit: bytes that the images may fill.
-        progress: show a bar.
-
-    Raises:
-        CacheFull: the disk takes no more; the shards that it took are there.
-        DataError: the bucket cannot be read, or shards are not what the index says; the others are there.
-    """
-    folder = cached_metadata(url, cache_folder)
-    with named(str(folder)), _alone(folder, wait=True):
-        failures = list(_bring(url, folder, wanted(folder, limit), limit, progress))
-    if failures:
-        more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
-        raise type(failures[0])(f"{failures[0]}{more}")
-
-
-def follow(url: str, cache_folder: str, limit: float, parent: int) -> None:
-    """Stage while the process `parent` lives, and make room when it goes over to another resolution."""
-    folder = cached_metadata(url, cache_folder)
-    with _alone(folder, wait=False) as first:
-        if first:
-            threading.Thread(target=_keep_staging, args=(url, folder, limit), daemon=True).start()
-        while first and os.getppid() == parent:
-            time.sleep(_LOOK_AGAIN)
-
-
-def _keep_staging(url: str, folder: Path, limit: float) -> None:
-    """Each time that other shards are wanted, try each of them once, and say the first thing that goes wrong."""
-    done: list[Shard] | None = None
-    try:
-        while True:
-            shards = wanted(folder, limit)
-            if shards != done:
-                for number, error in enumerate(_bring(url, folder, shards, limit, progress=False)):
-                    if isinstance(error, CacheFull):
-                        raise error
-                    if not number:  # the loader names the images that it cannot get
-                        print(f"data.stage: {error}", file=sys.stderr, flush=True)
-                done = shards
-            time.sleep(_LOOK_AGAIN)
-    except (DataError, OSError) as error:
-        print(f"data.stage: {error}", file=sys.stderr, flush=True)
-
-
-def bring(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, leader: bool) -> None:
-    """Have a dataset's shards come from its bucket to this machine; nothing to do where it lies in a folder.
+def stage_dataset(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, leader: bool) -> None:
+    """Have a dataset's shards copied from its bucket to this machine; nothing to do where it lies in a folder.
 
     Args:
         path: the dataset, as given to `open_split_pair`.
         cache_folder: likewise.
         cache_gb: room for images, in 1e9 bytes; None: as much as they take.
-        first: come back when they are here; else they come meanwhile, and what is not here is read from the bucket.
+        first: return when they are here; else they are copied meanwhile, and what is not here is read from the bucket.
         leader: this process is the first of the run's on this machine.
 
     Raises:
-        DataError: the bucket failed, where `first`; a full disk is only said.
+        DataError: the bucket failed, where `first`; a full disk is only logged.
     """
     limit = float("inf") if cache_gb is None else cache_gb * 1e9
     if is_remote(path) and first:
@@ -152,14 +71,15 @@ def bring(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, 
 
 
 def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
-    """Start `follow` beside this process, for as long as it lives; what it says is logged here."""
-    command = [sys.executable, "-m", "data.stage", url, "--cache-folder", cache_folder, "--follow"]
-    if limit != float("inf"):
-        command += ["--cache-gb", str(limit / 1e9)]
+    """Start `follow` beside this process, for as long as it lives; its messages are logged here."""
+    words = ["--cache-folder", cache_folder, "--cache-gb", str(limit / 1e9), "--follow"]
     root = str(Path(__file__).resolve().parent.parent)
-    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+        [sys.executable, "-m", "data.stage", url, *words],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
     )
     threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True).start()
     return process
@@ -170,52 +90,117 @@ def _log_lines(lines: Iterable[bytes]) -> None:
         log.warning("%s", line.decode("utf-8", "replace").rstrip())
 
 
-def _bring(url: str, folder: Path, shards: list[Shard], limit: float, progress: bool) -> Iterator[DataError]:
-    """Download what is absent, after removing what is not wanted any more.
+def stage(url: str, cache_folder: str, limit: float, *, progress: bool) -> None:
+    """Copy the shards that fit into `limit` bytes; of several callers one works, the others wait.
 
-    Yields:
-        Why a shard did not come, as soon as it is known; after CacheFull no other is tried.
+    Raises:
+        CacheFull: the disk is full; the shards that fitted are there.
+        DataError: the bucket cannot be read, or shards are not what the index says; the others are there.
     """
+    folder = cached_metadata(url, cache_folder)
+    with named(str(folder)), _locked(folder, wait=True):
+        _copy(url, folder, _wanted(folder, limit), limit, progress)
+
+
+def follow(url: str, cache_folder: str, limit: float) -> None:
+    """Stage while the parent process lives, and make room when it moves on to another resolution; raises DataError."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    folder = cached_metadata(url, cache_folder)
+    done: list[Shard] | None = None
+    with named(str(folder)), _locked(folder, wait=False) as first:
+        while first:
+            shards = _wanted(folder, limit)
+            if shards != done:
+                try:
+                    _copy(url, folder, shards, limit, progress=False)
+                except CacheFull:
+                    raise
+                except DataError as error:  # each shard is tried once; the loader names the images that it cannot get
+                    print(f"data.stage: {error}", file=sys.stderr, flush=True)
+                done = shards
+            time.sleep(_LOOK_AGAIN)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AGAIN)
+    os._exit(0)  # whatever a download waits for
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process is the one that stages into a folder, at once or when the others have finished."""
+    with (folder / ".stage-lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _wanted(folder: Path, limit: float) -> list[Shard]:
+    """The shards that fit, with paths below `folder`: of the resolutions in use, newest first, then smallest first."""
+    manifest = read_manifest(str(folder), (folder / MANIFEST).read_bytes())
+    places = [folder / split / one for split, what in manifest.splits.items() for one in what.resolutions]
+    places.sort(key=lambda place: (-_last_used(place), place.parent.name, short_side(place.name)))
+    found: list[Shard] = []
+    total = 0
+    for place in places:
+        for shard in read_index(place, str(place)):
+            total += shard.size
+            if total > limit:
+                return found
+            found.append(shard.model_copy(update={"file": str((place / shard.file).relative_to(folder))}))
+    return found
+
+
+def _last_used(place: Path) -> float:
+    try:
+        return (place / USED).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _copy(url: str, folder: Path, shards: list[Shard], limit: float, progress: bool) -> None:
+    """Download what is absent, after removing what is not wanted any more; raises as `stage`."""
     keep = {shard.file for shard in shards}
     for file in folder.rglob("*.mds"):
         if file.name.startswith(_PARTIAL) or (limit != float("inf") and str(file.relative_to(folder)) not in keep):
             with suppress(OSError):
                 file.unlink()
-    absent = [shard for shard in shards if _size(folder / shard.file) != shard.size]
     store, root = open_store(url)
-    full = threading.Event()
+    failures: list[DataError] = []
 
-    def fetch(shard: Shard) -> DataError | None:
+    def fetch(shard: Shard) -> int:
         try:
-            if not full.is_set():
-                _fetch(store, root, folder, shard)
+            if not any(isinstance(error, CacheFull) for error in failures):
+                _fetch(store, root, folder / shard.file, shard)
         except OSError as error:
-            full.set()
-            return CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}")
+            failures.insert(0, CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}"))
         except DataError as error:
-            return error
-        return None
+            failures.append(error)
+        return shard.size
 
+    total = sum(shard.size for shard in shards)
     with (
-        tqdm(total=sum(s.size for s in absent), unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
+        tqdm(total=total, unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
         ThreadPoolExecutor(_CONNECTIONS) as pool,
     ):
-        for shard, error in zip(absent, pool.map(fetch, absent), strict=True):
-            bar.update(shard.size)
-            if error is not None:
-                yield error
+        for size in pool.map(fetch, shards):
+            bar.update(size)
+    if failures and isinstance(failures[0], CacheFull):
+        raise failures[0]
+    if failures:
+        more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
+        raise DataError(f"{failures[0]}{more}")
 
 
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return -1
-
-
-def _fetch(store: Any, root: str, folder: Path, shard: Shard) -> None:
-    """Download, check, rename; raises OSError where the disk is to blame, DataError where the bucket is."""
-    target = folder / shard.file
+def _fetch(store: Any, root: str, target: Path, shard: Shard) -> None:
+    """Download unless it is here, check, rename; raises OSError for the disk's fault, DataError for the bucket's."""
+    with suppress(OSError):
+        if target.stat().st_size == shard.size:
+            return
     target.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(target.parent).free < shard.size + _KEPT_FREE:
         raise OSError(errno.ENOSPC, f"less than {_KEPT_FREE / 1e9:g} GB would be left free, which checkpoints may need")
@@ -229,40 +214,27 @@ def _fetch(store: Any, root: str, folder: Path, shard: Shard) -> None:
             partial.unlink(missing_ok=True)
 
 
-@contextmanager
-def _alone(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process is the one that stages into a folder; it is told at once, or when its turn has come."""
-    with (folder / ".stage-lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m data.stage", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("url", metavar="s3://BUCKET/PREFIX", help="a dataset that data.prepare wrote")
     parser.add_argument("--cache-folder", default="cache", help="where to (default: %(default)s)")
     parser.add_argument("--cache-gb", type=float, default=float("inf"), help="at most, 1e9 bytes (default: all)")
-    parser.add_argument("--follow", action="store_true", help="go on for as long as the parent process lives")
+    parser.add_argument("--follow", action="store_true", help="continue for as long as the parent process lives")
     options = parser.parse_args(arguments)
     if not options.url.startswith("s3://"):
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
     limit = options.cache_gb * 1e9
     try:
         if options.follow:
-            follow(options.url, options.cache_folder, limit, os.getppid())
-            os._exit(0)  # whatever its threads wait for
+            follow(options.url, options.cache_folder, limit)
         else:
             stage(options.url, options.cache_folder, limit, progress=True)
     except DataError as error:
-        print(error, file=sys.stderr)
+        print(f"data.stage: {error}" if options.follow else error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command continues from here", file=sys.stderr)
         return 1
     return 0
 

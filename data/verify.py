@@ -1,4 +1,4 @@
-"""Decode every image of a dataset once, and tell which are broken and how.
+"""Decode every image of a dataset once, and say which are broken and how.
 
     python -m data.verify DIR [--quarantine FOLDER] [--json]
 
@@ -17,39 +17,59 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
+from data.files import named
 from data.imagefolder import ImageFolder
-from data.open import open_split_pair
-from data.pool import WorkerKilledError, each_part
-from data.remote import named
+from data.prepare import WorkerKilledError, each_part
 from data.shards import Damaged, ShardSource
-from data.source import Source
+from data.source import BadSample, Source, open_split_pair
 from data.text import escape, guard
 
 _BLOCK = 256
-_PRELOAD = ("data.bad", "data.imagefolder", "data.open")
+_PRELOAD = ("data.prepare",)
 
 
-@dataclass(frozen=True)
-class Broken:
-    """An image that cannot be used."""
+def _broken_shards(source: Source) -> Iterator[str]:
+    """The shards in a folder whose bytes are not those that were written; a bucket's are checked when they arrive."""
+    for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
+        for file, name, shard in resolution.local_shards():
+            digest = hashlib.sha256()
+            with named(name), file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != shard.sha256:
+                yield f"{name}: SHA-256 is not that of index.json"
 
-    split: str
-    index: int
-    name: str
-    reason: str
+
+def _broken_images(split: str, source: Source, workers: int) -> Iterator[tuple[str, BadSample]]:
+    """Decode every image on all workers, with a progress bar; raises WorkerKilledError."""
+    blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
+    faults: dict[int, int] = {}
+    with tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar:
+        for block, found in each_part(_faults, source, blocks, workers, _PRELOAD):
+            bar.update(len(block))
+            faults |= {index: fault for index, fault in zip(block, found, strict=True) if fault}
+    for index in sorted(faults):
+        yield split, BadSample(index, source.name(index), Fault(faults[index]).reason)
 
 
-def fault_of(source: Source, index: int) -> Fault:
+def _faults(source: Source, block: range) -> list[int]:
+    return [int(_fault(source, index)) for index in block]
+
+
+def _fault(source: Source, index: int) -> Fault:
     """What is wrong with an image, decoded in full at every resolution; Fault.NONE where nothing is."""
+    resolutions = source.resolutions.values() if isinstance(source, ShardSource) else ()
+    reads = [resolution.read for resolution in resolutions] or [source.read]
     try:
-        for data in source.in_all_resolutions(index) if isinstance(source, ShardSource) else [source.read(index)]:
+        for read in reads:
+            data = read(index)
             Picture(data).decode(1)
             if is_damaged(data):
                 return Fault.CORRUPT
@@ -62,42 +82,10 @@ def fault_of(source: Source, index: int) -> Fault:
     return Fault.NONE
 
 
-def broken_shards(source: Source) -> Iterator[str]:
-    """The shards in a folder whose bytes are not those that were written; a bucket's are checked when they arrive."""
-    for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
-        for file, name, shard in resolution.local_shards():
-            digest = hashlib.sha256()
-            with named(name), file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != shard.sha256:
-                yield f"{name}: SHA-256 is not that of index.json"
-
-
-def broken_images(split: str, source: Source, workers: int) -> Iterator[Broken]:
-    """Decode every image on all workers, with a progress bar; raises WorkerKilledError."""
-    blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
-    faults: dict[int, int] = {}
-    with tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar:
-        for block, found in each_part(_faults, source, blocks, workers, _PRELOAD):
-            bar.update(len(block))
-            faults |= {index: fault for index, fault in zip(block, found, strict=True) if fault}
-    for index in sorted(faults):
-        yield Broken(split, index, source.name(index), Fault(faults[index]).reason)
-
-
-def _faults(source: Source, block: range) -> list[int]:
-    return [int(fault_of(source, index)) for index in block]
-
-
-def quarantine(source: ImageFolder, found: Broken, folder: Path) -> None:
-    """Move what is broken out of the dataset, to FOLDER/SPLIT/CLASS/IMAGE; what stands there already is kept.
-
-    Raises:
-        OSError: it cannot be moved.
-    """
-    file = Path(os.fsdecode(source.file(found.index)))
-    target = folder / found.split / file.relative_to(source.path)
+def _quarantine(source: ImageFolder, index: int, folder: Path) -> None:
+    """Move an image to FOLDER/CLASS/IMAGE; what is there already is kept; raises OSError."""
+    file = Path(os.fsdecode(source.file(index)))
+    target = folder / file.relative_to(source.path)
     target.parent.mkdir(parents=True, exist_ok=True)
     while os.path.lexists(target):
         target = target.with_name(f"_{target.name}")
@@ -125,8 +113,8 @@ def main(arguments: list[str] | None = None) -> int:
         folders = {split: source for split, source in splits.items() if isinstance(source, ImageFolder)}
         if options.quarantine and len(folders) < len(splits):
             raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
-        shards = [line for source in splits.values() for line in broken_shards(source)]
-        found = [one for split, source in splits.items() for one in broken_images(split, source, options.workers)]
+        shards = [line for source in splits.values() for line in _broken_shards(source)]
+        found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
     except Damaged as error:
         print(*error.lines, sep="\n", file=sys.stderr)
         return 2
@@ -137,22 +125,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(str(error) or "interrupted", file=sys.stderr)
         return 1
     stayed = 0
-    for one in found if options.quarantine else []:
+    for split, one in found if options.quarantine else []:
         try:
             if one.reason != Fault.MISSING.reason:
-                quarantine(folders[one.split], one, options.quarantine)
+                _quarantine(folders[split], one.index, options.quarantine / split)
         except OSError as error:
             stayed += 1
             reason = error.strerror or error
             print(f"{one.name}: cannot be moved to {escape(str(options.quarantine))}: {reason}", file=sys.stderr)
     images = sum(len(source) for source in splits.values())
     if options.json:
-        broken = [asdict(one) | {"name": escape(one.name)} for one in found]
+        broken = [{"split": split} | asdict(one) | {"name": escape(one.name)} for split, one in found]
         print(json.dumps({"images": images, "broken": broken, "broken_shards": shards}, indent=1))
         return 1 if found or shards else 0
-    for line in [*shards, *(f"{one.name}: {one.reason}" for one in found)]:
+    for line in [*shards, *(f"{one.name}: {one.reason}" for _, one in found)]:
         print(escape(line))
-    reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for one in found).most_common())
+    reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for _, one in found).most_common())
     moved = f"; moved to {escape(options.quarantine)}" if found and options.quarantine else ""
     moved += f" except {stayed}" if stayed else ""
     print(f"{images} images, {len(found)} broken{reasons}{moved}")

@@ -56,7 +56,7 @@ def main() -> int:
     # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
     from composer.utils import dist
 
-    from data.open import open_evaluation
+    from data.source import open_evaluation
     from recipes.run import start_processes
     from recipes.trained import load_trained, with_usable_precision
     from recipes.watch.files import replace_text
@@ -133,8 +133,8 @@ def evaluate(
     from tqdm import tqdm
 
     from data.errors import DataError
+    from data.imagefolder import class_names
     from data.loader import eval_loader
-    from data.wordnet import class_names
     from recipes.checkpoints.patience import seconds
     from recipes.trained import to_device
 

@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import MAX_BYTES, BadImage, Fault
-from data.files import read_image
-from data.listing import EXTENSIONS, walk
+from data.imagefolder import EXTENSIONS, class_names, read_image, walk
 from data.text import escape
-from data.wordnet import class_names
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
@@ -217,7 +215,7 @@ def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
             inside, notes = walk(path)
             for note in notes:
                 print(note, file=sys.stderr)
-            found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent][1])]
+            found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent])]
             yield from found or [path]  # `_read` says that it holds no images
 
 

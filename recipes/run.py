@@ -16,13 +16,12 @@ from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
 from data.errors import DataError
-from data.open import open_split_pair
+from data.imagefolder import class_names
 from data.sampler import PositionSampler
-from data.source import Source, subset
-from data.stage import bring
+from data.source import Source, open_split_pair, subset
+from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
-from data.wordnet import class_names
 from data.workers import end_workers
 from recipes.checkpoints.build import build_checkpoints, settle
 from recipes.checkpoints.find import Identity
@@ -108,8 +107,10 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
             return 0 if kept else EXIT_NOT_UPLOADED
 
-    where = config.data
-    bring(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=dist.get_local_rank() == 0)
+    where, leader = config.data, dist.get_local_rank() == 0
+    stage_dataset(
+        where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=dist.get_local_rank() == 0
+    )
     if rank == 0:
         claim_folder(config, folder)
     names, sizes = class_names(train.classes), [entry.size for entry in plan]

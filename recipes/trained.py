@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
-from data.listing import class_folders
+from data.imagefolder import class_folders
 from data.text import escape
 from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem

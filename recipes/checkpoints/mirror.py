@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from pathlib import Path
 
-from data.names import relative_path, shown
+from data.files import relative_path, shown
 from recipes.checkpoints.places import CHECKPOINTS
 from recipes.checkpoints.s3 import CancelledError, S3Store
 from recipes.checkpoints.store import StoreError

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.imagefolder import class_names
 from data.text import clean, escape
-from data.wordnet import class_names
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError

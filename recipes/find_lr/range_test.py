@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from data.sampler import PositionSampler
 from data.source import Source
-from data.stage import bring
+from data.stage import stage_dataset
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.errors import InputError
 from recipes.find_lr import ENDS, Curve, End, Ramp, curve_of, end_of
@@ -152,7 +152,9 @@ def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
     train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
     data = trial.data
-    bring(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=dist.get_local_rank() == 0)
+    stage_dataset(
+        data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=dist.get_local_rank() == 0
+    )
     curves: list[Curve] = []
     bar: tqdm[NoReturn]
     with tqdm(total=runs * ramp.steps, unit="step", disable=None if leader else True) as bar:

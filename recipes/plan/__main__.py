@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.remote import is_remote
+from data.files import is_remote
 from recipes import output
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
@@ -89,7 +89,7 @@ def _count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Image
     elif is_remote(path) or not Path(path).exists():
         images = Images(1_281_167, 50_000, f"ImageNet-1K; {path} is not on this machine")
     else:
-        from data.open import open_split_pair  # imports OpenCV, which only a dataset needs
+        from data.source import open_split_pair  # imports OpenCV, which only a dataset needs
 
         train, val = open_split_pair(path, config.data.cache_folder)
         images, classes = Images(len(train), len(val), f"counted in {path}"), len(train.classes)

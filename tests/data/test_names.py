@@ -1,16 +1,19 @@
-"""Names that are not UTF-8, or would do something to a terminal: of files, of classes, in every command."""
+"""Names that are not UTF-8, lead elsewhere, or would do something to a terminal: of files, of classes."""
 
 import os
+import posixpath
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.files import is_file_name, plain_name, relative_path
 from data.imagefolder import ImageFolder
-from data.names import is_file_name
-from data.open import open_evaluation, open_split_pair
+from data.source import open_evaluation, open_split_pair
 from data.text import escape
 from tests.support import ROOT
 
@@ -46,14 +49,11 @@ def test_what_is_shown(raw, shown):
     assert str(DataError(f"x: {os.fsdecode(raw)}")) == f"x: {shown}"
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "../a", "a\0b", "é" * 128, "x" * 256])
-def test_what_is_no_name(name):
-    assert not is_file_name(name)
-
-
-@pytest.mark.parametrize("name", ["a", "...", "..a", "a b", "x" * 255, "é" * 127, os.fsdecode(b"\xe9"), "a\\b"])
-def test_what_is_a_name(name):
-    assert is_file_name(name)
+def test_what_is_a_name_on_a_disk():
+    for name in ("", ".", "..", "a/b", "/", "../a", "a\0b", "é" * 128, "x" * 256):
+        assert not is_file_name(name)
+    for name in ("a", "...", "..a", "a b", "x" * 255, "é" * 127, os.fsdecode(b"\xe9"), "a\\b"):
+        assert is_file_name(name)
 
 
 def test_images_are_read_and_their_classes_have_one_numbering(dataset):
@@ -105,3 +105,68 @@ def test_verify_names_them_and_moves_the_very_files(dataset, tmp_path):
     moved = os.fsencode(tmp_path) + b"/aside/train/" + CLASSES[0]
     assert os.listdir(moved) == [b"broken\xe9\n.jpg"]  # noqa: PTH208 (bytes)
     assert command("data.verify", str(dataset)).stdout == "36 images, 0 broken\n"
+
+
+HOSTILE = st.text(st.sampled_from("./\\\0a\n\ud800\udce9é\u202e~$"), max_size=12) | st.text()
+
+
+def is_accepted(check, name):
+    try:
+        assert check(name) == name
+    except ValueError as error:
+        message = str(error)
+        assert message.isprintable()
+        assert message.isascii()
+        assert len(message) < 400
+        return False
+    return True
+
+
+@given(HOSTILE)
+@example("..")
+@example("")
+@example("x" * 256)
+@example("é" * 128)
+@example("x" * 10**6)
+def test_an_accepted_name_is_one_component(name):
+    if is_accepted(plain_name, name):
+        assert posixpath.normpath(f"/folder/{name}") == f"/folder/{name}"
+        assert os.path.split(f"/folder/{name}") == ("/folder", name)
+        assert len(os.fsencode(name)) <= 255
+        assert b"\0" not in os.fsencode(name)
+    else:
+        surrogates = any("\ud800" <= character <= "\udfff" for character in name)
+        too_long = len(name.encode("utf-8", "surrogatepass")) > 255
+        assert name in ("", ".", "..") or "/" in name or "\0" in name or surrogates or too_long
+
+
+@given(st.lists(HOSTILE, min_size=1, max_size=4).map("/".join))
+@example("/etc/passwd")
+@example("a/../../b")
+@example("a//b")
+@example("a/")
+@example("a/./b")
+def test_an_accepted_path_stays_below_its_folder(path):
+    if is_accepted(relative_path, path):
+        assert posixpath.normpath(f"/folder/{path}") == f"/folder/{path}"
+    else:
+        assert not all(part and is_accepted(plain_name, part) for part in path.split("/"))
+
+
+def test_usual_names_are_accepted_and_what_is_not_text_is_not():
+    for name in ("n01440764", "ILSVRC2012_val_00000001.JPEG", "a b", ".hidden", "...", "x" * 255, "日本", "a\\b"):
+        assert plain_name(name) == name
+        assert relative_path(f"{name}/{name}") == f"{name}/{name}"
+    for other in (None, 5, b"x", ["x"], {"x": 1}, float("nan"), True):
+        for check in (plain_name, relative_path):
+            with pytest.raises(ValueError, match="is not text"):
+                check(other)
+
+
+def test_the_message_shows_the_name_and_why():
+    with pytest.raises(ValueError, match=r"the name '\.\.' is refused: it leads to another folder, in 'a/\.\./b'"):
+        relative_path("a/../b")
+    with pytest.raises(ValueError, match=r"'\\udce9'.*not UTF-8"):
+        plain_name("\udce9")
+    with pytest.raises(ValueError, match=r"'a\\x1b\[2J/b'.*path"):
+        plain_name("a\x1b[2J/b")

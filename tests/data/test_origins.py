@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from data.errors import DataError
-from data.listing import list_images
+from data.imagefolder import list_images
 from data.origins import Files, images_in_keys, open_origin
-from data.pack import Task, make_part
+from data.prepare import Settings, Task, make_part
 
 CLASSES = ["n01440764", "n01443537"]
 
@@ -72,15 +72,6 @@ def test_ilsvrc_tars_are_read_where_they_lie(ilsvrc, jpegs):
     assert train.name(3).endswith("ILSVRC2012_img_train.tar/n01443537/n01443537_1.JPEG")
 
 
-def test_a_missing_or_damaged_tar_is_named(ilsvrc):
-    (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(b"not a tar" * 100)
-    with pytest.raises(DataError, match="tar file is damaged"):
-        open_origin(str(ilsvrc))
-    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").unlink()
-    with pytest.raises(DataError, match=r"ILSVRC2012_devkit_t12.tar.gz: missing"):
-        open_origin(str(ilsvrc))
-
-
 @pytest.fixture
 def kaggle(tmp_path, jpegs):
     root = tmp_path / "ILSVRC/Data/CLS-LOC"
@@ -104,12 +95,6 @@ def test_kaggles_tree_has_its_validation_labels_in_a_table(kaggle, jpegs):
     assert val.classes == CLASSES
     assert val.labels.tolist() == [1, 0]
     assert [val.read(i) for i in range(2)] == jpegs[4:6]
-
-
-def test_a_table_with_an_unknown_class_is_named(kaggle):
-    (kaggle / "LOC_val_solution.csv").write_text("ImageId,PredictionString\nx,n99999999 1 2 3 4\n")
-    with pytest.raises(DataError, match=r"LOC_val_solution.csv: x is of class n99999999"):
-        open_origin(str(kaggle))
 
 
 def test_an_archives_own_top_folder_is_entered(tmp_path, write_folder):
@@ -183,21 +168,13 @@ def rewritten(kaggle, change):
     return table
 
 
-SPREADSHEETS = {
+TABLES = {
     "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
-    "semicolons": lambda text: text.replace(",", ";").encode(),
-    "tabs": lambda text: text.replace(",", "\t").encode(),
-    "UTF-16": lambda text: text.encode("utf-16"),
-    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
     "quotes": lambda text: "\n".join(
         ",".join(f'"{c}"' for c in line.split(",")) for line in text.splitlines()
     ).encode(),
-    "its own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
     "other line ends": lambda text: text.replace("\n", "\r\n").encode(),
-    "old line ends": lambda text: text.replace("\n", "\r").encode(),
-    "empty rows": lambda text: (text.replace("\n", "\n,\n\n") + "\n,\n , \n\n").encode(),
-    "spaces": lambda text: text.replace(",", " , ").encode(),
-    "an index in front": lambda text: "\n".join(f"{i},{line}" for i, line in enumerate(text.splitlines())).encode(),
+    "empty rows": lambda text: (text.replace("\n", "\n\n") + "\n\n").encode(),
     "columns in another order": lambda text: "\n".join(
         ",".join(reversed(line.split(","))) for line in text.splitlines()
     ).encode(),
@@ -205,9 +182,9 @@ SPREADSHEETS = {
 }
 
 
-@pytest.mark.parametrize("how", SPREADSHEETS)
-def test_a_table_that_a_spreadsheet_has_saved_is_read(kaggle, jpegs, how):
-    rewritten(kaggle, SPREADSHEETS[how])
+@pytest.mark.parametrize("how", TABLES)
+def test_a_table_in_another_form_is_read(kaggle, jpegs, how):
+    rewritten(kaggle, TABLES[how])
     val = open_origin(str(kaggle))["val"]
     assert val.labels.tolist() == [1, 0]
     assert [val.read(i) for i in range(2)] == jpegs[4:6]
@@ -217,15 +194,17 @@ DAMAGED = {
     "an image without a class": (lambda text: f"{text}\nx,".encode(), "csv:4: x has no PredictionString"),
     "a short row": (lambda text: f"{text}\nx".encode(), "csv:4: x has no PredictionString"),
     "a class without an image": (lambda text: f"{text}\n,n01440764 1 2".encode(), "csv:4: a row has no ImageId"),
-    "an image twice": (lambda text: f"{text}\n{text.splitlines()[1]}".encode(), "stands there twice"),
+    "an image twice": (lambda text: f"{text}\n{text.splitlines()[1]}".encode(), "occurs twice"),
     "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
     "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
     "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
-    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "cannot be read as a table"),
+    "semicolons": (lambda text: text.replace(",", ";").encode(), "expected the columns"),
     "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
     "a spreadsheet's own format": (lambda text: b"PK\x03\x04" + bytes(range(256)) * 9, "cannot be read as a table"),
     "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
     "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
+    "an unknown class": (lambda text: f"{text}\nx,n99999999 1 2 3 4".encode(), "csv: x is of class n99999999"),
     "a header alone": (lambda text: text.splitlines()[0].encode(), "lists no image"),
     "a cell without end": (lambda text: f'{text}\n"{200_000 * "x"}'.encode(), "cannot be read as a table"),
 }
@@ -253,14 +232,14 @@ def test_an_archive_that_was_cut_off_is_named(ilsvrc, file):
         assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()])
 @pytest.mark.parametrize("file", ["img_train.tar", "img_val.tar", "devkit_t12.tar.gz"])
-def test_what_is_no_archive_is_missing(ilsvrc, file, kind):
+def test_what_is_not_an_archive_is_missing(ilsvrc, file):
     path = ilsvrc / f"ILSVRC2012_{file}"
-    path.unlink()
-    kind(path)
-    with pytest.raises(DataError, match=f"ILSVRC2012_{file}: missing"):
-        open_origin(str(ilsvrc))
+    for kind in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()):
+        path.unlink()
+        kind(path)
+        with pytest.raises(DataError, match=f"ILSVRC2012_{file}: missing"):
+            open_origin(str(ilsvrc))
 
 
 @pytest.mark.parametrize("name", ["../x.JPEG", "/etc/x.JPEG", "a/b.JPEG", "..", "x" * 256 + ".JPEG"])
@@ -318,6 +297,6 @@ def test_a_devkit_that_unpacks_to_gigabytes_is_refused(ilsvrc, monkeypatch):
 def test_a_name_that_leads_out_is_not_written(tmp_path, jpegs):
     """Whatever the origin: names from a bucket's listing come this way, too."""
     source = Files(str(tmp_path), ["../../out.jpg"], [0], ["ant"])
-    task = Task("train", source, str(tmp_path / "target"), "folder", ("24",), 90, 512)
+    task = Task("train", source, str(tmp_path / "target"), Settings("folder", ("24",), ("24",), 90))
     with pytest.raises(DataError, match=r"ant/../../out.jpg: not a name that a file can have"):
         make_part(task, 0)

@@ -1,24 +1,26 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data import pack
+from data import prepare as module
+from data import verify
 from data.decode import Picture, decode
 from data.errors import DataError
-from data.open import open_split_pair
-from data.pack import Task, check_part
-from data.prepare import Settings, main, prepare
+from data.prepare import Settings, Task, WorkerKilledError, check_part, each_part, encode, main, prepare
 from data.shards import resolution_for
+from data.source import open_split_pair
+from tests.data.conftest import encode as as_file
+from tests.data.conftest import make_photo, write_folder
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = ("24", "36", "original")
 
 
@@ -29,13 +31,11 @@ def settings(**fields):
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     """36 training and 8 validation images; one of them is bad, one a PNG."""
-    from tests.data.conftest import encode, make_photo, write_folder
-
     path = tmp_path_factory.mktemp("dataset")
     write_folder(path / "train", {"ant": 20, "bee": 16}, side=50)
     write_folder(path / "val", {"ant": 4, "bee": 4}, side=50)
     (path / "train/ant/0003.jpg").write_bytes(b"not an image")
-    (path / "train/bee/0000.png").write_bytes(encode(make_photo(60, 44), "PNG"))
+    (path / "train/bee/0000.png").write_bytes(as_file(make_photo(60, 44), "PNG"))
     return path
 
 
@@ -95,12 +95,27 @@ def test_it_says_how_large_and_what_was_left_out(prepared):
     assert "train: 36 images, 1 left out" in text
 
 
-def test_small_jpegs_stay_as_they_are_and_others_get_restart_markers(encode, photo):
-    jpeg, png = encode(photo(40, 60)), encode(photo(40, 60), "PNG")
-    assert pack.encode(jpeg, Picture(jpeg), "48", 90) == jpeg
-    assert pack.encode(png, Picture(png), "original", 90) == png
+def test_verify_looks_at_every_resolution(tmp_path, prepared, capsys):
+    target = shutil.copytree(prepared[0], tmp_path / "set")
+    assert verify.main([str(target), "--workers", "1"]) == 0
+    train, _ = open_split_pair(str(target), "")
+    file, offset, length = train.resolutions["24"].where(7)
+    with (target / "train/24" / file).open("r+b") as shard:
+        shard.seek(offset)
+        shard.write(bytes(length // 2))
+    capsys.readouterr()
+    assert verify.main([str(target), "--workers", "1"]) == 1
+    out = capsys.readouterr().out
+    assert f"{train.name(7)}: not an image" in out
+    assert "44 images, 1 broken" in out
+
+
+def test_small_jpegs_stay_as_they_are_and_others_get_restart_markers(photo):
+    jpeg, png = as_file(photo(40, 60)), as_file(photo(40, 60), "PNG")
+    assert encode(jpeg, Picture(jpeg), "48", 90) == jpeg
+    assert encode(png, Picture(png), "original", 90) == png
     for data, size in ((jpeg, "24"), (png, "48")):
-        small = pack.encode(data, Picture(data), size, 90)
+        small = encode(data, Picture(data), size, 90)
         assert small[:2] == b"\xff\xd8"
         assert b"\xff\xdd" in small
 
@@ -115,7 +130,7 @@ def test_a_folder_per_resolution(tmp_path, dataset):
     assert all(min(decode(train.read(index)).shape[:2]) == 24 for index in range(36))
 
 
-def test_a_killed_preparation_goes_on(tmp_path, dataset, prepared):
+def test_a_killed_preparation_continues(tmp_path, dataset, prepared):
     command = [sys.executable, "-c", "import sys; from tests.data.test_prepare import go; go(*sys.argv[1:])"]
     target = tmp_path / "out"
     process = subprocess.Popen([*command, str(dataset), str(target)], cwd=ROOT, start_new_session=True)
@@ -140,14 +155,14 @@ def go(source, target):
     assert prepare(str(source), str(target), settings(part_images=10), 1, print)
 
 
-def test_what_does_not_read_back_is_told_and_made_anew(tmp_path, dataset):
-    shard = tmp_path / "train/24/00001/shard.00000.mds"
-    task = Task("train", open_split_pair(str(dataset), "")[0], str(tmp_path), "mds", SIZES, 90, 10)
-    go(dataset, tmp_path)
+def test_what_does_not_read_back_is_named_and_written_again(tmp_path, dataset, prepared):
+    target = shutil.copytree(prepared[0], tmp_path / "set")
+    shard = target / "train/24/00001/shard.00000.mds"
+    task = Task("train", open_split_pair(str(dataset), "")[0], str(target), settings(part_images=10))
     whole = shard.read_bytes()
     shard.write_bytes(whole[:500] + b"\0" + whole[501:])
     assert "SHA-256" in check_part(task, 1)[0]
-    go(dataset, tmp_path)
+    go(dataset, target)
     assert shard.read_bytes() == whole
     assert check_part(task, 1) == []
 
@@ -165,3 +180,49 @@ def test_the_smallest_resolution_that_suffices():
     chosen = {size: resolution_for(names, size) for size in (96, 128, 140, 141, 176, 224, 225, 288, 336, 337)}
     assert list(chosen.values()) == ["160", "160", "160", "256", "256", "256", "384", "384", "384", "original"]
     assert resolution_for(["160"], 224) == "160"
+
+
+def double(held, part):
+    return held + 2 * part
+
+
+def kill_at_three(held, part):
+    if part == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return part
+
+
+def kill(held, part):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def refuse(held, part):
+    raise ValueError(f"not {part}")
+
+
+def test_every_part_comes_with_its_result():
+    assert dict(each_part(double, 100, range(10), 2, ())) == {part: 100 + 2 * part for part in range(10)}
+
+
+def test_a_killed_worker_ends_it():
+    with pytest.raises(WorkerKilledError, match="a worker process was killed"):
+        list(each_part(kill_at_three, None, range(10), 2, ()))
+
+
+def test_an_error_of_the_work_is_passed_on():
+    with pytest.raises(ValueError, match="not 0"):
+        list(each_part(refuse, None, [0], 2, ()))
+
+
+def test_the_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
+    for split in ("train", "val"):
+        write_folder(tmp_path / "set" / split, {"ant": 2, "bee": 2})
+    words = [str(tmp_path / "set"), str(tmp_path / "out"), "--train-sizes", "24", "--workers", "2"]
+    monkeypatch.setattr(verify, "_faults", kill)
+    monkeypatch.setattr(module, "_write_and_check", kill)
+    for command in (lambda: verify.main([words[0], "--workers", "2"]), lambda: main(words)):
+        assert command() == 1
+        said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "img" not in line and line]
+        assert said == [str(WorkerKilledError())]
+    monkeypatch.undo()
+    assert main(words) == 0  # the same command continues

@@ -184,8 +184,8 @@ def test_some_of_the_classes_will_do_and_strange_ones_are_named(command, figures
 
 
 def test_a_prepared_dataset_in_another_order_counts_the_same(figures, more, tmp_path):
-    from data.open import open_evaluation
     from data.prepare import main as prepare
+    from data.source import open_evaluation
 
     prepared = tmp_path / "prepared"
     assert prepare([str(more), str(prepared)]) == 0

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.bad import BadSample
 from data.loader import IGNORED_LABEL
 from data.sampler import EvalSampler
+from data.source import BadSample
 from recipes.errors import InputError
 from recipes.watch.pictures import UNSEEN, answers, in_order, picture_grid
 from tests.recipes.watch.test_sinks import events

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from data.bad import BadSample
+from data.source import BadSample
 from recipes.config import RunConfig
 from recipes.watch.build import Watchers, build_watchers
 from recipes.watch.figures import is_figure
