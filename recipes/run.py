@@ -25,15 +25,13 @@ from data.text import escape
 from data.wait import WaitingLoader
 from data.wordnet import class_names
 from data.workers import end_workers
-from recipes.checkpoints.build import build_checkpoints, settle
+from recipes.checkpoints.claim import Owner, on_first
 from recipes.checkpoints.find import Identity
-from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
-from recipes.checkpoints.mirror import CONFIG
-from recipes.checkpoints.owner import Owner
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.resume import Resume, find_resume, on_first
-from recipes.checkpoints.save import Checkpoints, Interval
-from recipes.checkpoints.spot import SpotNotices
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
+from recipes.checkpoints.resume import Resume, find_resume
+from recipes.checkpoints.save import CheckpointManager, upload_finished
+from recipes.checkpoints.store import Places
+from recipes.checkpoints.upload import CONFIG
 from recipes.cli import require_launched
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
@@ -90,7 +88,7 @@ def final_weights(state: State) -> dict[str, torch.Tensor]:
     return state.get_model_state_dict()
 
 
-def fit(trainer: Trainer, checkpoints: Checkpoints, watchers: Watchers) -> int:
+def fit(trainer: Trainer, checkpoints: CheckpointManager, watchers: Watchers) -> int:
     """Train to the end, unless the run has been trained, and write what a finished run leaves; the exit status.
 
     Raises:
@@ -171,23 +169,13 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     saving = config.checkpoints
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
-    patience = Interval.of(saving.patience).value
     owner = held.enter_context(Owner(places, config.run_name))
-    resume = find_resume(
-        places=places,
-        identity=identity,
-        algorithms=algorithms,
-        autoresume=config.autoresume,
-        resume=config.resume,
-        restart=saving.restart,
-        patience=patience,
-        resumable=not config.algorithms.not_resumable,
-    )
+    resume = find_resume(config, places, identity, algorithms)
     kept = True
     if resume.finished:
         if dist.get_global_rank() == 0 and not (folder / CONFIG).exists():
             replace_text(folder / CONFIG, resolved(config))
-        kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, owner=owner, resume=resume)
+        kept = upload_finished(config, places=places, owner=owner, resume=resume)
     if resume.finished and on_first(lambda: has_summary(folder)):
         say(f"{config.run_name} is finished, see {folder / 'summary.json'}; a new run needs another run_name")
         return 0 if kept else EXIT_NOT_UPLOADED
@@ -199,17 +187,13 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     text_log.open()
     shown = ", ".join(map(escape, names[:5])) + (" ..." if len(names) > 5 else "")
     log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
-    checkpoints = build_checkpoints(
+    checkpoints = CheckpointManager(
+        config,
         places=places,
-        interval=saving.interval,
-        keep=saving.keep,
-        keep_remote=saving.keep_remote,
-        patience=patience,
         identity=identity,
         owner=owner,
         resume=resume,
         interrupt=interrupt,
-        stop_on_nan=config.stop_on_nan,
         top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),
     )
     trainer = build_trainer(

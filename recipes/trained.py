@@ -19,14 +19,11 @@ from torch import Tensor, nn
 from algorithms.config import AlgorithmsConfig
 from data.listing import class_folders
 from data.text import escape
+from recipes.checkpoints.claim import on_first
+from recipes.checkpoints.find import Found, load_checkpoint
 from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem
-from recipes.checkpoints.mirror import FOLDER
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.read import Taken, take
-from recipes.checkpoints.resume import on_first
-from recipes.checkpoints.s3 import S3Store
-from recipes.checkpoints.store import LocalStore, StoreError
+from recipes.checkpoints.store import LOGS, LocalStore, Places, S3Store, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.model import for_inference, operated_network
@@ -100,7 +97,7 @@ def load_network(config: RunConfig, checkpoint: str | None, weights: Weights | N
 
     Args:
         config: Says which run, and where its checkpoints lie.
-        checkpoint: As in `take`; or a state dict, in a local file whose name ends with one of `FOREIGN`.
+        checkpoint: As in `load_checkpoint`; or a state dict, in a local file whose name ends with one of `FOREIGN`.
         weights: As in `load_trained`.
 
     Raises:
@@ -192,7 +189,7 @@ def load_trained(places: Places, run_name: str, checkpoint: str | None, weights:
     Args:
         places: Where the run's checkpoints lie.
         run_name: The run's name.
-        checkpoint: As in `take`; None: the newest of the run.
+        checkpoint: As in `load_checkpoint`; None: the newest of the run.
         weights: EMA's average or the trained ones; None: the average where there is one, as the run evaluates.
 
     Raises:
@@ -209,7 +206,7 @@ def load_trained(places: Places, run_name: str, checkpoint: str | None, weights:
 def _content(
     places: Places, run_name: str, checkpoint: str | None, weights: Weights | None
 ) -> tuple[Content, Manifest]:
-    taken = take(places, run_name, checkpoint)
+    taken = load_checkpoint(places, run_name, checkpoint)
     chosen, tensors = choose(taken.state, weights, taken.location)
     digest = weights_sha256(tensors)
     summary = _summary(taken, places, digest)
@@ -275,7 +272,7 @@ def _outputs(location: str, tensors: Tensors) -> int:
     return linear[-1]
 
 
-def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None:
+def _summary(taken: Found, places: Places, sha256: str) -> dict[str, Any] | None:
     """summary.json of the checkpoint's run, where it stands for these weights: told by their fingerprint."""
     for read in _summaries(taken, places):
         try:
@@ -287,11 +284,11 @@ def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None
     return None
 
 
-def _summaries(taken: Taken, places: Places) -> list[Any]:
+def _summaries(taken: Found, places: Places) -> list[Any]:
     store = taken.store
     folders = [places.run_folder, *([store.folder.parent] if isinstance(store, LocalStore) else [])]
     found = [partial(LocalStore(folder).read, SUMMARY) for folder in folders]
-    return [*found, *([lambda: store.below(FOLDER).read(SUMMARY)] if isinstance(store, S3Store) else [])]
+    return [*found, *([lambda: store.below(LOGS).read(SUMMARY)] if isinstance(store, S3Store) else [])]
 
 
 def to_device(network: nn.Module, device: str) -> tuple[nn.Module, torch.device]:

@@ -98,8 +98,7 @@ def evaluate(given: argparse.Namespace, config: RunConfig) -> tuple[Evaluation, 
     from composer.utils import dist
 
     from data.open import open_evaluation
-    from recipes.checkpoints.patience import seconds
-    from recipes.config import at_size
+    from recipes.config import at_size, seconds
     from recipes.evaluate.count import evaluation
     from recipes.run import start_processes
     from recipes.trained import load_network, say_skipped, usable
