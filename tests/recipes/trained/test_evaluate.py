@@ -15,7 +15,7 @@ import torchvision
 from PIL import Image
 from torchvision.models import ResNet50_Weights
 
-from recipes.checkpoints.places import Places
+from recipes.checkpoints.store import Places
 from recipes.trained import load_trained
 from tests.support import ROOT, write_images
 from tests.test_processes import LAUNCHER, free_port
@@ -140,7 +140,7 @@ def test_flip_is_the_mean_of_the_logits(tiny, figures, more):
     from data.augment import eval_picture
     from data.imagefolder import ImageFolder
     from data.normalise import Normalise
-    from recipes.checkpoints.places import Places
+    from recipes.checkpoints.store import Places
     from recipes.trained import load_trained
 
     trained = load_trained(Places.of("s3://bucket/runs/tiny", "nowhere", "tiny"), "tiny", None, "raw")

@@ -170,7 +170,7 @@ def test_blurpool_is_said(make_run, command, tmp_path):
 )
 def test_the_cards_code_loads_the_network(tiny, tmp_path, techniques, model, files):
     from algorithms.config import AlgorithmsConfig
-    from recipes.checkpoints.places import Places
+    from recipes.checkpoints.store import Places
     from recipes.export.card import card
     from recipes.export.folder import preprocessing
     from recipes.export.programs import fixed_blurs, write_torch_export

@@ -13,12 +13,10 @@ import torch
 import yaml
 
 from algorithms.config import AlgorithmsConfig
-from recipes.checkpoints.find import load_manifest
 from recipes.checkpoints.format import pack
-from recipes.checkpoints.manifest import Manifest
-from recipes.checkpoints.places import Places
+from recipes.checkpoints.manifest import Manifest, load_manifest
 from recipes.checkpoints.resume import Resume
-from recipes.checkpoints.store import LocalStore
+from recipes.checkpoints.store import LocalStore, Places
 from recipes.errors import InputError
 from recipes.model import build_network
 from recipes.run import watch
