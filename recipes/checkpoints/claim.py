@@ -202,16 +202,13 @@ def _read(store: S3Store) -> tuple[dict[str, Any], float] | None:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     """A note, which anybody may have written: a few short texts and numbers."""
-    try:
-        content = json.loads(text[:4096])
-    except (ValueError, RecursionError):
-        return {}
     known: dict[str, Any] = {}
-    for name, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, str):
-            known[name] = ascii(value)[1:-1][:80]
-        elif isinstance(value, int) and abs(value) < 2**63:
-            known[name] = value
+    with suppress(ValueError, RecursionError, AttributeError):  # not JSON, not an object
+        for name, value in json.loads(text[:4096]).items():
+            if isinstance(value, str):
+                known[name] = ascii(value)[1:-1][:80]
+            elif isinstance(value, int) and abs(value) < 2**63:
+                known[name] = value
     return known
 
 
@@ -242,10 +239,9 @@ def _started(pid: int) -> int | None:
 def _lock_error(descriptor: int) -> int | None:
     """Lock a file; None: it is ours now, else the error's number."""
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno
-    return None
 
 
 def _is_dead(other: dict[str, Any], age: float) -> bool:

@@ -182,7 +182,7 @@ def survey(store: Store) -> Listing:
 def publish(store: Store, manifest: Manifest, put_data: Callable[[], None]) -> None:
     """Make a checkpoint appear in a store: mark it incomplete, put its data, put its manifest, remove the mark.
 
-    Without the mark, data without a manifest could not be told from a checkpoint whose manifest was lost.
+    Without the mark, incomplete data would look like a checkpoint whose manifest was lost.
     """
     stem, text = manifest.stem, manifest.to_json()
     store.put(f"{stem}.json.tmp", text)

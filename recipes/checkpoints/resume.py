@@ -132,7 +132,9 @@ class _Search:
                 raise
             log.error("the bucket cannot be reached: %s", error)
             reason = str(error)
-        if not self.config.checkpoints.restart and (self._starts_anew([self.local]) or not survey(self.local).complete):
+        if not self.config.checkpoints.restart and (
+            self._starts_again([self.local]) or not survey(self.local).complete
+        ):
             raise InputError(
                 reason,
                 f"{self.places.local}: no checkpoint here, and the bucket, which may hold some, cannot be reached; "
@@ -158,15 +160,15 @@ class _Search:
 
     def _among(self, remote: S3Store | None) -> Resume:
         stores: list[Store] = [self.local] if remote is None else [self.local, remote]
-        anew, chosen = self._starts_anew(stores), None
-        if anew and (path := self.config.resume) is not None:
+        again, chosen = self._starts_again(stores), None
+        if again and (path := self.config.resume) is not None:
             try:
                 chosen = retry(lambda: find_named(path, "resume"), seconds(self.config.checkpoints.patience))
             except (DamagedError, StoreError) as error:
                 raise InputError(f"resume: {path}: {error}") from None
             self.identity.require_same_recipe(chosen[1], chosen[0].location)
         try:
-            self._begin(stores, anew, chosen)
+            self._begin(stores, again, chosen)
         except DamagedError as error:
             raise InputError(f"resume: {self.config.resume}: {error}") from None
         search = find_newest(
@@ -177,7 +179,7 @@ class _Search:
         log.info("resuming from %s at %s", found.manifest.describe(), found.location)
         return Resume(found.manifest, found.location, tuple(search.skipped), found.content)
 
-    def _starts_anew(self, stores: Sequence[Store]) -> bool:
+    def _starts_again(self, stores: Sequence[Store]) -> bool:
         """Whether this command begins a run, instead of resuming one that began so."""
         latest = max(filter(None, map(_Beginning.of, stores)), default=None)
         same = latest is not None and latest.how == self.how
@@ -185,7 +187,7 @@ class _Search:
             same and (not self.config.algorithms.not_resumable or any(map(_is_finished, stores)))
         )
 
-    def _begin(self, stores: Sequence[Store], anew: bool, named: tuple[Store, Manifest] | None) -> None:
+    def _begin(self, stores: Sequence[Store], again: bool, named: tuple[Store, Manifest] | None) -> None:
         """Leave in the run's stores only what is of one beginning, and record which.
 
         Raises:
@@ -195,8 +197,8 @@ class _Search:
         found = [_Beginning.of(store) for store in stores]
         known = sorted(one for one in found if one is not None)
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
-        record = _Beginning(now, self.how) if anew or not known else known[-1]
-        older = [store for store, one in zip(stores, found, strict=True) if anew or one not in (None, record)]
+        record = _Beginning(now, self.how) if again or not known else known[-1]
+        older = [store for store, one in zip(stores, found, strict=True) if again or one not in (None, record)]
         if older and not (self.how or self.config.checkpoints.restart):
             raise InputError(
                 f"{' and '.join(store.location for store in stores)}: hold checkpoints of two runs named "
@@ -232,11 +234,11 @@ class _Search:
 
     def _take_over(self, store: Store, manifest: Manifest) -> None:
         """Make a checkpoint the run's own first one."""
+        run_name = self.identity.run_name
         read_checkpoint(store, manifest, self.local, self.algorithms)
-        if manifest.run_name != self.identity.run_name:
-            adopted = manifest.model_copy(update={"run_name": self.identity.run_name})
-            self.local.put(f"{manifest.stem}.json", adopted.to_json())
-        log.info("%s starts from %s/%s", self.identity.run_name, store.location, manifest.stem)
+        if manifest.run_name != run_name:
+            self.local.put(f"{manifest.stem}.json", manifest.model_copy(update={"run_name": run_name}).to_json())
+        log.info("%s starts from %s/%s", run_name, store.location, manifest.stem)
 
 
 def _is_finished(store: Store) -> bool:

@@ -92,6 +92,15 @@ def test_what_is_packed_is_unpacked_with_its_types_and_memory_layout(content):
     assert equal(unpack(whole(content)), content)
 
 
+def test_what_is_packed_does_not_change_with_what_is_trained():
+    for tensor in (torch.ones(3, 4), torch.ones(4, 6)[:, ::2].t(), torch.ones(2, 3, 4, 5).permute(0, 3, 1, 2)):
+        before, packed = tensor.clone(), pack({"weights": tensor, "array": tensor.numpy()})
+        tensor.zero_()
+        content = unpack(b"".join(packed))
+        assert torch.equal(content["weights"], before)
+        assert np.array_equal(content["array"], before.numpy())
+
+
 def test_any_safetensors_reader_opens_a_checkpoint(run):
     path = run.places.local / f"{NEWEST}.safetensors"
     tensors = safetensors.torch.load_file(path)

@@ -31,7 +31,6 @@ def _hasty(monkeypatch):
     """Time limits in tenths of seconds instead of tens of seconds."""
     monkeypatch.setitem(store._CLIENT, "read_timeout", 0.4)
     monkeypatch.setitem(store._CLIENT, "connect_timeout", 0.4)
-    monkeypatch.setitem(store._CLIENT, "retries", {"total_max_attempts": 1})
     for module in (store, upload):
         monkeypatch.setattr(module, "_FIRST_PAUSE", 0.05)
         monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.2)
