@@ -6,7 +6,6 @@ Both are flat sets of named files. `put` is atomic: a name shows either the whol
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import shutil
@@ -25,6 +24,7 @@ from composer.utils.object_store import S3ObjectStore
 
 from data.files import open_regular
 from data.text import escape, hide, scrub
+from recipes.watch.files import replace_file, sync
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,7 +62,6 @@ _MISTAKES = {
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "RequestExpired": "this machine's clock is wrong",
 }
-_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 
 
 class StoreError(Exception):
@@ -121,21 +120,15 @@ class LocalStore:
 
     def put(self, name: str, source: bytes | Sequence[memoryview]) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or absent."""
-        partial = self.path(f".{name}.part")
         with self._errors(name, absent=False):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe block for ever
-                with partial.open("xb") as file:
-                    file.writelines([source] if isinstance(source, bytes) else source)
-                    file.flush()
-                    sync(file.fileno())
-                partial.replace(self.path(name))
-            except OSError:
-                with suppress(OSError):
-                    partial.unlink(missing_ok=True)
-                raise
-            self._sync_folder()
+            replace_file(self.path(name), [source] if isinstance(source, bytes) else source)
+            with suppress(PermissionError):  # A folder may be writable and not readable.
+                descriptor = os.open(self.folder, os.O_RDONLY)
+                try:
+                    sync(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def adopt(self, path: Path, name: str) -> None:
         """Rename a file of this disk into the folder."""
@@ -151,18 +144,8 @@ class LocalStore:
     def sweep(self) -> None:
         """Remove what writers that died left half written; call it when no writer is alive."""
         with suppress(OSError):
-            for left in self.folder.glob(".*.part"):
+            for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.part")):
                 left.unlink(missing_ok=True)
-
-    def _sync_folder(self) -> None:
-        try:
-            descriptor = os.open(self.folder, os.O_RDONLY)
-        except PermissionError:
-            return  # A folder may be writable and not readable.
-        try:
-            sync(descriptor)
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def _errors(self, name: str, *, absent: bool = True) -> Iterator[None]:
@@ -173,15 +156,6 @@ class LocalStore:
             if absent and isinstance(error, FileNotFoundError):
                 raise
             raise StoreError(f"{self.path(name)}: {error.strerror or error}") from None
-
-
-def sync(descriptor: int) -> None:
-    """`fsync`, where the file system has it: CIFS, shared folders of virtual machines and many FUSE ones do not."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in _NO_SYNC:
-            raise
 
 
 class S3Store:

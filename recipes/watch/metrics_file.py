@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from recipes.checkpoints.store import sync
 from recipes.json_text import to_json
 from recipes.watch.clock import Clock
-from recipes.watch.files import replace_file
+from recipes.watch.files import replace_file, sync
 from recipes.watch.sink import FigureSink
 
 

@@ -148,7 +148,7 @@ def write(writer, batch):
 
 
 def test_the_writer_keeps_the_newest_and_sweeps_away_what_a_dead_one_left(tmp_path):
-    (tmp_path / ".ep000-ba000001.safetensors.part").write_bytes(b"half")
+    (tmp_path / ".ep000-ba000001.safetensors.new").write_bytes(b"half")
     store = LocalStore(tmp_path)
     writer = writer_of(store, keep=2)
     assert list(tmp_path.iterdir()) == []
