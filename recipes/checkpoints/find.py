@@ -228,14 +228,10 @@ def find_newest(
 
 
 def find_named(path: str, key: str) -> tuple[Store, Manifest]:
-    """A checkpoint as the user names it: its file, its manifest, or the folder that holds it, on disk or in a bucket.
-
-    Args:
-        path: What the user wrote; a folder means its newest checkpoint ...
-        key: ... and where, for messages.
+    """A checkpoint as the user names it: its file, its manifest, or a folder, whose newest it is; on disk or `s3://`.
 
     Raises:
-        InputError: There is no such checkpoint.
+        InputError: There is no such checkpoint; the text names the `key` that the user set.
         DamagedError: Its manifest is damaged.
     """
     store: Store
@@ -263,13 +259,8 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
 def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
     """A checkpoint to look at, not to resume from: nothing is written to the run's folder or its bucket.
 
-    Args:
-        places: Where the run's checkpoints lie.
-        run_name: The run's name, which a checkpoint that is found there must have.
-        checkpoint: As in `find_named`; None: the run's newest.
-
     Raises:
-        InputError: There is none, none is good, or a store cannot be read.
+        InputError: None as the user named it, or (None) none of the run is good; or a store cannot be read.
     """
 
     def require(manifest: Manifest, location: str) -> None:

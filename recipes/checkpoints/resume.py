@@ -190,9 +190,7 @@ class _Search:
     def _begin(self, stores: Sequence[Store], again: bool, named: tuple[Store, Manifest] | None) -> None:
         """Leave in the run's stores only what is of one beginning, and record which.
 
-        Raises:
-            InputError: Checkpoints of another recipe or run would be replaced, or two runs have one name.
-            DamagedError: The named checkpoint cannot be used.
+        InputError: checkpoints of another recipe or run would be replaced, or two runs have one name.
         """
         found = [_Beginning.of(store) for store in stores]
         known = sorted(one for one in found if one is not None)

@@ -251,29 +251,6 @@ def test_a_full_store_does_not_stop_the_training(tmp_path, url, monkeypatch, unt
 # --- at the end -----------------------------------------------------------------------------------------------------
 
 
-def test_down_at_the_end_is_said_and_mended_by_the_same_command(run, proxy, url, untouched, caplog):
-    run.saving["patience"] = "1s"
-    weights = run.go(At("batch_start", 13, lambda state: proxy.set("refuse")))
-    assert same(weights, untouched)
-    assert run.kept is False
-    assert "last checkpoint" in caplog.text
-    proxy.set(None)
-    resume = run.find()
-    assert resume.finished
-    assert run.upload_finished(resume)
-    assert FINAL in in_bucket(url)
-
-
-def test_back_before_patience_ends_the_last_state_is_uploaded(run, proxy, url):
-    def fail(state):
-        proxy.set("refuse")
-        threading.Timer(2.0, proxy.set, [None]).start()
-
-    run.go(At("batch_start", 13, fail))
-    assert run.kept
-    assert FINAL in in_bucket(url)
-
-
 @pytest.mark.parametrize("fault", ["hang", "slow"])
 def test_interrupted_while_the_bucket_is_out_of_reach_the_state_is_on_disk_in_time(run, proxy, untouched, fault):
     def fail(state):
