@@ -239,9 +239,10 @@ def _started(pid: int) -> int | None:
 def _lock_error(descriptor: int) -> int | None:
     """Lock a file; None: it is ours now, else the error's number."""
     try:
-        return fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno
+    return None
 
 
 def _is_dead(other: dict[str, Any], age: float) -> bool:
