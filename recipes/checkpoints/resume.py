@@ -29,7 +29,6 @@ from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
 _PROBE = "write-test"
 _CHUNK = 32 * 2**20
 """Bytes of a message between nodes: a checkpoint need not fit a device's memory twice."""
