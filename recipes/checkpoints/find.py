@@ -272,11 +272,13 @@ def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Fo
 
     try:
         if checkpoint is not None:
+            where = checkpoint
             try:
                 store, manifest = find_named(checkpoint, "--checkpoint")
+                where = f"{store.location}/{manifest.stem}"
                 return Found(manifest, store, read_checkpoint(store, manifest, None))
             except DamagedError as error:
-                raise InputError(f"--checkpoint: {checkpoint}: {error}") from None
+                raise InputError(f"--checkpoint: {where}: {error}") from None
         stores = places.stores()
         found, skipped, _ = newest_good(stores, require, into=None)
     except StoreError as error:
