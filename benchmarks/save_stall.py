@@ -2,7 +2,7 @@
 
 `python -m benchmarks.save_stall`: the real state of ResNet-50 with SGD's momentum and EMA (300 MB), taken
 from Composer's Trainer after one step; ours and the plain one in turn, in one process. Ours is all of what
-`Checkpoints` does between two steps; its writing goes on in the background and is waited for outside the clock.
+`CheckpointManager` does between two steps; its writing goes on in the background and is waited for outside the clock.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from composer.models import ComposerClassifier
 from composer.utils import reproducibility
 from torchvision.models import resnet50
 
+from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
 from recipes.checkpoints.resume import Resume
-from recipes.checkpoints.save import Checkpoints
-from recipes.checkpoints.store import LocalStore
-from recipes.checkpoints.write import Writer
+from recipes.checkpoints.save import CheckpointManager
+from recipes.checkpoints.store import Places
+from recipes.config import RunConfig
 
 
 def trained_state() -> State:
@@ -54,26 +55,23 @@ def main() -> None:
     ours, plain = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        who = Identity("stall", "digest", {}, 1)
-        writer = Writer(LocalStore(folder / "ours"), who, 2, verified=None, damaged=(), uploader=None)
-        checkpoints = Checkpoints(
-            interval="1ba",
-            writer=writer,
-            mirror=None,
+        places = Places(folder / "ours", None, folder)
+        saving = {"interval": "1ba", "keep": 2}
+        checkpoints = CheckpointManager(
+            RunConfig(run_name="stall", data={"path": "noise"}, device_batch_size=2, checkpoints=saving),
+            places=places,
+            identity=Identity("stall", "digest", {}, 1),
+            owner=Owner(places, "stall"),
+            resume=Resume(),
             interrupt=Interrupt(),
             top1=lambda state: None,
-            disk_patience=60.0,
-            upload_patience=0.0,
-            resume=Resume(),
-            goes_on=True,
-            stop_on_nan=True,
         )
         for _ in range(repeats + 1):
             state.timestamp = state.timestamp.to_next_batch(samples=2)
             began = time.perf_counter()
             checkpoints.batch_checkpoint(state, None)
             ours.append(time.perf_counter() - began)
-            writer.wait(120)
+            checkpoints.writer.wait(120)
             began = time.perf_counter()
             torch.save({"state": state.state_dict(), "rng": reproducibility.get_rng_state()}, folder / "plain.pt")
             plain.append(time.perf_counter() - began)

@@ -185,6 +185,11 @@ class EvalConfig(Part):
         return value
 
 
+def seconds(text: str) -> float:
+    """Read a time such as `30s`, `5m` or `1h`."""
+    return int(text[:-1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[text[-1]]
+
+
 class CheckpointsConfig(Part):
     """Where the run's state is kept."""
 

@@ -135,7 +135,7 @@ def evaluate(
     from data.errors import DataError
     from data.imagefolder import class_names
     from data.loader import eval_loader
-    from recipes.checkpoints.patience import seconds
+    from recipes.config import seconds
     from recipes.trained import to_device
 
     outputs, manifest = trained.num_classes, trained.manifest

@@ -23,15 +23,13 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from data.workers import end_workers
-from recipes.checkpoints.build import build_checkpoints, settle
+from recipes.checkpoints.claim import Owner, on_first
 from recipes.checkpoints.find import Identity
-from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted
-from recipes.checkpoints.mirror import CONFIG
-from recipes.checkpoints.owner import Owner
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.resume import find_resume, on_first
-from recipes.checkpoints.save import Checkpoints, Interval
-from recipes.checkpoints.spot import SpotNotices
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
+from recipes.checkpoints.resume import find_resume
+from recipes.checkpoints.save import CheckpointManager, upload_finished
+from recipes.checkpoints.store import Places
+from recipes.checkpoints.upload import CONFIG
 from recipes.cli import require_launched
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
@@ -86,31 +84,19 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     saving = config.checkpoints
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
-    patience = Interval.of(saving.patience).value
     owner = held.enter_context(Owner(places, config.run_name))
-    resume = find_resume(
-        places=places,
-        identity=identity,
-        algorithms=algorithms,
-        autoresume=config.autoresume,
-        resume=config.resume,
-        restart=saving.restart,
-        patience=patience,
-        resumable=not config.algorithms.not_resumable,
-    )
+    resume = find_resume(config, places, identity, algorithms)
     kept = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():
             replace_text(folder / CONFIG, resolved(config))
-        kept = settle(places=places, keep_remote=saving.keep_remote, patience=patience, owner=owner, resume=resume)
+        kept = upload_finished(config, places=places, owner=owner, resume=resume)
         if on_first(lambda: _has_summary(folder)):
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
             return 0 if kept else EXIT_NOT_UPLOADED
 
     where, leader = config.data, dist.get_local_rank() == 0
-    stage_dataset(
-        where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=dist.get_local_rank() == 0
-    )
+    stage_dataset(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
     if rank == 0:
         claim_folder(config, folder)
     names, sizes = class_names(train.classes), [entry.size for entry in plan]
@@ -126,17 +112,13 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     )
     shown = ", ".join(map(escape, names[:5])) + (" ..." if len(names) > 5 else "")
     log.info("%d training and %d validation images in %d classes: %s", len(train), len(val), len(names), shown)
-    checkpoints = build_checkpoints(
+    checkpoints = CheckpointManager(
+        config,
         places=places,
-        interval=saving.interval,
-        keep=saving.keep,
-        keep_remote=saving.keep_remote,
-        patience=patience,
         identity=identity,
         owner=owner,
         resume=resume,
         interrupt=interrupt,
-        stop_on_nan=config.stop_on_nan,
         top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),
     )
     trainer = build_trainer(
@@ -199,7 +181,7 @@ def claim_folder(config: RunConfig, folder: Path) -> None:
     replace_text(folder / CONFIG, resolved(config))
 
 
-def _train(trainer: Trainer, checkpoints: Checkpoints, summary: Summary) -> int:
+def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -> int:
     """Train to the end, unless that is done, and write what a finished run leaves; returns the exit status."""
     try:
         if trainer.state.timestamp < trainer.state.max_duration:

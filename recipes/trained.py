@@ -20,14 +20,11 @@ from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
 from data.imagefolder import class_folders
 from data.text import escape
+from recipes.checkpoints.claim import on_first
+from recipes.checkpoints.find import Found, load_checkpoint
 from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem
-from recipes.checkpoints.mirror import FOLDER
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.read import Taken, take
-from recipes.checkpoints.resume import on_first
-from recipes.checkpoints.s3 import S3Store
-from recipes.checkpoints.store import LocalStore, StoreError
+from recipes.checkpoints.store import LOGS, LocalStore, Places, S3Store, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.model import for_inference, operated_network
@@ -75,7 +72,7 @@ def load_trained(config: RunConfig, checkpoint: str | None = None, weights: Weig
 
     Args:
         config: Which run, and where its checkpoints are.
-        checkpoint: As in `take`, or a local state dict with a suffix of `FOREIGN`; None: the run's newest.
+        checkpoint: As in `load_checkpoint`, or a local state dict with a suffix of `FOREIGN`; None: the run's newest.
         weights: EMA's average or the trained weights; None: the average if there is one, as the run evaluates.
 
     Raises:
@@ -93,7 +90,7 @@ def load_trained(config: RunConfig, checkpoint: str | None = None, weights: Weig
 
 def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None) -> tuple[Any, ...]:
     places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
-    taken = take(places, config.run_name, checkpoint)
+    taken = load_checkpoint(places, config.run_name, checkpoint)
     for line in taken.skipped:
         print(escape(line), file=sys.stderr)
     chosen, tensors = _choose(taken.state, weights, taken.location)
@@ -150,7 +147,7 @@ class _Summary(BaseModel):
     versions: dict[str, str | None] = {}
 
 
-def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None:
+def _summary(taken: Found, places: Places, sha256: str) -> dict[str, Any] | None:
     """The summary.json of the checkpoint's run, if it is about the weights with this fingerprint."""
     for read in _summaries(taken, places):
         try:
@@ -162,12 +159,12 @@ def _summary(taken: Taken, places: Places, sha256: str) -> dict[str, Any] | None
     return None
 
 
-def _summaries(taken: Taken, places: Places) -> Iterator[Callable[[], bytes]]:
+def _summaries(taken: Found, places: Places) -> Iterator[Callable[[], bytes]]:
     yield partial(LocalStore(places.run_folder).read, SUMMARY)
     if isinstance(taken.store, LocalStore):
         yield partial(LocalStore(taken.store.folder.parent).read, SUMMARY)
     elif isinstance(taken.store, S3Store):
-        yield partial(taken.store.below(FOLDER).read, SUMMARY)
+        yield partial(taken.store.below(LOGS).read, SUMMARY)
 
 
 def _outputs(tensors: Tensors, location: str) -> int:

@@ -20,8 +20,7 @@ from data.loader import eval_loader, train_loader
 from data.sampler import PositionSampler
 from data.source import Source
 from data.wait import Gate
-from recipes.checkpoints.patience import seconds
-from recipes.config import OptimizerConfig, RunConfig, at_size
+from recipes.config import OptimizerConfig, RunConfig, at_size, seconds
 from recipes.errors import InputError
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.schedule import Rate, peak_lr, rate_function, step_at

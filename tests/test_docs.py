@@ -238,7 +238,7 @@ def test_the_least_policy_allows_what_the_store_calls_and_nothing_else():
     policy, lifecycle = map(json.loads, re.findall(r"```json\n(.*?)```", text, re.DOTALL))
     assert lifecycle["Rules"][0]["AbortIncompleteMultipartUpload"]
     allowed = {action for statement in policy["Statement"] for action in statement["Action"]}
-    source = (ROOT / "recipes" / "checkpoints" / "s3.py").read_text()
+    source = (ROOT / "recipes" / "checkpoints" / "store.py").read_text()
     calls = set(re.findall(r"client\.(\w+)\(", source)) - {"get_paginator"}
     calls |= set(re.findall(r'get_paginator\("(\w+)"\)', source))
     calls |= set(re.findall(r"_objects\.((?:up|down)load_object)\(", source))

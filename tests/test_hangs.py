@@ -178,7 +178,7 @@ def test_before_the_first_step(run, recipe, untouched):
     status, output = end(run.go())
     assert status == 75, output
     assert "train/class" in output
-    assert output.endswith("before the first step; the same command begins again\n")
+    assert output.endswith("before the first step; run the same command to start again\n")
     assert not list((run.folder / "checkpoints").glob("ep*"))
     status, output = end(start(command(1, str(ROOT / "entrypoint.py"), recipe, run.runs)))
     assert status == 0, output

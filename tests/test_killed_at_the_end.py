@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from recipes.checkpoints.find import survey
+from recipes.checkpoints.manifest import survey
 from recipes.checkpoints.store import LocalStore
 from tests.test_data_in_a_bucket import TINY
 

@@ -1,18 +1,28 @@
-"""Which checkpoint to go on from: the newest that is complete, verified, and this run's."""
+"""The newest checkpoint that is complete, verified, and this run's: the one place that looks for it."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from composer import Algorithm
 
 from recipes.checkpoints.format import read_state
-from recipes.checkpoints.manifest import SUFFIX, DamagedError, Manifest, is_stem, parse, verify
-from recipes.checkpoints.store import LocalStore, Store, StoreError
+from recipes.checkpoints.manifest import (
+    DamagedError,
+    Listing,
+    Manifest,
+    is_stem,
+    load_manifest,
+    position_of,
+    publish,
+    survey,
+)
+from recipes.checkpoints.store import CHECKPOINTS, LocalStore, Places, S3Store, Store, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys
@@ -37,266 +47,247 @@ class Identity:
     def of(
         cls, config: RunConfig, world_size: int, train_images: int | None = None, classes: Sequence[str] = ()
     ) -> Identity:
-        """The identity of a run.
-
-        Args:
-            config: The run.
-            world_size: Its processes.
-            train_images: Images it trains on.
-            classes: Class folder names in label order, to be kept with each checkpoint.
-        """
-        sections = {
-            key for key in NO_EFFECT_ON_WEIGHTS if "." not in key
-        }  # of these, `loggers` may hold keys to a service
+        """The identity of a run of `world_size` processes."""
+        # Whole sections, of which `loggers` may hold keys to a service.
+        sections = {key for key in NO_EFFECT_ON_WEIGHTS if "." not in key}
         plain = config.model_dump(mode="json", exclude=sections)
         return cls(config.run_name, config_digest(config, world_size), plain, world_size, train_images, tuple(classes))
+
+    def fields(self) -> dict[str, Any]:
+        """What a manifest says of the run."""
+        names = ("run_name", "config_digest", "world_size", "train_images", "classes")
+        return {name: getattr(self, name) for name in names} | {"config": dict(self.config)}
 
     def differences(self, manifest: Manifest) -> list[str]:
         """What in the config makes a checkpoint another recipe's, one line a key."""
         lines = differing_keys(self.config, manifest.config, self.world_size, manifest.world_size)
         return [line.replace(": here ", ": now ", 1).replace(", there ", ", in the checkpoint ", 1) for line in lines]
 
+    def require_same(self, manifest: Manifest, location: str) -> None:
+        """Raise InputError for a checkpoint of another run or recipe: one line, and one for each key that differs."""
+        if manifest.run_name != self.run_name:
+            raise InputError(
+                f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {self.run_name!r}; "
+                "choose another checkpoints.folder, or that run's run_name"
+            )
+        self.require_same_recipe(manifest, location)
 
-@dataclass(frozen=True)
-class Listing:
-    """What a store holds, told by the names alone: stems, sorted."""
-
-    complete: tuple[str, ...]
-    """With data and manifest (neither was read)."""
-    begun: tuple[str, ...]
-    """Left by a process that died while it wrote them: never complete, nothing is lost with them."""
-    torn: tuple[str, ...]
-    """Data without manifest or manifest without data, though the writing had ended."""
-    old: tuple[str, ...]
-    """In the pickled format of before October 2026, which is not read."""
+    def require_same_recipe(self, manifest: Manifest, location: str) -> None:
+        """As `require_same`, whatever the run's name."""
+        again = "to start again, choose another run_name"
+        if manifest.config_digest != self.config_digest:
+            raise InputError(
+                f"{location}: {manifest.stem} was made by another recipe; to resume from it, set these keys back; "
+                f"{again}:",
+                *(f"  {line}" for line in self.differences(manifest)),
+            )
+        now, then, different = self.train_images, manifest.train_images, None
+        if None not in (now, then) and now != then:
+            different = f"holds {now} training images, {manifest.stem} at {location} was trained on {then}"
+        elif self.classes and manifest.classes and self.classes != manifest.classes:
+            different = (
+                f"holds {len(self.classes)} classes, and not the {len(manifest.classes)} that {manifest.stem} at "
+                f"{location} was trained on"
+            )
+        if different:
+            raise InputError(f"data.path: {different}; to resume from it, use the same data; {again}")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A verified checkpoint, on the local disk."""
+    """A verified checkpoint."""
 
     manifest: Manifest
-    path: Path
+    store: Store
+    """Where it was found."""
     content: dict[str, Any] = field(repr=False)
     """As `read_state` gives it."""
-    location: str
-    """Where it was taken from, for people."""
+    skipped: tuple[str, ...] = ()
+    """Newer ones that were skipped, one line each with the reason; of `load_checkpoint`."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The training state, tensors on the CPU."""
+        state: dict[str, Any] = self.content["state"]
+        return state
+
+    @property
+    def location(self) -> str:
+        """Its address, for people."""
+        return f"{self.store.location.rstrip('/')}/{self.manifest.file.name}"
 
 
-@dataclass
-class Search:
-    """The outcome of looking for a checkpoint."""
+class Search(NamedTuple):
+    """The outcome of looking for the newest good checkpoint."""
 
-    found: Found | None = None
-    skipped: dict[str, str] = field(default_factory=dict)
-    """By stem: why it was passed over."""
-
-
-def survey(store: Store) -> Listing:
-    """Sort a store's files into checkpoints.
-
-    Raises:
-        StoreError: The store cannot be listed.
-    """
-    names = {entry.name for entry in store.entries()}
-    stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=position_of)
-    data = {stem for stem in stems if f"{stem}{SUFFIX}" in names}
-    old = {stem for stem in stems if f"{stem}.pt" in names} - data
-    manifests = {stem for stem in stems if f"{stem}.json" in names} - old
-    begun = {stem for stem in stems if f"{stem}.json.tmp" in names} - manifests
-    return Listing(
-        complete=tuple(stem for stem in stems if stem in data & manifests),
-        begun=tuple(stem for stem in stems if stem in begun),
-        torn=tuple(stem for stem in stems if stem in (data ^ manifests) - begun),
-        old=tuple(stem for stem in stems if stem in old),
-    )
+    found: Found | None
+    skipped: dict[str, str]
+    """Why others cannot be used, by stem."""
+    listings: dict[str, Listing]
+    """What was there before, by the stores' locations."""
 
 
-def newest(
-    local: LocalStore,
-    remote: Store | None,
-    identity: Identity,
+def newest_good(
+    stores: Sequence[Store],
+    require: Callable[[Manifest, str], None],
     *,
-    restart: bool,
-    algorithms: Sequence[Algorithm],
+    into: LocalStore | None,
+    algorithms: Sequence[Algorithm] | None = None,
 ) -> Search:
-    """The newest complete and verified checkpoint of this run, fetched if only the remote store has a good copy.
+    """The newest checkpoint that some store has a good copy of.
 
-    Size and SHA-256 are compared before anything parses the file. What is damaged, torn or unsafe is named in the log
-    and passed over, and the next older one is taken.
+    Where the first store's copy is damaged, torn or unsafe, the next store's is taken, then the next older checkpoint.
 
     Args:
-        local: The run's folder, which is searched first and into which a remote one is fetched.
-        remote: The bucket, if there is one.
-        identity: Whose checkpoint it must be.
-        restart: Start from zero where checkpoints seem to exist but none can be used, instead of refusing.
-        algorithms: The run's own, which the checkpoint must have too.
+        stores: Searched in this order for each checkpoint.
+        require: Refuses a manifest of another run at a location by raising InputError.
+        into: Where a bucket's checkpoint is kept; None: only read.
+        algorithms: The run's own, which the checkpoint must have too; None: any.
 
     Raises:
-        InputError: A checkpoint is another run's or another recipe's; or there are some, and none can be used.
-        StoreError: A store cannot be listed, or the remote one fails.
+        StoreError: A store cannot be listed, or a bucket fails: it may work later, and its newest must not be missed.
     """
-    stores: list[Store] = [local] if remote is None else [local, remote]
     listings = {store.location: survey(store) for store in stores}
-    search = Search()
-    for listing in listings.values():
-        for stem in listing.torn:
-            search.skipped[stem] = "its data or its manifest is missing"
-    for stem in sorted({stem for listing in listings.values() for stem in listing.complete}, key=position_of)[::-1]:
-        holders = [store for store in stores if stem in listings[store.location].complete]
-        search.found = _take(stem, holders, local, identity, algorithms, search.skipped)
-        if search.found:
-            break
-    older = "" if search.found is None else f"; going on from {search.found.manifest.describe()}"
-    for stem, reason in search.skipped.items():
-        log.warning("checkpoint %s passed over: %s%s", stem, reason, older)
-    for listing in listings.values():
-        for stem in listing.begun:
-            log.warning("checkpoint %s was begun and never completed", stem)
-    old = [f"{place}/{stem}.pt" for place, listing in listings.items() for stem in listing.old]
-    if search.found is None and old and not restart:
-        raise InputError(
-            f"{old[-1]}: is a checkpoint in an older format, which this version does not read; choose another "
-            "run_name, or start from zero with checkpoints.restart=true"
-        )
-    if search.found is None and search.skipped and not restart:
-        raise InputError(
-            *(f"checkpoint {stem}: {reason}" for stem, reason in search.skipped.items()),
-            f"{' and '.join(store.location for store in stores)}: checkpoints of {identity.run_name} are there, but "
-            "none can be used; mend them, choose another run_name, or start from zero with checkpoints.restart=true",
-        )
-    return search
+    known = listings.values()
+    skipped = dict.fromkeys((stem for listing in known for stem in listing.torn), "its data or its manifest is missing")
+    for stem in sorted({stem for listing in known for stem in listing.complete}, key=position_of, reverse=True):
+        reasons = []
+        for store in (store for store in stores if stem in listings[store.location].complete):
+            try:
+                manifest = load_manifest(store, stem)
+                require(manifest, store.location)
+                content = read_checkpoint(store, manifest, into, algorithms)
+            except DamagedError as error:
+                reasons.append(f"{store.location}: {error}")
+            except StoreError as error:
+                if into is None or store.location != into.location:
+                    raise
+                reasons.append(str(error))
+            else:
+                skipped.pop(stem, None)
+                return Search(Found(manifest, store, content), skipped, listings)
+        skipped[stem] = "; ".join(reasons)
+    return Search(None, skipped, listings)
 
 
-def _take(
-    stem: str,
-    holders: Sequence[Store],
-    local: LocalStore,
-    identity: Identity,
-    algorithms: Sequence[Algorithm],
-    skipped: dict[str, str],
-) -> Found | None:
-    """The checkpoint `stem` from the first of `holders` whose copy is good."""
-    reasons = []
-    for store in holders:
-        try:
-            manifest = load_manifest(store, stem)
-            require_same(manifest, identity, store.location)
-            path = local.path(manifest.files[0].name) if store is local else bring(store, manifest, local)
-            content = read_state(path, manifest, algorithms)
-        except DamagedError as error:
-            reasons.append(f"{store.location}: {error}")
-            continue
-        except StoreError as error:
-            if store is not local:
-                raise  # It may come back; passing over its newest checkpoint would throw work away.
-            reasons.append(str(error))
-            continue
-        skipped.pop(stem, None)
-        return Found(manifest, path, content, f"{store.location.rstrip('/')}/{path.name}")
-    skipped[stem] = "; ".join(reasons)
-    return None
-
-
-def load_manifest(store: Store, stem: str) -> Manifest:
-    """A checkpoint's manifest.
-
-    Raises:
-        DamagedError: It is missing or unreadable.
-        StoreError: The store failed.
-    """
+def read_checkpoint(
+    store: Store, manifest: Manifest, into: LocalStore | None, algorithms: Sequence[Algorithm] | None = None
+) -> dict[str, Any]:
+    """A checkpoint's content (`read_state`); one from another store than `into` is fetched, verified and kept there."""
+    name = manifest.file.name
+    if isinstance(store, LocalStore) and (into is None or store.location == into.location):
+        return read_state(store.path(name), manifest, algorithms)
+    if into is None:
+        with tempfile.TemporaryDirectory() as folder:
+            return read_checkpoint(store, manifest, LocalStore(Path(folder)), algorithms)
+    fetched = into.path(f".{name}.fetched")
     try:
-        return parse(store.read(f"{stem}.json"), stem)
-    except FileNotFoundError:
-        raise DamagedError("its manifest is missing") from None
-
-
-def bring(store: Store, manifest: Manifest, local: LocalStore) -> Path:
-    """The checkpoint's verified file on the local disk, copied there from `store` if it is another one.
-
-    Raises:
-        DamagedError: The file is missing, or not what the manifest says.
-        StoreError: The store failed.
-    """
-    entry = manifest.files[0]
-    path = local.path(entry.name)
-    if store.location == local.location:
-        verify(path, entry)
-        return path
-    fetched = local.path(f".{entry.name}.fetched")
-    try:
-        if (size := store.size(entry.name)) != entry.size:  # before a disk is filled with it
-            raise DamagedError(f"{size} bytes instead of {entry.size}")
-        store.fetch(entry.name, fetched)
-        return adopt(fetched, manifest, local)
+        size = dict(store.entries()).get(name)
+        if size != manifest.file.size:  # before a disk is filled with it
+            raise DamagedError(f"{size} bytes instead of {manifest.file.size}" if size else "its data is missing")
+        store.fetch(name, fetched)
+        content = read_state(fetched, manifest, algorithms)
+        publish(into, manifest, lambda: into.adopt(fetched, name))
+        return content
     except FileNotFoundError:
         raise DamagedError("its data is missing") from None
     finally:
         fetched.unlink(missing_ok=True)
 
 
-def adopt(fetched: Path, manifest: Manifest, local: LocalStore) -> Path:
-    """Verify a checkpoint's file that was brought to the local disk, and make it one of the run's there.
-
-    Args:
-        fetched: In the folder of `local`, under another name.
-        manifest: The checkpoint's.
-        local: The run's folder.
-
-    Returns:
-        The file under its own name.
+def find_newest(
+    local: LocalStore, remote: Store | None, identity: Identity, *, restart: bool, algorithms: Sequence[Algorithm]
+) -> Search:
+    """The checkpoint that a run resumes from, fetched if only the bucket has a good copy; says what is skipped.
 
     Raises:
-        DamagedError: The file is not what the manifest says.
-        StoreError: The disk cannot be written to.
+        InputError: A checkpoint is another run's or another recipe's; or, without `restart`, none can be used.
+        StoreError: As `newest_good`.
     """
-    path = local.path(manifest.files[0].name)
-    verify(fetched, manifest.files[0])
-    local.put(f"{manifest.stem}.json.tmp", manifest.to_json())
-    local.delete([f"{manifest.stem}.json"])
+    stores: list[Store] = [local] if remote is None else [local, remote]
+    search = newest_good(stores, identity.require_same, into=local, algorithms=algorithms)
+    found, skipped, listings = search
+    instead = "" if found is None else f"; resuming from {found.manifest.describe()}"
+    for stem, reason in skipped.items():
+        log.warning("checkpoint %s skipped: %s%s", stem, reason, instead)
+    for stem in (stem for listing in listings.values() for stem in listing.incomplete):
+        log.warning("checkpoint %s was started but never completed", stem)
+    old = [f"{location}/{stem}.pt" for location, listing in listings.items() for stem in listing.old]
+    if found is None and old and not restart:
+        raise InputError(
+            f"{old[-1]}: is a checkpoint in an older format, which this version does not read; choose another "
+            "run_name, or start from zero with checkpoints.restart=true"
+        )
+    if found is None and skipped and not restart:
+        raise InputError(
+            *(f"checkpoint {stem}: {reason}" for stem, reason in skipped.items()),
+            f"{' and '.join(listings)}: checkpoints of {identity.run_name} exist, but none can be used; repair them, "
+            "choose another run_name, or start from zero with checkpoints.restart=true",
+        )
+    return search
+
+
+def find_named(path: str, key: str) -> tuple[Store, Manifest]:
+    """A checkpoint as the user names it: its file, its manifest, or a folder, whose newest it is; on disk or `s3://`.
+
+    Raises:
+        InputError: There is no such checkpoint; the text names the `key` that the user set.
+        DamagedError: Its manifest is damaged.
+    """
+    store: Store
+    folder = Path(path)
+    stem = folder.name.split(".")[0]
+    if path.startswith("s3://"):
+        parent, _, _ = path.rstrip("/").rpartition("/")
+        store = S3Store(parent if is_stem(stem) else path)
+    elif folder.is_dir():
+        inside = folder / CHECKPOINTS
+        store = LocalStore(inside if inside.is_dir() else folder)
+    elif not folder.exists():
+        raise InputError(f"{key}: {path} does not exist; name a checkpoint (ep003-ba000123.safetensors) or its folder")
+    elif not is_stem(stem):
+        raise InputError(f"{key}: {path} is not a checkpoint of this program (such as ep003-ba000123.safetensors)")
+    else:
+        store = LocalStore(folder.parent)
+    complete = survey(store).complete
+    wanted = (stem,) if is_stem(stem) and not folder.is_dir() else complete[-1:]
+    if not set(wanted) & set(complete):
+        raise InputError(f"{key}: {store.location} holds no complete checkpoint{''.join(f' {one}' for one in wanted)}")
+    return store, load_manifest(store, wanted[0])
+
+
+def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
+    """A checkpoint to look at, not to resume from: nothing is written to the run's folder or its bucket.
+
+    Raises:
+        InputError: None as the user named it, or (None) none of the run is good; or a store cannot be read.
+    """
+
+    def require(manifest: Manifest, location: str) -> None:
+        if manifest.run_name != run_name:
+            raise InputError(
+                f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {run_name!r}; "
+                "name the one that is meant with --checkpoint"
+            )
+
     try:
-        fetched.replace(path)
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror or error}") from None
-    local.put(f"{manifest.stem}.json", manifest.to_json())
-    local.delete([f"{manifest.stem}.json.tmp"])
-    return path
-
-
-def require_same(manifest: Manifest, identity: Identity, location: str) -> None:
-    """Refuse a checkpoint of another run or another recipe.
-
-    Raises:
-        InputError: One line, and one for each key that differs.
-    """
-    if manifest.run_name != identity.run_name:
-        raise InputError(
-            f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {identity.run_name!r}; "
-            "choose another checkpoints.folder, or that run's run_name"
-        )
-    if manifest.config_digest != identity.config_digest:
-        raise InputError(
-            f"{location}: {manifest.stem} was made by another recipe; to go on from it these keys must be as they "
-            "were, to begin anew choose another run_name:",
-            *(f"  {line}" for line in identity.differences(manifest)),
-        )
-    now, then = identity.train_images, manifest.train_images
-    different = None
-    if None not in (now, then) and now != then:
-        different = f"holds {now} training images, {manifest.stem} at {location} was trained on {then}"
-    elif identity.classes and manifest.classes and identity.classes != manifest.classes:
-        different = (
-            f"holds {len(identity.classes)} classes, and not the {len(manifest.classes)} that {manifest.stem} at "
-            f"{location} was trained on"
-        )
-    if different:
-        raise InputError(
-            f"data.path: {different}; to go on from it the data must be as they were, to begin anew choose another "
-            "run_name"
-        )
-
-
-def position_of(stem: str) -> tuple[int, int]:
-    """Sorts stems from the oldest to the newest."""
-    epoch, _, batch = stem.partition("-ba")
-    return (int(batch), int(epoch.removeprefix("ep")))
+        if checkpoint is not None:
+            where = checkpoint
+            try:
+                store, manifest = find_named(checkpoint, "--checkpoint")
+                where = f"{store.location}/{manifest.stem}"
+                return Found(manifest, store, read_checkpoint(store, manifest, None))
+            except DamagedError as error:
+                raise InputError(f"--checkpoint: {where}: {error}") from None
+        stores = places.stores()
+        found, skipped, _ = newest_good(stores, require, into=None)
+    except StoreError as error:
+        raise InputError(str(error)) from None
+    lines = {stem: f"checkpoint {stem} skipped: {reason}" for stem, reason in skipped.items()}
+    if found is not None:
+        newer = [line for stem, line in lines.items() if position_of(stem) > found.manifest.order]
+        return replace(found, skipped=tuple(newer))
+    where = " and ".join(store.location for store in stores)
+    if lines:
+        raise InputError(*lines.values(), f"{where}: no good checkpoint of run {run_name!r}")
+    raise InputError(f"{where}: no checkpoint of run {run_name!r}; train it, or name one with --checkpoint")

@@ -22,7 +22,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -68,13 +68,11 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def pack(content: Any) -> list[memoryview]:
-    """A file's bytes, in pieces. Tensors are copied to host memory, so training may go on as soon as it returns.
+    """A file's bytes, in pieces. Tensors are copied to host memory, once, so training may continue when it returns.
 
     Args:
-        content: Dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested.
-
-    Raises:
-        TypeError: Something else is among them; the text says where.
+        content: Dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested; TypeError
+            says where something else is among them.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
@@ -82,7 +80,8 @@ def pack(content: Any) -> list[memoryview]:
     header: dict[str, Any] = {}
     pieces, end = list[memoryview](), 0
     for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # which aligns each
-        piece = tensor.reshape(-1).view(torch.uint8).numpy().data
+        copied = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        piece = copied.reshape(-1).view(torch.uint8).numpy().data
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (end, end + len(piece))}
         end += len(piece)
         pieces.append(piece)
@@ -91,8 +90,13 @@ def pack(content: Any) -> list[memoryview]:
     return [memoryview(len(text).to_bytes(8, "little") + text), *pieces]
 
 
+def require_packable(content: Any) -> None:
+    """Raise the `TypeError` that `pack` would raise, without copying a tensor."""
+    _encode(content, "", {})
+
+
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as the tree has it; its tensors go to `tensors`, named by the path that leads to them."""
+    """A value as the tree has it; its tensors go to `tensors`, not copied, named by the path that leads to them."""
     if isinstance(value, str):
         return str(value)
     if value is None or isinstance(value, bool | int):
@@ -102,7 +106,7 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return _encode_tensor(value, path, tensors)
     if isinstance(value, np.ndarray):
-        return {"$array": _encode_tensor(torch.from_numpy(value), path, tensors)["$tensor"]}
+        return {"$array": _encode_tensor(torch.from_numpy(value).contiguous(), path, tensors)["$tensor"]}
     if isinstance(value, datetime.timedelta):
         return {"$timedelta": value // datetime.timedelta(microseconds=1)}
     if isinstance(value, tuple | list):
@@ -121,23 +125,19 @@ def _encode_tensor(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> dic
     name = path.lstrip("/")
     while name in tensors or name == TREE:
         name += "'"  # where a key holds a slash, two paths may read the same
-    copied = tensor.detach().to("cpu", copy=True)
-    order = sorted(range(copied.ndim), key=lambda dim: (-copied.stride()[dim], -copied.shape[dim]))
-    turned = copied.permute(order)
+    order = sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride()[dim], -tensor.shape[dim]))
+    turned = tensor.permute(order)
     if order == sorted(order) or turned.stride() != torch.empty(turned.shape, device="meta").stride():
-        tensors[name] = copied.contiguous()
+        tensors[name] = tensor
         return {"$tensor": name}
     tensors[name] = turned
     return {"$tensor": name, "order": order}
 
 
 def unpack(data: bytes) -> Any:
-    """What `pack` was given, out of a file's bytes. They may be anybody's.
+    """What `pack` was given, out of a file's bytes, which may be anybody's; `DamagedError` where `pack` writes others.
 
-    Nothing in them makes more than a few times their size of memory; tensors are copies, each used once.
-
-    Raises:
-        DamagedError: They are not what `pack` writes.
+    Nothing in them takes more than a few times their size of memory; tensors are copies, each used once.
     """
     bound = max(_SMALL, len(data) // _SHARE)
     if len(data) < 8 or int.from_bytes(data[:8], "little") > min(bound, len(data) - 8):
@@ -151,19 +151,14 @@ def unpack(data: bytes) -> Any:
     if tree is None or tree["dtype"] != "U8" or len(tree["data"]) > bound:
         raise DamagedError(f"is not a checkpoint: {TREE} is missing, or too long for a file of {len(data)} bytes")
     try:
-        parsed = json.loads(tree["data"].decode(), parse_int=parse_int, parse_constant=_refuse_constant)
+        # NaN and Infinity, which are not JSON, are refused as numbers that `parse_int` cannot read.
+        parsed = json.loads(tree["data"].decode(), parse_int=parse_int, parse_constant=parse_int)
         content = _decode(parsed, tensors, 0)
-    except DamagedError:
-        raise
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
         raise DamagedError(f"its {TREE} is malformed: {str(error)[:200]!r}") from None
     if tensors:
         raise DamagedError(f"holds {len(tensors)} tensors that its {TREE} does not name")
     return content
-
-
-def _refuse_constant(text: str) -> None:
-    raise ValueError(f"{text} is not JSON")
 
 
 def _decode(node: Any, tensors: dict[str, Any], depth: int) -> Any:
@@ -177,11 +172,12 @@ def _decode(node: Any, tensors: dict[str, Any], depth: int) -> Any:
     kind = next(iter(node), "")
     if not kind.startswith("$"):
         return {key: _decode(item, tensors, depth + 1) for key, item in node.items()}
+    value = node[kind]
     if kind == "$tensor" and node.keys() <= {"$tensor", "order"}:
-        return _decode_tensor(tensors.pop(node[kind]), node.get("order"))
+        return _decode_tensor(tensors.pop(value), node.get("order"))
     if len(node) != 1:
         raise ValueError(f"{kind[:40]} beside other keys")
-    return _decode_marked(kind, node[kind], tensors, depth)
+    return _decode_marked(kind, value, tensors, depth)
 
 
 def _decode_marked(kind: str, value: Any, tensors: dict[str, Any], depth: int) -> Any:
@@ -213,11 +209,7 @@ def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
 
 
 def read_verified(path: Path, entry: FileEntry) -> bytes:
-    """A file's bytes, if they are those of its manifest; only as many as that says are ever read.
-
-    Raises:
-        DamagedError: The file is missing, is not a regular one, or has another size or other bytes.
-    """
+    """A file's bytes, of which at most as many as its manifest says are read; `DamagedError` where they differ."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) != entry.size:
@@ -235,15 +227,10 @@ def read_verified(path: Path, entry: FileEntry) -> bytes:
 def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
     """A checkpoint's content: `state`, as Composer's `State.state_dict`, and `rng`; tensors on the CPU.
 
-    Args:
-        path: Its file.
-        manifest: Its manifest, which the bytes and the position must agree with.
-        algorithms: Those of the run that resumes from it, which must be the same kinds; None: not compared.
-
     Raises:
-        DamagedError: It is not what the manifest says, not a training state, or one of other algorithms.
+        DamagedError: It is not what the manifest says, not a training state, or one of other `algorithms` (None: any).
     """
-    content: dict[str, Any] = unpack(read_verified(path, manifest.files[0]))
+    content: dict[str, Any] = unpack(read_verified(path, manifest.file))
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state.keys() >= _REQUIRED or not isinstance(content.get("rng"), list):
         raise DamagedError("is not a training state")
@@ -265,7 +252,7 @@ def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] |
 
 
 def is_tensors(found: Any) -> bool:
-    """Whether these are tensors by name."""
+    """Whether this maps names to tensors."""
     return isinstance(found, Mapping) and all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in found.items()
     )
@@ -288,30 +275,28 @@ def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: str) -> None:
-    """Fill in a Trainer's state from a checkpoint's, before it is wrapped for several processes.
-
-    Args:
-        state: Of the Trainer, after surgery.
-        saved: `state` of `read_state`.
-        logger: Of the Trainer.
-        location: The checkpoint's, for messages.
+    """Fill in a Trainer's state, after surgery and before it is wrapped for several processes, from a checkpoint's.
 
     Raises:
-        InputError: It does not fit: a tensor, an algorithm's or a callback's state is not one that this run can have.
+        InputError: A tensor, or an algorithm's or a callback's state, is not one that this run can have.
     """
     own: dict[str, Any] = {
         "model": state.get_model_state_dict(),
         "algorithms": {type(item).__qualname__: item.state_dict() for item in state.algorithms},
-        "optimizers": {type(item).__qualname__: _Optimizer(item, state.model) for item in state.optimizers},
         "timestamp": {"Timestamp": state.timestamp.state_dict()},
     }
     if state.scaler is not None and "scaler" in saved:
         own["scaler"] = {type(state.scaler).__qualname__: state.scaler.state_dict()}
     texts = {name: item.pop("repr") for name, item in own["algorithms"].items()}
     theirs = {**saved, "algorithms": dict(saved["algorithms"])}
-    for key, expected in own.items():
-        if reason := _mismatch(expected, theirs[key], key):
-            raise InputError(f"{location}: does not fit this run: {reason}")
+    optimizer, name = state.optimizers[0], type(state.optimizers[0]).__qualname__
+    reasons = [_mismatch(expected, theirs[key], key) for key, expected in own.items()]
+    reasons.append(_mismatch({name: None}, theirs["optimizers"], "optimizers"))
+    if not any(reasons):
+        path = f"optimizers/{name}"
+        reasons.append(_optimizer_mismatch(optimizer, theirs["optimizers"][name], state.model, path))
+    if reason := next(filter(None, reasons), None):
+        raise InputError(f"{location}: does not fit this run: {reason}")
     algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
     try:
         state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
@@ -321,15 +306,7 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
 
 
 def restore_generators(saved: list[Any], location: str) -> None:
-    """Put the random generators of this process where a checkpoint left them.
-
-    Args:
-        saved: `rng` of `read_state`, one entry for each process.
-        location: The checkpoint's, for messages.
-
-    Raises:
-        InputError: They are not what a run saves.
-    """
+    """Put this process's random generators where a checkpoint (its `rng`) left them; `InputError` if malformed."""
     try:
         for generators in saved:
             if not 0 <= generators["numpy"][2] <= 624:  # NumPy would read memory that is not its own
@@ -340,20 +317,11 @@ def restore_generators(saved: list[Any], location: str) -> None:
         raise InputError(f"{location}: its random generators are malformed: {type(error).__name__}: {reason}") from None
 
 
-class _Optimizer(NamedTuple):
-    """Stands for the state of an optimizer, which begins to exist with its first step."""
-
-    optimizer: torch.optim.Optimizer
-    model: nn.Module
-
-
 def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
-    """Where a saved value is not of the kind that the run's own is at its start; what the run has not yet is free."""
-    if isinstance(own, _Optimizer):
-        return _optimizer_mismatch(own, theirs, path)
+    """Where a saved value is not of the kind that the run's own value has at its start; None: nowhere."""
     if isinstance(own, Mapping):
         if not isinstance(theirs, Mapping) or own.keys() != theirs.keys():
-            return f"{path} has other parts than here"
+            return f"{path} has other keys than in this run"
         return next((found for key in own if (found := _mismatch(own[key], theirs[key], f"{path}/{key}"))), None)
     if isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
         return f"{path} is not a tensor of shape {tuple(own.shape)}"
@@ -364,35 +332,36 @@ def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
     return None
 
 
-def _optimizer_mismatch(own: _Optimizer, theirs: Any, path: str) -> str | None:
-    """As `_mismatch`: settings of the groups of the same types, and for each parameter tensors of its shape."""
+def _optimizer_mismatch(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> str | None:
+    """As `_mismatch`: groups of the same settings and parameters, and for a parameter only tensors of its shape."""
     if not isinstance(theirs, Mapping) or theirs.keys() != {"state", "param_groups"}:
-        return f"{path} has other parts than here"
+        return f"{path} has other keys than in this run"
+    parameters = dict(model.named_parameters())
+    names = {id(parameter): name for name, parameter in parameters.items()}
     groups, states = theirs["param_groups"], theirs["state"]
-    shapes = {name: parameter.shape for name, parameter in own.model.named_parameters()}
-    names = {id(parameter): name for name, parameter in own.model.named_parameters()}
-    if not isinstance(groups, list) or len(groups) != len(own.optimizer.param_groups):
-        return f"{path}/param_groups are not {len(own.optimizer.param_groups)}"
-    for index, (ours, group) in enumerate(zip(own.optimizer.param_groups, groups, strict=True)):
+    if not isinstance(groups, list) or len(groups) != len(own.param_groups):
+        return f"{path}/param_groups is not a list of {len(own.param_groups)}"
+    for index, (ours, group) in enumerate(zip(own.param_groups, groups, strict=True)):
+        where = f"{path}/param_groups/{index}"
+        if not isinstance(group, Mapping) or not group.keys() >= ours.keys():
+            return f"{where} has other keys than in this run"
+        own_names = {names.get(id(parameter)) for parameter in ours["params"]}
+        if not isinstance(group["params"], list) or set(map(str, group["params"])) != own_names:
+            return f"{where} is of other parameters than in this run"
         settings = {key: value for key, value in ours.items() if key != "params"}
-        if not isinstance(group, Mapping) or not group.keys() >= {*settings, "params"}:
-            return f"{path}/param_groups/{index} has other parts than here"
-        if not isinstance(group["params"], list) or set(map(str, group["params"])) != {
-            names.get(id(parameter)) for parameter in ours["params"]
-        }:
-            return f"{path}/param_groups/{index} is of other parameters than here"
-        if reason := _mismatch(settings, {key: group[key] for key in settings}, f"{path}/param_groups/{index}"):
+        if reason := _mismatch(settings, {key: group[key] for key in settings}, where):
             return reason
-    return _slots_mismatch(shapes, states, f"{path}/state")
+    return _slots_mismatch(parameters, states, f"{path}/state")
 
 
-def _slots_mismatch(shapes: Mapping[str, torch.Size], states: Any, path: str) -> str | None:
-    if not isinstance(states, Mapping) or not states.keys() <= shapes.keys():
-        return f"{path} is of other parameters than here"
+def _slots_mismatch(parameters: Mapping[str, Tensor], states: Any, path: str) -> str | None:
+    """An optimizer has no state before its first step: which it is is free, its shape is not."""
+    if not isinstance(states, Mapping) or not states.keys() <= parameters.keys():
+        return f"{path} is of other parameters than in this run"
     for name, state in states.items():
         if not isinstance(state, Mapping):
             return f"{path}/{name} is not a mapping"
         for key, value in state.items():
-            if value is not None and (not isinstance(value, Tensor) or value.shape != shapes[name]):
-                return f"{path}/{name}/{key} is not of shape {tuple(shapes[name])}"
+            if value is not None and (reason := _mismatch(parameters[name], value, f"{path}/{name}/{key}")):
+                return reason
     return None

@@ -1,13 +1,20 @@
-"""SIGTERM and SIGINT: finish the step, save, leave with status 75."""
+"""SIGTERM, SIGINT and EC2's spot notices: finish the step, save, exit with status 75."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
+import threading
 import time
+import urllib.error
+import urllib.request
 from types import FrameType
 
 from data.workers import end_workers
+
+log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 75
 """sysexits' EX_TEMPFAIL: run the same command again."""
@@ -16,15 +23,17 @@ EXIT_NOT_UPLOADED = 74
 
 GRACE = 22.0
 """Seconds from a signal until the state should be saved and uploaded; Slurm and Composer's launcher kill after 30."""
+_SPOT_GRACE = 100.0
+"""Seconds from a spot notice, which comes two minutes ahead, until the process should be gone."""
+_ASK_EVERY = 5.0
+_TIMEOUT = 2.0
+
+# Never through a proxy: the address is the machine's own.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and stopped; raised on every rank.
-
-    Args:
-        saved: Whether the state is on the local disk or in the bucket.
-        message: What was saved where, for people.
-    """
+    """Training was asked to stop, and stopped, with the state `saved` or not; raised on every rank."""
 
     def __init__(self, saved: bool, message: str) -> None:
         super().__init__(message)
@@ -37,11 +46,11 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Remembers that the process was asked to stop; `Checkpoints` looks at it after each batch.
+    """Remembers that the process was asked to stop; `CheckpointManager` looks at it after each batch.
 
     Composer installs handlers of its own when it is imported (composer/core/engine.py), which exit without saving: call
     `install` after that. The launcher answers a Ctrl-C, which its ranks got too, by sending them SIGTERM as well, so
-    only a second SIGINT leaves at once.
+    only a second SIGINT exits at once.
     """
 
     def __init__(self) -> None:
@@ -57,12 +66,7 @@ class Interrupt:
         return self.reason is not None
 
     def request(self, reason: str, grace: float) -> None:
-        """Ask for a stop after the current step.
-
-        Args:
-            reason: What asked, for people.
-            grace: Seconds until the process should be gone.
-        """
+        """Ask for a stop after the current step, and for the process to be gone `grace` seconds from now."""
         if self.reason is None:
             self.reason = reason
         self.deadline = min(self.deadline, time.monotonic() + grace)
@@ -79,13 +83,73 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._process:
-            return  # A loader's worker, forked from us: it works on until its parent stops it.
+            return  # A loader's worker, forked from us: it works until its parent stops it.
         if number == signal.SIGINT:
             self._keyboard += 1
             if self._keyboard > 1:
                 end_workers(0.0)
                 os._exit(128 + signal.SIGINT)
         if self.reason is None:
-            again = "; press Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+            again = "; press Ctrl-C again to exit at once" if number == signal.SIGINT else ""
             os.write(2, f"\n{signal.Signals(number).name}: finishing the step, then saving{again}\n".encode())
         self.request(signal.Signals(number).name, GRACE)
+
+
+class SpotNotices:
+    """Asks the instance's metadata (IMDSv2) in the background, and requests an interrupt when a notice is there.
+
+    Source: "Spot Instance interruption notices" in the EC2 user guide: `spot/instance-action` answers 404 until then.
+    """
+
+    def __init__(self, address: str, interrupt: Interrupt, every: float = _ASK_EVERY) -> None:
+        self._address = address.rstrip("/")
+        self._interrupt = interrupt
+        self._every = every
+        self._stopped = threading.Event()
+        self._token: str | None = None
+
+    def start(self) -> None:
+        """Begin to ask."""
+        threading.Thread(target=self._run, name="spot notices", daemon=True).start()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        silent = False
+        while not self._stopped.wait(self._every):
+            try:
+                notice = self._ask()
+                silent = False
+            except (OSError, ValueError) as error:
+                if not silent:
+                    log.warning(
+                        "%s does not answer; notices of spot interruptions will not be seen: %s", self._address, error
+                    )
+                silent = True
+                continue
+            if notice is not None:
+                log.warning("EC2 will reclaim this instance: %s", notice)
+                self._interrupt.request(f"EC2 spot notice: {notice}", _SPOT_GRACE)
+                return
+
+    def _ask(self) -> str | None:
+        """The notice's text, or None."""
+        try:
+            if self._token is None:
+                self._token = self._get("PUT", "api/token", "X-aws-ec2-metadata-token-ttl-seconds", "21600")
+            text = self._get("GET", "meta-data/spot/instance-action", "X-aws-ec2-metadata-token", self._token)
+        except urllib.error.HTTPError as error:
+            if error.code == 404:
+                return None
+            self._token = None  # 401: it has expired
+            raise
+        notice = json.loads(text)
+        return f"{notice.get('action')} at {notice.get('time')}" if isinstance(notice, dict) else None
+
+    def _get(self, method: str, path: str, header: str, value: str) -> str:
+        request = urllib.request.Request(f"{self._address}/latest/{path}", method=method, headers={header: value})
+        with _open(request, timeout=_TIMEOUT) as answer:
+            text: bytes = answer.read(65536)
+        return text.decode()

@@ -1,49 +1,45 @@
-"""What a checkpoint is, beside its bytes: a small JSON without which it does not count as one."""
+"""What a checkpoint is in a store: its data, and beside it a small JSON, the manifest, without which it does not count.
+
+`ep003-ba000123.safetensors` and `ep003-ba000123.json`. While one is written or removed, `ep003-ba000123.json.tmp` lies
+beside them, so that a death leaves each checkpoint either complete or plainly incomplete.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from recipes.checkpoints.store import Store, StoreError
 
 SUFFIX = ".safetensors"
 """Of a checkpoint's data; its manifest has the same name with `.json`."""
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
 _MAX_BYTES = 4 * 2**20
 """Of a manifest: far beyond what 20,000 class names need; below `SMALL` of store.py."""
-_CHUNK = 4 * 2**20
 
 
 class DamagedError(Exception):
-    """A checkpoint is not what its manifest says, or its manifest is none; the text says in what."""
-
-
-class Position(NamedTuple):
-    """How far a run has come; `batch` and `samples` count over the whole run and all devices."""
-
-    epoch: int
-    batch_in_epoch: int
-    batch: int
-    samples: int
+    """A checkpoint is not what its manifest says, or its manifest cannot be read; the text says how."""
 
 
 class FileEntry(BaseModel):
-    """One file of a checkpoint."""
+    """One file of a checkpoint; `size` in bytes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
     size: Annotated[int, Field(ge=1)]
-    """Bytes."""
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
 class Manifest(BaseModel):
-    """A complete checkpoint: its files, whose it is, and where in the run it was taken."""
+    """A complete checkpoint: its file, whose it is, and where in the run it was taken."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +51,7 @@ class Manifest(BaseModel):
     classes: tuple[str, ...] = ()
     """Class folder names in label order: what the classifier's outputs mean; empty where it was not recorded."""
     epoch: Annotated[int, Field(ge=0)]
+    """Complete ones; `batch` and `samples` count over the whole run and all devices."""
     batch_in_epoch: Annotated[int, Field(ge=0)]
     batch: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
@@ -69,8 +66,13 @@ class Manifest(BaseModel):
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=1)]
 
     @property
+    def file(self) -> FileEntry:
+        """The checkpoint's data."""
+        return self.files[0]
+
+    @property
     def stem(self) -> str:
-        """The name that the checkpoint's files share; it sorts by position."""
+        """The name that the checkpoint's files share."""
         return stem_of(self.epoch, self.batch)
 
     @property
@@ -89,14 +91,14 @@ class Manifest(BaseModel):
 
 
 def position_in_words(epochs: int, batches: int) -> str:
-    """`6 epochs`, `1 epoch and 30 batches` or `30 batches`: what is done, and the batches of the epoch begun."""
+    """`6 epochs`, `1 epoch and 30 batches` or `30 batches`: complete epochs, and batches of the current one."""
     parts = [f"{epochs} epoch{'s' * (epochs != 1)}"] if epochs or not batches else []
     parts += [f"{batches} batch{'es' * (batches != 1)}"] if batches else []
     return " and ".join(parts)
 
 
 def stem_of(epoch: int, batch: int) -> str:
-    """Name of a checkpoint without its suffix; `batch` counts over the whole run, so that names sort by position."""
+    """Name of a checkpoint without its suffix; `batch` counts over the whole run."""
     return f"ep{epoch:03d}-ba{batch:06d}"
 
 
@@ -105,12 +107,21 @@ def is_stem(text: str) -> bool:
     return _STEM.fullmatch(text) is not None
 
 
-def parse(text: bytes, stem: str) -> Manifest:
-    """The manifest stored under `stem`.
+def position_of(stem: str) -> tuple[int, int]:
+    """Sorts stems from the oldest to the newest, as `Manifest.order` does."""
+    epoch, _, batch = stem.partition("-ba")
+    return (int(batch), int(epoch.removeprefix("ep")))
 
-    Raises:
-        DamagedError: It is not JSON, not a manifest of this format, or another checkpoint's.
-    """
+
+def parse_int(text: str) -> int:
+    """A whole number in somebody else's JSON; ValueError beyond 40 digits, which take long to compute with."""
+    if len(text) > 40:
+        raise ValueError("a number of more than 40 digits")
+    return int(text)
+
+
+def parse_manifest(text: bytes, stem: str) -> Manifest:
+    """The manifest stored under `stem`; `DamagedError` where it is none of this format, or another checkpoint's."""
     if len(text) > _MAX_BYTES:
         raise DamagedError(f"its manifest has {len(text)} bytes")
     try:
@@ -126,46 +137,93 @@ def parse(text: bytes, stem: str) -> Manifest:
         raise DamagedError("its manifest is unreadable") from None
     if manifest.stem != stem:
         raise DamagedError(f"its manifest is that of {manifest.stem}")
-    if manifest.files[0].name != f"{stem}{SUFFIX}":
-        raise DamagedError(f"its manifest names the file {manifest.files[0].name}")
+    if manifest.file.name != f"{stem}{SUFFIX}":
+        raise DamagedError(f"its manifest names the file {manifest.file.name}")
     return manifest
 
 
-def parse_int(text: str) -> int:
-    """A whole number in somebody else's JSON, of a length that can be computed with and printed.
-
-    Raises:
-        ValueError: It has more than 40 digits.
-    """
-    if len(text) > 40:
-        raise ValueError("a number of more than 40 digits")
-    return int(text)
+def load_manifest(store: Store, stem: str) -> Manifest:
+    """A checkpoint's manifest; `DamagedError` where it is missing or unreadable."""
+    try:
+        return parse_manifest(store.read(f"{stem}.json"), stem)
+    except FileNotFoundError:
+        raise DamagedError("its manifest is missing") from None
 
 
 def _checksum(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+class Listing(NamedTuple):
+    """What a store holds by its files' names alone: stems, from the oldest to the newest."""
+
+    complete: tuple[str, ...]
+    """With data and manifest (neither was read)."""
+    incomplete: tuple[str, ...]
+    """Left by a process that died while it wrote or removed them: nothing is lost with them."""
+    torn: tuple[str, ...]
+    """Data without manifest or manifest without data, though the writing had ended."""
+    old: tuple[str, ...]
+    """In the pickled format of before October 2026, which is not read."""
 
 
-def verify(path: Path, entry: FileEntry) -> None:
-    """Compare a file's size and SHA-256 with its manifest's, before anything parses it.
+def survey(store: Store) -> Listing:
+    """Sort a store's files into checkpoints."""
+    names = {entry.name for entry in store.entries()}
+    stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=position_of)
+    data = {stem for stem in stems if f"{stem}{SUFFIX}" in names}
+    old = {stem for stem in stems if f"{stem}.pt" in names} - data
+    manifests = {stem for stem in stems if f"{stem}.json" in names} - old
+    incomplete = {stem for stem in stems if f"{stem}.json.tmp" in names} - manifests
+    groups = (data & manifests, incomplete, (data ^ manifests) - incomplete, old)
+    return Listing(*(tuple(stem for stem in stems if stem in group) for group in groups))
 
-    Raises:
-        DamagedError: The file is missing, shorter, longer, or has other bytes.
+
+def publish(store: Store, manifest: Manifest, put_data: Callable[[], None]) -> None:
+    """Make a checkpoint appear in a store: mark it incomplete, put its data, put its manifest, remove the mark.
+
+    Without the mark, incomplete data would look like a checkpoint whose manifest was lost.
     """
-    try:
-        size = path.stat().st_size
-        if size != entry.size:
-            raise DamagedError(f"{size} bytes instead of {entry.size}")
-        if sha256_of(path) != entry.sha256:
-            raise DamagedError("its SHA-256 is not the manifest's")
-    except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+    stem, text = manifest.stem, manifest.to_json()
+    store.put(f"{stem}.json.tmp", text)
+    store.delete([f"{stem}.json"])
+    put_data()
+    store.put(f"{stem}.json", text)
+    store.delete([f"{stem}.json.tmp"])
+
+
+def remove(store: Store, stems: Iterable[str]) -> None:
+    """Remove checkpoints."""
+    for stem in stems:
+        # The mark first and the manifest before the data: a death in between leaves one plainly incomplete.
+        with suppress(StoreError):  # There may be no room even for the mark; then the order alone must do.
+            store.put(f"{stem}.json.tmp", b"{}")
+        store.delete([f"{stem}.json", f"{stem}{SUFFIX}", f"{stem}.json.tmp"])
+
+
+def prune(store: Store, keep: int, *, protect: Collection[str] = (), ignore: Collection[str] = ()) -> list[str]:
+    """Remove complete checkpoints except the newest `keep` and the best by top-1, and torn ones before the newest.
+
+    Args:
+        store: Where.
+        keep: How many of the newest stay, at least one.
+        protect: Stems that stay whatever their age: the newest verified one, one being uploaded.
+        ignore: Stems known to be damaged: they neither count nor are removed.
+
+    Returns:
+        The stems that were removed.
+    """
+    listing, manifests = survey(store), []
+    for stem in listing.complete:
+        with suppress(DamagedError):
+            if stem not in ignore:
+                manifests.append(load_manifest(store, stem))
+    if not manifests:
+        return []
+    best = max(manifests, key=lambda manifest: (-1.0 if manifest.top1 is None else manifest.top1, manifest.order))
+    known = [manifest.stem for manifest in manifests]
+    stay = {*known[-keep:], best.stem, *protect, *ignore}
+    left = [stem for stem in (*listing.incomplete, *listing.torn) if position_of(stem) < manifests[-1].order]
+    removed = [stem for stem in (*known, *left) if stem not in stay]
+    remove(store, removed)
+    return removed

@@ -1,204 +1,288 @@
-"""Where a run goes on: process 0 decides, all others follow, each node has the file."""
+"""Where a run starts or resumes: process 0 decides, all others follow, each node has the file.
+
+`resume=X` and `autoresume=false` say how a run begins. Once it has begun so, the same command resumes from the run's
+own newest state. Checkpoints of this run name and recipe that began otherwise are replaced, on disk and in the bucket.
+"""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from composer import Algorithm
 from composer.utils import dist
 
-from recipes.checkpoints.begin import Named, begin, begins_anew, how_it_begins
-from recipes.checkpoints.find import Identity, Search, newest, survey
-from recipes.checkpoints.format import read_state
-from recipes.checkpoints.manifest import DamagedError, Manifest
-from recipes.checkpoints.mirror import FOLDER, restore_logs
-from recipes.checkpoints.patience import patiently
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.s3 import S3Store
-from recipes.checkpoints.spread import on_every_node
-from recipes.checkpoints.store import LocalStore, StoreError
+from recipes.checkpoints.claim import on_first
+from recipes.checkpoints.find import Identity, find_named, find_newest, read_checkpoint
+from recipes.checkpoints.format import read_state, read_verified
+from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, position_of, publish, remove, survey
+from recipes.checkpoints.store import LOGS, LocalStore, Places, S3Store, Store, StoreError, retry
+from recipes.checkpoints.upload import RECORD, restore_logs
+from recipes.config import RunConfig, seconds
 from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 
 _PROBE = "write-test"
-Answer = TypeVar("Answer")
+_CHUNK = 32 * 2**20
+"""Bytes of a message between nodes: a checkpoint need not fit a device's memory twice."""
 
 
 @dataclass
 class Resume:
-    """From where a run goes on."""
+    """From where a run resumes."""
 
-    load_path: str | None = None
-    """The verified checkpoint on this node's disk; None: from zero."""
     manifest: Manifest | None = None
+    """Of the verified checkpoint, which is on each node's disk; None: from zero."""
     resumed_from: str | None = None
-    """Where the checkpoint was found, for people."""
+    """Where it was found, for people."""
     damaged: tuple[str, ...] = ()
-    """Stems that were passed over."""
+    """Stems that were skipped."""
     content: dict[str, Any] | None = field(default=None, repr=False)
-    """The checkpoint's, as `read_state` gives it; None once `Checkpoints` has restored it, as it is large."""
-    resumable: bool = True
-    """Whether the same command can go on after an interruption."""
+    """The checkpoint's, as `read_state` gives it; None once it has been restored, as it is large."""
 
     @property
     def finished(self) -> bool:
         """Whether the run has nothing left to train."""
         return self.manifest is not None and self.manifest.finished
 
-    @property
-    def verified(self) -> str | None:
-        """Stem of the checkpoint."""
-        return None if self.manifest is None else self.manifest.stem
 
-
-def find_resume(
-    *,
-    places: Places,
-    identity: Identity,
-    algorithms: Sequence[Algorithm],
-    autoresume: bool,
-    resume: str | None,
-    restart: bool,
-    patience: float,
-    resumable: bool = True,
-) -> Resume:
-    """Decide where the run goes on; every process calls it and gets the same answer.
-
-    Args:
-        places: Where the run's checkpoints lie.
-        identity: Whose checkpoints count.
-        algorithms: The run's own, to compare with the checkpoint's.
-        autoresume: Go on from the newest checkpoint of the run; off: only if the run began with this off.
-        resume: Begin with this checkpoint: a file or the folder that holds it, on disk or `s3://`.
-        restart: Start from zero where checkpoints seem to exist but none can be used.
-        patience: Seconds to wait for a bucket that is out of reach.
-        resumable: Whether the run's algorithms can go on; if not, autoresume must be off, and it begins anew each time.
+def find_resume(config: RunConfig, places: Places, identity: Identity, algorithms: Sequence[Algorithm]) -> Resume:
+    """Decide where the run starts or resumes; every process calls it and gets the same answer.
 
     Raises:
-        InputError: On every process: a checkpoint of another recipe; none that can be used; a store out of reach.
+        InputError: On every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
-    local, how, content = LocalStore(places.local), how_it_begins(autoresume, resume), None
-
-    def search(remote: S3Store | None) -> Resume:
-        anew = begins_anew([local] if remote is None else [local, remote], how, resumable=resumable)
-        chosen = _chosen(resume, identity, algorithms, patience) if anew and resume is not None else None
-        try:
-            begin(local, remote, how, identity, anew=anew, restart=restart, named=chosen)
-        except DamagedError as error:
-            raise InputError(f"resume: {resume}: {error}") from None
-        return _resume(newest(local, remote, identity, restart=restart, algorithms=algorithms))
-
-    def look() -> Resume:
-        if (opener := places.opener) is None:
-            return search(None)
-        try:
-            return patiently(lambda: _of_both(search, _writable(opener()), places.run_folder), patience)
-        except StoreError as error:
-            if error.mistake:
-                raise
-            log.error("the bucket is out of reach: %s", error)
-            reason = str(error)
-        if not restart and (begins_anew([local], how, resumable=resumable) or not survey(local).complete):
-            raise InputError(
-                reason,
-                f"{places.local}: no checkpoint here, and the bucket, which may hold some, is out of reach; "
-                "try again later, or start from zero with checkpoints.restart=true",
-            )
-        log.error("going on with what is on the local disk; uploads are tried again while training runs")
-        return search(None)
+    search, content = _Search(config, places, identity, algorithms), None
 
     def decide() -> Resume:
         nonlocal content
-        found = look()
+        found = search.everywhere()
         content = found.content  # Each process reads its own disk: 300 MB are not sent around.
         return replace(found, content=None)
 
     answer = on_first(decide)
-    if answer.manifest and answer.load_path and dist.get_world_size() > dist.get_local_world_size():
-        answer = replace(answer, load_path=str(on_every_node(Path(answer.load_path), answer.manifest, local)))
-    return replace(answer, content=content or _read_here(answer, algorithms), resumable=resumable)
+    if answer.manifest is not None:
+        if dist.get_world_size() > dist.get_local_world_size():
+            _copy_to_every_node(answer.manifest, search.local)
+        path = search.local.path(answer.manifest.file.name)
+        try:
+            content = content or read_state(path, answer.manifest, algorithms)
+        except DamagedError as error:
+            raise InputError(f"{path}: {error}") from None
+    return replace(answer, content=content)
 
 
-def _read_here(answer: Resume, algorithms: Sequence[Algorithm]) -> dict[str, Any] | None:
-    """The chosen checkpoint's content, from this node's disk."""
-    if answer.manifest is None or answer.load_path is None:
+@dataclass(frozen=True, order=True)
+class _Beginning:
+    """One beginning of a run, out of a record."""
+
+    at: str
+    """UTC, ISO 8601."""
+    how: str
+    """`resume=X`, `autoresume=false`, or nothing: the command that resumes from whatever there is."""
+
+    @classmethod
+    def of(cls, store: Store) -> _Beginning | None:
+        """What a store with checkpoints records; None: nothing, or it has none."""
+        listing = survey(store)
+        if listing.complete or listing.incomplete or listing.torn:
+            with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+                content = json.loads(store.read(RECORD))
+                return cls(ascii(content["at"])[1:-1][:40], str(content["how"]))
         return None
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Process 0's: which checkpoints of this run's name count, and which of them is the newest good one."""
+
+    config: RunConfig
+    places: Places
+    identity: Identity
+    algorithms: Sequence[Algorithm]
+
+    @property
+    def local(self) -> LocalStore:
+        """The run's folder."""
+        return LocalStore(self.places.local)
+
+    @property
+    def how(self) -> str:
+        """What of the command decides where the run begins."""
+        if self.config.resume is not None:
+            return f"resume={self.config.resume}"
+        return "" if self.config.autoresume else "autoresume=false"
+
+    def everywhere(self) -> Resume:
+        """Search the disk and the bucket; only the disk where the bucket cannot be reached and that loses nothing."""
+        if self.places.remote is None:
+            return self._among(None)
+        try:
+            return retry(self._in_both, seconds(self.config.checkpoints.patience))
+        except StoreError as error:
+            if error.mistake:
+                raise
+            log.error("the bucket cannot be reached: %s", error)
+            reason = str(error)
+        if not self.config.checkpoints.restart and (
+            self._starts_again([self.local]) or not survey(self.local).complete
+        ):
+            raise InputError(
+                reason,
+                f"{self.places.local}: no checkpoint here, and the bucket, which may hold some, cannot be reached; "
+                "try again later, or start from zero with checkpoints.restart=true",
+            )
+        log.error("resuming from the local disk; uploads will be retried while training runs")
+        return self._among(None)
+
+    def _in_both(self) -> Resume:
+        assert self.places.remote is not None
+        store = S3Store(self.places.remote)
+        try:  # Find out now, not at the first save, that uploads are not allowed; a full store may get room yet.
+            store.put(_PROBE, b"may this run write here?")
+            store.delete([_PROBE])
+        except StoreError as error:
+            if error.mistake:
+                raise
+            log.error("the bucket does not accept uploads now: %s", error)
+        resume = self._among(store)
+        if resume.manifest is not None and (fetched := restore_logs(self.places.run_folder, store.below(LOGS))):
+            log.info("fetched the logs of the run: %s", ", ".join(fetched))
+        return resume
+
+    def _among(self, remote: S3Store | None) -> Resume:
+        stores: list[Store] = [self.local] if remote is None else [self.local, remote]
+        again, chosen = self._starts_again(stores), None
+        if again and (path := self.config.resume) is not None:
+            try:
+                chosen = retry(lambda: find_named(path, "resume"), seconds(self.config.checkpoints.patience))
+            except (DamagedError, StoreError) as error:
+                raise InputError(f"resume: {path}: {error}") from None
+            self.identity.require_same_recipe(chosen[1], chosen[0].location)
+        try:
+            self._begin(stores, again, chosen)
+        except DamagedError as error:
+            raise InputError(f"resume: {self.config.resume}: {error}") from None
+        search = find_newest(
+            self.local, remote, self.identity, restart=self.config.checkpoints.restart, algorithms=self.algorithms
+        )
+        if (found := search.found) is None:
+            return Resume(damaged=tuple(search.skipped))
+        log.info("resuming from %s at %s", found.manifest.describe(), found.location)
+        return Resume(found.manifest, found.location, tuple(search.skipped), found.content)
+
+    def _starts_again(self, stores: Sequence[Store]) -> bool:
+        """Whether this command begins a run, instead of resuming one that began so."""
+        latest = max(filter(None, map(_Beginning.of, stores)), default=None)
+        same = latest is not None and latest.how == self.how
+        return bool(self.how) and not (
+            same and (not self.config.algorithms.not_resumable or any(map(_is_finished, stores)))
+        )
+
+    def _begin(self, stores: Sequence[Store], again: bool, named: tuple[Store, Manifest] | None) -> None:
+        """Leave in the run's stores only what is of one beginning, and record which.
+
+        InputError: checkpoints of another recipe or run would be replaced, or two runs have one name.
+        """
+        found = [_Beginning.of(store) for store in stores]
+        known = sorted(one for one in found if one is not None)
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        record = _Beginning(now, self.how) if again or not known else known[-1]
+        older = [store for store, one in zip(stores, found, strict=True) if again or one not in (None, record)]
+        if older and not (self.how or self.config.checkpoints.restart):
+            raise InputError(
+                f"{' and '.join(store.location for store in stores)}: hold checkpoints of two runs named "
+                f"{self.identity.run_name}, started {' and '.join(one.at for one in known)}; remove one of them, "
+                "choose another run_name, or let the later one replace the earlier with checkpoints.restart=true"
+            )
+        # Going back to an own checkpoint keeps it and those before it.
+        back = named is not None and named[0].location in [store.location for store in stores]
+        last = named[1].order if named is not None and back else (-1, -1)
+        replaced = [
+            (store, stem)
+            for store in older
+            for listing in [survey(store)]
+            for stem in (*listing.complete, *listing.incomplete, *listing.torn)
+            if position_of(stem) > last
+        ]
+        for store, stem in replaced:
+            with suppress(DamagedError):
+                self.identity.require_same(load_manifest(store, stem), store.location)
+        if named is not None:
+            self._take_over(*named)
+        for store, stem in replaced:
+            if named is None or store is not stores[0] or stem != named[1].stem:
+                log.warning("%s: removing checkpoint %s of an older run", store.location, stem)
+                remove(store, [stem])
+        for store in older:
+            if isinstance(store, S3Store) and not back:
+                logs = store.below(LOGS)
+                logs.delete([entry.name for entry in logs.tree()])
+        for store, one in zip(stores, found, strict=True):
+            if one != record:
+                _write_record(store, record)
+
+    def _take_over(self, store: Store, manifest: Manifest) -> None:
+        """Make a checkpoint the run's own first one."""
+        run_name = self.identity.run_name
+        read_checkpoint(store, manifest, self.local, self.algorithms)
+        if manifest.run_name != run_name:
+            self.local.put(f"{manifest.stem}.json", manifest.model_copy(update={"run_name": run_name}).to_json())
+        log.info("%s starts from %s/%s", run_name, store.location, manifest.stem)
+
+
+def _is_finished(store: Store) -> bool:
+    with suppress(DamagedError):
+        return any(load_manifest(store, stem).finished for stem in survey(store).complete[-1:])
+    return False
+
+
+def _write_record(store: Store, record: _Beginning) -> None:
     try:
-        return read_state(Path(answer.load_path), answer.manifest, algorithms)
-    except DamagedError as error:
-        raise InputError(f"{answer.load_path}: {error}") from None
-
-
-def _of_both(search: Callable[[S3Store | None], Resume], store: S3Store, run_folder: Path) -> Resume:
-    resume = search(store)
-    if resume.load_path is not None and (fetched := restore_logs(run_folder, store.below(FOLDER))):
-        log.info("fetched the logs of the run: %s", ", ".join(fetched))
-    return resume
-
-
-def _writable(store: S3Store) -> S3Store:
-    """Find out before training, not at the first save, that uploads are not allowed; a full store may get room yet.
-
-    Raises:
-        StoreError: Writing is refused for a reason that waiting does not mend.
-    """
-    try:
-        store.put(_PROBE, b"may this run write here?")
-        store.delete([_PROBE])
+        store.put(RECORD, json.dumps(asdict(record)).encode())
     except StoreError as error:
         if error.mistake:
             raise
-        log.error("the bucket does not take uploads now: %s", error)
-    return store
+        log.warning("%s", error)  # a full disk or bucket, which may get room; an upload writes it, too
 
 
-def _resume(search: Search) -> Resume:
-    if search.found is None:
-        return Resume(damaged=tuple(search.skipped))
-    found = search.found
-    log.info("going on from %s at %s", found.manifest.describe(), found.location)
-    return Resume(str(found.path), found.manifest, found.location, tuple(search.skipped), content=found.content)
+def _copy_to_every_node(manifest: Manifest, local: LocalStore) -> None:
+    """Have process 0's checkpoint on each node's disk; every process calls it, and raises InputError if one cannot.
 
-
-def _chosen(path: str, identity: Identity, algorithms: Sequence[Algorithm], patience: float) -> Named:
-    """The checkpoint that the user named."""
-    try:
-        return patiently(lambda: Named.of(path, identity, algorithms), patience)
-    except (DamagedError, StoreError) as error:
-        raise InputError(f"resume: {path}: {error}") from None
-
-
-def on_first(decide: Callable[[], Answer]) -> Answer:
-    """Process 0's answer on every process.
-
-    Raises:
-        InputError: On every process, if it or StoreError was raised on the first.
+    It comes from process 0 and not from the bucket, where it may not have arrived: what a node's death interrupts is
+    often an upload, and the newest checkpoint is then on the disk of process 0 alone.
     """
-    outcome: list[Any] = [None]
-    if dist.get_global_rank() == 0:
-        outcome = [_attempt(decide)]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(outcome, src=0)
-    answer: Answer = _unpack(outcome[0])
-    return answer
-
-
-def _attempt(action: Callable[[], Any]) -> tuple[str, Any]:
-    try:
-        return "done", action()
-    except InputError as error:
-        return "refused", error.lines
-    except StoreError as error:
-        return "refused", (str(error),)
-
-
-def _unpack(outcome: tuple[str, Any]) -> Any:
-    kind, value = outcome
-    if kind == "refused":
-        raise InputError(*value)
-    return value
+    name, entry = manifest.file.name, manifest.file
+    wanted, complaint, data = False, None, bytearray()
+    if dist.get_local_rank() == 0 and dist.get_global_rank() != 0:
+        try:
+            read_verified(local.path(name), entry)
+        except DamagedError:
+            wanted = True
+    if not any(dist.all_gather_object(wanted)):
+        return
+    # All take part to the end, whatever happens to one of them, as none may wait for another for ever.
+    for begin in range(0, entry.size, _CHUNK):
+        chunk = [b""]
+        if dist.get_global_rank() == 0:
+            with suppress(OSError), local.path(name).open("rb") as file:
+                file.seek(begin)
+                chunk = [file.read(_CHUNK)]
+        dist.broadcast_object_list(chunk, src=0)
+        data += chunk[0] if wanted else b""
+    if wanted:
+        try:
+            if hashlib.sha256(data).hexdigest() != entry.sha256:
+                raise DamagedError("could not be read on the first node")
+            publish(local, manifest, lambda: local.put(name, [memoryview(data)]))
+        except (DamagedError, StoreError) as error:
+            complaint = f"{manifest.stem}: {error}"
+    if lines := [line for line in dist.all_gather_object(complaint) if line]:
+        raise InputError(*lines)

@@ -1,8 +1,11 @@
-"""When to take a checkpoint, and what goes into it."""
+"""When to take a checkpoint, what goes into it, and how it gets to the disk beside the training."""
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,87 +14,211 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from recipes.checkpoints.format import pack, restore, restore_generators, to_save
+from recipes.checkpoints.claim import Owner
+from recipes.checkpoints.find import Identity
+from recipes.checkpoints.format import pack, require_packable, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
-from recipes.checkpoints.manifest import Position
-from recipes.checkpoints.mirror import Mirror
-from recipes.checkpoints.patience import seconds
+from recipes.checkpoints.manifest import SUFFIX, DamagedError, FileEntry, Manifest, prune, publish, stem_of
 from recipes.checkpoints.resume import Resume
-from recipes.checkpoints.write import Snapshot, Writer
+from recipes.checkpoints.store import LocalStore, Places, StoreError
+from recipes.checkpoints.upload import LogMirror, Uploader
+from recipes.config import RunConfig, seconds
 from recipes.divergence import diverged, is_finite
 from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 
-
+_DISK_PATIENCE = 60.0
+"""Seconds that training waits for the local disk before it drops a checkpoint."""
 _LAST_LOGS = 20.0
 """Seconds that the last copy of the logs may take."""
 
 
-class Interval(NamedTuple):
-    """Time between two checkpoints: `value` epochs (`ep`), batches (`ba`) or seconds (`s`)."""
-
-    value: int
-    unit: str
-
-    @classmethod
-    def of(cls, text: str) -> Interval:
-        """Read `1ep`, `500ba`, `30s`, `10m` or `1h`."""
-        if text.endswith(("ep", "ba")):
-            return cls(int(text[:-2]), text[-2:])
-        return cls(int(seconds(text)), "s")
+def parse_interval(text: str) -> tuple[float, str]:
+    """Read `1ep`, `500ba`, `30s`, `10m` or `1h` as a number and `ep`, `ba` or `s`."""
+    return (int(text[:-2]), text[-2:]) if text.endswith(("ep", "ba")) else (seconds(text), "s")
 
 
-class Checkpoints(Callback):
+class Snapshot(NamedTuple):
+    """A run's state at one position, serialised."""
+
+    payload: Sequence[memoryview]
+    """The file's bytes, in pieces; empty on every process but the first."""
+    about: dict[str, Any]
+    """What its manifest says, but for the file."""
+
+    @property
+    def stem(self) -> str:
+        """Name of the checkpoint that it becomes."""
+        return stem_of(self.about["epoch"], self.about["batch"])
+
+    def manifest(self) -> Manifest:
+        """What is stored beside it."""
+        digest = hashlib.sha256()
+        for piece in self.payload:
+            digest.update(piece)
+        size = sum(map(len, self.payload))
+        file = FileEntry(name=f"{self.stem}{SUFFIX}", size=size, sha256=digest.hexdigest())
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        return Manifest(**self.about, created_at=now, files=(file,))
+
+
+class Writer:
+    """Writes snapshots to the run's folder, one at a time, beside the training; only process 0 has one.
+
+    A snapshot that cannot be written is logged and dropped; training continues.
+    """
+
+    def __init__(self, store: LocalStore, keep: int, resume: Resume, uploader: Uploader | None = None) -> None:
+        self._store = store
+        self._keep = keep
+        self._damaged = set(resume.damaged)
+        self._uploader = uploader
+        self._thread: threading.Thread | None = None
+        self._complete: dict[str, Manifest] = {}
+        self._newest: str | None = None
+        store.sweep()
+        if uploader is not None:
+            uploader.start()
+        if resume.manifest is not None:
+            self._completed(resume.manifest)
+
+    def write(self, snapshot: Snapshot, patience: float) -> None:
+        """Begin to write a snapshot once the one before is written, or drop it after `patience` seconds."""
+        if not self.wait(patience):
+            log.error("checkpoint %s dropped: the disk is still busy with the one before", snapshot.stem)
+            return
+        if snapshot.stem in self._complete:
+            return  # This very position is on disk and verified; a run's state is a function of its position.
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def wait(self, patience: float) -> bool:
+        """Whether nothing is left to write, after at most `patience` seconds."""
+        if self._thread is not None:
+            self._thread.join(patience)
+            return not self._thread.is_alive()
+        return True
+
+    def close(self, patience: float) -> None:
+        """Let a write that has begun end, for at most `patience` seconds, and upload no more."""
+        self.wait(patience)
+        if self._uploader is not None:
+            self._uploader.close()
+
+    def exit_status(self, stem: str, patience: float) -> int:
+        """Of a run that ends with this checkpoint, whose upload is waited for: 0, `EXIT_NOT_UPLOADED` or 1."""
+        if stem not in self._complete:
+            return 1
+        return 0 if self._uploader is None or self._uploader.wait(stem, patience) else EXIT_NOT_UPLOADED
+
+    def save_last(self, stem: str, patience: float) -> tuple[bool, str]:
+        """Upload this checkpoint now if there is a bucket; whether it is saved at all, and where, in words."""
+        manifest = self._complete.get(stem)
+        if manifest is None:
+            return False, f"{stem} could NOT be saved"
+        if self._uploader is None:
+            return True, f"{stem} saved in {self._store.location}"
+        if self._uploader.upload_now(manifest, patience):
+            return True, f"{stem} saved in {self._uploader.location}"
+        return True, f"{stem} saved in {self._store.location}, but NOT uploaded to {self._uploader.location}"
+
+    def _write(self, snapshot: Snapshot) -> None:
+        manifest = snapshot.manifest()
+        try:
+            try:
+                self._publish(manifest, snapshot.payload)
+            except StoreError as error:
+                if not self._prune(keep=1):
+                    raise
+                # The newest state is worth the most.
+                log.warning("%s; retrying after removing older checkpoints", error)
+                self._publish(manifest, snapshot.payload)
+            self._read_back(manifest)
+        except (StoreError, DamagedError) as error:
+            log.error("checkpoint %s could not be saved, trying again at the next interval: %s", manifest.stem, error)
+            return
+        log.info("saved checkpoint %s", manifest.describe())
+        self._completed(manifest)
+        self._prune(self._keep)
+
+    def _publish(self, manifest: Manifest, payload: Sequence[memoryview]) -> None:
+        publish(self._store, manifest, lambda: self._store.put(manifest.file.name, payload))
+
+    def _read_back(self, manifest: Manifest) -> None:
+        digest = hashlib.sha256()  # in chunks: to keep 300 MB more for this would not do
+        try:
+            with self._store.path(manifest.file.name).open("rb") as file:
+                while chunk := file.read(4 * 2**20):
+                    digest.update(chunk)
+        except OSError as error:
+            raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+        if digest.hexdigest() != manifest.file.sha256:
+            raise DamagedError("the file does not hold what was written")
+
+    def _completed(self, manifest: Manifest) -> None:
+        self._damaged.discard(manifest.stem)
+        self._complete[manifest.stem] = manifest
+        self._newest = manifest.stem
+        if self._uploader is not None:
+            self._uploader.submit(manifest)
+
+    def _prune(self, keep: int) -> list[str]:
+        protect = {*(self._uploader.pending() if self._uploader else ()), *([self._newest] if self._newest else [])}
+        try:
+            removed = prune(self._store, keep, protect=protect, ignore=self._damaged)
+        except StoreError as error:
+            log.warning("old checkpoints could not be removed: %s", error)
+            return []
+        for stem in removed:
+            self._complete.pop(stem, None)
+        return removed
+
+
+class CheckpointManager(Callback):
     """Restores the run, and saves it when it is due, at its end, and when it is interrupted; list it after all others.
 
     The state is copied to memory while training stands still; process 0 writes it in the background. Composer's own
     CheckpointSaver is not its base, because EMA swaps the averaged weights in for that one: here `model` holds the
-    training weights, and EMA's state the average.
-
-    Args:
-        interval: `1ep`, `500ba`, `30s`, `10m`, `1h`.
-        writer: Writes snapshots; None on every process but the first.
-        mirror: Copies the logs to the bucket, if there is one; on the first process.
-        interrupt: Says whether the process was asked to stop.
-        top1: Reads the top-1 accuracy in [0, 1] of the evaluation that has just ended, if there is one.
-        goes_on: Whether the same command goes on from an interruption.
-        disk_patience: Seconds that training waits for the disk before it drops a checkpoint.
-        upload_patience: Seconds that the end of a run waits for its last upload.
-        resume: The checkpoint that the run goes on from.
-        stop_on_nan: End the run where a state that is to be saved is not finite.
+    training weights, and EMA's state the average. `top1` reads the top-1 accuracy in [0, 1] of the evaluation that has
+    just ended, if there is one.
     """
 
     def __init__(
         self,
+        config: RunConfig,
         *,
-        interval: str,
-        writer: Writer | None,
-        mirror: Mirror | None,
+        places: Places,
+        identity: Identity,
+        owner: Owner,
+        resume: Resume,
         interrupt: Interrupt,
         top1: Callable[[State], float | None],
-        goes_on: bool,
-        disk_patience: float,
-        upload_patience: float,
-        resume: Resume,
-        stop_on_nan: bool,
     ) -> None:
-        self._interval = Interval.of(interval)
-        self._writer = writer
-        self._mirror = mirror
+        saving = config.checkpoints
+        self._every, self._unit = parse_interval(saving.interval)
+        self._patience = seconds(saving.patience)
+        self._stop_on_nan = config.stop_on_nan
+        self._resumable = not config.algorithms.not_resumable
+        self._identity = identity
         self._interrupt = interrupt
         self._top1 = top1
-        self._goes_on = goes_on
-        self._disk_patience = disk_patience
-        self._upload_patience = upload_patience
-        self._stop_on_nan = stop_on_nan
+        self._resume = resume
         self._saved_at = time.monotonic()
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
         self._state: State | None = None
-        self._resume = resume
         self._rng: list[dict[str, Any]] | None = None
         self._final: str | None = None
+        self.writer: Writer | None = None
+        self._mirror: LogMirror | None = None
+        if dist.get_global_rank() == 0:
+            local, uploader = LocalStore(places.local), None
+            if places.remote is not None:
+                self._mirror = LogMirror(places, may_copy=lambda: not owner.superseded)
+                self._mirror.start()
+                uploader = Uploader(places, saving.keep_remote, resume.damaged, owner, before=self._mirror.copy)
+            self.writer = Writer(local, saving.keep, resume, uploader)
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Fill in the saved state where Composer would load it: after surgery, before the model is wrapped."""
@@ -100,18 +227,14 @@ class Checkpoints(Callback):
             self._rng, self._resume.content = content["rng"], None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Restore the random number generators.
-
-        Raises:
-            InputError: A part's state cannot be saved: told now, and not when the first checkpoint is due.
-        """
+        """Restore the random generators; InputError, now and not at the first save, if a state cannot be saved."""
         del logger
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
         for part in (*state.algorithms, *state.callbacks):
             try:
-                pack(part.state_dict())
+                require_packable(part.state_dict())
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
@@ -119,44 +242,39 @@ class Checkpoints(Callback):
         """While a loader is waited for: stop if any process was asked to, or will get no batch (data/wait.py's Gate).
 
         No process begins a step before each has its batch. So nowhere does one wait inside a step for another's loader,
-        and the state of all is that after the last step.
-
-        Returns:
-            Whether every process has its batch.
+        and the state of all is that after the last step. Returns whether every process has its batch.
         """
         assert self._state is not None  # since fit_start; a loader is iterated within `fit` only
-        stop, wait = agree(self._state, [self._interrupt.requested or trouble is not None, not ready])
+        stop, wait = _any_process(self._state, [self._interrupt.requested or trouble is not None, not ready])
         if stop:
             for line in filter(None, dist.all_gather_object(trouble)):
                 log.error("%s", line)
                 self._interrupt.request(line, GRACE)
             if int(self._state.timestamp.batch) == 0:
-                reason = self._interrupt.reason or "another process"
-                raise Interrupted(True, f"interrupted ({reason}) before the first step; the same command begins again")
+                raise Interrupted(
+                    True, f"interrupted ({self._reason()}) before the first step; run the same command to start again"
+                )
             self._stop(self._held or self._snapshot(self._state))
         return not wait
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if it is time."""
         del logger
-        stop, late = agree(state, [self._interrupt.requested, self._late()])
-        batch = int(state.timestamp.batch)
-        due = late or (self._interval.unit == "ba" and batch % self._interval.value == 0)
+        stop, late = _any_process(state, [self._interrupt.requested, self._is_late()])
+        due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
         # An evaluation may follow and take minutes: keep the state from before it, to save if interrupted in it.
-        hold = bool(state.evaluators) and _is_last_of_epoch(state)
+        hold = bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
         self._held = self._snapshot(state) if stop or due or hold else None
-        if self._held is None:
-            return
-        if stop:
+        if self._held is not None and stop:
             self._stop(self._held)
-        if due:
+        if self._held is not None and due:
             self._save(self._held)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
         """After each batch of an evaluation within `fit`: stop with the state from before it."""
         del logger
-        # The flag of a moment is the same on all processes: `_held` is set and cleared in step.
-        if self._held is not None and agree(state, [self._interrupt.requested])[0]:
+        # Whether there is one is the same on all processes: `_held` is set and cleared in step.
+        if self._held is not None and _any_process(state, [self._interrupt.requested])[0]:
             self._stop(self._held)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
@@ -169,82 +287,76 @@ class Checkpoints(Callback):
         del logger
         self._held = None
         finished = state.max_duration is not None and state.timestamp >= state.max_duration
-        due = self._interval.unit == "ep" and int(state.timestamp.epoch) % self._interval.value == 0
+        due = self._unit == "ep" and int(state.timestamp.epoch) % self._every == 0
         if due or finished:
             snapshot = self._snapshot(state, finished=finished)
             self._final = snapshot.stem if finished else None
             self._save(snapshot)
 
     def finish(self) -> int:
-        """After `fit`: wait until the last state is written and uploaded.
-
-        Returns:
-            The exit status, the same on all processes: 0, `EXIT_NOT_UPLOADED`, or 1 where it is not on disk either.
-        """
+        """After `fit`: wait until the last state is written and uploaded; the run's exit status, on all processes."""
         status = [0]
-        if self._writer is not None and self._final is not None:
-            self._writer.wait(self._disk_patience)
-            status = [self._writer.deliver(self._final, self._upload_patience)]
+        if self.writer is not None and self._final is not None:
+            self.writer.wait(_DISK_PATIENCE)
+            status = [self.writer.exit_status(self._final, self._patience)]
             if status[0]:
-                where = "on this disk only" if status[0] == EXIT_NOT_UPLOADED else "NOT saved"
-                log.error("the run is finished, but its last state %s is not where it belongs: %s", self._final, where)
+                where = "on this disk only, not in the bucket" if status[0] == EXIT_NOT_UPLOADED else "NOT saved"
+                log.error("the run is finished, but its last checkpoint %s is %s", self._final, where)
         dist.broadcast_object_list(status, src=0)
         return status[0]
 
     def close(self, state: State, logger: Logger) -> None:
         """Let a write that has begun end, also when training failed, and copy the last logs."""
         del state, logger
-        if self._writer is not None:
-            self._writer.close(self._disk_patience)
+        if self.writer is not None:
+            self.writer.close(_DISK_PATIENCE)
         if self._mirror is not None:
             limit = min(_LAST_LOGS, self._interrupt.seconds_left())
             self._mirror.close(limit, finished=self._final is not None)
 
-    def _late(self) -> bool:
-        return (
-            self._interval.unit == "s"
-            and dist.get_global_rank() == 0
-            and time.monotonic() - self._saved_at >= self._interval.value
-        )
+    def _is_late(self) -> bool:
+        waited = time.monotonic() - self._saved_at
+        return self._unit == "s" and dist.get_global_rank() == 0 and waited >= self._every
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
-        """The run's state; every process takes part, and only the first one's holds bytes.
-
-        Raises:
-            DivergedError: On every process: it is not worth keeping.
-        """
-        if self._stop_on_nan and agree(state, [not is_finite(state)])[0]:
+        """The run's state, from every process; raises DivergedError on each if it is not worth keeping."""
+        if self._stop_on_nan and _any_process(state, [not is_finite(state)])[0]:
             raise diverged(state)
-        content = self._content(state)
-        payload = [] if self._writer is None else pack(content)
-        time_ = state.timestamp
-        position = Position(int(time_.epoch), int(time_.batch_in_epoch), int(time_.batch), int(time_.sample))
-        evaluated = self._evaluated_batch == position.batch
-        return Snapshot(payload, position, dist.get_world_size(), self._top1(state) if evaluated else None, finished)
-
-    def _content(self, state: State) -> dict[str, Any]:
-        """What a checkpoint holds; every process takes part."""
-        return {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
+        content = {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
+        payload = [] if self.writer is None else pack(content)
+        now = state.timestamp
+        about = self._identity.fields() | {
+            "epoch": int(now.epoch),
+            "batch_in_epoch": int(now.batch_in_epoch),
+            "batch": int(now.batch),
+            "samples": int(now.sample),
+            "top1": self._top1(state) if self._evaluated_batch == int(now.batch) else None,
+            "finished": finished,
+        }
+        return Snapshot(payload, about)
 
     def _save(self, snapshot: Snapshot) -> None:
         self._saved_at = time.monotonic()
-        if self._writer is not None:
-            self._writer.put(snapshot, self._disk_patience)
+        if self.writer is not None:
+            self.writer.write(snapshot, _DISK_PATIENCE)
+
+    def _reason(self) -> str:
+        return self._interrupt.reason or "another process"
 
     def _stop(self, held: Snapshot) -> None:
-        """Save the held snapshot on process 0, tell the others how that went, and raise on all."""
+        """Save the held snapshot on process 0, tell the others how that went, and raise Interrupted on all."""
         outcome: list[Any] = [None]
-        if self._writer is not None:
+        if self.writer is not None:
             self._save(held)
-            self._writer.wait(self._interrupt.seconds_left())
-            saved, words = self._writer.leave(held.stem, self._interrupt.seconds_left())
-            then = f"; the same command {'goes on' if self._goes_on else 'begins anew'}" if saved else ""
-            outcome = [(saved, f"interrupted ({self._interrupt.reason or 'another process'}): {words}{then}")]
+            self.writer.wait(self._interrupt.seconds_left())
+            saved, words = self.writer.save_last(held.stem, self._interrupt.seconds_left())
+            then = f"; run the same command to {'resume' if self._resumable else 'start again'}" if saved else ""
+            outcome = [(saved, f"interrupted ({self._reason()}): {words}{then}")]
         dist.broadcast_object_list(outcome, src=0)
         raise Interrupted(*outcome[0])
 
 
-def agree(state: State, flags: Sequence[bool]) -> list[bool]:
+def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
     """Each flag, true on all processes if it is on any."""
     if dist.get_world_size() == 1:
         return list(flags)
@@ -253,5 +365,13 @@ def agree(state: State, flags: Sequence[bool]) -> list[bool]:
     return [bool(flag) for flag in tensor.tolist()]
 
 
-def _is_last_of_epoch(state: State) -> bool:
-    return int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
+def upload_finished(config: RunConfig, *, places: Places, owner: Owner, resume: Resume) -> bool:
+    """For a run that had finished before: upload its last state if need be; whether it is where it belongs now."""
+    done = [True]
+    if dist.get_global_rank() == 0 and places.remote is not None and resume.manifest is not None:
+        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner)
+        uploader.start()
+        uploader.submit(resume.manifest)
+        done = [uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience))]
+    dist.broadcast_object_list(done, src=0)
+    return done[0]

@@ -1,34 +1,80 @@
-"""Where checkpoints lie: one small interface, and the local folder behind it (s3.py has the bucket)."""
+"""Where checkpoints lie: a local folder and a bucket, behind the same few methods.
+
+Both are flat sets of named files. `put` is atomic: a name shows either the whole file or nothing. Every method raises
+`StoreError`; `read` and `fetch` raise `FileNotFoundError` for a name that is absent, and `delete` ignores it.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import errno
+import logging
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, TypeVar
+
+import boto3.exceptions
+import botocore.exceptions
+from composer.utils.object_store import S3ObjectStore
 
 from data.files import open_regular
-from data.text import escape
+from data.text import escape, hide, scrub
+from recipes.watch.files import replace_file, sync
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CHECKPOINTS = "checkpoints"
+"""Of a run's folder: where checkpoints pass through on their way to a bucket."""
+LOGS = "logs"
+"""Below a bucket's prefix: the run's logs."""
 SMALL = 8 * 2**20
 """Bytes that are read of a manifest or a note, whatever lies in its place."""
+_MIB = 2**20
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
+_CLIENT = {
+    # The callers retry (`retry`, upload.py): a call that cannot work fails soon.
+    "connect_timeout": 10,
+    "read_timeout": 30,
+    "retries": {"mode": "standard", "total_max_attempts": 2},
+    "tcp_keepalive": True,
+    # Not every maker's S3 knows the checksums that boto3 sends since 1.36; a manifest's SHA-256 is ours.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+}
+_TRANSFER = {"multipart_threshold": 16 * _MIB, "multipart_chunksize": 16 * _MIB, "max_concurrency": 4}
+_MISTAKES = {
+    "403": "access denied",
+    "AccessDenied": "access denied",
+    "AllAccessDisabled": "access denied",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is wrong",
+    "NoSuchBucket": "the bucket does not exist",
+    "PermanentRedirect": "the bucket is in another region",
+    "AuthorizationHeaderMalformed": "the bucket is in another region",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "RequestExpired": "this machine's clock is wrong",
+}
 
 
 class StoreError(Exception):
-    """The store did not do what it was asked; the text is for people and holds no credentials.
-
-    Args:
-        message: What happened, and where.
-        mistake: Waiting will not help: the bucket is missing, the credentials are wrong or lack a permission.
-    """
+    """The store did not do what it was asked; the text is for people and holds no credentials."""
 
     def __init__(self, message: str, *, mistake: bool = False) -> None:
         super().__init__(escape(message))
         self.mistake = mistake
+        """Waiting will not help: the bucket is missing, the credentials are wrong or lack a permission."""
+
+
+class CancelledError(Exception):
+    """An upload was given up because it is no longer wanted."""
 
 
 class Entry(NamedTuple):
@@ -36,34 +82,6 @@ class Entry(NamedTuple):
 
     name: str
     size: int
-
-
-class Store(Protocol):
-    """A flat set of named files. `put` is atomic: a name shows either the whole file or nothing.
-
-    Every method raises `StoreError`; `read`, `size` and `fetch` raise `FileNotFoundError` for a name that is not there,
-    and `delete` is silent about one.
-    """
-
-    location: str
-
-    def entries(self) -> list[Entry]:
-        """All files."""
-
-    def read(self, name: str) -> bytes:
-        """The first `SMALL` bytes of a file: all of one that is as small as it should be."""
-
-    def size(self, name: str) -> int:
-        """A file's size in bytes."""
-
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to `path`, through a temporary name."""
-
-    def put(self, name: str, source: bytes | Sequence[memoryview] | Path) -> None:
-        """Write a file from memory, in one piece or several, or from a local file."""
-
-    def delete(self, names: Iterable[str]) -> None:
-        """Remove files."""
 
 
 class LocalStore:
@@ -78,115 +96,234 @@ class LocalStore:
         return self.folder / name
 
     def entries(self) -> list[Entry]:
-        """The folder's files, without those that are still being written; none if there is no folder."""
+        """The folder's regular files, without those that are still being written; none if there is no folder."""
         found = []
-        try:
+        with suppress(FileNotFoundError), self._errors(""):
             for path in self.folder.iterdir():
-                with contextlib.suppress(FileNotFoundError):  # it was a file of a moment
+                with suppress(FileNotFoundError):  # it was removed meanwhile
                     status = path.stat()
                     if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
                         found.append(Entry(path.name, status.st_size))
-            return sorted(found)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise _failed(self.folder, error) from None
+        return sorted(found)
 
     def read(self, name: str) -> bytes:
-        """The first `SMALL` bytes of a file."""
-        try:
-            with os.fdopen(open_regular(self.path(name)), "rb") as file:
-                return file.read(SMALL)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed(self.path(name), error) from None
-
-    def size(self, name: str) -> int:
-        """A file's size in bytes."""
-        try:
-            return self.path(name).stat().st_size
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed(self.path(name), error) from None
+        """The first `SMALL` bytes of a file: all of one that is as small as it should be."""
+        with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
+            return file.read(SMALL)
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy a file to `path`."""
-        partial = path.with_name(f".{path.name}.part")
-        try:
+        with self._errors(name):
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)
-            shutil.copyfile(self.path(name), partial)
-            partial.replace(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            raise _failed(self.path(name), error) from None
+            path.unlink(missing_ok=True)
+            shutil.copyfile(self.path(name), path)
 
-    def put(self, name: str, source: bytes | Sequence[memoryview] | Path) -> None:
-        """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or not there."""
-        partial = self.path(f".{name}.part")
-        try:
+    def put(self, name: str, source: bytes | Sequence[memoryview]) -> None:
+        """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or absent."""
+        with self._errors(name, absent=False):
             self.folder.mkdir(parents=True, exist_ok=True)
-            try:
-                partial.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe block for ever
-                with partial.open("xb") as file:
-                    if isinstance(source, Path):
-                        with source.open("rb") as original:
-                            shutil.copyfileobj(original, file, 4 * 2**20)
-                    else:
-                        file.writelines([source] if isinstance(source, bytes) else source)
-                    file.flush()
-                    sync(file.fileno())
-                partial.replace(self.path(name))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    partial.unlink(missing_ok=True)
-                raise
-            sync_folder(self.folder)
-        except OSError as error:
-            raise _failed(self.path(name), error) from None
+            replace_file(self.path(name), [source] if isinstance(source, bytes) else source)
+            with suppress(PermissionError):  # A folder may be writable and not readable.
+                descriptor = os.open(self.folder, os.O_RDONLY)
+                try:
+                    sync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def adopt(self, path: Path, name: str) -> None:
+        """Rename a file of this disk into the folder."""
+        with self._errors(name, absent=False):
+            path.replace(self.path(name))
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files."""
         for name in names:
-            try:
+            with self._errors(name):
                 self.path(name).unlink(missing_ok=True)
-            except OSError as error:
-                raise _failed(self.path(name), error) from None
 
     def sweep(self) -> None:
         """Remove what writers that died left half written; call it when no writer is alive."""
-        with contextlib.suppress(OSError):
-            for left in self.folder.glob(".*.part"):
+        with suppress(OSError):
+            for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.part")):
                 left.unlink(missing_ok=True)
 
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` survive a power cut, where its file system can."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:
-        return  # A folder may be writable and not readable.
-    try:
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
+    @contextmanager
+    def _errors(self, name: str, *, absent: bool = True) -> Iterator[None]:
+        """Turn an OSError into a StoreError; `absent`: but for one that says that there is no such file."""
+        try:
+            yield
+        except OSError as error:
+            if absent and isinstance(error, FileNotFoundError):
+                raise
+            raise StoreError(f"{self.path(name)}: {error.strerror or error}") from None
 
 
-def sync(descriptor: int) -> None:
-    """`fsync`, where the file system has it: CIFS, shared folders of virtual machines and many FUSE ones do not.
+class S3Store:
+    """The objects `s3://bucket/prefix/NAME`, through Composer's object store.
 
-    Raises:
-        OSError: The disk failed or is full.
+    Credentials, region and endpoint come the AWS way: environment, profile, or instance role, and `S3_ENDPOINT_URL`
+    for an S3 of another maker. Each thread has a store, and so a client, of its own.
     """
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}:
-            raise
+
+    def __init__(self, url: str) -> None:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        self.location = f"s3://{bucket}/{prefix.strip('/')}"
+        self._cancelled = False
+        with self._errors(""):
+            self._objects = S3ObjectStore(bucket, prefix, client_config=dict(_CLIENT), transfer_config=dict(_TRANSFER))
+            self._client = self._objects.client
+            # Whatever the credentials come from, and whenever they are renewed: each signature shows those in use.
+            self._client.meta.events.register("before-sign.s3", _hide_credentials)
+
+    def below(self, folder: str) -> S3Store:
+        """The store one folder deeper."""
+        return S3Store(f"{self.location}/{folder}")
+
+    def entries(self) -> list[Entry]:
+        """All objects directly below the prefix."""
+        return [entry for entry in self.tree() if "/" not in entry.name]
+
+    def tree(self) -> list[Entry]:
+        """All objects below the prefix, those in folders as `folder/name`."""
+        prefix = self._objects.prefix
+        with self._errors(""):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._objects.bucket, Prefix=prefix)
+            return [
+                Entry(item["Key"].removeprefix(prefix), item["Size"])
+                for page in pages
+                for item in page.get("Contents", ())
+                if item["Key"] != prefix
+            ]
+
+    def read(self, name: str) -> bytes:
+        """The first `SMALL` bytes of an object."""
+        return self.read_with_age(name)[0]
+
+    def read_with_age(self, name: str) -> tuple[bytes, float]:
+        """The first `SMALL` bytes of an object, and the seconds since it was written, by the server's clock."""
+        with self._errors(name):
+            answer = self._client.get_object(**self._key(name))
+            data: bytes = answer["Body"].read(SMALL)
+        now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return data, (now - answer["LastModified"]).total_seconds()
+
+    def fetch(self, name: str, path: Path) -> None:
+        """Download an object to `path`, through a temporary name."""
+        with self._errors(name):
+            self._objects.download_object(name, path, overwrite=True)
+
+    def put(self, name: str, source: bytes | Path) -> None:
+        """Upload an object, a large file in parts; it shows when it is whole. CancelledError after `cancel`."""
+        with self._errors(name):
+            if isinstance(source, Path):
+                self._objects.upload_object(name, source, callback=self._progress)
+            else:
+                self._client.put_object(**self._key(name), Body=source)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove objects."""
+        for name in names:
+            with self._errors(name):
+                self._client.delete_object(**self._key(name))
+
+    def cancel(self) -> None:
+        """Make the current upload end soon, and later ones at once."""
+        self._cancelled = True
+
+    def abort_leftovers(self) -> None:
+        """Drop the parts of uploads that a dead process left; they cost storage and show nowhere."""
+        bucket = self._objects.bucket
+        with self._errors(""):
+            answer = self._client.list_multipart_uploads(Bucket=bucket, Prefix=self._objects.prefix)
+            for upload in answer.get("Uploads", ()):
+                with suppress(botocore.exceptions.ClientError):
+                    self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def _key(self, name: str) -> dict[str, str]:
+        return {"Bucket": self._objects.bucket, "Key": self._objects.get_key(name)}
+
+    def _progress(self, sent: int, total: int) -> None:
+        del sent, total
+        if self._cancelled:
+            raise CancelledError
+
+    @contextmanager
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turn what boto raises into one line that names the object and holds no credentials."""
+        where = f"{self.location}/{name}" if name else self.location
+        try:
+            yield
+        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+            raise _explained(where, error) from None
+        except boto3.exceptions.Boto3Error as error:
+            raise _explained(where, error.__cause__ or error.__context__ or error) from None
+        except FileNotFoundError as error:  # Composer takes 403 for "not found".
+            raise _explained(where, error.__cause__ or error) from None
+        except OSError as error:
+            raise StoreError(f"{where}: {scrub(str(error.strerror or error))}") from None
+        except ValueError as error:  # a malformed endpoint URL or region
+            raise StoreError(f"{where}: {scrub(str(error))}", mistake=True) from None
 
 
-def _failed(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: {error.strerror or error}")
+Store = LocalStore | S3Store
+
+
+def _hide_credentials(request_signer: Any, **_: Any) -> None:
+    if credentials := request_signer._credentials:
+        hide(*credentials.get_frozen_credentials()[:3])
+
+
+def _explained(where: str, error: BaseException) -> Exception:
+    if isinstance(error, botocore.exceptions.ClientError):
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        if code in ("404", "NoSuchKey"):
+            return FileNotFoundError(where)
+        if code in _MISTAKES:
+            return StoreError(f"{where}: {_MISTAKES[code]} ({code})", mistake=True)
+    if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
+        return StoreError(
+            f"{where}: no AWS credentials in the environment, a profile or the instance's role", mistake=True
+        )
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(where)
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return StoreError(f"{where}: {scrub(first)[:300]}", mistake=isinstance(error, botocore.exceptions.ProfileNotFound))
+
+
+def retry(action: Callable[[], T], limit: float) -> T:
+    """Run `action` until it raises no StoreError, for at most `limit` seconds; a user's mistake is not retried."""
+    deadline, pause = time.monotonic() + limit, _FIRST_PAUSE
+    while True:
+        try:
+            return action()
+        except StoreError as error:
+            left = deadline - time.monotonic()
+            if error.mistake or left <= 0:
+                raise
+            log.warning("%s; retrying for up to %d s", error, left)
+            time.sleep(min(pause, left))
+            pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run's checkpoints lie."""
+
+    local: Path
+    """Always: what goes to a bucket passes through it, and a restart on the same machine needs no download."""
+    remote: str | None
+    """`s3://bucket/prefix`, if there is a bucket."""
+    run_folder: Path
+    """The run's folder, whose logs go to the bucket too."""
+
+    @classmethod
+    def of(cls, folder: str, runs_folder: str, run_name: str) -> Places:
+        """The places of a run; `folder` is `checkpoints.folder` of its config."""
+        filled, run_folder = folder.format(runs_folder=runs_folder, run_name=run_name), Path(runs_folder) / run_name
+        if filled.startswith("s3://"):
+            return cls(run_folder / CHECKPOINTS, filled.rstrip("/"), run_folder)
+        return cls(Path(filled), None, run_folder)
+
+    def stores(self) -> list[Store]:
+        """The local folder, and the bucket if there is one."""
+        return [LocalStore(self.local), *([] if self.remote is None else [S3Store(self.remote)])]

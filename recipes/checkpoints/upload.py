@@ -1,121 +1,118 @@
-"""Bringing checkpoints to the bucket beside the training, however long that takes."""
+"""Copying checkpoints and logs to the bucket beside the training, however long that takes."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from pathlib import Path
 
-from recipes.checkpoints.begin import RECORD
-from recipes.checkpoints.find import load_manifest, survey
-from recipes.checkpoints.manifest import DamagedError, Manifest
-from recipes.checkpoints.owner import Owner
-from recipes.checkpoints.publish import prune, publish
-from recipes.checkpoints.s3 import CancelledError, S3Store
-from recipes.checkpoints.store import LocalStore, StoreError
+from data.files import relative_path, shown
+from recipes.checkpoints.claim import Owner
+from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, publish, survey
+from recipes.checkpoints.store import CHECKPOINTS, LOGS, CancelledError, LocalStore, Places, S3Store, StoreError
 
 log = logging.getLogger(__name__)
 
+RECORD = ".begun"
+"""Lies beside a run's checkpoints: how and when it began."""
+CONFIG = "config.yaml"
+"""Of a run's folder."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-_BETWEEN_COMPLAINTS = 300.0
+_COMPLAIN_EVERY = 300.0
+"""Seconds between two lines that say that the bucket fails."""
+_COPY_LOGS_EVERY = 30.0
+_IN_MEMORY = 64 * 2**20
 
 
 class Uploader:
-    """Uploads the newest local checkpoint; one that a newer overtakes while it waits is left out.
+    """Uploads the newest local checkpoint; one that is still waiting when a newer one comes is left out.
 
     So a slow or absent bucket costs neither training time nor disk: at most one checkpoint is kept on disk for it.
-
-    Args:
-        local: Where the checkpoints are.
-        remote: Opens the bucket.
-        location: Where that is, for people.
-        keep: How many of the newest stay in the bucket.
-        damaged: Stems that are known to be damaged.
-        owner: Who may write there.
-        before: Called before each upload, to copy the logs that belong to the checkpoint.
+    `before` is called before each upload, to copy the logs that belong to the checkpoint.
     """
 
     def __init__(
         self,
-        local: LocalStore,
-        remote: Callable[[], S3Store],
-        location: str,
+        places: Places,
         keep: int,
-        *,
         damaged: Collection[str],
         owner: Owner,
-        before: Callable[[], None],
+        before: Callable[[], None] = lambda: None,
     ) -> None:
-        self._local = local
-        self._open = remote
-        self.location = location
+        assert places.remote is not None
+        self._local = LocalStore(places.local)
+        self.location = places.remote
         self._owner = owner
         self._before = before
         self._keep = keep
         self._damaged = set(damaged)
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # guards what follows
         self._wanted: Manifest | None = None
         self._current: str | None = None
         self._store: S3Store | None = None
         self._uploaded: set[str] = set()
-        self._newest_verified: str | None = None
+        self._newest: str | None = None
         self._stopped = False
-        self._complained = float("-inf")
+        self._silent_until = 0.0
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
         """Begin to work in the background."""
         self._thread.start()
 
-    def offer(self, manifest: Manifest) -> None:
+    def submit(self, manifest: Manifest) -> None:
         """Have this checkpoint uploaded, instead of one that still waits."""
         with self._changed:
             if self._wanted is not None and self._wanted.stem != self._current:
-                log.warning("checkpoint %s is not uploaded: %s overtook it", self._wanted.stem, manifest.stem)
+                log.warning("checkpoint %s was not uploaded: %s is newer", self._wanted.stem, manifest.stem)
             self._wanted = manifest
             self._changed.notify_all()
 
-    def pinned(self) -> Collection[str]:
+    def pending(self) -> set[str]:
         """Stems that the disk must keep until they are uploaded."""
         with self._changed:
             return {stem for stem in (self._current, self._wanted and self._wanted.stem) if stem}
 
-    def wait(self, stem: str, seconds: float) -> bool:
-        """Whether this checkpoint is in the bucket, after at most `seconds`."""
+    def wait(self, stem: str, limit: float) -> bool:
+        """Whether this checkpoint is in the bucket, after at most `limit` seconds."""
         with self._changed:
-            self._changed.wait_for(lambda: stem in self._uploaded or self._owner.superseded, seconds)
+            self._changed.wait_for(lambda: stem in self._uploaded or self._owner.superseded, limit)
             return stem in self._uploaded
 
-    def hurry(self, manifest: Manifest, seconds: float) -> bool:
-        """Bring this checkpoint to the bucket now, giving up what else is under way; whether that was done in time."""
-        deadline = time.monotonic() + seconds
+    def upload_now(self, manifest: Manifest, limit: float) -> bool:
+        """Upload this checkpoint, giving up any other; whether that was done within `limit` seconds."""
+        deadline = time.monotonic() + limit
         with self._changed:
-            self._stopped = True
+            self._stop()
             self._wanted = None
             if self._store is not None and self._current != manifest.stem:
                 self._store.cancel()
-            self._changed.notify_all()
             if manifest.stem in self._uploaded:
                 return True
         # Past a moment of grace: a transfer that hangs would end only at its time limit.
-        self._thread.join(2.0 if self._current != manifest.stem else max(seconds - 2.0, 0.0))
-        threading.Thread(target=self._insist, args=(manifest, deadline), name="last upload", daemon=True).start()
+        self._thread.join(2.0 if self._current != manifest.stem else max(limit - 2.0, 0.0))
+        threading.Thread(target=self._retry, args=(manifest, deadline), name="last upload", daemon=True).start()
         return self.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
 
     def close(self) -> None:
-        """Upload no more; what is under way is given up."""
+        """Upload no more; the current upload is given up."""
         with self._changed:
-            self._stopped = True
+            self._stop()
             if self._store is not None:
                 self._store.cancel()
-            self._changed.notify_all()
 
-    def _insist(self, manifest: Manifest, deadline: float) -> None:
+    def _stop(self) -> None:
+        self._stopped = True
+        self._changed.notify_all()
+
+    def _retry(self, manifest: Manifest, deadline: float) -> None:
         while time.monotonic() < deadline and manifest.stem not in self._uploaded and not self._owner.superseded:
             try:
-                self._upload(self._open(), manifest)
+                self._upload(S3Store(self.location), manifest)
             except (StoreError, CancelledError) as error:
                 log.error("%s", error)
                 time.sleep(0.5)
@@ -134,9 +131,14 @@ class Uploader:
                 log.info("upload of %s given up", manifest.stem)
             except FileNotFoundError as error:
                 log.error("checkpoint %s is not uploaded: %s is gone", manifest.stem, error)
-                self._drop(manifest)
+                with self._changed:
+                    self._wanted = None if self._wanted is manifest else self._wanted
             except StoreError as error:
-                self._complain(manifest, error)
+                if time.monotonic() >= self._silent_until:
+                    self._silent_until = time.monotonic() + _COMPLAIN_EVERY
+                    log.error(
+                        "checkpoint %s is not uploaded yet; training continues, retrying: %s", manifest.stem, error
+                    )
                 with self._changed:
                     self._store, self._current = None, None
                     self._changed.wait_for(lambda: self._stopped, pause)
@@ -153,9 +155,8 @@ class Uploader:
             return self._wanted
 
     def _connected(self) -> S3Store:
-        """The open bucket."""
         if self._store is None:
-            store = self._open()
+            store = S3Store(self.location)
             self._require_owned(store)
             store.abort_leftovers()
             with suppress(FileNotFoundError):
@@ -164,56 +165,146 @@ class Uploader:
                 self._store = store
         return self._store
 
-    def _upload(self, store: S3Store, manifest: Manifest) -> None:
-        self._require_owned(store)
-        if manifest.stem in self._damaged or not self._is_there(store, manifest):
-            began = time.monotonic()
-            publish(store, manifest, self._local.path(manifest.files[0].name))
-            seconds, megabytes = time.monotonic() - began, manifest.files[0].size / 1e6
-            log.info("uploaded %s to %s: %.1f MB in %.1f s", manifest.stem, store.location, megabytes, seconds)
-        self._complained = float("-inf")
-        with self._changed:
-            self._uploaded.add(manifest.stem)
-            self._damaged.discard(manifest.stem)
-            self._newest_verified = manifest.stem
-            self._changed.notify_all()
-        self._drop_uploaded()
-
     def _require_owned(self, store: S3Store) -> None:
         self._owner.renew(store)
         if self._owner.superseded:
             self.close()
             raise CancelledError
 
-    @staticmethod
-    def _is_there(store: S3Store, manifest: Manifest) -> bool:
-        """Whether the bucket has this very checkpoint, not one that another run left at the same position."""
-        with suppress(DamagedError):
-            return (
-                manifest.stem in survey(store).complete and load_manifest(store, manifest.stem).files == manifest.files
-            )
-        return False
-
-    def _drop_uploaded(self) -> None:
+    def _upload(self, store: S3Store, manifest: Manifest) -> None:
+        self._require_owned(store)
+        if manifest.stem in self._damaged or not _has(store, manifest):
+            began, name = time.monotonic(), manifest.file.name
+            publish(store, manifest, lambda: store.put(name, self._local.path(name)))
+            took, megabytes = time.monotonic() - began, manifest.file.size / 1e6
+            log.info("uploaded %s to %s: %.1f MB in %.1f s", manifest.stem, store.location, megabytes, took)
+        self._silent_until = 0.0
         with self._changed:
+            self._uploaded.add(manifest.stem)
+            self._damaged.discard(manifest.stem)
+            self._newest = manifest.stem
             if self._wanted is not None and self._wanted.stem in self._uploaded:
                 self._wanted = None
-
-    def _drop(self, manifest: Manifest) -> None:
-        with self._changed:
-            if self._wanted is manifest:
-                self._wanted = None
+            self._changed.notify_all()
 
     def _prune(self, store: S3Store) -> None:
-        protect = [self._newest_verified] if self._newest_verified else []
         try:
-            for stem in prune(store, self._keep, protect=protect, ignore=self._damaged):
-                self._uploaded.discard(stem)
+            removed = prune(store, self._keep, protect=[self._newest] if self._newest else (), ignore=self._damaged)
+            self._uploaded.difference_update(removed)
         except StoreError as error:
             log.warning("old checkpoints could not be removed: %s", error)
 
-    def _complain(self, manifest: Manifest, error: StoreError) -> None:
-        """Say it loudly once, and again every few minutes while it lasts."""
-        if time.monotonic() - self._complained >= _BETWEEN_COMPLAINTS:
-            self._complained = time.monotonic()
-            log.error("checkpoint %s is not uploaded yet, training goes on, trying again: %s", manifest.stem, error)
+
+def _has(store: S3Store, manifest: Manifest) -> bool:
+    """Whether the bucket has this very checkpoint, not one that another run left at the same position."""
+    with suppress(DamagedError):
+        return manifest.stem in survey(store).complete and load_manifest(store, manifest.stem).files == manifest.files
+    return False
+
+
+class LogMirror:
+    """Copies what has changed below the run's folder, but checkpoints, to the bucket, for when this machine dies.
+
+    Every so many seconds, while `may_copy` says that the bucket's logs are this process's to write.
+    """
+
+    def __init__(
+        self, places: Places, every: float = _COPY_LOGS_EVERY, may_copy: Callable[[], bool] = lambda: True
+    ) -> None:
+        self._places = places
+        self._every = every
+        self._may_copy = may_copy
+        self._store: S3Store | None = None
+        self._copied: dict[str, tuple[int, int]] = {}
+        self._sizes: dict[str, int] = {}
+        self._finished = False
+        self._busy = threading.Lock()
+        self._stopped = threading.Event()
+        self._silent_until = 0.0
+        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
+
+    def start(self) -> None:
+        """Begin to copy in the background."""
+        self._thread.start()
+
+    def close(self, limit: float, *, finished: bool) -> None:
+        """Copy a last time, for at most `limit` seconds; a finished run's logs are whole, and replace longer ones."""
+        self._finished = finished
+        self._stopped.set()
+        self._thread.join(limit)
+
+    def copy(self) -> None:
+        """Copy what has changed now; a failing bucket is logged now and then, and retried the next time."""
+        with self._busy:
+            try:
+                if self._store is None:
+                    store = S3Store(f"{self._places.remote}/{LOGS}")
+                    self._sizes = {entry.name: entry.size for entry in store.tree()}
+                    self._store = store
+                self._copy(self._store)
+            except (StoreError, OSError) as error:
+                self._store = None  # the next client reads credentials again, which may have been renewed
+                if time.monotonic() >= self._silent_until:
+                    self._silent_until = time.monotonic() + _COMPLAIN_EVERY
+                    log.warning("the logs cannot be copied to the bucket now: %s", error)
+
+    def _copy(self, store: S3Store) -> None:
+        folder = self._places.run_folder
+        for path in sorted(folder.rglob("*")):
+            checkpoint = self._places.local in path.parents
+            if path.name.startswith(".") or checkpoint or not path.is_file() or path.is_symlink():
+                continue
+            name, status = path.relative_to(folder).as_posix(), path.stat()
+            stamp = (status.st_size, status.st_mtime_ns)
+            if self._copied.get(name) == stamp:
+                continue
+            if _grows(name) and status.st_size < self._sizes.get(name, 0) and not self._finished:
+                continue  # The bucket's reaches further than what this process has repeated so far.
+            if not self._may_copy():
+                return
+            with suppress(FileNotFoundError):  # It was a temporary file.
+                # A file that grows meanwhile is copied as it was at one moment.
+                store.put(name, path.read_bytes() if status.st_size <= _IN_MEMORY else path)
+                self._copied[name] = stamp
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every):
+            self.copy()
+        self.copy()
+
+
+def restore_logs(folder: Path, store: S3Store) -> list[str]:
+    """Fetch the logs that the disk lacks, or has less of, so that curves continue where a dead machine left them.
+
+    What cannot be fetched, and what has a name that no file below `folder` can have, is logged in one line, and left.
+    Returns the names of what was fetched.
+    """
+    fetched, refused = [], []
+    entries = store.tree()
+    names = sorted(entry.name for entry in entries)
+    for name, size in entries:
+        after = bisect_left(names, f"{name}/")
+        is_folder = size == 0 and after < len(names) and names[after].startswith(f"{name}/")
+        if name.endswith("/") or is_folder:
+            continue  # What browsers and mounts of buckets put there for a folder.
+        if name == CONFIG:
+            continue  # A config is trusted, and the run writes its own.
+        try:
+            # Whoever can write to the bucket must not reach beyond the run's folder.
+            path = folder / relative_path(name)
+            if name.startswith((".", f"{CHECKPOINTS}/")) or "/." in name:
+                raise ValueError(f"{shown(name)} is not a log")
+            here = path.stat().st_size if path.exists() else -1
+            if here < 0 or (_grows(name) and here < size):
+                store.fetch(name, path)
+                fetched.append(name)
+        except (ValueError, StoreError, OSError) as error:
+            refused.append(str(error))
+    if refused:
+        log.warning("%d of the run's logs in %s were not fetched: %s", len(refused), store.location, refused[0])
+    return fetched
+
+
+def _grows(name: str) -> bool:
+    """Whether a log is only ever appended to, so that the longer one of two reaches further."""
+    return name.endswith((".txt", ".jsonl")) or "tfevents" in name

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from data.text import clean
-from recipes.checkpoints.store import sync
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
+
+
+def sync(descriptor: int) -> None:
+    """`fsync`, where the file system has it: CIFS, shared folders of virtual machines and many FUSE ones do not."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:

@@ -27,12 +27,11 @@ from tqdm import tqdm
 
 from data.text import Formatter
 from recipes.checkpoints.manifest import position_in_words
-from recipes.checkpoints.store import sync
 from recipes.config import LoggersConfig
 from recipes.errors import InputError
 from recipes.json_text import to_json
 from recipes.watch.figures import Clock, is_figure, numbers
-from recipes.watch.files import duration, replace_file
+from recipes.watch.files import duration, replace_file, sync
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

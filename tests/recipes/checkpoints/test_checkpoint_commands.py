@@ -6,17 +6,16 @@ import sys
 import pytest
 
 from recipes.checkpoints.__main__ import main
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.s3 import S3Store
+from recipes.checkpoints.store import LocalStore, S3Store
 from recipes.cli import run_command
-from tests.recipes.checkpoints.tiny import Tiny, damage
+from tests.recipes.checkpoints.tiny import damage, save
 
 YAML = "run_name: tiny\ndevice_batch_size: 8\ndata: {path: nowhere}\n"
 
 
 @pytest.fixture
 def type_in(tmp_path, monkeypatch, capsys):
-    """Run a command on the tiny run's YAML: its status, and what it printed on both streams."""
+    """Run a command on the run's YAML: its status, and what it printed on both streams."""
     yaml = tmp_path / "tiny.yaml"
     yaml.write_text(YAML)
 
@@ -30,86 +29,68 @@ def type_in(tmp_path, monkeypatch, capsys):
     return type_in
 
 
-def trained(tmp_path, remote=None, **settings):
-    run = Tiny(tmp_path / "runs" / "tiny", remote, **settings)
-    run.places = Places.of(
-        "{runs_folder}/{run_name}/checkpoints" if remote is None else remote, str(tmp_path / "runs"), "tiny"
-    )
-    assert run.go().keys()
-    return run
+@pytest.fixture
+def disk(tmp_path):
+    return LocalStore(tmp_path / "runs" / "tiny" / "checkpoints")
 
 
-def test_list_names_each_checkpoint_with_its_size_and_accuracy(tmp_path, type_in):
-    run = trained(tmp_path)
+def five(store, into=None):
+    """Checkpoints of which the second is the best, in one store or two."""
+    stems = [save(store, batch, top1=0.9 if batch == 2 else 0.1 * batch) for batch in range(1, 6)]
+    if into is not None:
+        for entry in store.entries():
+            into.put(entry.name, store.path(entry.name))
+    return stems
+
+
+def stems_in(store):
+    return {entry.name.split(".")[0] for entry in store.entries()}
+
+
+def test_list_names_each_checkpoint_with_its_size_and_accuracy(disk, type_in):
+    assert type_in("list")[:2] == (0, f"{disk.location}\n  no checkpoints\n")
+    assert type_in("verify")[0] == 0
+    stems = five(disk)
     status, out, _ = type_in("list")
     assert status == 0
     lines = out.splitlines()
-    assert lines[0] == str(run.places.local)
-    assert [line.split()[0] for line in lines[1:]] == run.stems()
-    assert lines[-1].endswith("finished")
-    assert "top-1" in lines[-1]
+    assert lines[0] == disk.location
+    assert [line.split()[0] for line in lines[1:]] == stems
+    assert lines[2].endswith("16 samples  top-1 90.00 %")
 
 
-def test_an_empty_place_is_said_to_be_empty(type_in):
-    status, out, _ = type_in("list")
-    assert status == 0
-    assert out.splitlines()[1].strip() == "no checkpoints"
+def test_verify_finds_what_is_damaged_and_what_is_torn(disk, type_in):
+    first, second, *_, last = five(disk)
     assert type_in("verify")[0] == 0
-
-
-def test_verify_finds_what_is_damaged_and_what_is_torn(tmp_path, type_in):
-    run = trained(tmp_path)
-    assert type_in("verify")[0] == 0
-    first, second = run.stems()[:2]
-    damage(run.places.local / f"{first}.safetensors", "bit")
-    (run.places.local / f"{second}.json").unlink()
+    damage(disk.path(f"{first}.safetensors"), "bit")
+    disk.path(f"{second}.json").unlink()
     status, out, _ = type_in("verify")
     assert status == 1
     found = {line.split()[0]: line.split()[1] for line in out.splitlines()[1:]}
-    assert found[first] == "damaged:"
-    assert found[second] == "torn:"
-    assert found[run.stems()[-1]] == "good"
+    assert (found[first], found[second], found[last]) == ("damaged:", "torn:", "good")
 
 
-def test_pull_brings_the_newest_good_one_to_an_emptied_disk(tmp_path, url, type_in):
-    run = trained(tmp_path, url)
-    newest = run.stems()[-1]
-    shutil.rmtree(tmp_path / "runs")
+def test_pull_fetches_the_newest_good_one_to_an_emptied_disk(disk, url, type_in):
+    *_, older, newest = five(disk, S3Store(url))
+    shutil.rmtree(disk.folder)
     folder = f"checkpoints.folder={url}"
-    status, out, _ = type_in("pull", folder)
-    assert status == 0
-    assert out.strip() == str(run.places.local / f"{newest}.safetensors")
-    assert run.stems() == [newest]
-    (tmp_path / "spoilt").write_bytes(b"x")
-    S3Store(url).put(f"{newest}.safetensors", tmp_path / "spoilt")
+    assert type_in("pull", folder)[:2] == (0, f"{disk.path(newest)}.safetensors\n")
+    assert stems_in(disk) == {newest}
+    S3Store(url).put(f"{newest}.safetensors", b"x")
     status, out, err = type_in("pull", folder)
-    assert status == 0
+    assert (status, out) == (0, f"{disk.path(older)}.safetensors\n")
     assert newest in err
-    assert newest not in out
     assert type_in("verify", folder)[0] == 1
 
 
-def test_pull_without_a_bucket_is_a_mistake(type_in):
-    status, _, err = type_in("pull")
-    assert status == 2
-    assert err.startswith("checkpoints.folder: names no bucket")
-
-
-def test_prune_keeps_the_newest_and_the_best_in_both_places(tmp_path, url, type_in):
-    run = trained(tmp_path, url, keep=9, keep_remote=9)
-    newest = run.stems()[-1]
-    keeps = (f"checkpoints.folder={url}", "checkpoints.keep=1", "checkpoints.keep_remote=1")
+def test_prune_keeps_the_newest_and_the_best_in_both_places(disk, url, type_in):
+    stems = five(disk, S3Store(url))
+    keeps = (f"checkpoints.folder={url}", "checkpoints.keep=1", "checkpoints.keep_remote=2")
     status, out, _ = type_in("prune", *keeps)
     assert status == 0
-    left = run.stems()
-    assert newest in left
-    assert len(left) <= 2
-    removed = {line.rpartition("/")[2] for line in out.splitlines() if str(run.places.local) in line}
-    assert removed
-    assert removed.isdisjoint(left)
-    names = {entry.name.split(".")[0] for entry in S3Store(url).entries() if entry.name.startswith("ep")}
-    assert newest in names
-    assert len(names) <= 2
+    assert stems_in(disk) == {stems[1], stems[4]}
+    assert stems_in(S3Store(url)) == {stems[1], stems[3], stems[4]}
+    assert len(out.splitlines()) == 5
     assert type_in("verify", *keeps)[0] == 0
     assert type_in("prune", *keeps)[:2] == (0, "nothing to remove\n")
 
@@ -126,3 +107,6 @@ def test_a_missing_bucket_is_one_line_and_status_2(url, type_in):
     assert status == 2
     assert "the bucket does not exist" in err
     assert "Traceback" not in out + err
+    status, _, err = type_in("pull")
+    assert status == 2
+    assert err.startswith("checkpoints.folder: names no bucket")

@@ -1,226 +1,232 @@
-"""Which checkpoint a run goes on from, with real files of a real run that were spoilt in every way."""
+"""Which checkpoint a run resumes from, of files spoilt in every way, on a disk and in a bucket (a second folder)."""
 
-import contextlib
 import dataclasses
 import json
-import shutil
+import os
 
 import pytest
 
-from recipes.checkpoints.find import Identity, load_manifest, newest, survey
-from recipes.checkpoints.manifest import DamagedError
-from recipes.checkpoints.store import LocalStore
+from recipes.checkpoints.find import Identity
+from recipes.checkpoints.manifest import load_manifest, survey
+from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.config import RunConfig
 from recipes.errors import InputError
-from tests.recipes.checkpoints.tiny import Tiny, algorithms, damage, identity, same, save
+from tests.recipes.checkpoints.tiny import Dying, damage, identity, look, same, save, search, snapshot
 
-STEMS = ["ep001-ba000006", "ep001-ba000008", "ep002-ba000010"]
+OLDER, NEWER = "ep000-ba000001", "ep000-ba000002"
+TORN = "its data or its manifest is missing"
+FROM_ZERO = "choose another run_name, or start from zero with checkpoints.restart=true"
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """Three checkpoints of a run that was interrupted at batch 10."""
-    tiny = Tiny(tmp_path_factory.mktemp("saved"))
-    tiny.go(tiny.interrupt_at(11, "before_forward"))
-    return tiny.places.local
+class Place(LocalStore):
+    """A folder that can be called otherwise, and in which reading some names fails."""
+
+    def __init__(self, folder, location=None):
+        super().__init__(folder)
+        self.location = location or self.location
+        self.faults = {}
+
+    def read(self, name):
+        if name in self.faults:
+            raise self.faults[name]
+        return super().read(name)
+
+    def fetch(self, name, path):
+        if name in self.faults:
+            raise self.faults[name]
+        super().fetch(name, path)
 
 
 @pytest.fixture
-def folder(saved, tmp_path):
-    """A copy to spoil; the run is interrupted after its second epoch."""
-    shutil.copytree(saved, tmp_path / "run" / "checkpoints")
-    for extra in (tmp_path / "run" / "checkpoints").glob("*ba000012*"):
-        extra.unlink()
-    return tmp_path / "run" / "checkpoints"
+def disk(tmp_path):
+    """An empty one."""
+    return Place(tmp_path / "disk")
 
 
-def look(folder, restart=False, who=None, remote=None):
-    return newest(LocalStore(folder), remote, who or identity(), restart=restart, algorithms=algorithms())
+@pytest.fixture
+def two(disk):
+    """A disk with two checkpoints."""
+    for batch in (1, 2):
+        save(disk, batch)
+    return disk
 
 
-def test_the_newest_is_taken(folder):
-    search = look(folder)
-    assert search.found.manifest.stem == max(survey(LocalStore(folder)).complete)
-    assert search.found.path.stat().st_size == search.found.manifest.files[0].size
-    assert search.found.location == f"{folder}/{search.found.manifest.stem}.safetensors"
-    assert search.skipped == {}
+@pytest.fixture
+def bucket(tmp_path):
+    """With two checkpoints."""
+    bucket = Place(tmp_path / "bucket", "s3://bucket/X/")
+    for batch in (1, 2):
+        save(bucket, batch)
+    return bucket
 
 
-def test_no_folder_and_an_empty_one_mean_from_zero(tmp_path):
-    assert look(tmp_path / "none").found is None
-    (tmp_path / "empty").mkdir()
-    assert look(tmp_path / "empty").found is None
-
-
-@pytest.mark.parametrize("kind", ["bit", "empty", "longer", "0.1", "0.5", "0.99"])
-def test_a_damaged_one_is_named_and_the_next_older_taken(folder, kind, caplog):
-    *_, older, newer = survey(LocalStore(folder)).complete
-    damage(folder / f"{newer}.safetensors", kind)
-    search = look(folder)
-    assert search.found.manifest.stem == older
-    assert list(search.skipped) == [newer]
-    assert newer in caplog.text
-    assert older in caplog.text
-
-
-@pytest.mark.parametrize("kind", ["bit", "empty", "0.3", "0.98"])
-def test_a_damaged_manifest_counts_as_damage(folder, kind, caplog):
-    *_, older, newer = survey(LocalStore(folder)).complete
-    damage(folder / f"{newer}.json", kind)
-    search = look(folder)
-    assert search.found.manifest.stem == older
-    assert newer in caplog.text
-
-
-@pytest.mark.parametrize("lost", ["json", "safetensors"])
-def test_half_a_checkpoint_is_named_and_passed_over(folder, lost, caplog):
-    *_, older, newer = survey(LocalStore(folder)).complete
-    (folder / f"{newer}.{lost}").unlink()
-    search = look(folder)
-    assert search.found.manifest.stem == older
-    reason = "its data or its manifest is missing"
-    assert search.skipped == {newer: reason}
-    going_on = f"going on from {search.found.manifest.describe()}"
-    assert caplog.messages == [f"checkpoint {newer} passed over: {reason}; {going_on}"]
-
-
-def test_two_damaged_ones_in_a_row(folder):
-    oldest, *rest = survey(LocalStore(folder)).complete
-    for stem in rest:
-        damage(folder / f"{stem}.safetensors", "bit")
-    assert look(folder).found.manifest.stem == oldest
-
-
-def test_where_none_can_be_used_starting_from_zero_is_refused_unless_told_to(folder, caplog):
-    stems = survey(LocalStore(folder)).complete
-    for stem in stems:
-        damage(folder / f"{stem}.safetensors", "0.5")
+def refusal(*places, **settings):
     with pytest.raises(InputError) as refused:
-        look(folder)
-    assert all(stem in str(refused.value) for stem in stems)
-    assert refused.value.lines[-1] == (
-        f"{folder}: checkpoints of tiny are there, but none can be used; mend them, choose another run_name, or start "
-        "from zero with checkpoints.restart=true"
-    )
-    caplog.clear()
-    search = look(folder, restart=True)
-    assert search.found is None
-    reasons = {f"checkpoint {stem} passed over: {search.skipped[stem]}" for stem in stems}
-    assert set(caplog.messages) == reasons
-
-
-def test_a_lost_manifest_is_no_reason_to_start_from_zero(folder):
-    for path in folder.glob("*.json"):
-        path.unlink()
-    with pytest.raises(InputError, match="none can be used"):
-        look(folder)
-
-
-def test_a_first_checkpoint_that_was_never_completed_is(tmp_path, caplog):
-    (tmp_path / "ep000-ba000002.json.tmp").write_text("{}")
-    (tmp_path / "ep000-ba000002.safetensors").write_bytes(b"half")
-    search = look(tmp_path)
-    assert search.found is None
-    assert caplog.messages == ["checkpoint ep000-ba000002 was begun and never completed"]
-
-
-def refusal(folder, who):
-    with pytest.raises(InputError) as refused:
-        look(folder, who=who)
+        search(*places, **settings)
     return refused.value.lines
 
 
-def test_another_run_is_refused(folder):
-    assert refusal(folder, identity("other")) == (
-        f"{folder}: holds checkpoints of run 'tiny', not of 'other'; choose another checkpoints.folder, or that run's "
-        "run_name",
-    )
+# --- on a disk ------------------------------------------------------------------------------------------------------
 
 
-def test_another_recipe_is_refused_with_the_keys_that_differ(folder):
-    newest = survey(LocalStore(folder)).complete[-1]
-    assert refusal(folder, identity(lr=0.2)) == (
-        f"{folder}: {newest} was made by another recipe; to go on from it these keys must be as they were, to "
-        "begin anew choose another run_name:",
+def test_the_newest_is_taken_and_a_longer_number_is_newer_than_a_shorter_one(disk):
+    for epoch, batch in ((9, 999_999), (9, 1_000_000), (10, 1_000_000), (8, 1_000_001)):
+        save(disk, batch, epoch=epoch)
+    found, skipped, _ = search(disk)
+    assert found.manifest.stem == "ep008-ba1000001"
+    assert found.location == f"{disk.folder}/ep008-ba1000001.safetensors"
+    assert skipped == {}
+    damage(disk.path("ep008-ba1000001.safetensors"), "bit")
+    assert look(disk).manifest.stem == "ep010-ba1000000"
+
+
+def test_no_folder_and_an_empty_one_mean_from_zero(disk):
+    assert look(disk) is None
+    disk.folder.mkdir()
+    assert look(disk) is None
+
+
+@pytest.mark.parametrize("kind", ["bit", "empty", "longer", "0.1", "0.98"])
+@pytest.mark.parametrize("ending", ["safetensors", "json"])
+def test_a_damaged_file_is_named_and_the_next_older_taken(two, kind, ending, caplog):
+    damage(two.path(f"{NEWER}.{ending}"), kind)
+    found, skipped, _ = search(two)
+    assert found.manifest.stem == OLDER
+    assert list(skipped) == [NEWER]
+    assert f"{NEWER} skipped: {two.location}: " in caplog.text
+    assert f"resuming from {OLDER}" in caplog.text
+
+
+def test_only_regular_files_are_read(two):
+    path = two.path(f"{NEWER}.safetensors")
+    for plant in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+        path.unlink()
+        plant(path)
+        assert look(two).manifest.stem == OLDER
+
+
+@pytest.mark.parametrize("lost", ["json", "safetensors"])
+def test_half_a_checkpoint_is_named_and_skipped(two, lost, caplog):
+    two.path(f"{NEWER}.{lost}").unlink()
+    found, skipped, _ = search(two)
+    assert found.manifest.stem == OLDER
+    assert skipped == {NEWER: TORN}
+    assert caplog.messages == [f"checkpoint {NEWER} skipped: {TORN}; resuming from {found.manifest.describe()}"]
+
+
+def test_where_none_can_be_used_starting_from_zero_is_refused_unless_restart_says_so(two, caplog):
+    for stem in (NEWER, OLDER):
+        damage(two.path(f"{stem}.safetensors"), "0.5")
+    lines = refusal(two)
+    assert [line.split(":")[0] for line in lines[:2]] == [f"checkpoint {NEWER}", f"checkpoint {OLDER}"]
+    assert lines[2] == f"{two.folder}: checkpoints of tiny exist, but none can be used; repair them, {FROM_ZERO}"
+    caplog.clear()
+    found, skipped, _ = search(two, restart=True)
+    assert found is None
+    assert set(caplog.messages) == {f"checkpoint {stem} skipped: {skipped[stem]}" for stem in (NEWER, OLDER)}
+    for stem in (NEWER, OLDER):
+        two.path(f"{stem}.json").unlink()  # a lost manifest is no reason to start from zero either
+    assert "none can be used" in refusal(two)[-1]
+
+
+def test_a_first_checkpoint_that_was_never_completed_is_one(disk, caplog):
+    disk.put(f"{NEWER}.json.tmp", b"{}")
+    disk.put(f"{NEWER}.safetensors", b"half")
+    assert look(disk) is None
+    assert caplog.messages == [f"checkpoint {NEWER} was started but never completed"]
+
+
+def test_an_older_format_is_said_in_a_line_and_starts_only_with_restart(disk):
+    disk.put(f"{NEWER}.pt", b"pickled")
+    disk.put(f"{NEWER}.json", b"{}")
+    (line,) = refusal(disk)
+    assert line.startswith(f"{disk.folder}/{NEWER}.pt: is a checkpoint in an older format")
+    assert line.endswith(FROM_ZERO)
+    assert look(disk, restart=True) is None
+    save(disk, 3)
+    assert look(disk).manifest.batch == 3
+
+
+def test_a_manifest_cannot_point_elsewhere(two):
+    manifest = load_manifest(two, NEWER)
+    elsewhere = manifest.file.model_copy(update={"name": f"../disk/{NEWER}.safetensors"})
+    two.put(f"{NEWER}.json", manifest.model_copy(update={"files": (elsewhere,)}).to_json())
+    assert NEWER in search(two).skipped
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"config":' * 100_000, json.dumps({"files": [{}] * 99}), "x" * 10**7])
+def test_a_manifest_of_great_depth_or_size_is_refused(two, text):
+    two.put(f"{NEWER}.json", text.encode())
+    assert look(two).manifest.stem == OLDER
+
+
+def test_a_file_larger_than_the_memory_is_skipped(two):
+    """A sparse one takes no room on the disk."""
+    try:
+        os.truncate(two.path(f"{NEWER}.safetensors"), 7 * 2**40)
+    except OSError:
+        pytest.skip("no such files on this disk")
+    manifest = load_manifest(two, NEWER)
+    entry = manifest.file.model_copy(update={"size": 7 * 2**40})
+    two.put(f"{NEWER}.json", manifest.model_copy(update={"files": (entry,)}).to_json())
+    assert look(two).manifest.stem == OLDER
+
+
+def test_a_run_resumes_past_a_damaged_checkpoint_and_restarts_past_all_to_the_same_weights(tiny, untouched):
+    tiny.go(tiny.interrupt_at(7))
+    older, newer = tiny.stems()[-2:]
+    damage(tiny.places.local / f"{newer}.safetensors", "bit")
+    stop = tiny.go(tiny.interrupt_at(9))
+    assert tiny.resume.manifest.stem == older
+    assert tiny.resume.damaged == (newer,)
+    for stem in tiny.stems():
+        damage(tiny.places.local / f"{stem}.safetensors", "0.5")
+    stop = tiny.go(tiny.interrupt_at(3), restart=True)
+    assert stop.saved
+    assert same(tiny.go(), untouched)
+    assert tiny.resume.manifest.batch == 3
+    assert tiny.find().finished
+
+
+# --- another run's, recipe's or dataset's ---------------------------------------------------------------------------
+
+
+def test_another_run_is_refused(two, bucket, tmp_path):
+    other = {"who": identity("other")}
+    rest = "holds checkpoints of run 'tiny', not of 'other'; choose another checkpoints.folder, or that run's run_name"
+    assert refusal(two, **other) == (f"{two.folder}: {rest}",)
+    assert refusal(Place(tmp_path / "empty"), bucket, **other) == (f"s3://bucket/X/: {rest}",)
+
+
+def test_another_recipe_is_refused_with_the_keys_that_differ(two):
+    assert refusal(two, who=identity(lr=0.2)) == (
+        f"{two.folder}: {NEWER} was made by another recipe; to resume from it, set these keys back; to start again, "
+        "choose another run_name:",
         "  optimizer.lr: now 0.2, in the checkpoint 0.1",
     )
 
 
 @pytest.mark.parametrize("batch_size", ["x" * 1000, [1] * 1000, {}, {"a": {"b": None}}, None, True, 10**39])
-def test_another_recipe_whose_batch_size_is_anything_is_refused_in_lines(folder, batch_size):
-    store, stem = LocalStore(folder), survey(LocalStore(folder)).complete[-1]
-    config = {"device_batch_size": batch_size}
-    changed = load_manifest(store, stem).model_copy(
-        update={"config": config, "config_digest": "x", "world_size": 10**12}
-    )
-    store.put(f"{stem}.json", changed.to_json())
-    assert "made by another recipe" in refusal(folder, identity())[0]
+def test_another_recipe_whose_batch_size_is_anything_is_refused_in_lines(two, batch_size):
+    changes = {"config": {"device_batch_size": batch_size}, "config_digest": "x", "world_size": 10**12}
+    two.put(f"{NEWER}.json", load_manifest(two, NEWER).model_copy(update=changes).to_json())
+    assert "made by another recipe" in refusal(two)[0]
 
 
-def test_other_data_are_refused_where_both_sides_know_them(tmp_path):
-    store, known = LocalStore(tmp_path), dataclasses.replace(identity(), train_images=24, classes=("cat", "dog"))
-    save(store, 1, who=known)
+def test_other_data_are_refused_where_both_sides_know_them(disk):
+    known = dataclasses.replace(identity(), train_images=24, classes=("cat", "dog"))
+    save(disk, 1, who=known)
     for other in ({}, {"train_images": None}, {"classes": ()}, {"train_images": None, "classes": ()}):
-        assert look(tmp_path, who=dataclasses.replace(known, **other)).found
-    the_rest = "; to go on from it the data must be as they were, to begin anew choose another run_name"
-    assert refusal(tmp_path, dataclasses.replace(known, train_images=23)) == (
-        f"data.path: holds 23 training images, ep000-ba000001 at {tmp_path} was trained on 24{the_rest}",
+        assert look(disk, who=dataclasses.replace(known, **other))
+    rest = "; to resume from it, use the same data; to start again, choose another run_name"
+    assert refusal(disk, who=dataclasses.replace(known, train_images=23)) == (
+        f"data.path: holds 23 training images, {OLDER} at {disk.folder} was trained on 24{rest}",
     )
-    assert refusal(tmp_path, dataclasses.replace(known, classes=("cat", "cow", "dog"))) == (
-        f"data.path: holds 3 classes, and not the 2 that ep000-ba000001 at {tmp_path} was trained on{the_rest}",
+    assert refusal(disk, who=dataclasses.replace(known, classes=("cat", "cow", "dog"))) == (
+        f"data.path: holds 3 classes, and not the 2 that {OLDER} at {disk.folder} was trained on{rest}",
     )
-    save(store, 2)  # of an older version, which noted neither
-    assert look(tmp_path, who=known).found.manifest.batch == 2
-
-
-def test_a_manifest_cannot_point_elsewhere(folder):
-    newer = survey(LocalStore(folder)).complete[-1]
-    manifest = load_manifest(LocalStore(folder), newer)
-    elsewhere = manifest.files[0].model_copy(update={"name": f"../checkpoints/{newer}.safetensors"})
-    (folder / f"{newer}.json").write_bytes(manifest.model_copy(update={"files": (elsewhere,)}).to_json())
-    search = look(folder)
-    assert newer in search.skipped
-
-
-def test_names_are_taken_in_the_order_of_positions(tmp_path, folder):
-    store = LocalStore(tmp_path / "order")
-    for stem in ("ep002-ba1000000", "ep010-ba000100", "ep009-ba000100"):
-        for ending in ("safetensors", "json"):
-            store.put(f"{stem}.{ending}", b"x")
-    store.put("notes.txt", b"mine")
-    store.put("ep1.safetensors", b"not ours")
-    assert survey(store).complete == ("ep009-ba000100", "ep010-ba000100", "ep002-ba1000000")
-    assert survey(store).torn == ()
-
-
-def test_a_longer_number_is_newer_than_a_shorter_one(tmp_path):
-    store = LocalStore(tmp_path)
-    for epoch, batch in ((9, 999_999), (9, 1_000_000), (10, 1_000_000), (8, 1_000_001)):
-        save(store, batch, epoch=epoch)
-    search = look(tmp_path)
-    assert search.found.manifest.stem == "ep008-ba1000001"
-    damage(tmp_path / "ep008-ba1000001.safetensors", "bit")
-    assert look(tmp_path).found.manifest.stem == "ep010-ba1000000"
-
-
-def test_a_run_goes_on_past_a_damaged_checkpoint_to_the_same_weights(folder, untouched):
-    tiny = Tiny(folder.parent)
-    newer = survey(LocalStore(folder)).complete[-1]
-    damage(folder / f"{newer}.safetensors", "bit")
-    weights = tiny.go()
-    assert newer in tiny.resume.damaged
-    assert same(weights, untouched)
-    assert look(folder).found.manifest.finished
-
-
-def test_restart_trains_from_zero_and_its_checkpoints_are_then_the_newest(folder, untouched):
-    for stem in survey(LocalStore(folder)).complete:
-        damage(folder / f"{stem}.safetensors", "0.5")
-    tiny = Tiny(folder.parent, epochs=3)
-    stop = tiny.go(tiny.interrupt_at(3), restart=True)
-    assert stop.saved
-    assert look(folder).found.manifest.batch == 3
-    assert same(tiny.go(), untouched)
+    save(disk, 2)  # of an older version, which noted neither
+    assert look(disk, who=known).manifest.batch == 2
 
 
 def real(**more):
@@ -234,25 +240,122 @@ def test_identity_of_a_real_config_leaves_out_what_may_hold_keys_to_a_service():
     assert who.config["optimizer"]["lr"] == config.optimizer.lr
 
 
-def test_a_run_knows_its_own_checkpoint_on_any_number_of_devices_with_the_same_global_batch(tmp_path):
-    store = LocalStore(tmp_path)
-    save(store, 1, who=Identity.of(real(), 4, 24, ["cat", "dog"]), world_size=4)
+def test_a_run_knows_its_own_checkpoint_on_any_number_of_devices_with_the_same_global_batch(disk):
+    save(disk, 1, who=Identity.of(real(), 4, 24, ["cat", "dog"]))
     again = Identity.of(real(device_batch_size=16), 2, 24, ["cat", "dog"])
-    found = look(tmp_path, who=again).found
+    found = look(disk, who=again)
     assert again.differences(found.manifest) == []
     assert (found.manifest.run_name, found.manifest.train_images, found.manifest.classes) == ("r", 24, ("cat", "dog"))
-    *_, line = refusal(tmp_path, Identity.of(real(), 2))
-    assert line == "  global_batch_size: now 16, in the checkpoint 32"
+    assert refusal(disk, who=Identity.of(real(), 2))[-1] == "  global_batch_size: now 16, in the checkpoint 32"
 
 
-def test_every_bit_of_a_manifest_counts(folder):
-    store = LocalStore(folder)
-    stem = survey(store).complete[-1]
-    original = (folder / f"{stem}.json").read_bytes()
-    manifest = load_manifest(store, stem)
-    for at in range(0, 8 * len(original), 5):
-        changed = bytearray(original)
-        changed[at // 8] ^= 1 << at % 8
-        (folder / f"{stem}.json").write_bytes(bytes(changed))
-        with contextlib.suppress(DamagedError):  # white space does not count
-            assert load_manifest(store, stem) == manifest
+# --- on a disk and in a bucket --------------------------------------------------------------------------------------
+
+
+def is_whole(disk, stem):
+    """The disk has this checkpoint, and nothing else."""
+    assert disk.path(f"{stem}.safetensors").read_bytes() == b"".join(snapshot(int(stem[-6:])).payload)
+    return sorted(path.name for path in disk.folder.iterdir()) == [f"{stem}.json", f"{stem}.safetensors"]
+
+
+def test_the_newest_of_the_bucket_is_fetched_and_is_then_the_disks(disk, bucket):
+    found = look(disk, bucket)
+    assert found.location == f"s3://bucket/X/{NEWER}.safetensors"
+    assert is_whole(disk, NEWER)
+    assert look(disk, bucket).location == f"{disk.folder}/{NEWER}.safetensors"
+    assert look(disk).manifest == found.manifest
+
+
+@pytest.mark.parametrize("fault", ["damaged", "json", "safetensors"])
+def test_one_that_is_damaged_or_torn_on_the_disk_is_mended_from_the_bucket(disk, bucket, fault):
+    save(disk, 2)
+    if fault == "damaged":
+        damage(disk.path(f"{NEWER}.safetensors"), "bit")
+    else:
+        disk.path(f"{NEWER}.{fault}").unlink()
+    found, skipped, _ = search(disk, bucket)
+    assert found.location == f"s3://bucket/X/{NEWER}.safetensors"
+    assert skipped == {}
+    assert is_whole(disk, NEWER)
+
+
+def test_a_death_at_any_step_of_mending_is_mended_by_the_next_try(tmp_path, bucket):
+    for steps in range(10):
+        disk, dying = Place(tmp_path / str(steps)), Dying(tmp_path / str(steps), steps)
+        save(disk, 2)
+        damage(disk.path(f"{NEWER}.safetensors"), "bit")
+        survived = True
+        try:
+            look(dying, bucket)
+        except KeyboardInterrupt:
+            survived = False
+        assert survey(disk).torn == ()  # else it would count as damage where the bucket cannot be reached
+        assert look(disk, bucket).manifest.stem == NEWER
+        disk.path(f"{NEWER}.json.tmp").unlink(missing_ok=True)  # the mark of the very last step goes with the rest
+        assert is_whole(disk, NEWER)
+        if survived:
+            break
+    assert survived
+    assert steps == 4
+
+
+@pytest.mark.parametrize(("lost", "reason"), [("json", "manifest"), ("safetensors", "data")])
+def test_what_was_deleted_since_the_bucket_was_listed_is_skipped(disk, bucket, lost, reason):
+    bucket.faults[f"{NEWER}.{lost}"] = FileNotFoundError()
+    found, skipped, _ = search(disk, bucket)
+    assert found.manifest.stem == OLDER
+    assert skipped == {NEWER: f"s3://bucket/X/: its {reason} is missing"}
+    assert is_whole(disk, OLDER)
+
+
+def test_a_damaged_one_of_the_bucket_leaves_nothing_on_the_disk(disk, bucket):
+    damage(bucket.path(f"{NEWER}.safetensors"), "bit")
+    assert look(disk, bucket).manifest.stem == OLDER
+    assert is_whole(disk, OLDER)
+
+
+@pytest.mark.parametrize("name", [f"{NEWER}.json", f"{NEWER}.safetensors"])
+def test_a_bucket_that_fails_is_no_reason_to_take_an_older_one(disk, bucket, name):
+    save(disk, 1)
+    bucket.faults[name] = StoreError("s3://bucket/X: cannot be reached")
+    with pytest.raises(StoreError, match="cannot be reached"):
+        look(disk, bucket)
+
+
+def test_a_disk_that_fails_is_skipped_where_the_bucket_has_it(disk, bucket):
+    save(disk, 2)
+    disk.faults[f"{NEWER}.json"] = StoreError("disk: Input/output error")
+    assert look(disk, bucket).location == f"s3://bucket/X/{NEWER}.safetensors"
+    found, skipped, _ = search(disk, restart=True)
+    assert found is None
+    assert skipped == {NEWER: "disk: Input/output error"}
+
+
+def test_each_place_says_why_its_copy_was_not_taken(disk, bucket):
+    save(disk, 2)
+    for place in (disk, bucket):
+        for entry in place.entries():
+            if entry.name.endswith(".safetensors"):
+                damage(place.path(entry.name), "longer")
+    new, old = (sum(map(len, snapshot(batch).payload)) for batch in (2, 1))
+    assert refusal(disk, bucket) == (
+        f"checkpoint {NEWER}: {disk.folder}: {new + 1} bytes instead of {new}; "
+        f"s3://bucket/X/: {new + 1} bytes instead of {new}",
+        f"checkpoint {OLDER}: s3://bucket/X/: {old + 1} bytes instead of {old}",
+        f"{disk.folder} and s3://bucket/X/: checkpoints of tiny exist, but none can be used; repair them, {FROM_ZERO}",
+    )
+
+
+def test_a_disk_on_which_the_buckets_cannot_be_kept_is_named(disk, bucket):
+    disk.path(f"{NEWER}.safetensors").mkdir(parents=True)
+    with pytest.raises(StoreError) as failed:
+        look(disk, bucket)
+    assert str(failed.value) == f"{disk.folder / NEWER}.safetensors: Is a directory"
+
+
+def test_an_object_of_another_size_is_refused_before_it_fills_the_disk(disk, bucket):
+    with bucket.path(f"{NEWER}.safetensors").open("ab") as file:
+        file.truncate(2**40)  # a hole: only its size is large
+    found, skipped, _ = search(disk, bucket)
+    assert found.manifest.stem == OLDER
+    assert f"{2**40} bytes instead of" in skipped[NEWER]

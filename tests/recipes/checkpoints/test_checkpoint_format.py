@@ -17,10 +17,8 @@ from composer import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipes.checkpoints.find import load_manifest
-from recipes.checkpoints.format import pack, unpack
+from recipes.checkpoints.format import pack, restore, restore_generators, unpack
 from recipes.checkpoints.manifest import DamagedError
-from recipes.checkpoints.store import LocalStore
 from recipes.errors import InputError
 from tests.recipes.checkpoints.mutants import tree_of, with_tree
 from tests.recipes.checkpoints.tiny import Tiny, content_of, plant
@@ -94,6 +92,15 @@ def test_what_is_packed_is_unpacked_with_its_types_and_memory_layout(content):
     assert equal(unpack(whole(content)), content)
 
 
+def test_what_is_packed_does_not_change_with_what_is_trained():
+    for tensor in (torch.ones(3, 4), torch.ones(4, 6)[:, ::2].t(), torch.ones(2, 3, 4, 5).permute(0, 3, 1, 2)):
+        before, packed = tensor.clone(), pack({"weights": tensor, "array": tensor.numpy()})
+        tensor.zero_()
+        content = unpack(b"".join(packed))
+        assert torch.equal(content["weights"], before)
+        assert np.array_equal(content["array"], before.numpy())
+
+
 def test_any_safetensors_reader_opens_a_checkpoint(run):
     path = run.places.local / f"{NEWEST}.safetensors"
     tensors = safetensors.torch.load_file(path)
@@ -152,7 +159,7 @@ def test_a_text_of_an_algorithm_in_the_file_is_not_evaluated(run, tmp_path):
     """Composer evaluates `repr` of what it loads, which is the run's own; a file's is refused."""
     evil = f"BlurPool(*[__import__('os').system('touch {tmp_path}/proof')][:0])"
     tampered(run, lambda content: content["state"]["algorithms"][0][1].update(repr=evil))
-    with pytest.raises(InputError, match=f"{NEWEST}.*: does not fit this run: algorithms/BlurPool has other parts"):
+    with pytest.raises(InputError, match=f"{NEWEST}.*: does not fit this run: algorithms/BlurPool has other keys"):
         run.go()
     assert not (tmp_path / "proof").exists()
 
@@ -168,6 +175,7 @@ def test_a_text_of_an_algorithm_in_the_file_is_not_evaluated(run, tmp_path):
         lambda state: state.update(algorithms=None),
         lambda state: state.update(model=[]),
         lambda state: state["model"].update(x="text"),
+        lambda state: state["model"].update({5: torch.zeros(1)}),
         lambda state: state.pop("optimizers"),
         lambda state: state["timestamp"]["Timestamp"].update(batch=3),
         lambda state: state["timestamp"]["Timestamp"].update(batch="4"),
@@ -213,10 +221,11 @@ def test_what_is_no_state_of_this_run_is_skipped_and_the_older_one_taken(run, ch
         lambda state: state.update(callbacks=7),
     ],
 )
-def test_what_does_not_fit_this_run_is_one_line_and_no_traceback(run, change):
-    tampered(run, lambda content: change(content["state"]))
+def test_what_does_not_fit_this_run_is_one_line_and_no_traceback(saved, change):
+    state = content_of(saved.places.local, NEWEST)["state"]
+    change(state)
     with pytest.raises(InputError) as refused:
-        run.go()
+        restore(saved.state, state, saved.logger, NEWEST)
     assert len(refused.value.lines) == 1
     assert NEWEST in refused.value.lines[0]
 
@@ -232,29 +241,11 @@ def test_what_does_not_fit_this_run_is_one_line_and_no_traceback(run, change):
         lambda one: one | {"numpy": (*one["numpy"][:2], -1, 0, 0.0)},
     ],
 )
-def test_generators_that_are_none_are_refused_in_one_line(run, generators):
-    tampered(run, lambda content: content.update(rng=[generators(content["rng"][0])]))
-    with pytest.raises(InputError, match=f"{NEWEST}.*its random generators are malformed") as refused:
-        run.go()
+def test_generators_that_are_none_are_refused_in_one_line(saved, generators):
+    (own,) = content_of(saved.places.local, NEWEST)["rng"]
+    with pytest.raises(InputError, match=f"{NEWEST}: its random generators are malformed") as refused:
+        restore_generators([generators(own)], NEWEST)
     assert len(refused.value.lines) == 1
-
-
-def test_names_of_weights_that_are_no_text_are_refused(run):
-    tampered(run, lambda content: content["state"]["model"].update({5: torch.zeros(1)}))
-    assert run.find().manifest.stem == OLDER
-
-
-def test_a_file_larger_than_the_memory_is_passed_over(run):
-    """A sparse one takes no room on the disk."""
-    store, path = LocalStore(run.places.local), run.places.local / f"{NEWEST}.safetensors"
-    try:
-        os.truncate(path, 7 * 2**40)
-    except OSError:
-        pytest.skip("no such files on this disk")
-    manifest = load_manifest(store, NEWEST)
-    entry = manifest.files[0].model_copy(update={"size": 7 * 2**40})
-    store.put(f"{NEWEST}.json", manifest.model_copy(update={"files": (entry,)}).to_json())
-    assert run.find().manifest.stem == OLDER
 
 
 def test_dimensions_and_keys_that_take_hours_are_refused():
@@ -262,41 +253,6 @@ def test_dimensions_and_keys_that_take_hours_are_refused():
         unpack(whole({"w": torch.ones([1] * 20)}))
     with pytest.raises(DamagedError, match="dict is not known or malformed"):
         unpack(whole({2**61 - 1: 0}))
-
-
-def test_where_no_checkpoint_can_be_used_the_run_is_refused(run):
-    for stem in (NEWEST, OLDER):
-        plant(run.places.local, stem, [b"x" * 100])
-    with pytest.raises(InputError, match="none can be used"):
-        run.find()
-
-
-def test_an_older_format_is_said_in_a_line_and_starts_only_with_restart(tiny):
-    tiny.places.local.mkdir(parents=True)
-    torch.save({"state": {}}, tiny.places.local / f"{NEWEST}.pt")
-    (tiny.places.local / f"{NEWEST}.json").write_text("{}")
-    with pytest.raises(InputError, match=f"{NEWEST}.pt: is a checkpoint in an older format.*restart=true") as refused:
-        tiny.find()
-    assert len(refused.value.lines) == 1
-    assert tiny.find(restart=True).load_path is None
-    assert tiny.go(tiny.interrupt_at(3), restart=True).saved
-    assert tiny.find().manifest.batch == 3
-
-
-def test_only_regular_files_of_the_right_size_are_read(run):
-    path = run.places.local / f"{NEWEST}.safetensors"
-    path.unlink()
-    os.mkfifo(path)
-    assert run.find().manifest.stem == OLDER
-    path.unlink()
-    path.symlink_to("/dev/zero")
-    assert run.find().manifest.stem == OLDER
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"config":' * 100_000, json.dumps({"files": [{}] * 99}), "x" * 10**7])
-def test_a_manifest_of_great_depth_or_size_is_refused(run, text):
-    (run.places.local / f"{NEWEST}.json").write_text(text)
-    assert run.find().manifest.stem == OLDER
 
 
 @pytest.mark.parametrize(
@@ -337,39 +293,17 @@ def test_a_tree_that_pack_does_not_write_is_refused_in_a_line(tree):
     assert "\n" not in str(refused.value)
 
 
-def test_two_thousand_mutants_with_true_manifests_are_refused_or_load_to_equal_values(run):
+def test_a_thousand_mutants_with_true_manifests_are_refused_or_load_to_equal_values(run):
     """In a process of its own with a bound on its memory: three times the file. A signal would be its status."""
     path = run.places.local / f"{NEWEST}.safetensors"
     content = content_of(run.places.local, NEWEST)
     content["state"]["model"]["ballast"] = torch.rand(1_000_000)  # so that three times the file is above the noise
     path.write_bytes(whole(content))
-    command = [sys.executable, "-m", "tests.recipes.checkpoints.mutants", str(path), "2000"]
+    command = [sys.executable, "-m", "tests.recipes.checkpoints.mutants", str(path), "1000"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(done.stdout)
-    assert found["refused"] + found["loaded"] == 2000
-    assert found["refused"] > 800
-    assert found["loaded"] > 100
+    assert found["refused"] + found["loaded"] == 1000
+    assert found["refused"] > 400
+    assert found["loaded"] > 50
     assert found["longest"] < 400
-
-
-def test_any_change_of_a_file_without_its_manifest_is_refused(run):
-    path, drawn = run.places.local / f"{NEWEST}.safetensors", random.Random(2)
-    original = path.read_bytes()
-    for _ in range(50):
-        at = drawn.randrange(len(original))
-        path.write_bytes(original[:at] + bytes([original[at] ^ (1 << drawn.randrange(8))]) + original[at + 1 :])
-        assert run.find().manifest.stem == OLDER
-
-
-def test_fuzzed_manifests_are_refused_with_a_message_or_pass_their_own_checks(run):
-    from tests.recipes.checkpoints.mutants import mutate
-
-    drawn = random.Random(1)
-    original = (run.places.local / f"{NEWEST}.json").read_bytes()
-    taken = []
-    for _ in range(300):
-        (run.places.local / f"{NEWEST}.json").write_bytes(mutate(original, drawn))
-        taken.append(run.find().manifest.stem)
-    assert set(taken) <= {NEWEST, OLDER}
-    assert OLDER in taken

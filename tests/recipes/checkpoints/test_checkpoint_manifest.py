@@ -1,12 +1,29 @@
-"""What counts as a checkpoint's manifest and as its file; the reasons are what a user reads in the log."""
+"""What counts as a checkpoint; publishing and removing, with a death at any step. The reasons are what a user reads."""
 
 import copy
 import hashlib
 import json
+import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from recipes.checkpoints.manifest import DamagedError, FileEntry, is_stem, parse, position_in_words, stem_of, verify
+from recipes.checkpoints.format import read_verified
+from recipes.checkpoints.manifest import (
+    DamagedError,
+    FileEntry,
+    is_stem,
+    load_manifest,
+    parse_manifest,
+    position_in_words,
+    prune,
+    stem_of,
+    survey,
+)
+from recipes.checkpoints.store import LocalStore
+from tests.recipes.checkpoints.mutants import mutate
+from tests.recipes.checkpoints.tiny import Dying, look, save
 
 STEM = "ep001-ba000006"
 STORED = {
@@ -43,12 +60,12 @@ def changed(**keys):
 
 def reason(text, stem=STEM):
     with pytest.raises(DamagedError) as damaged:
-        parse(text, stem)
+        parse_manifest(text, stem)
     return str(damaged.value)
 
 
 def test_a_stored_manifest_is_read_and_written_as_it_was():
-    manifest = parse(json.dumps(STORED).encode(), STEM)
+    manifest = parse_manifest(json.dumps(STORED).encode(), STEM)
     assert (manifest.stem, manifest.order, manifest.classes) == (STEM, (6, 1), ("cat", "dög"))
     assert json.loads(manifest.to_json()) == STORED
     assert manifest.describe() == "ep001-ba000006 (after 1 epoch and 1 batch, 48 images)"
@@ -84,7 +101,7 @@ def test_what_is_no_manifest_of_this_checkpoint_is_said(text, message):
 def test_a_file_is_compared_with_its_manifest(tmp_path):
     path, entry = tmp_path / f"{STEM}.safetensors", FileEntry(**FILE)
     path.write_bytes(b"hello")
-    verify(path, entry)
+    read_verified(path, entry)
     for content, message in (
         (b"hell", "4 bytes instead of 5"),
         (b"hello!", "6 bytes instead of 5"),
@@ -93,7 +110,7 @@ def test_a_file_is_compared_with_its_manifest(tmp_path):
     ):
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(DamagedError) as damaged:
-            verify(path, entry)
+            read_verified(path, entry)
         assert str(damaged.value) == message
 
 
@@ -116,3 +133,94 @@ def test_a_stem_is_told_from_other_names():
 )
 def test_a_position_in_words(epochs, batches, words):
     assert position_in_words(epochs, batches) == words
+
+
+def test_names_are_taken_in_the_order_of_positions(tmp_path):
+    store = LocalStore(tmp_path)
+    for stem in ("ep002-ba1000000", "ep010-ba000100", "ep009-ba000100"):
+        for ending in ("safetensors", "json"):
+            store.put(f"{stem}.{ending}", b"x")
+    store.put("notes.txt", b"mine")
+    store.put("ep1.safetensors", b"not ours")
+    assert survey(store).complete == ("ep009-ba000100", "ep010-ba000100", "ep002-ba1000000")
+    assert survey(store).torn == ()
+
+
+def test_no_change_of_a_manifest_makes_it_another_one(tmp_path):
+    store, drawn = LocalStore(tmp_path), random.Random(1)
+    stem = save(store, 1)
+    original, manifest = (tmp_path / f"{stem}.json").read_bytes(), load_manifest(store, stem)
+    changes = [mutate(original, drawn) for _ in range(1000)]
+    for at in range(8 * len(original)):
+        changed = bytearray(original)
+        changed[at // 8] ^= 1 << at % 8
+        changes.append(bytes(changed))
+    refused = 0
+    for changed in changes:
+        try:
+            assert parse_manifest(changed, stem) == manifest  # white space does not count
+        except DamagedError:
+            refused += 1
+    assert refused > 0.9 * len(changes)
+
+
+def test_a_death_at_any_step_of_publishing_and_pruning_loses_nothing_that_was_complete(tmp_path):
+    for steps in range(30):
+        folder = tmp_path / str(steps)
+        store, dying = LocalStore(folder), Dying(folder, steps)
+        save(store, 1)
+        save(store, 2)
+        survived = True
+        try:
+            save(dying, 3)
+            prune(dying, 1)
+        except KeyboardInterrupt:
+            survived = False
+        found = look(store)
+        assert found.manifest.batch in (2, 3)
+        assert found.manifest.batch == 3 or not survived
+        save(store, 4)
+        prune(store, 1)
+        assert [entry.name for entry in store.entries()] == ["ep000-ba000004.json", "ep000-ba000004.safetensors"]
+        if survived:
+            break
+    assert survived
+    assert steps > 8
+
+
+@pytest.mark.parametrize("steps", range(4))
+def test_a_death_during_the_first_save_starts_from_zero(tmp_path, steps):
+    with pytest.raises(KeyboardInterrupt):
+        save(Dying(tmp_path, steps), 1)
+    assert look(LocalStore(tmp_path)) is None
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.booleans(), st.none() | st.floats(0, 1)), min_size=1, max_size=7),
+    st.integers(1, 4),
+    st.sets(st.integers(0, 6), max_size=2),
+)
+def test_pruning_keeps_the_newest_the_best_and_the_protected(tmp_path_factory, checkpoints, keep, protected):
+    store = LocalStore(tmp_path_factory.mktemp("prune"))
+    store.put("notes.txt", b"mine")
+    stems = [save(store, batch, top1=top1) for batch, (_, top1) in enumerate(checkpoints)]
+    known = [top1 for _, top1 in checkpoints if top1 is not None]
+    protect = {stems[index] for index in protected if index < len(stems)}
+    prune(store, keep, protect=protect)
+    left = set(survey(store).complete)
+    assert set(stems[-keep:]) | protect <= left
+    if known:
+        best = max(index for index, (_, top1) in enumerate(checkpoints) if top1 == max(known))
+        assert stems[best] in left
+    assert len(left) <= keep + len(protect) + 1
+    assert store.read("notes.txt") == b"mine"
+
+
+def test_pruning_removes_what_is_incomplete_before_the_newest_and_nothing_after_it(tmp_path):
+    store = LocalStore(tmp_path)
+    for batch in (999_998, 1_000_000):
+        store.put(f"ep000-ba{batch:06d}.json.tmp", b"{}")
+    save(store, 999_999)
+    assert prune(store, 1) == ["ep000-ba999998"]
+    assert survey(store).incomplete == ("ep000-ba1000000",)

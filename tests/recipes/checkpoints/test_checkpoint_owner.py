@@ -9,33 +9,29 @@ import textwrap
 
 import pytest
 
-from recipes.checkpoints import owner as module
-from recipes.checkpoints.owner import NOTE, Owner
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.s3 import S3Store
+from recipes.checkpoints import claim as module
+from recipes.checkpoints.claim import NOTE, Owner
+from recipes.checkpoints.store import Places, S3Store
 from recipes.errors import InputError
 from tests.support import ROOT
 
 HOLD = """
     import sys
     from pathlib import Path
-    from recipes.checkpoints.owner import Owner
-    from recipes.checkpoints.places import Places
-    from recipes.errors import InputError
-    folder, remote = Path(sys.argv[1]), sys.argv[2] or None
-    try:
-        with Owner(Places(folder / "checkpoints", remote, folder), "x"):
-            print("owner", flush=True)
-            sys.stdin.read()
-    except InputError as error:
-        print("refused:", error, flush=True)
+    from recipes.checkpoints.claim import Owner
+    from recipes.checkpoints.store import Places
+    folder = Path(sys.argv[1])
+    with Owner(Places(folder / "checkpoints", sys.argv[2], folder), "x"):
+        print("owner", flush=True)
+        sys.stdin.read()
 """
 
 
 @contextlib.contextmanager
-def another_process(folder, remote=""):
+def another_process(folder, remote):
     command = [sys.executable, "-c", textwrap.dedent(HOLD), str(folder), remote]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "owner\n"
         yield process
         process.kill()
 
@@ -50,54 +46,37 @@ def note(**changes):
     )
 
 
-def test_a_second_start_on_one_disk_is_refused_and_a_killed_owner_is_succeeded_at_once(tmp_path):
-    with another_process(tmp_path) as other:
-        assert other.stdout.readline() == "owner\n"
-        with pytest.raises(InputError, match=f"another process is training x .process {other.pid} on .*, since 2"):
-            Owner(places(tmp_path), "x").__enter__()
+def test_a_second_start_is_refused_and_a_killed_owner_is_succeeded_at_once(tmp_path, url, monkeypatch, caplog):
+    here = tmp_path / "here"
+    with another_process(here, url) as other:
+        who = f"another process is training x .process {other.pid} on .*, since 2"
+        for second, where in ((places(here), here), (places(tmp_path / "there", url), url)):
+            with pytest.raises(InputError, match=f"{where}.*: {who}"):
+                Owner(second, "x").__enter__()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_lock_error", lambda descriptor: module.errno.ENOLCK)
+            with pytest.raises(InputError, match=who):
+                Owner(places(here), "x").__enter__()
+        with Owner(places(tmp_path / "another run"), "x"):
+            pass
         other.kill()
         other.wait()
-        with Owner(places(tmp_path), "x"):
-            assert json.loads((tmp_path / NOTE).read_text())["pid"] == os.getpid()
-
-
-def test_two_runs_that_share_a_folder_of_checkpoints_are_two_owners(tmp_path):
-    with another_process(tmp_path / "a") as other:
-        assert other.stdout.readline() == "owner\n"
-        with pytest.raises(InputError, match="another process"):
-            Owner(Places(tmp_path / "a" / "checkpoints", None, tmp_path / "a"), "x").__enter__()
-        with Owner(places(tmp_path / "b"), "x"):
-            pass
+        with Owner(places(here), "x"):
+            assert json.loads((here / NOTE).read_text())["pid"] == os.getpid()
+        with Owner(places(tmp_path / "there", url), "x") as owner:
+            assert not owner.superseded
+        assert json.loads(S3Store(url).read(NOTE))["released"] is True
+    with Owner(places(tmp_path / "elsewhere", url), "x"):
+        pass
+    monkeypatch.setattr(module, "_lock_error", lambda descriptor: module.errno.ENOLCK)
+    with Owner(places(here), "x"):
+        assert "does not support locks" in caplog.text
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to"):
         Owner(places(tmp_path / "file" / "run"), "x").__enter__()
-
-
-def test_a_disk_without_locks_is_used_unless_the_note_names_a_live_process(tmp_path, monkeypatch, caplog):
-    with another_process(tmp_path) as other:
-        assert other.stdout.readline() == "owner\n"
-        monkeypatch.setattr(module, "_refused", lambda descriptor: module.errno.ENOLCK)
-        with pytest.raises(InputError, match="another process"):
-            Owner(places(tmp_path), "x").__enter__()
-    with Owner(places(tmp_path), "x"):
-        assert "takes no locks" in caplog.text
-
-
-def test_in_a_bucket_a_second_start_is_refused_and_a_killed_owner_succeeded_at_once(tmp_path, url):
-    with another_process(tmp_path / "here", url) as other:
-        assert other.stdout.readline() == "owner\n"
-        with pytest.raises(InputError, match=f"{url}: another process is training x .process {other.pid}"):
-            Owner(places(tmp_path / "there", url), "x").__enter__()
-        other.kill()
-        other.wait()
-        with Owner(places(tmp_path / "there", url), "x") as owner:
-            assert not owner.superseded
-        assert json.loads(S3Store(url).read(NOTE))["released"] is True
-    with Owner(places(tmp_path / "elsewhere", url), "x"):
-        pass
 
 
 @pytest.mark.parametrize("text", [b"", b"null", b"[1]", b"{" * 3000, b'{"pid": 1e400, "host": 3}', b"\xff\x00"])
@@ -113,10 +92,10 @@ def test_a_note_whose_process_is_no_number_names_none(tmp_path):
 
 
 def test_an_owner_on_another_machine_is_waited_for_until_its_note_is_old(tmp_path, url, monkeypatch):
-    monkeypatch.setattr(module, "DEAD_AFTER", 3.0)
+    monkeypatch.setattr(module, "DEAD_AFTER", 2.0)
     S3Store(url).put(NOTE, note().encode())
     with Owner(places(tmp_path, url), "x"):
-        assert S3Store(url).read_with_age(NOTE)[1] < 3.0
+        assert S3Store(url).read_with_age(NOTE)[1] < 2.0
         assert json.loads(S3Store(url).read(NOTE))["pid"] == os.getpid()
 
 
@@ -140,7 +119,7 @@ def test_a_superseded_owner_copies_nothing_more_and_leaves_the_note(tmp_path, ur
         owner.renew(store)
         owner.renew(store)
         assert owner.superseded
-    assert caplog.text.count("nothing more is copied there") == 1
+    assert caplog.text.count("nothing more will be copied there") == 1
     assert json.loads(store.read(NOTE))["id"] == "other"
 
 

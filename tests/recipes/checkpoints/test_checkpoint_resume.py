@@ -1,12 +1,14 @@
-"""What `find_resume` decides."""
+"""How a run begins decides what is its own: the same command resumes, another one that starts again replaces."""
 
 import shutil
 
 import pytest
 
-from recipes.checkpoints.places import Places
+from recipes.checkpoints.manifest import survey
+from recipes.checkpoints.store import LocalStore, Places, S3Store
+from recipes.checkpoints.upload import RECORD
 from recipes.errors import InputError
-from tests.recipes.checkpoints.tiny import Tiny, damage, identity, same
+from tests.recipes.checkpoints.tiny import Tiny, damage, identity, same, save
 
 
 @pytest.fixture(scope="module")
@@ -16,30 +18,38 @@ def saved(tmp_path_factory):
     return tiny
 
 
-def test_autoresume_off_starts_from_zero(saved, tmp_path, untouched):
+@pytest.fixture
+def copy(saved, tmp_path):
+    """The run that was interrupted, to change."""
     shutil.copytree(saved.places.local, tmp_path / "checkpoints")
-    tiny = Tiny(tmp_path)
-    weights = tiny.go(autoresume=False)
-    assert tiny.resume.load_path is None
-    assert same(weights, untouched)
+    return Tiny(tmp_path)
 
 
-def test_autoresume_off_does_not_mix_two_recipes_in_a_folder(saved):
-    other = Tiny(saved.places.run_folder)
-    other.identity = identity(lr=0.2)
-    with pytest.raises(InputError, match="another recipe"):
-        other.find(autoresume=False)
+def test_places(tmp_path):
+    assert Places.of("elsewhere/x", str(tmp_path.parent), tmp_path.name).remote is None
+    remote = Places.of("s3://bucket/x/", str(tmp_path.parent), tmp_path.name)
+    assert (remote.local, remote.remote) == (tmp_path / "checkpoints", "s3://bucket/x")
+
+
+# --- with a checkpoint that the user names --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "form", ["{0}", "{0}/checkpoints", "{0}/checkpoints/{1}.safetensors", "{0}/checkpoints/{1}.json"]
+    ("form", "batch"),
+    [
+        ("{0}", 7),
+        ("{0}/checkpoints", 7),
+        ("{0}/checkpoints/{1}.safetensors", 6),
+        ("{0}/checkpoints/{1}.json", 6),
+    ],
 )
-def test_a_named_checkpoint_of_another_run_is_taken(saved, tmp_path, untouched, form):
+def test_a_named_checkpoint_of_another_run_is_taken(saved, tmp_path, untouched, form, batch):
     tiny = Tiny(tmp_path)
     tiny.identity = identity("branch")
-    weights = tiny.go(resume=form.format(saved.places.run_folder, "ep001-ba000006"))
-    assert tiny.resume.manifest.batch == (6 if form.endswith(("safetensors", "json")) else 7)
-    assert same(weights, untouched)
+    how = {"resume": form.format(saved.places.run_folder, "ep001-ba000006")}
+    assert tiny.find(**how).manifest.batch == batch
+    if form == "{0}":
+        assert same(tiny.go(**how), untouched)
 
 
 @pytest.mark.parametrize(
@@ -52,13 +62,13 @@ def test_a_named_checkpoint_of_another_run_is_taken(saved, tmp_path, untouched, 
         ("{0}/checkpoints/ep001-ba000006.safetensors", "instead of"),
     ],
 )
-def test_a_named_checkpoint_that_cannot_be_used_is_refused(saved, tmp_path, path, message):
-    shutil.copytree(saved.places.local, tmp_path / "checkpoints")
+def test_a_named_checkpoint_that_cannot_be_used_is_refused(copy, tmp_path, path, message):
     (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
     (tmp_path / "empty").mkdir()
     damage(tmp_path / "checkpoints" / "ep001-ba000006.safetensors", "0.5")
     with pytest.raises(InputError, match=message):
         Tiny(tmp_path / "run").find(resume=path.format(tmp_path))
+    assert not list((tmp_path / "run").rglob("ep*"))
 
 
 def test_a_named_checkpoint_of_another_recipe_is_refused(saved, tmp_path):
@@ -68,7 +78,84 @@ def test_a_named_checkpoint_of_another_recipe_is_refused(saved, tmp_path):
         tiny.find(resume=str(saved.places.local))
 
 
-def test_places(tmp_path):
-    assert Places.of("elsewhere/x", str(tmp_path.parent), tmp_path.name).remote is None
-    remote = Places.of("s3://bucket/x/", str(tmp_path.parent), tmp_path.name)
-    assert (remote.local, remote.remote) == (tmp_path / "checkpoints", "s3://bucket/x")
+def test_back_to_an_own_older_checkpoint_removes_the_newer_only(copy, saved):
+    assert copy.find(resume=str(copy.places.local / "ep001-ba000006.safetensors")).manifest.batch == 6
+    assert copy.stems() == [stem for stem in saved.stems() if stem <= "ep001-ba000006"]
+
+
+# --- the same command, and another one ------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["disk", "bucket alone"])
+def place(request, tmp_path):
+    """A run, and what happens to its machine between two starts."""
+    if request.param == "disk":
+        return Tiny(tmp_path / "run"), lambda: None
+    tiny = Tiny(tmp_path / "run", request.getfixturevalue("url"), patience="30s")
+    return tiny, lambda: shutil.rmtree(tiny.places.run_folder)
+
+
+@pytest.mark.parametrize("how", ["autoresume=false", "resume"])
+def test_interrupted_it_resumes_from_its_own_state(place, saved, untouched, how):
+    tiny, lose = place
+    how = {"autoresume": False} if how == "autoresume=false" else {"resume": str(saved.places.local)}
+    stop = tiny.go(tiny.interrupt_at(9), **how)
+    assert stop.status == 75
+    assert "run the same command to resume" in str(stop)
+    lose()
+    assert same(tiny.go(**how), untouched)
+    assert tiny.resume.manifest.batch == 9
+    lose()
+    assert tiny.find(**how).finished
+    assert tiny.find().finished
+
+
+def test_started_again_it_replaces_the_older_run_on_disk_and_in_the_bucket(tmp_path, url):
+    old = Tiny(tmp_path / "old", url, patience="30s")
+    old.go()
+    S3Store(url).put("logs/log.txt", b"of the older run" * 1000)
+    new = Tiny(tmp_path / "new", url, patience="30s")
+    new.go(new.interrupt_at(3), autoresume=False)
+    assert survey(S3Store(url)).complete[-1] == "ep000-ba000003"
+    assert "logs/log.txt" not in {entry.name for entry in S3Store(url).tree()}
+    with pytest.raises(InputError, match="two runs named tiny, started"):
+        old.find()
+    assert old.find(restart=True).manifest.batch == 3
+    assert survey(LocalStore(old.places.local)).complete == ("ep000-ba000003",)
+
+
+def test_what_cannot_be_resumed_starts_again_each_time_until_it_has_finished(tmp_path, untouched):
+    tiny = Tiny(tmp_path)
+    how = {"autoresume": False, "algorithms": {"composer": {"GyroDropout": {}}}}
+    assert "run the same command to start again" in str(tiny.go(tiny.interrupt_at(7), **how))
+    assert same(tiny.go(**how), untouched)
+    assert tiny.resume.manifest is None
+    assert tiny.find(**how).finished
+
+
+def test_killed_while_the_older_is_removed_it_starts_again(copy, monkeypatch):
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.checkpoints.resume.remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            copy.find(autoresume=False)
+    assert copy.find(autoresume=False).manifest is None
+    assert copy.stems() == []
+
+
+def test_another_recipes_or_runs_checkpoints_are_not_replaced(saved, tmp_path):
+    for who in (identity(lr=0.2), identity("another")):
+        tiny = Tiny(tmp_path / who.run_name)
+        kept = save(LocalStore(tiny.places.local), 9, who=who)
+        for how in ({"autoresume": False}, {"resume": str(saved.places.local)}):
+            with pytest.raises(InputError, match=r"made by another recipe|holds checkpoints of run"):
+                tiny.find(**how)
+            assert tiny.stems() == [kept]
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"{}", b'{"at": 1, "how": 2}', b"\xff"])
+def test_a_damaged_record_costs_nothing(copy, text):
+    (copy.places.local / RECORD).write_bytes(text)
+    assert copy.find().manifest.batch == 7

@@ -1,17 +1,17 @@
 """When a run saves, what a checkpoint holds, and that a run in pieces is the run in one."""
 
 import time
-from contextlib import ExitStack
 
 import pytest
 import torch
 
-from recipes.checkpoints.find import load_manifest
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
-from recipes.checkpoints.save import Interval
-from recipes.checkpoints.store import LocalStore
+from recipes.checkpoints.manifest import load_manifest, prune, survey
+from recipes.checkpoints.resume import Resume
+from recipes.checkpoints.save import Writer, parse_interval
+from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.errors import InputError
-from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, same
+from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, look, same, save, snapshot
 
 TOTAL = 3 * BATCHES
 
@@ -21,7 +21,7 @@ TOTAL = 3 * BATCHES
     [("2ep", (2, "ep")), ("500ba", (500, "ba")), ("30s", (30, "s")), ("10m", (600, "s")), ("2h", (7200, "s"))],
 )
 def test_intervals(text, interval):
-    assert Interval.of(text) == interval
+    assert parse_interval(text) == interval
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,9 @@ def test_intervals(text, interval):
         ("1h", ["ep003-ba000015"]),
     ],
 )
-def test_it_saves_when_due_and_at_the_end(tmp_path, interval, expected):
+def test_it_saves_when_due_and_at_the_end_which_changes_nothing_in_the_run(tmp_path, untouched, interval, expected):
     tiny = Tiny(tmp_path, interval=interval, keep=10)
-    tiny.go()
+    assert same(tiny.go(), untouched)
     assert tiny.stems() == expected
 
 
@@ -46,7 +46,7 @@ def test_it_saves_by_time(tmp_path, monkeypatch):
     assert "ep001-ba000007" in tiny.stems()
 
 
-def test_the_manifest_says_where_and_how_good(tiny):
+def test_what_a_finished_run_leaves(tiny):
     tiny.go()
     store = LocalStore(tiny.places.local)
     last = load_manifest(store, "ep003-ba000015")
@@ -55,71 +55,78 @@ def test_the_manifest_says_where_and_how_good(tiny):
     assert last.top1 == tiny.state.eval_metrics["eval"]["MulticlassAccuracy"].compute().item()
     middle = load_manifest(store, "ep002-ba000014")
     assert (middle.epoch, middle.batch_in_epoch, middle.top1, middle.finished) == (2, 4, None, False)
-
-
-@pytest.mark.parametrize("batch", [1, 4, 5, 6, 9, 14, 15])
-def test_interrupted_after_any_step_it_goes_on_to_the_same_weights(tiny, untouched, batch):
-    stop = tiny.go(tiny.interrupt_at(batch))
-    assert stop.saved
-    assert stop.status == EXIT_INTERRUPTED
-    assert "a test" in str(stop)
-    weights = tiny.go()
-    assert tiny.resume.manifest.batch == batch
-    assert same(weights, untouched)
-
-
-@pytest.mark.parametrize("batch", [5, 15])
-@pytest.mark.parametrize("event", ["eval_batch_start", "eval_end"])
-def test_interrupted_in_an_evaluation_the_evaluation_is_repeated(tiny, untouched, batch, event):
-    stop = tiny.go(tiny.interrupt_at(batch, event))
-    if event == "eval_end" and batch == 15:
-        # The evaluation was over: there was nothing left to interrupt.
-        assert same(stop, untouched)
-        return
-    assert stop.saved
-    weights = tiny.go()
-    assert same(weights, untouched)
-    if event == "eval_batch_start":
-        assert (tiny.resume.manifest.epoch, tiny.resume.manifest.batch) == (batch // BATCHES - 1, batch)
-    assert load_manifest(LocalStore(tiny.places.local), "ep003-ba000015").top1 is not None
-
-
-def test_many_interruptions(tmp_path, untouched):
-    tiny = Tiny(tmp_path, interval="1ep")
-    for batch in range(1, TOTAL, 3):
-        assert tiny.go(tiny.interrupt_at(batch)).saved
-    assert same(tiny.go(), untouched)
-
-
-def test_a_finished_run_says_so(tiny):
-    tiny.go()
+    state = content_of(tiny.places.local, "ep003-ba000015")["state"]
+    averages = dict(state["algorithms"])["EMA"]["ema_model"]["named_parameters_dict"]
+    assert same(state["model"], tiny.state.model.state_dict())  # the trained weights, and the averages beside them
+    assert averages.keys() <= dict(tiny.state.model.named_parameters()).keys()
+    assert not torch.equal(averages["module.4.weight"], state["model"]["module.4.weight"])
     assert tiny.find().finished
 
 
-def test_training_weights_and_averages_are_both_there(tiny):
-    tiny.go()
-    state = content_of(tiny.places.local, "ep003-ba000015")["state"]
-    averages = dict(state["algorithms"])["EMA"]["ema_model"]["named_parameters_dict"]
-    assert same(state["model"], tiny.state.model.state_dict())
-    assert averages.keys() <= dict(tiny.state.model.named_parameters()).keys()
-    assert not torch.equal(averages["module.4.weight"], state["model"]["module.4.weight"])
+def test_interrupted_after_any_step_it_resumes_to_the_same_weights(tmp_path, untouched):
+    tiny = Tiny(tmp_path, interval="1ep")
+    for batch in (1, 4, 5, 6, 9, 14, 15):
+        stop = tiny.go(tiny.interrupt_at(batch))
+        assert stop.status == EXIT_INTERRUPTED
+        assert "a test" in str(stop)
+        assert tiny.find().manifest.batch == batch
+    assert same(tiny.go(), untouched)
+    assert tiny.resume.manifest.batch == 15
 
 
-def test_saving_changes_nothing_in_the_run(tmp_path, untouched):
-    assert same(Tiny(tmp_path, interval="1h").go(), untouched)
+def test_interrupted_in_an_evaluation_the_evaluation_is_repeated(tiny, untouched):
+    for batch in (5, 15):
+        for event in ("eval_batch_start", "eval_end"):
+            stop = tiny.go(tiny.interrupt_at(batch, event))
+            if event == "eval_end" and batch == 15:
+                # The evaluation was over: there was nothing left to interrupt.
+                assert same(stop, untouched)
+                break
+            assert stop.saved
+            if event == "eval_batch_start":
+                manifest = tiny.find().manifest
+                assert (manifest.epoch, manifest.batch) == (batch // BATCHES - 1, batch)
+    assert load_manifest(LocalStore(tiny.places.local), "ep003-ba000015").top1 is not None
 
 
-def test_an_interruption_whose_state_cannot_be_saved_says_so_and_has_status_1(tiny):
-    with ExitStack() as stack:
+# --- a disk in trouble ----------------------------------------------------------------------------------------------
 
-        def fill(state):
-            stack.enter_context(at_most(2000))
-            tiny.interrupt.request("a test", 20.0)
 
-        stop = tiny.go(At("batch_end", 3, fill))
-    assert not stop.saved
-    assert stop.status == 1
-    assert "could NOT be saved" in str(stop)
+class Full:
+    """The disk takes no file of more than 2,000 bytes between two events of a run."""
+
+    def __init__(self):
+        self.limit = at_most(2000)
+
+    def begin(self, state):
+        self.limit.__enter__()
+
+    def end(self, state=None):
+        self.limit.__exit__(None, None, None)
+
+
+def test_a_full_disk_never_stops_the_training(tiny, untouched, caplog):
+    full = Full()
+    assert same(tiny.go(At("batch_start", 3, full.begin), At("batch_start", 9, full.end)), untouched)
+    assert "could not be saved" in caplog.text
+    assert tiny.status == 0
+    assert look(LocalStore(tiny.places.local)).manifest.finished
+
+
+def test_a_last_state_that_cannot_be_saved_has_status_1(tiny, caplog):
+    full = Full()
+    try:
+        stop = tiny.go(At("batch_end", 3, full.begin), tiny.interrupt_at(3))
+        assert not stop.saved
+        assert stop.status == 1
+        assert "could NOT be saved" in str(stop)
+        full.end()
+        full = Full()
+        tiny.go(At("batch_start", 11, full.begin))
+    finally:
+        full.end()
+    assert tiny.status == 1
+    assert "is NOT saved" in caplog.text
 
 
 def test_a_file_where_the_folder_should_be_is_the_users_mistake(tiny):
@@ -127,3 +134,81 @@ def test_a_file_where_the_folder_should_be_is_the_users_mistake(tiny):
     tiny.places.local.write_text("in the way")
     with pytest.raises(InputError, match="Not a directory"):
         tiny.find()
+    with pytest.raises(StoreError, match="checkpoints"):
+        LocalStore(tiny.places.local / "below").put("a", b"x")
+
+
+def writer_of(store, keep=3, **resume):
+    return Writer(store, keep, Resume(**resume))
+
+
+def write(writer, batch):
+    writer.write(snapshot(batch), patience=10)
+    assert writer.wait(10)
+
+
+def test_the_writer_keeps_the_newest_and_sweeps_away_what_a_dead_one_left(tmp_path):
+    (tmp_path / ".ep000-ba000001.safetensors.new").write_bytes(b"half")
+    store = LocalStore(tmp_path)
+    writer = writer_of(store, keep=2)
+    assert list(tmp_path.iterdir()) == []
+    for batch in range(5):
+        write(writer, batch)
+    assert survey(store).complete == ("ep000-ba000003", "ep000-ba000004")
+    assert writer.exit_status("ep000-ba000004", 0) == 0
+
+
+def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path, caplog):
+    store = LocalStore(tmp_path)
+    writer = writer_of(store)
+    write(writer, 1)
+    with at_most(2000):
+        write(writer, 2)
+    assert "ep000-ba000002 could not be saved" in caplog.text
+    assert look(store).manifest.batch == 1
+    assert writer.exit_status("ep000-ba000002", 0) == 1
+    assert not list(tmp_path.glob(".*"))
+    write(writer, 3)
+    assert look(store).manifest.batch == 3
+
+
+def test_what_reads_back_differently_is_not_a_checkpoint(tmp_path, caplog):
+    class Forgetful(LocalStore):
+        def put(self, name, source):
+            super().put(name, source if isinstance(source, bytes) else [*source[:-1], bytes(len(source[-1]))])
+
+    writer = writer_of(Forgetful(tmp_path))
+    write(writer, 1)
+    assert "could not be saved" in caplog.text
+    assert writer.exit_status("ep000-ba000001", 0) == 1
+
+
+def test_a_disk_that_fills_up_makes_room_by_giving_up_older_checkpoints(tmp_path):
+    class Small(LocalStore):
+        """Holds two checkpoints."""
+
+        def put(self, name, source):
+            size = len(b"".join([source] if isinstance(source, bytes) else source))
+            if sum(entry.size for entry in self.entries()) + size > 9000:
+                raise StoreError(f"{name}: No space left on device")
+            super().put(name, source)
+
+    store = Small(tmp_path)
+    writer = writer_of(store, keep=3)
+    for batch in range(1, 5):
+        write(writer, batch)
+        assert look(store).manifest.batch == batch
+
+
+def test_the_checkpoint_in_use_is_not_pruned(tmp_path):
+    store = LocalStore(tmp_path)
+    stems = [save(store, batch) for batch in range(3)]
+    for stem in stems[1:]:
+        (tmp_path / f"{stem}.safetensors").write_bytes(b"spoilt")
+    found = look(store)
+    assert found.manifest.stem == stems[0]
+    writer = writer_of(store, keep=1, manifest=found.manifest, damaged=tuple(stems[1:]))
+    with at_most(2000):
+        write(writer, 5)
+    assert look(store).manifest.stem == stems[0]
+    assert prune(store, 1, protect=[stems[0]], ignore=stems[1:]) == []

@@ -1,15 +1,14 @@
 """The bucket, on a real S3 server: what goes in and out, and what each trouble is called."""
 
+import datetime
 import os
 
 import botocore.auth
 import pytest
 
-from data.text import scrub
-from recipes.checkpoints import s3
-from recipes.checkpoints.mirror import Mirror, restore_logs
-from recipes.checkpoints.s3 import CancelledError, S3Store
-from recipes.checkpoints.store import Entry, StoreError
+from recipes.checkpoints import store as s3
+from recipes.checkpoints.store import CancelledError, Entry, Places, S3Store, StoreError
+from recipes.checkpoints.upload import LogMirror, restore_logs
 from tests.s3 import ADMIN, READER
 
 LARGE = 40 * 2**20
@@ -30,17 +29,12 @@ def test_what_goes_in_comes_out(store, tmp_path):
     assert (tmp_path / "back").read_bytes() == large
     assert store.read("small") == b"text"
     store.delete(["small", "never was"])
+    store.below("logs").put("deep/b", b"22")
     assert store.entries() == [Entry("large", LARGE)]
+    assert store.below("logs").tree() == [Entry("deep/b", 2)]
     for get in (lambda: store.read("small"), lambda: store.fetch("small", tmp_path / "x")):
         with pytest.raises(FileNotFoundError):
             get()
-
-
-def test_folders_below_are_not_entries(store):
-    store.put("a", b"1")
-    store.below("logs").put("deep/b", b"22")
-    assert store.entries() == [Entry("a", 1)]
-    assert store.below("logs").tree() == [Entry("deep/b", 2)]
 
 
 @pytest.mark.parametrize(
@@ -76,12 +70,8 @@ def test_credentials_that_may_only_read(store, url, monkeypatch):
 
 @pytest.mark.parametrize("hours", [-2, 2])
 def test_a_wrong_clock(url, monkeypatch, hours):
-    import datetime
-
-    real = botocore.auth.get_current_datetime
-    monkeypatch.setattr(
-        botocore.auth, "get_current_datetime", lambda *args: real(*args) + datetime.timedelta(hours=hours)
-    )
+    now = botocore.auth.get_current_datetime() + datetime.timedelta(hours=hours)
+    monkeypatch.setattr(botocore.auth, "get_current_datetime", lambda *args: now)
     with pytest.raises(StoreError, match="clock") as failed:
         S3Store(url).entries()
     assert failed.value.mistake
@@ -90,6 +80,7 @@ def test_a_wrong_clock(url, monkeypatch, hours):
 @pytest.mark.parametrize("fault", ["refuse", "500", "503", "hang"])
 def test_a_store_out_of_reach_is_no_mistake_and_comes_back(proxy, url, monkeypatch, fault):
     monkeypatch.setitem(s3._CLIENT, "read_timeout", 0.3)
+    monkeypatch.setitem(s3._CLIENT, "retries", {"total_max_attempts": 1})
     store = S3Store(url)
     proxy.set(fault)
     with pytest.raises(StoreError) as failed:
@@ -138,14 +129,6 @@ def test_parts_of_dead_uploads_are_dropped(store, server, url):
     client.abort_multipart_upload(Bucket=bucket, Key="elsewhere/x.pt", UploadId=other)
 
 
-def test_credentials_are_scrubbed_from_any_text(credentials, monkeypatch):
-    monkeypatch.setenv("AWS_SESSION_TOKEN", "session/token+")
-    text = f"http://user:pass@host/x?X-Amz-Signature=abc&X-Amz-Credential={ADMIN[0]}/d {ADMIN[1]} session/token+"
-    clean = scrub(text)
-    assert not any(secret in clean for secret in (*ADMIN, "pass", "abc", "session/token+"))
-    assert "host/x" in clean
-
-
 def test_an_endpoint_with_a_password_does_not_reach_a_message(url, monkeypatch):
     monkeypatch.setenv("S3_ENDPOINT_URL", "http://someone:password@127.0.0.1:9")
     with pytest.raises(StoreError) as failed:
@@ -161,9 +144,9 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     (run / "metrics.jsonl").write_text("1\n")
     (run / "tensorboard" / "events.1").write_bytes(b"e")
     (run / ".hidden.new").write_text("of a moment")
-    mirror = Mirror(run, run / "checkpoints", lambda: S3Store(url).below("logs"), every=60.0)
+    mirror = LogMirror(Places(run / "checkpoints", url, run), every=60.0)
     mirror.start()
-    mirror.sync()
+    mirror.copy()
     with (run / "metrics.jsonl").open("a") as file:
         file.write("2\n")
     mirror.close(10, finished=False)
@@ -193,33 +176,26 @@ class Hostile:
 def test_a_log_cannot_be_written_elsewhere(tmp_path, caplog):
     assert restore_logs(tmp_path / "run", Hostile()) == ["harmless", "curves/a"]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "harmless"]
-    assert caplog.text.count("are not fetched") == 1
+    assert caplog.text.count("were not fetched") == 1
     assert "12 of the run's logs" in caplog.text or "13 of the run's logs" in caplog.text
-
-
-def test_a_config_is_not_taken_from_a_bucket(store, tmp_path):
-    """What stands in one is trusted where somebody runs it again; each run writes its own."""
-    logs = store.below("logs")
-    logs.put("config.yaml", b"data: {path: /elsewhere}")
-    logs.put("log.txt", b"1\n")
-    assert restore_logs(tmp_path, logs) == ["log.txt"]
 
 
 def test_the_longer_of_two_logs_is_kept_on_the_disk_and_in_the_bucket(store, url, tmp_path):
     logs = store.below("logs")
+    logs.put("config.yaml", b"data: {path: /elsewhere}")  # is trusted where somebody runs it again: never fetched
     for name in ("log.txt", "metrics.jsonl", "summary.json"):
         logs.put(name, b"1\n2\n3\n")
         (tmp_path / name).write_text("1\n")
     (tmp_path / "metrics.jsonl").write_text("1\n2\n3\n4\n")
     assert restore_logs(tmp_path, logs) == ["log.txt"]  # summary.json is written anew, not appended to
     (tmp_path / "metrics.jsonl").write_text("1\n2\n")  # the resume cuts it at the checkpoint
-    mirror = Mirror(tmp_path, tmp_path / "checkpoints", lambda: S3Store(url).below("logs"), every=60.0)
+    mirror = LogMirror(Places(tmp_path / "checkpoints", url, tmp_path), every=60.0)
     mirror.start()
-    mirror.sync()
+    mirror.copy()
     assert logs.read("metrics.jsonl") == b"1\n2\n3\n"
     assert logs.read("summary.json") == b"1\n"
     (tmp_path / "metrics.jsonl").write_text("1\n2\n3\n4\n")
-    mirror.sync()
+    mirror.copy()
     assert logs.read("metrics.jsonl") == b"1\n2\n3\n4\n"
     (tmp_path / "metrics.jsonl").write_text("1\n3\n")  # logged more rarely by now, and finished
     mirror.close(10, finished=True)
@@ -238,11 +214,11 @@ def test_logs_are_copied_again_with_renewed_credentials(store, url, tmp_path, mo
     issue("expired")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.txt").write_text("1")
-    mirror = Mirror(tmp_path / "run", tmp_path / "none", lambda: S3Store(url), every=60.0)
-    mirror.sync()
+    mirror = LogMirror(Places(tmp_path / "none", url, tmp_path / "run"), every=60.0)
+    mirror.copy()
     issue(ADMIN[1])
-    mirror.sync()
-    assert store.read("log.txt") == b"1"
+    mirror.copy()
+    assert store.below("logs").read("log.txt") == b"1"
 
 
 def test_no_checksum_is_sent_that_another_makers_s3_does_not_know(url, tmp_path):
@@ -260,11 +236,11 @@ def test_no_checksum_is_sent_that_another_makers_s3_does_not_know(url, tmp_path)
 
 def test_a_bucket_out_of_reach_does_not_stop_the_copying_of_logs(proxy, url, tmp_path, caplog):
     (tmp_path / "log.txt").write_text("1")
-    mirror = Mirror(tmp_path, tmp_path / "checkpoints", lambda: S3Store(url), every=60.0)
+    mirror = LogMirror(Places(tmp_path / "checkpoints", url, tmp_path), every=60.0)
     proxy.set("refuse")
-    mirror.sync()
-    mirror.sync()
+    mirror.copy()
+    mirror.copy()
     assert caplog.text.count("cannot be copied") == 1
     proxy.set(None)
-    mirror.sync()
-    assert S3Store(url).read("log.txt") == b"1"
+    mirror.copy()
+    assert S3Store(url).below("logs").read("log.txt") == b"1"

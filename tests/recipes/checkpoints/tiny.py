@@ -11,17 +11,15 @@ from composer import Callback, Trainer
 from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
-from recipes.checkpoints.build import build_checkpoints, settle
-from recipes.checkpoints.find import Identity, load_manifest
+from recipes.checkpoints.claim import Owner
+from recipes.checkpoints.find import Identity, find_newest
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
-from recipes.checkpoints.manifest import FileEntry, Position
-from recipes.checkpoints.owner import Owner
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.publish import publish
+from recipes.checkpoints.manifest import FileEntry, load_manifest, publish
 from recipes.checkpoints.resume import find_resume
-from recipes.checkpoints.store import LocalStore
-from recipes.checkpoints.write import Snapshot
+from recipes.checkpoints.save import CheckpointManager, Snapshot, upload_finished
+from recipes.checkpoints.store import LocalStore, Places
+from recipes.config import RunConfig
 
 BATCHES = 5
 """Batches in an epoch of the tiny run."""
@@ -64,25 +62,19 @@ class At(Callback):
 class Tiny:
     """One run under `folder`; each `go` is a process's part of it, from `find_resume` to the end."""
 
-    def __init__(self, folder, remote=None, **settings):
+    def __init__(self, folder, remote=None, epochs=3, **saving):
         self.places = Places(folder / "checkpoints", remote, folder)
-        self.settings = {"interval": "2ba", "keep": 3, "keep_remote": 3, "patience": 2.0, "epochs": 3} | settings
+        self.saving = {"interval": "2ba", "patience": "2s"} | saving
+        self.epochs = epochs
         self.identity = identity()
-        self.interrupt = None
-        self.checkpoints = None
-        self.resume = None
         self.kept = None
-        self.state = None
+
+    def config(self, restart=False, **more):
+        saving = self.saving | {"restart": restart}
+        return RunConfig(run_name="tiny", data={"path": "nowhere"}, device_batch_size=8, checkpoints=saving, **more)
 
     def find(self, **more):
-        settings = {"autoresume": True, "resume": None, "restart": False} | more
-        return find_resume(
-            places=self.places,
-            identity=self.identity,
-            algorithms=algorithms(),
-            patience=self.settings["patience"],
-            **settings,
-        )
+        return find_resume(self.config(**more), self.places, self.identity, algorithms())
 
     def go(self, *callbacks, **more):
         """Train on; returns the trained weights, or the `Interrupted` that ended it."""
@@ -93,9 +85,9 @@ class Tiny:
         self.resume = self.find(**more)
         model = network()
         self.interrupt = Interrupt()
-        self.checkpoints = checkpoints = build_checkpoints(
+        self.checkpoints = checkpoints = CheckpointManager(
+            self.config(**more),
             places=self.places,
-            **{key: self.settings[key] for key in ("interval", "keep", "keep_remote", "patience")},
             identity=self.identity,
             owner=owner,
             resume=self.resume,
@@ -106,7 +98,7 @@ class Tiny:
             model=model,
             train_dataloader=loader(),
             eval_dataloader=loader(),
-            max_duration=f"{self.settings['epochs']}ep",
+            max_duration=f"{self.epochs}ep",
             algorithms=algorithms(),
             optimizers=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
             callbacks=[*callbacks, checkpoints],
@@ -116,7 +108,7 @@ class Tiny:
             spin_dataloaders=True,  # the real run's sampler starts at its batch; this loader has to be spun
             seed=1,
         )
-        self.state = trainer.state
+        self.state, self.logger = trainer.state, trainer.logger
         try:
             trainer.fit()
             self.status = checkpoints.finish()
@@ -130,9 +122,9 @@ class Tiny:
     def stems(self):
         return sorted(path.stem for path in self.places.local.glob("*.json"))
 
-    def settle(self, resume):
+    def upload_finished(self, resume):
         with Owner(self.places, self.identity.run_name) as owner:
-            return settle(places=self.places, keep_remote=3, patience=20.0, owner=owner, resume=resume)
+            return upload_finished(self.config(), places=self.places, owner=owner, resume=resume)
 
     def interrupt_at(self, batch, event="batch_end", grace=20.0):
         return At(event, batch, lambda state: self.interrupt.request("a test", grace))
@@ -169,16 +161,16 @@ def at_most(size):
         signal.signal(signal.SIGXFSZ, before)
 
 
-def snapshot(batch, epoch=0, top1=None, payload=None, world_size=1):
+def snapshot(batch, epoch=0, top1=None, payload=None, who=None):
     """A checkpoint without a run: one tensor of 2,720 bytes that no other batch has."""
-    position = Position(epoch, batch, batch, 8 * batch)
     if payload is None:
         weights = torch.frombuffer(bytearray(hashlib.sha256(str(batch).encode()).digest() * 85), dtype=torch.uint8)
         time = {"epoch": epoch, "batch": batch, "batch_in_epoch": batch, "sample": 8 * batch}
         state = {"model": {"weights": weights}, "optimizers": {}, "timestamp": {"Timestamp": time}}
         state["algorithms"] = [(type(algorithm).__qualname__, {}) for algorithm in algorithms()]
         payload = pack({"state": state, "rng": []})
-    return Snapshot(payload, position, world_size, top1, False)
+    about = {"epoch": epoch, "batch_in_epoch": batch, "batch": batch, "samples": 8 * batch, "top1": top1}
+    return Snapshot(payload, (who or identity()).fields() | about)
 
 
 def plant(folder, stem, payload):
@@ -195,10 +187,20 @@ def content_of(folder, stem):
     return unpack((folder / f"{stem}.safetensors").read_bytes())
 
 
-def save(store, batch, who=None, **settings):
+def save(store, batch, **settings):
     taken = snapshot(batch, **settings)
-    publish(store, taken.manifest(who or identity()), taken.payload)
+    manifest = taken.manifest()
+    publish(store, manifest, lambda: store.put(manifest.file.name, taken.payload))
     return taken.stem
+
+
+def look(store, remote=None, **settings):
+    """The newest good checkpoint, or None."""
+    return search(store, remote, **settings).found
+
+
+def search(store, remote=None, who=None, restart=False):
+    return find_newest(store, remote, who or identity(), restart=restart, algorithms=algorithms())
 
 
 class Dying(LocalStore):

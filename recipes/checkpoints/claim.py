@@ -15,15 +15,15 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from recipes.checkpoints.places import Places
-from recipes.checkpoints.resume import on_first
-from recipes.checkpoints.s3 import S3Store
-from recipes.checkpoints.store import StoreError
+from composer.utils import dist
+
+from recipes.checkpoints.store import Places, S3Store, StoreError
 from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NOTE = ".owner"
 RENEWED_EVERY = 20.0
@@ -34,17 +34,31 @@ _LAST = 2.0
 """Seconds that giving the bucket's note back may take."""
 
 
+def on_first(decide: Callable[[], T]) -> T:
+    """Process 0's answer on every process; where it raises InputError or StoreError, InputError on every process."""
+    outcome: list[Any] = [None]
+    if dist.get_global_rank() == 0:
+        try:
+            outcome = [(decide(), None)]
+        except InputError as error:
+            outcome = [(None, error.lines)]
+        except StoreError as error:
+            outcome = [(None, (str(error),))]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    answer, lines = outcome[0]
+    if lines is not None:
+        raise InputError(*lines)
+    return answer  # type: ignore[no-any-return]
+
+
 class Owner:
     """This run's processes as its one owner, from `with` to its end; every process enters it, the first acts.
 
     On a disk the owner holds a POSIX lock, which the system drops when the process dies, however it dies, and which
     children do not inherit. A bucket has no locks: there lies a note with the owner's name, renewed by a thread. An
-    owner that finds another's note there, because both started at once or the bucket was out of reach, is superseded:
-    it goes on training, and copies nothing more to the bucket.
-
-    Args:
-        places: Where the run's checkpoints and logs lie.
-        run_name: The run's.
+    owner that finds another's note there, because both started at once or the bucket could not be reached, is
+    superseded: it continues training, and copies nothing more to the bucket.
 
     Raises:
         InputError: On every process, by `with`: another owner is alive; the run's folder cannot be made.
@@ -66,38 +80,34 @@ class Owner:
         self._reached = False
         self.superseded = False
         """Whether the bucket belongs to another by now."""
-        self._stop = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
 
     def __enter__(self) -> Owner:
         try:
-            on_first(self._take)
+            on_first(self._claim)
         except InputError:
-            self.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give up what is held, for the next owner to take at once."""
-        self._stop.set()
+        self._stopped.set()
         if self._thread.is_alive() and self._reached:
             self._thread.join(_LAST)
         for descriptor in self._locks:
             os.close(descriptor)
 
-    def _take(self) -> None:
+    def _claim(self) -> None:
         folders = {self._places.run_folder, self._places.local}
         for folder in sorted(folders):
             if not folders & set(folder.parents):
                 self._lock(folder)
-        if (opener := self._places.opener) is not None:
+        if self._places.remote is not None:
             try:
-                self._claim(opener())
+                self._claim_bucket(S3Store(self._places.remote))
             except StoreError as error:
-                log.warning("%s; who owns the run there is looked up again later", error)
+                log.warning("%s; who owns the run there will be checked again later", error)
             self._thread.start()
 
     def _lock(self, folder: Path) -> None:
@@ -108,10 +118,12 @@ class Owner:
             raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
         self._locks.append(descriptor)
         deadline = time.monotonic() + DEAD_AFTER
-        while (refused := _refused(descriptor)) is not None:
+        while (refused := _lock_error(descriptor)) is not None:
             other = _parsed(os.pread(descriptor, 4096, 0))
             if refused not in (errno.EACCES, errno.EAGAIN) and not _lives(other):
-                log.warning("%s: takes no locks (%s); do not start this run twice", folder, os.strerror(refused))
+                log.warning(
+                    "%s: does not support locks (%s); do not start this run twice", folder, os.strerror(refused)
+                )
                 break
             # On a shared disk, a machine's death shows when its server has missed it for long enough.
             elsewhere = _boot(other) not in (None, _boot(self._me))
@@ -122,71 +134,52 @@ class Owner:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(self._me).encode(), 0)
 
-    def _claim(self, store: S3Store) -> None:
-        """Put our note into the bucket, once it is sure that the owner of the one there is dead.
-
-        Raises:
-            InputError: It is alive.
-            StoreError: The bucket failed.
-        """
+    def _claim_bucket(self, store: S3Store) -> None:
+        """Put our note into the bucket, once the owner of the one there is certainly dead; else raise InputError."""
         last = None
-        while (found := self._read(store)) is not None and not _is_dead(*found):
+        while (found := _read(store)) is not None and not _is_dead(*found):
             other, age = found
             if _lives(other) or (last is not None and (other != last[0] or age < last[1])):
                 raise InputError(self._refusal(other, store.location))
             if last is None:
                 log.warning(
-                    "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s for a sign of its life",
+                    "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s to see whether it is alive",
                     *(store.location, other.get("pid"), other.get("host"), age, DEAD_AFTER - age),
                 )
             last = found
             time.sleep(1.0)
         self._write(store)
-        found = self._read(store)
+        found = _read(store)
         if found is not None and found[0].get("id") != self._me["id"]:  # both started at once
             raise InputError(self._refusal(found[0], store.location))
 
     def renew(self, store: S3Store) -> None:
-        """Renew our note, or find that another's has taken its place.
-
-        Raises:
-            StoreError: The bucket failed.
-        """
+        """Renew our note, or find that another's has taken its place; `StoreError` where the bucket failed."""
         self._reached = False
-        found = self._read(store)
+        found = _read(store)
         if found is not None and found[0].get("id") != self._me["id"] and (self._holds or not _is_dead(*found)):
             if not self.superseded:
-                log.error("%s; nothing more is copied there", self._refusal(found[0], store.location))
+                log.error("%s; nothing more will be copied there", self._refusal(found[0], store.location))
             self.superseded = True
             return
         self._write(store)
 
     def _renew_until_stopped(self) -> None:
         store: S3Store | None = None
-        while not self._stop.wait(RENEWED_EVERY) and not self.superseded:
-            store = self._attempt(store, self.renew)
+        while not self._stopped.wait(RENEWED_EVERY) and not self.superseded:
+            store = self._try_to_renew(store)
         if self._holds and not self.superseded:
             self._me["released"] = True
-            self._attempt(store, self.renew)
+            self._try_to_renew(store)
 
-    def _attempt(self, store: S3Store | None, action: Callable[[S3Store], None]) -> S3Store | None:
-        opener = self._places.opener
-        assert opener is not None  # else there is no thread
+    def _try_to_renew(self, store: S3Store | None) -> S3Store | None:
         try:
-            store = store or opener()
-            action(store)
+            store = store or S3Store(str(self._places.remote))
+            self.renew(store)
             return store
         except (StoreError, FileNotFoundError) as error:
             log.debug("the owner's note is not renewed: %s", error)
-            return None  # the next client reads credentials anew
-
-    def _read(self, store: S3Store) -> tuple[dict[str, Any], float] | None:
-        """The note in the bucket, and its age in seconds by the bucket's clock."""
-        try:
-            text, age = store.read_with_age(NOTE)
-        except FileNotFoundError:
-            return None
-        return _parsed(text), age
+            return None  # the next client reads credentials again
 
     def _write(self, store: S3Store) -> None:
         store.put(NOTE, json.dumps(self._me).encode())
@@ -194,24 +187,29 @@ class Owner:
 
     def _refusal(self, other: dict[str, Any], where: str) -> str:
         who = f"process {other.get('pid', '?')} on {other.get('host', '?')}, since {other.get('since', '?')}"
-        then = "wait for its end, or choose another run_name"
+        then = "wait for it to end, or choose another run_name"
         return f"{where}: another process is training {self._run_name} ({who}); {then}"
+
+
+def _read(store: S3Store) -> tuple[dict[str, Any], float] | None:
+    """The note in the bucket, and its age in seconds by the bucket's clock."""
+    try:
+        text, age = store.read_with_age(NOTE)
+    except FileNotFoundError:
+        return None
+    return _parsed(text), age
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
     """A note, which anybody may have written: a few short texts and numbers."""
-    try:
-        content = json.loads(text[:4096])
-    except (ValueError, RecursionError):
-        return {}
-    fields = content.items() if isinstance(content, dict) else ()
-    return {
-        name: ascii(value)[1:-1][:80] if isinstance(value, str) else value for name, value in fields if _plain(value)
-    }
-
-
-def _plain(value: object) -> bool:
-    return isinstance(value, str | bool) or (isinstance(value, int) and abs(value) < 2**63)
+    known: dict[str, Any] = {}
+    with suppress(ValueError, RecursionError, AttributeError):  # not JSON, not an object
+        for name, value in json.loads(text[:4096]).items():
+            if isinstance(value, str):
+                known[name] = ascii(value)[1:-1][:80]
+            elif isinstance(value, int) and abs(value) < 2**63:
+                known[name] = value
+    return known
 
 
 def _machine() -> str | None:
@@ -223,6 +221,12 @@ def _machine() -> str | None:
         return None
 
 
+def _boot(note: dict[str, Any]) -> str | None:
+    """The part of a note's machine that all of its containers share."""
+    machine = note.get("machine")
+    return machine.split("/")[0] if isinstance(machine, str) else None
+
+
 def _started(pid: int) -> int | None:
     """When a process started, in ticks since the boot; None: there is no such process, or it is dead."""
     try:
@@ -232,19 +236,13 @@ def _started(pid: int) -> int | None:
     return None if fields[0] in b"ZX" else int(fields[19])
 
 
-def _refused(descriptor: int) -> int | None:
+def _lock_error(descriptor: int) -> int | None:
     """Lock a file; None: it is ours now, else the error's number."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno
     return None
-
-
-def _boot(note: dict[str, Any]) -> str | None:
-    """The part of a note's machine that all of its containers share."""
-    machine = note.get("machine")
-    return machine.split("/")[0] if isinstance(machine, str) else None
 
 
 def _is_dead(other: dict[str, Any], age: float) -> bool:
