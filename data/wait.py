@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,7 +82,19 @@ class _Batches:
 
     def __del__(self) -> None:
         self._asked.put(False)
-        self._thread.join(_POLL_SECONDS)  # which gives the workers' memory back; a thread that hangs is left behind
+        self._join()  # which gives the workers' memory back
+
+    def _join(self) -> None:
+        """Wait until the thread is gone from the system; one that hangs is left behind.
+
+        While it ends, OpenCV frees its memory under a lock. A worker forked in that moment would inherit the lock and
+        wait for it for ever at its first image.
+        """
+        ends = time.monotonic() + _POLL_SECONDS
+        self._thread.join(_POLL_SECONDS)
+        task = Path(f"/proc/self/task/{self._thread.native_id}")  # Linux alone forks workers
+        while task.exists() and time.monotonic() < ends:
+            time.sleep(0.001)
 
     def __next__(self) -> Batch:
         self._asked.put(True)
@@ -89,6 +102,7 @@ class _Batches:
         trouble = self._dead() if isinstance(answer, Exception) and not isinstance(answer, StopIteration) else None
         self._pass(True, trouble)
         if isinstance(answer, StopIteration):
+            self._join()
             raise StopIteration  # of its own, as that one's traceback holds on to the workers' memory
         if isinstance(answer, Exception):
             raise answer

@@ -4,6 +4,7 @@ import pickle
 import random
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -136,6 +137,17 @@ def test_batches_follow_the_plan(source):
 def test_workers_do_not_change_a_byte(source, damaged):
     for images in (source, damaged):
         assert same(run(training(images)), run(training(images, workers=3)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_no_reading_thread_is_left_when_the_next_workers_are_forked(source):
+    """A thread that ends holds OpenCV's lock for a moment, and a worker forked then would hang at its first image."""
+    loader = training(source)
+    run(loader)
+    before = os.listdir("/proc/self/task")  # noqa: PTH208
+    for _ in range(30):
+        run(loader, range(1))
+        assert os.listdir("/proc/self/task") == before  # noqa: PTH208
 
 
 def test_images_and_labels_belong_together(source):
