@@ -91,21 +91,6 @@ def test_all_broken_rules_are_named_at_once():
 
 
 @pytest.mark.parametrize(
-    "together",
-    [
-        {"mixup": {"interpolate_loss": True}, "cutmix": {"interpolate_loss": True}},
-        {"mixup": {"interpolate_loss": True}},
-        {"fixres": {}, "colout": {"batch": False}},
-        {"fixres": {"train": "all"}, "swa": {}},
-        {"fixres": {"start": 0.9}, "progressive_resizing": {"where": "batch", "finetune_fraction": 0.1}},
-        {"fixres": {"start": 0.9}, "progressive_resizing": {"where": "loader", "finetune_fraction": 0.05}},
-    ],
-)
-def test_what_goes_together_is_accepted(together):
-    AlgorithmsConfig.model_validate(together)
-
-
-@pytest.mark.parametrize(
     ("config", "word"),
     [
         ({"ema": {}}, "exactly one"),

@@ -18,12 +18,6 @@ def batch():
     return pictures, torch.randint(0, CLASSES, (COUNT,), generator=generator)
 
 
-def test_one_line_alone_is_composers_own():
-    assert type(build_mix(MixUpConfig(alpha=0.3), None)) is MixUp
-    assert type(build_mix(None, CutMixConfig())) is CutMix
-    assert build_mix(None, None) is None
-
-
 @pytest.mark.parametrize("switch_prob", [0.0, 0.3, 0.5, 1.0])
 def test_each_gets_timms_share_of_the_batches(switch_prob):
     batches = 4000

@@ -7,13 +7,11 @@ import resource
 import threading
 import time
 
-import numpy as np
 import pytest
 import s3fs
 
 from data import files, stage
 from data.errors import DataError
-from data.origins import open_origin
 from data.prepare import Settings, prepare
 from data.source import open_split_pair
 from tests.data.conftest import write_folder
@@ -127,12 +125,6 @@ def wait_for(condition, process):
         process.wait()
 
 
-def test_a_follower_stages_while_its_parent_lives(tmp_path, url):
-    process = stage.start_following(url, str(tmp_path), float("inf"))
-    wait_for(lambda: len(here(tmp_path)) == 11, process)
-    assert len(here(tmp_path)) == 11
-
-
 def test_a_download_that_broke_off_continues_and_a_damaged_one_is_refused(tmp_path, url, proxy, server, monkeypatch):
     open_split_pair(url, str(tmp_path))
     monkeypatch.setattr(files, "_RETRY_SECONDS", 0.5)
@@ -205,15 +197,6 @@ def test_a_changed_dataset_replaces_the_cached_one(tmp_path, url, server):
     assert len(open_split_pair(url, str(tmp_path))[0]) == len(train)
     assert not here(tmp_path)
     server.client().put_object(Bucket="bucket", Key="set/dataset.json", Body=manifest)
-
-
-def test_workers_share_the_labels_and_pickle_small(prepared):
-    import pickle
-
-    train, _ = open_split_pair(str(prepared), "")
-    assert train.labels.dtype == np.int64
-    train.reader(24, [0])(0)
-    assert len(pickle.dumps(train)) < 8_000
 
 
 def upload(server, folder, prefix, leave_out=(), changed=()):
@@ -373,23 +356,3 @@ def test_a_name_that_leads_out_of_the_cache_is_refused_and_shown(tmp_path, serve
     assert [path.name for path in tmp_path.rglob("*.mds")] == []
     assert (victim / "thesis").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) in (["a", "victim"], ["victim"])
-
-
-def test_keys_that_are_not_images_are_skipped_with_one_warning(tmp_path, server, folder, caplog):
-    client = server.client()
-    images = sorted(folder.rglob("*.jpg"))
-    for file in images:
-        client.put_object(Bucket="bucket", Key=f"raw2/{file.relative_to(folder)}", Body=file.read_bytes())
-    some = images[0].read_bytes()
-    for key in ("train/.ipynb_checkpoints/0-checkpoint.jpg", "train/ant/._0000.jpg", "val/bee/.DS_Store", ".x/0.jpg"):
-        client.put_object(Bucket="bucket", Key=f"raw2/{key}", Body=some)
-    for key in ("train/", "train/ant/", "val/", "val/bee/", "train/empty/"):
-        client.put_object(Bucket="bucket", Key=f"raw2/{key}", Body=b"")
-    with caplog.at_level(logging.WARNING):
-        found = open_origin("s3://bucket/raw2")
-    on_disk = open_origin(str(folder))
-    for split in ("train", "val"):
-        assert found[split].classes == on_disk[split].classes == ["ant", "bee"]
-        assert found[split].labels.tolist() == on_disk[split].labels.tolist()
-        assert [found[split].read(i) for i in (0, 3)] == [on_disk[split].read(i) for i in (0, 3)]
-    assert len(caplog.records) <= 1

@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config import RunConfig, schema_of
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys, resolved
+from recipes.resolved import config_digest, differing_keys, resolved
 
 YAMLS = Path(__file__).resolve().parents[2] / "yamls"
 ALL_YAMLS = sorted(YAMLS.rglob("*.y*ml"))
@@ -110,20 +109,6 @@ def test_a_wrong_line_is_named_with_its_key_and_what_is_allowed(line, message, t
     assert "a.yaml" in lines[0]
     assert "Input should" not in lines[0]
     assert "http" not in lines[0]
-
-
-def test_pairs_must_be_ordered_and_complete(tmp_path):
-    augment = (
-        "area: [0.5, 0.2], aspect_ratio: [1.0], gaussian_blur: {sigma: [2, 1]}, random_erasing: {area: [0.5, 0.1]}"
-    )
-    lines = errors(tmp_path, f"run_name: a\ndevice_batch_size: 8\ndata: {{path: x, augment: {{{augment}}}}}\n")
-    assert [line.split(": ", 2)[1].removeprefix("data.augment.") for line in lines] == [
-        "area",
-        "aspect_ratio",
-        "gaussian_blur.sigma",
-        "random_erasing.area",
-    ]
-    assert lines[1].endswith("got [1.0]; allowed: a list of 2, each a number above 0")
 
 
 def test_all_errors_come_at_once_with_their_places(tmp_path):
@@ -389,7 +374,3 @@ def test_the_digest_counts_the_global_batch_not_the_devices(tmp_path):
     by_all = load(tmp_path, LEAST, "device_batch_size=null", "global_batch_size={32: 16, 64: 8}")
     assert config_digest(by_device, 2) == config_digest(by_all, 4) == config_digest(by_all, 1)
     assert config_digest(by_device, 2) != config_digest(by_device, 1)
-
-
-def test_keys_without_effect_exist():
-    assert all(schema_of(RunConfig).find(tuple(key.split("."))) for key in NO_EFFECT_ON_WEIGHTS)

@@ -6,7 +6,6 @@ import torch
 
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.model import planned_network
 from recipes.preflight import require_ready
 from recipes.run import open_data
 from tests.support import ROOT, write_images
@@ -165,12 +164,6 @@ def test_all_lines_come_at_once(lines):
     starts = [line.split(":")[0] for line in found]
     folders = ["runs_folder", "checkpoints.folder"]
     assert starts == ["precision", "device_microbatch_size", *folders, "/nowhere", "model.name"]
-
-
-def test_the_planned_network_has_had_its_surgery():
-    network = planned_network(load_config(MEDIUM, ["algorithms.squeeze_excite=on"]), 10)
-    assert {"BlurConv2d", "SqueezeExciteConv2d"} <= {type(module).__name__ for module in network.modules()}
-    assert all(parameter.is_meta for parameter in network.parameters())
 
 
 def test_a_network_with_several_outputs_in_training(lines, monkeypatch):

@@ -19,28 +19,6 @@ def leave(folder, summary, lines):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        (0.1, (1.0, 10.0)),  # the first evaluation counts as it is
-        (0.2, (1.0, 10.0)),
-        (0.4, (1.5, 20.0)),
-        (0.55, (1.875, 27.5)),  # reached at once, though the curve falls below it again
-        (0.6, (2.0, 30.0)),
-        (0.7, (3.5, 60.0)),
-        (0.9, (4.0, 80.0)),
-        (0.91, None),
-    ],
-)
-def test_an_accuracy_is_reached_on_a_line_between_two_evaluations(target, expected):
-    found = first_reached(CURVE, target)
-    assert found[:2] == pytest.approx(expected) if expected else found is None
-
-
-def test_nothing_is_reached_by_a_run_without_evaluations():
-    assert first_reached((), 0.0) is None
-
-
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1))
 def test_a_target_is_reached_no_later_than_the_first_evaluation_above_it_and_after_the_one_before(accuracies, target):
     curve = [Evaluation(float(place), 10.0 * place, top1) for place, top1 in enumerate(accuracies, 1)]

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from composer.algorithms.progressive_resizing import resize_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models import resnet50
@@ -51,36 +50,6 @@ def test_mosaics_schedule_saves_two_thirds_by_size_and_gives_some_back_for_sam()
     assert plan.saving_against_train_size == pytest.approx(1 - 1.1 * sum((size / 176) ** 2 for size in sizes) / 90)
 
 
-@pytest.mark.parametrize(
-    ("override", "compute"),
-    [("seed=1", 30), ("algorithms.sam=on", 60), ("model.activation_checkpointing=true", 40)],
-)
-def test_a_plain_run_is_its_epochs_and_second_passes_count(override, compute):
-    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off", "max_duration=30ep")
-    _, plan = plan_of(P3, 8, *off, override)
-    assert len(plan.stages) == 1
-    assert plan.epochs_at_224px == pytest.approx(compute)
-    assert plan.saving_against_224px == pytest.approx(1 - compute / 30)
-    assert plan.saving_by_size_alone == pytest.approx(0)
-
-
-def test_fixres_on_the_classifier_has_no_backward_pass():
-    _, plan = plan_of(P3, 8, "algorithms.fixres.train=classifier")
-    assert [stage.cost for stage in plan.stages] == [1.0, 1.0, pytest.approx(1 / 3)]
-
-
-@pytest.mark.parametrize("mode", ["resize", "crop"])
-def test_the_network_sees_what_composers_class_makes(mode):
-    config = load_config(MOSAIC, [f"algorithms.progressive_resizing.mode={mode}", "data.train_size=180"])
-    images, labels = torch.zeros(2, 3, 180, 180), torch.zeros(2, dtype=torch.int64)
-    resizing = config.algorithms.progressive_resizing
-    for epoch in range(config.epochs - 18):
-        # What ProgressiveResizing.apply does; test_progressive_resizing.py holds size_at equal to its sizes.
-        scale = resizing.size_at(epoch / 90, 180) / 180
-        scaled, _ = resize_batch(images, labels, scale, mode=mode)
-        assert network_size(config, epoch, 180) == scaled.shape[-1]
-
-
 @pytest.mark.parametrize(("path", "devices"), [(P3, 8), (MOSAIC, 4), (ROOT / "yamls" / "demo.yaml", 1)])
 def test_rates_are_those_the_trainer_sets(path, devices):
     config, samples = load_config(path), 20_011
@@ -129,14 +98,6 @@ def test_stages_cover_the_run_and_sum_to_its_compute(epochs, size, delay, finetu
     each = [by_area(network_size(config, epoch, entry.size)) for epoch, entry in enumerate(epochs_of)]
     assert plan.epochs_at_224px == pytest.approx(sum(each))
     assert plan.saving_against_train_size >= -1e-12, "small images cost no more than large ones"
-
-
-@pytest.mark.parametrize(("epochs", "interval", "times"), [(90, 1, 90), (12, 3, 4), (10, 3, 4), (2, 5, 1)])
-def test_evaluations_by_hand(epochs, interval, times):
-    overrides = (f"max_duration={epochs}ep", f"eval.interval={interval}", "eval.sizes=[224, 448]")
-    _, plan = plan_of(P3, 8, *overrides, train=100_000)
-    # A forward pass is a third of a step; 448 px is four times 224 px.
-    assert plan.evaluation == (times, (224, 448), 50_000, pytest.approx(times * 0.5 / 3 * (1 + 4)))
 
 
 def test_flops_count_what_area_does_not():

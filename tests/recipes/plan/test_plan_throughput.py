@@ -45,22 +45,6 @@ def hours(throughput, *overrides, train=5000, val=300):
     return sum(stage.hours for stage in plan.stages), plan.evaluation_hours, plan.checkpoint_hours
 
 
-def test_rates_scale_with_compute():
-    known = given_rate(1000.0)
-    assert known.rate(224, 1.0, by_area) == 1000
-    assert known.rate(112, 1.0, by_area) == pytest.approx(4000)
-    assert known.rate(224, 2.0, by_area) == 500
-    # Evaluation is forward passes only: three times as fast.
-    assert hours(known) == (pytest.approx(10 * 5 / 3600), pytest.approx(5 * 300 / 3000 / 3600), None)
-    assert hours(known, "algorithms.sam=on")[0] == pytest.approx(2 * 10 * 5 / 3600)
-
-
-def test_the_nearest_measured_size_is_scaled():
-    known = Throughput({128: 900.0, 224: 400.0}, "", whole_step=True)
-    assert known.rate(128, 1.5, by_area) == 900
-    assert known.rate(256, 1.0, by_area) == pytest.approx(400 * (224 / 256) ** 2)
-
-
 @given(st.integers(32, 512), st.integers(32, 512), st.floats(1, 1e5), st.floats(0.3, 3))
 def test_more_pixels_never_go_faster(one, other, rate, cost):
     small, large = sorted((one, other))
@@ -127,30 +111,3 @@ def test_every_price_and_throughput_names_its_source():
     assert prices.machines["g5.12xlarge"].on_demand.usd_per_hour == 5.672
     found = [price for machine in prices.machines.values() for price in (machine.on_demand, machine.spot) if price]
     assert all(price.source and price.date for price in found)
-
-
-GOOD = """machines:
-  m:
-    device: A
-    devices: 2
-    on_demand: {usd_per_hour: 1.5, region: here, date: 2026-01-02, source: a page}
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (GOOD.replace("1.5", "-1"), "prices.yaml:5: machines.m.on_demand.usd_per_hour: got -1; allowed: a number"),
-        (GOOD.replace("1.5", "cheap"), "prices.yaml:5: machines.m.on_demand.usd_per_hour: got 'cheap'"),
-        (GOOD.replace(", source: a page", ""), "prices.yaml:5: machines.m.on_demand.source: missing"),
-        (GOOD.replace("2026-01-02", "yesterday"), "on_demand.date: got 'yesterday'; allowed: text such as 2026-11-09"),
-        (GOOD.replace("devices: 2", "devces: 2"), "prices.yaml:4: machines.m.devces: unknown key"),
-        ("- a", "prices.yaml: holds a list; allowed: lines of"),
-    ],
-)
-def test_a_wrong_price_list_names_the_key(text, message, tmp_path):
-    path = tmp_path / "prices.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_table(path, PricesConfig)
-    assert any(message in line for line in caught.value.lines), caught.value.lines

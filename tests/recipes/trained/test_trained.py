@@ -72,14 +72,6 @@ def test_the_average_is_what_the_run_ended_with(tiny):
     assert not average.network.training
 
 
-def test_any_older_checkpoint_can_be_named(tiny):
-    stems = sorted(path.stem for path in (tiny.folder / "checkpoints").glob("*.safetensors"))
-    assert len(stems) == 3
-    prints = {fingerprint(load(tiny, str(tiny.folder / "checkpoints" / f"{stem}.safetensors"))) for stem in stems}
-    assert len(prints) == 3
-    assert fingerprint(load(tiny, str(tiny.folder))) == tiny.summary["weights_sha256"]
-
-
 def test_out_of_the_bucket_comes_the_same_and_nothing_stays_behind(tiny, tmp_path):
     bucket = {"folder": "s3://bucket/runs/tiny", "runs_folder": str(tmp_path)}
     found = load(tiny, **bucket)
@@ -304,11 +296,6 @@ def test_another_projects_weights_load_into_the_network_of_the_yaml(tiny, tmp_pa
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(found.network(images), network(images))
     assert (found.num_classes, found.classes, found.location) == (3, (), path)
-
-
-def test_a_run_checkpoint_is_still_told_by_its_name(tiny):
-    path = tiny.folder / "checkpoints" / "ep003-ba000009.safetensors"
-    assert load_trained(tiny.config, str(path), None).weights_sha256 == tiny.summary["weights_sha256"]
 
 
 class Allowed:
