@@ -52,12 +52,9 @@ def regnet():
     ("build", "norm", "linear"),
     [
         (lambda: torchvision.models.resnet50(num_classes=4), "layer4.2.bn3", "fc"),
-        (lambda: torchvision.models.resnet18(num_classes=4), "layer4.1.bn2", "fc"),
         (resnet_blurred, "layer4.2.bn3", "fc"),
         (lambda: nn.SyncBatchNorm.convert_sync_batchnorm(torchvision.models.resnet18()), "layer4.1.bn2", "fc"),
-        (lambda: torchvision.models.mobilenet_v2(), "features.18.1", "classifier.1"),
         (regnet, "trunk_output.block4.block4-5.f.c.1", "fc"),
-        (lambda: timm.create_model("resnet50d"), "layer4.2.bn3", "fc"),
         (lambda: timm.create_model("resnet10t"), "layer4.0.bn2", "fc"),  # its last block has a shortcut
         (lambda: timm.create_model("efficientnet_b0"), "bn2", "classifier"),
         (lambda: timm.create_model("regnety_002"), "s4.b7.conv3.bn", "head.fc"),

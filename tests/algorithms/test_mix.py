@@ -31,33 +31,6 @@ def test_each_gets_timms_share_of_the_batches(switch_prob):
     assert abs(ours - theirs) <= 5 * 2**0.5 * spread
 
 
-def choices(state, logger, microbatches):
-    """Which of the two mixed each batch, by what happened to the pictures of each microbatch."""
-    algorithm = build_mix(MixUpConfig(alpha=1.0), CutMixConfig(alpha=1.0))
-    found = []
-    for number in range(40):
-        run = state(nn.Conv2d(3, 1, 1), batch=number)
-        kinds = set()
-        for _ in range(microbatches):
-            pictures, labels = batch()
-            run.batch = (pictures, labels)
-            algorithm.apply(Event.BEFORE_FORWARD, run, logger)
-            # CutMix takes every value from some picture as it is; MixUp blends.
-            whole = torch.isin(run.batch[0], pictures).all().item()
-            kinds.add("cutmix" if whole else "mixup")
-        assert len(kinds) == 1
-        found += kinds
-    return found
-
-
-def test_all_microbatches_and_all_ranks_choose_alike(state, logger):
-    np.random.seed(1)
-    first = choices(state, logger, microbatches=3)
-    np.random.seed(2)  # another rank draws other lambdas and boxes, from its own generators
-    assert first == choices(state, logger, microbatches=1)
-    assert set(first) == {"mixup", "cutmix"}
-
-
 @pytest.mark.parametrize("seed", range(8))
 def test_pictures_and_targets_are_timms_for_the_same_lambda_pairs_and_box(seed, state, logger, monkeypatch):
     """timm pairs each picture with that at the other end of the batch, and draws before it mixes."""

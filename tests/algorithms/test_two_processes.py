@@ -1,7 +1,6 @@
 """Techniques under DDP: one launch of two processes, looked at from several sides."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,8 @@ from composer import Callback
 from composer.algorithms import EMA
 from tiny_run import assert_equal
 from two_processes import AVERAGED, SWAPPED
+
+from tests.support import free_port
 
 HERE = Path(__file__).parent
 
@@ -30,9 +31,7 @@ def start(rank, port, out):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [start(rank, port, out) for rank in (0, 1)]
     try:
         statuses = [process.wait(timeout=600) for process in processes]

@@ -306,14 +306,12 @@ def jpeg(request, photo, encode):
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
-@pytest.mark.parametrize(
-    ("top", "bottom"), [(0, 1), (0, 1000), (3, 17), (16, 32), (40, 90), (95, 96), (150, 200), (199, 200)]
-)
-def test_the_rows_asked_for_are_those_of_the_whole_picture(jpeg, reduction, top, bottom):
+def test_the_rows_asked_for_are_those_of_the_whole_picture(jpeg, reduction):
     whole = Picture(jpeg).decode(reduction, smooth_colours=False)
-    top, bottom = min(top // reduction, len(whole) - 1), min(-(-bottom // reduction), len(whole))
-    rows, first = Picture(jpeg).decode_rows(reduction, top, bottom)
-    assert np.array_equal(rows[top - first : bottom - first], whole[top:bottom])
+    for top, bottom in ((0, 1), (0, 1000), (3, 17), (16, 32), (40, 90), (95, 96), (150, 200), (199, 200)):
+        top, bottom = min(top // reduction, len(whole) - 1), min(-(-bottom // reduction), len(whole))
+        rows, first = Picture(jpeg).decode_rows(reduction, top, bottom)
+        assert np.array_equal(rows[top - first : bottom - first], whole[top:bottom])
 
 
 def test_bytes_behind_the_end_and_lost_markers_do_no_harm(photo, encode):

@@ -1,7 +1,6 @@
 """Data in a bucket of a real S3 server, with a proxy before it that injects faults."""
 
 import json
-import logging
 import os
 import resource
 import threading
@@ -16,7 +15,7 @@ from data.prepare import Settings, prepare
 from data.source import open_split_pair
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, same, training
-from tests.s3 import ADMIN, Proxy, running
+from tests.s3 import ADMIN, Proxy, aws_environment, running
 
 SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
 
@@ -31,17 +30,7 @@ def server(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def proxy(server, monkeypatch):
     proxy = Proxy(server.port)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", ADMIN[0]),
-        ("AWS_SECRET_ACCESS_KEY", ADMIN[1]),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_CONFIG_FILE", os.devnull),
-        ("AWS_SHARED_CREDENTIALS_FILE", os.devnull),
-        ("S3_ENDPOINT_URL", proxy.endpoint),
-    ):
-        monkeypatch.setenv(name, value)
+    aws_environment(monkeypatch, proxy.endpoint)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own take seconds, before ours
     yield proxy
     proxy.close()
@@ -268,20 +257,6 @@ def test_a_shard_that_the_cache_lost_is_read_from_the_bucket_and_staged_again(tm
     if spoil == "cut":
         stage.stage(url, str(tmp_path), float("inf"), progress=False)
         assert all((tmp_path / name).stat().st_size > 20 for name in here(tmp_path))
-
-
-def test_a_full_disk_is_said_once_and_images_are_read_from_the_bucket(tmp_path, url, prepared, monkeypatch, caplog):
-    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
-    train, _ = open_split_pair(url, str(tmp_path))
-    monkeypatch.setattr(stage, "_KEPT_FREE", 1e18)
-    with caplog.at_level(logging.WARNING):
-        stage.stage_dataset(url, str(tmp_path), None, first=True, leader=True)
-    assert [record.message for record in caplog.records if "read from the bucket each time" in record.message]
-    assert len(caplog.records) == 1
-    assert not list(tmp_path.rglob("*.mds"))
-    loader = training(train)
-    assert same(local, run(loader, [0]))
-    assert loader.dataset.bad.count() == 0
 
 
 def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url, caplog):

@@ -4,7 +4,6 @@ import copy
 import json
 import multiprocessing
 import shutil
-import socket
 import types
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from recipes.trainer import (
     exempt_norms_and_biases,
     split,
 )
-from tests.support import ROOT
+from tests.support import ROOT, free_port
 
 
 def optimizer_of(params, name, momentum=0.9):
@@ -123,12 +122,6 @@ def test_stages_with_smaller_batches_see_all_images_and_resume_anywhere(train, t
         assert [Path(one).stem for one in resumed["resumed_from"]] == [last.stem]
         compared = ("batches", "samples", "weights_sha256", "top1")
         assert (status, [resumed[name] for name in compared]) == (0, [whole[name] for name in compared])
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def one_rank(rank, world_size, port, network, images, shares, results):

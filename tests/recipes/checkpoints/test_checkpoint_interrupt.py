@@ -13,6 +13,7 @@ import pytest
 
 from recipes.checkpoints.interrupt import Interrupt, SpotNotices
 from tests.recipes.checkpoints.tiny import At, same
+from tests.support import wait_for
 
 _CHILD = """
 import sys
@@ -43,13 +44,6 @@ def child():
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             pipe.close()
-
-
-def wait_for(condition, limit=10.0):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_sigterm_of_composers_launcher_after_a_ctrl_c_changes_nothing_and_a_second_ctrl_c_exits_at_once():

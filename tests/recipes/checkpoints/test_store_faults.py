@@ -21,6 +21,7 @@ from recipes.checkpoints.store import LocalStore, S3Store
 from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, damage, same
 from tests.s3 import ADMIN, READER, running
+from tests.support import wait_for
 
 NOW = botocore.auth.get_current_datetime
 FINAL = f"ep003-ba0000{3 * BATCHES}"
@@ -86,13 +87,6 @@ def in_bucket(url):
 def good_in_bucket(url, stem):
     bucket = S3Store(url)
     return bool(read_checkpoint(bucket, load_manifest(bucket, stem), None))
-
-
-def wait_for(condition, limit=20.0):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_run_resumes_from_the_bucket_alone(run, url, untouched):

@@ -3,12 +3,8 @@
 import csv
 import hashlib
 import json
-import os
 import random
 import re
-import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +18,7 @@ from recipes.find_lr import __main__ as command
 from recipes.find_lr.__main__ import peaks, present_lr, propose
 from recipes.load import load_config
 from recipes.schedule import epoch_plan, peak_lr
-from tests.support import ROOT
+from tests.support import end, launcher, start
 
 RECIPE = """
 run_name: tiny
@@ -42,9 +38,6 @@ algorithms:
   ema: {half_life: 3ba}
   fixres: {size: 48}
 """
-
-
-LIMIT = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -176,30 +169,14 @@ def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
 
 
 def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(find_lr, tmp_path, recipe):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     # Without mixing, whose draws belong to a process, and with statistics over all: the same sums in another order.
     same = ["algorithms.mixup=off", "algorithms.cutmix=off", "model={name: resnet18, sync_batchnorm: true}"]
     flags = ["--batch-size", "8", "--steps", "20", "--runs", "1", "--start-lr", "1e-4", "--end-lr", "1"]
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "--master_port", port, "-m"]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    process = subprocess.Popen(
-        [*launcher, "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    job = ["-m", "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags]
+    process = start([*launcher(2), *job])
     assert find_lr("run_name=one", *same, *flags)[0] in (0, 1)
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in (0, 1), output
+    status, output = end(process)
+    assert status in (0, 1), output
     two, one = (read(Path(tmp_path, name, "find_lr"))["0"] for name in ("two", "one"))
     assert json.loads((tmp_path / "two" / "find_lr" / "lr.json").read_text())["devices"] == 2
     assert len(two) == len(one)

@@ -21,20 +21,6 @@ def plan_of(path, devices, *overrides, train=IMAGENET):
     return config, make_plan(inputs)
 
 
-def test_the_recipes_stages_by_hand():
-    stages = plan_of(P3, 8)[1].stages
-    assert [(s.first_epoch, s.epochs, s.size, s.loader_size, s.global_batch_size, s.cost) for s in stages] == [
-        (0, 10, 128, 128, 6144, 1.0),
-        (10, 75, 224, 224, 2048, 1.0),
-        (85, 5, 288, 288, 2048, 1.0),
-    ]
-    # ceil(1281167 / 6144) = 209, ceil(1281167 / 2048) = 626
-    assert [stage.steps for stage in stages] == [2090, 46950, 3130]
-    assert [stage.crop for stage in stages] == ["random", "random", "center"]
-    assert stages[0].first == (pytest.approx(2.0 / 25), pytest.approx(0.95))
-    assert stages[-1].last.lr == pytest.approx(2.0 / 25 / 1e4, rel=1e-3)
-
-
 def test_mosaics_schedule_saves_two_thirds_by_size_and_gives_some_back_for_sam():
     config, plan = plan_of(MOSAIC, 8)
     sizes = [network_size(config, epoch, 176) for epoch in range(90)]

@@ -15,8 +15,7 @@ from PIL import Image
 from torchvision.models import ResNet50_Weights
 
 from recipes.trained import load_trained
-from tests.support import ROOT, write_images
-from tests.test_processes import LAUNCHER, free_port
+from tests.support import ROOT, launcher, write_images
 
 MEAN, STD = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
 """As in the run's recipe."""
@@ -103,7 +102,7 @@ def test_top1_is_that_of_a_plain_loop_with_the_usual_transforms(tiny, figures, p
 
 def test_two_processes_count_as_one_does(tiny, figures, more, tmp_path):
     words = ["--data", str(more), "--flip", "--per-class"]
-    command = [*LAUNCHER, "-n", "2", "--master_port", str(free_port()), "-m", "recipes.evaluate", tiny.yaml, *words]
+    command = [*launcher(2), "-m", "recipes.evaluate", tiny.yaml, *words]
     done = subprocess.run(
         [*command, "--save", str(tmp_path / "two.json")],
         cwd=ROOT,

@@ -152,25 +152,6 @@ def test_an_average_that_is_none_is_refused_in_a_line(tiny, copied, averages):
         load(tiny, str(copied / "ep003-ba000009.safetensors"))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"eval_by_size": [1]},
-        {"eval_by_size": {"x": {"top1": 1.0, "top5": 1.0, "loss": 1.0}}},
-        {"eval_by_size": {"40": {"top1": None, "top5": 1.0, "loss": 1.0}}},
-        {"wall_seconds": "x"},
-        {"images_per_second": "x"},
-        {"versions": [3]},
-    ],
-)
-def test_a_summary_of_other_types_is_not_used(tiny, copied, change):
-    path = copied.parent / "summary.json"
-    path.write_text(json.dumps(tiny.summary | change))
-    assert load(tiny, folder=copied, runs_folder="nowhere").summary is None
-    path.write_text(json.dumps(tiny.summary))
-    assert load(tiny, folder=copied, runs_folder="nowhere").summary == tiny.summary
-
-
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.write_text("[" * 100_000)], ids=["pipe", "deep"])
 def test_what_lies_in_the_place_of_a_summary_does_no_harm(tiny, copied, plant):
     plant(copied.parent / "summary.json")
