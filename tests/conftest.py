@@ -1,5 +1,6 @@
 """What tests share: tiny images on disk, and a run of the whole program in this process."""
 
+import gc
 import json
 
 import hypothesis
@@ -24,7 +25,13 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _process_as_before_the_module():
-    """What a module's own fixtures run leaves the process as it was for the modules after it."""
+    """What a module's own fixtures run leaves the process as it was for the modules after it.
+
+    Trainers and clients lie in reference cycles. Python looks for these the more rarely, the more objects there are in
+    all, however large their tensors: so what is there for good is not counted.
+    """
+    gc.collect()
+    gc.freeze()
     with process_as_before():
         yield
 

@@ -19,6 +19,7 @@ import pytest
 from botocore.config import Config
 
 ADMIN = ("testadmin", "s3cr3t-of-the-admin-0123456789")
+_SESSION = boto3.session.Session()
 READER = ("testreader", "s3cr3t-of-the-reader-0123456789")
 
 
@@ -109,7 +110,7 @@ class Server:
 
     def client(self, credentials: tuple[str, str] = ADMIN, endpoint: str | None = None):
         key, secret = credentials
-        return boto3.session.Session().client(
+        return _SESSION.client(
             "s3",
             endpoint_url=endpoint or self.endpoint,
             region_name="us-east-1",

@@ -169,12 +169,12 @@ def test_no_encoding_makes_a_command_fail(environment):
 
 def test_whatever_prints_there_is_no_secret():
     code = (
-        "import os, logging; secret = 'topsecret-of-wandb \\x1b[2J'\n"
+        "import os, logging; secret = 'topsecret-of-wandb'\n"
         "print(secret); sys.stderr.write(secret); warnings.warn(secret)\n"
         "thread = threading.Thread(target=lambda: int(secret)); thread.start(); thread.join()\n"
         "logging.getLogger('botocore').error('%s', [secret])\n"
         "if not os.fork(): print(secret, flush=True); os._exit(0)\n"
-        "os.wait(); raise ValueError(secret)"
+        "os.wait(); raise ValueError(secret + ' \\x1b[2J')"
     )
     done = ran(code)
     text = done.stdout + done.stderr
