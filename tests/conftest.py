@@ -16,6 +16,14 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("no deadline")
 
+SLOW = "two_nodes hangs notebooks processes handwritten_loop output yamls store_faults ablate_runs kill_resume"
+"""The longest files, which `make test` starts first, so that none of them is left over for one worker at the end."""
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": place for place, name in enumerate(SLOW.split())}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
