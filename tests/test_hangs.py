@@ -41,17 +41,8 @@ def recipe(tmp_path_factory, images):
 
 @pytest.fixture(scope="module")
 def untouched(recipe, tmp_path_factory):
-    """The weights of a run without a hang, by its number of processes."""
-    known = {}
-
-    def weights(processes):
-        if processes not in known:
-            runs = tmp_path_factory.mktemp("untouched")
-            finish(processes, recipe, runs)
-            known[processes] = summary(runs, "hangs")["weights_sha256"]
-        return known[processes]
-
-    return weights
+    """The weights of a run of one process without a hang."""
+    return finish(recipe, tmp_path_factory.mktemp("untouched"))
 
 
 def command(processes, program, recipe, runs, *overrides):
@@ -61,13 +52,10 @@ def command(processes, program, recipe, runs, *overrides):
     return [*launcher(processes), *job]
 
 
-def finish(processes, recipe, runs):
+def finish(recipe, runs):
     """Train on to the end."""
-    if processes == 1:
-        assert run_here(recipe, f"runs_folder={runs}") == 0
-    else:
-        status, output = end(start(command(processes, str(ROOT / "entrypoint.py"), recipe, runs)))
-        assert status == 0, output
+    assert run_here(recipe, f"runs_folder={runs}") == 0
+    return summary(runs, "hangs")["weights_sha256"]
 
 
 @pytest.fixture
@@ -105,8 +93,8 @@ def workers_of(process):
     return [child for child in psutil.Process(process.pid).children() if child.cmdline()[:1] == [sys.executable]]
 
 
-def require_saved(run, recipe, untouched, process, *, says, processes=1):
-    """Status 75 in time, nothing left behind, and the same command goes on to the weights of an untouched run."""
+def require_saved(run, recipe, untouched, process, *, says):
+    """Status 75 in time, nothing left behind, and the run goes on to the weights of an untouched one, if given."""
     family = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
     status, output = end(process)
@@ -123,8 +111,7 @@ def require_saved(run, recipe, untouched, process, *, says, processes=1):
     assert saved[-1].endswith(f"ba{done:06d}")
     assert done < BATCHES
     if untouched is not None:
-        finish(processes, recipe, run.runs)
-        assert summary(run.runs, "hangs")["weights_sha256"] == untouched(processes)
+        assert finish(recipe, run.runs) == untouched
     return saved[-1]
 
 
@@ -177,21 +164,20 @@ def test_before_the_first_step(run, recipe, untouched):
     assert "train/class" in output
     assert output.endswith("before the first step; run the same command to start again\n")
     assert not list((run.folder / "checkpoints").glob("ep*"))
-    finish(1, recipe, run.runs)
-    assert summary(run.runs, "hangs")["weights_sha256"] == untouched(1)
+    assert finish(recipe, run.runs) == untouched
 
 
-def test_the_other_process_ends_too(run, recipe, untouched):
+def test_the_other_process_ends_too(run, recipe):
     run.hang("train/class1", at=7)
     process = run.go(processes=2, rank=0)
     wait_for(run.hangs.exists, process)
-    require_saved(run, recipe, untouched, process, says="train/class1/", processes=2)
+    require_saved(run, recipe, None, process, says="train/class1/")
 
 
 def test_the_other_process_ends_too_during_an_evaluation(run, recipe):
     run.hang("val/class2/1.jpg")
     process = run.go(processes=2, rank=1)
-    require_saved(run, recipe, None, process, says="val/class2/1.jpg", processes=2)
+    require_saved(run, recipe, None, process, says="val/class2/1.jpg")
 
 
 def test_evaluate_says_what_hangs(run, recipe, tmp_path):
