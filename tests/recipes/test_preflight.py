@@ -1,4 +1,3 @@
-import importlib.util
 import os
 
 import pytest
@@ -143,14 +142,6 @@ def test_folders_must_be_writable(lines, tmp_path):
     # Root may write anywhere.
     denied = [f"checkpoints.folder: {locked}/c cannot be written: {locked}: Permission denied"] if os.geteuid() else []
     assert found == denied
-
-
-def test_optional_loggers_must_be_installed(lines):
-    missing = [name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None]
-    found = lines(*(f"loggers.{name}=on" for name in missing))
-    assert [line.partition(";")[0] for line in found] == [
-        f"loggers.{name}: {name} is not installed" for name in missing
-    ]
 
 
 def test_all_lines_come_at_once(lines):

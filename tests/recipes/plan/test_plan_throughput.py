@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recipes.errors import InputError
 from recipes.load import load_config, load_table
-from recipes.plan import PRICES, Images, Inputs, PricesConfig, Throughput, by_area, make_plan, measured, published
+from recipes.plan import PRICES, PricesConfig, Throughput, by_area, measured, published
 from tests.support import ROOT
 
 
@@ -33,16 +33,6 @@ def test_published_throughput_with_the_techniques_factors():
 
 def given_rate(rate):
     return Throughput({224: rate}, "given")
-
-
-def hours(throughput, *overrides, train=5000, val=300):
-    """(training, evaluation, checkpoints) of ten plain epochs at 224 px with five evaluations."""
-    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off", "max_duration=10ep")
-    config = p3(*off, "eval.interval=2", "eval.sizes=[224]", *overrides)
-    prices = PricesConfig(machines={})
-    plan = make_plan(Inputs(config, Images(train, val, "test"), 8, "any", prices, throughput=throughput))
-    assert plan.hours == sum(s.hours for s in plan.stages) + plan.evaluation_hours + (plan.checkpoint_hours or 0)
-    return sum(stage.hours for stage in plan.stages), plan.evaluation_hours, plan.checkpoint_hours
 
 
 @given(st.integers(32, 512), st.integers(32, 512), st.floats(1, 1e5), st.floats(0.3, 3))
@@ -75,26 +65,6 @@ def write_run(folder, entries, torn=""):
     text = "".join(json.dumps(entry) + "\n" for entry in entries)
     (folder / "metrics.jsonl").write_text(text + torn)
     return folder
-
-
-def test_a_run_gives_its_evaluations_and_checkpoints(tmp_path):
-    def seconds(evaluation, checkpointing, epoch):
-        times = {"time/evaluation_seconds": evaluation, "time/checkpointing_seconds": checkpointing}
-        return times | {"epoch": epoch}
-
-    entries = [
-        line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
-        line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
-        {"batch": 64, "epoch": 1.0, "eval/32/top1": 0.1, "samples": 64},
-        line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
-        {"batch": 128, "epoch": 2.0, "eval/32/top1": 0.2, "samples": 128},
-    ]
-    found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
-    assert found.images_per_second_by_size == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
-    assert (found.evaluation_seconds, found.checkpoint_seconds) == (3.0, 2.0)
-    assert found.whole_step
-    assert hours(found)[1:] == (5 * 3.0 / 3600, 10 * 2.0 / 3600)
-    assert str(tmp_path) in found.source
 
 
 @pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 1, "epoch": 1.0, "eval/32/top1": 0.1}]])

@@ -3,21 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.report import moving_mean, read_run, stages, thin, throughput_curve
+from recipes.report import moving_mean, read_run, thin, throughput_curve
 
 
 @pytest.fixture
 def training(run_folder):
     return read_run(run_folder).training
-
-
-def test_stages_with_their_throughput(training):
-    first, second = stages(training)
-    assert (first.first, first.last, first.size, first.batch_size) == (0.0, 2.0, 24, 32)
-    assert (second.first, second.last, second.size) == (2.0, 4.0, 32)
-    for stage in (first, second):
-        assert stage.images_per_second == pytest.approx(64)
-        assert stage.wait_fraction == pytest.approx(0.1)
 
 
 def test_a_slow_stretch_shows(training):
