@@ -153,7 +153,6 @@ def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):
     ("program", "left"),
     [
         (ENTRY, {"WORLD_SIZE": "2"}),
-        (["-m", "recipes.evaluate"], {"WORLD_SIZE": "2", "RANK": "0"}),
         (["-m", "recipes.find_lr"], {"WORLD_SIZE": "two"}),
     ],
 )

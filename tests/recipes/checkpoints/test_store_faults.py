@@ -14,7 +14,7 @@ import botocore.auth
 import pytest
 from botocore.exceptions import ClientError
 
-from recipes.checkpoints import store, upload
+from recipes.checkpoints import claim, store, upload
 from recipes.checkpoints.find import read_checkpoint
 from recipes.checkpoints.manifest import load_manifest, survey
 from recipes.checkpoints.store import LocalStore, S3Store
@@ -32,6 +32,7 @@ def _hasty(monkeypatch):
     """Time limits in tenths of seconds instead of tens of seconds."""
     monkeypatch.setitem(store._CLIENT, "read_timeout", 0.4)
     monkeypatch.setitem(store._CLIENT, "connect_timeout", 0.4)
+    monkeypatch.setattr(claim, "DEAD_AFTER", 3.0)
     for module in (store, upload):
         monkeypatch.setattr(module, "_FIRST_PAUSE", 0.05)
         monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.2)
