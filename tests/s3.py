@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import socket
@@ -19,8 +20,12 @@ import pytest
 from botocore.config import Config
 
 ADMIN = ("testadmin", "s3cr3t-of-the-admin-0123456789")
-_SESSION = boto3.session.Session()
 READER = ("testreader", "s3cr3t-of-the-reader-0123456789")
+
+
+@functools.cache
+def _session() -> boto3.session.Session:
+    return boto3.session.Session()
 
 
 def aws_environment(patch: pytest.MonkeyPatch, endpoint: str | None = None) -> None:
@@ -110,7 +115,7 @@ class Server:
 
     def client(self, credentials: tuple[str, str] = ADMIN, endpoint: str | None = None):
         key, secret = credentials
-        return _SESSION.client(
+        return _session().client(
             "s3",
             endpoint_url=endpoint or self.endpoint,
             region_name="us-east-1",
