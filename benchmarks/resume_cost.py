@@ -68,8 +68,8 @@ def time_to_next(place: Laboratory, name: str, batch: int) -> float:
     poll(lambda: _last_batch(folder / "metrics.jsonl") > batch, process, output, 0.005)
     seconds = time.perf_counter() - began
     kill(process)
-    if f"batch {batch}" not in output.read_text():
-        raise RuntimeError(f"it did not go on from batch {batch}:\n{output.read_text()}")
+    if f"-ba{batch:06}.safetensors" not in output.read_text():
+        raise RuntimeError(f"it did not resume from batch {batch}:\n{output.read_text()}")
     return seconds
 
 

@@ -55,7 +55,7 @@ def test_a_run_does_not_go_on_with_another_training_set(train, tmp_path, images,
     assert status == 0
     other = write_images(tmp_path / "other", **changed)
     kept = tmp_path / "run/checkpoints/ep000-ba000002.safetensors"
-    with pytest.raises(InputError, match=f"data.path: holds {message}.*trained on 24; to resume from it"):
+    with pytest.raises(InputError, match=f"data.path: holds {message}.*trained on 24; to resume"):
         train(path, "run_name=again", "max_duration=1ep", f"data.path={other}", f"resume={kept}", *SAVING)
     status, again = train(path, "run_name=again", "max_duration=1ep", f"resume={kept}", *SAVING)
     assert (status, again["finished"]) == (0, True)

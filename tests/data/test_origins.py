@@ -166,6 +166,10 @@ TABLES = {
     "quotes": lambda text: "\n".join(
         ",".join(f'"{c}"' for c in line.split(",")) for line in text.splitlines()
     ).encode(),
+    "semicolons": lambda text: text.replace(",", ";").encode(),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
+    "Excel's own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
     "other line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "empty rows": lambda text: (text.replace("\n", "\n\n") + "\n\n").encode(),
     "columns in another order": lambda text: "\n".join(
@@ -191,8 +195,7 @@ DAMAGED = {
     "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
     "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
     "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
-    "UTF-16": (lambda text: text.encode("utf-16"), "cannot be read as a table"),
-    "semicolons": (lambda text: text.replace(",", ";").encode(), "expected the columns"),
+    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
     "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
     "a spreadsheet's own format": (lambda text: b"PK\x03\x04" + bytes(range(256)) * 9, "cannot be read as a table"),
     "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
