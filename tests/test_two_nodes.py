@@ -30,7 +30,7 @@ LIMIT = 600.0
 
 
 class Cluster:
-    """Two nodes of one process on this machine, each with a disk of its own, started as docs/multi-gpu.md says."""
+    """Two nodes of two processes on this machine, each with a disk of its own, started as docs/multi-gpu.md says."""
 
     def __init__(self, place, recipe, endpoint):
         self.place, self.recipe = place, recipe
@@ -51,8 +51,8 @@ class Cluster:
         (port,) = free_ports(1)
         self.nodes = []
         for node in (0, 1):
-            command = [*LAUNCHER, "-n", "1", "--world_size", "2"]
-            command += ["--node_rank", str(node), "--base_rank", str(node)]
+            command = [*LAUNCHER, "-n", "2", "--world_size", "4"]
+            command += ["--node_rank", str(node), "--base_rank", str(2 * node)]
             command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "entrypoint.py")]
             command += [str(self.recipe), f"run_name={name}", f"runs_folder={self.disk(node)}"]
             with (self.place / f"node{node}.txt").open("w") as output:
