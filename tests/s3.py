@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import socket
 import subprocess
 import sysconfig
@@ -14,10 +16,27 @@ from pathlib import Path
 from random import SystemRandom
 
 import boto3
+import pytest
 from botocore.config import Config
 
 ADMIN = ("testadmin", "s3cr3t-of-the-admin-0123456789")
 READER = ("testreader", "s3cr3t-of-the-reader-0123456789")
+
+
+@functools.cache
+def _session() -> boto3.session.Session:
+    return boto3.session.Session()
+
+
+def aws_environment(patch: pytest.MonkeyPatch, endpoint: str | None = None) -> None:
+    """The administrator's keys, and nothing of the user's own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        patch.delenv(name)
+    values = {"AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1], "AWS_DEFAULT_REGION": "us-east-1"}
+    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
+    values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    for name, value in (values | ({"S3_ENDPOINT_URL": endpoint} if endpoint else {})).items():
+        patch.setenv(name, value)
 
 
 def free_ports(count: int) -> list[int]:
@@ -96,7 +115,7 @@ class Server:
 
     def client(self, credentials: tuple[str, str] = ADMIN, endpoint: str | None = None):
         key, secret = credentials
-        return boto3.session.Session().client(
+        return _session().client(
             "s3",
             endpoint_url=endpoint or self.endpoint,
             region_name="us-east-1",

@@ -1,6 +1,12 @@
 """Plain helpers that tests share; the fixtures stand in conftest.py."""
 
+import json
+import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +38,75 @@ def process_as_before() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+LAUNCHER = [sys.executable, "-m", "composer.cli.launcher"]
+LIMIT = 240.0
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def launcher(processes):
+    """Composer's launcher on a free port; the program and its arguments follow."""
+    return [*LAUNCHER, "-n", str(processes), "--master_port", str(free_port())]
+
+
+def start(command, **environment):
+    """A process in a group of its own, whose output `end` returns."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def end(process):
+    """Wait for a process; its status and what it printed."""
+    try:
+        output, _ = process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, output
+
+
+def wait_for(condition, process=None, limit=LIMIT):
+    """Poll until the condition holds, as long as the process lives."""
+    deadline = time.monotonic() + limit
+    while not condition():
+        assert process is None or process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def summary_of(runs, name):
+    return json.loads((runs / name / "summary.json").read_text())
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Sums depend on the number of threads."""
+    import torch  # here, for the tests that do without
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_here(recipe, *overrides):
+    """Train in this process, which saves the seconds that another's imports take; the exit status."""
+    from recipes.load import load_config
+    from recipes.run import run
+
+    with one_thread(), process_as_before():
+        return run(load_config(recipe, overrides))

@@ -4,7 +4,7 @@ import pytest
 
 from data.prepare import Settings, prepare
 from recipes.errors import InputError
-from tests.s3 import ADMIN, running
+from tests.s3 import aws_environment, running
 from tests.support import write_images
 from tests.test_techniques import TINY
 
@@ -26,10 +26,7 @@ def bucket(tmp_path, prepared, monkeypatch):
         for file in prepared.rglob("*"):
             if file.is_file():
                 client.put_object(Bucket="bucket", Key=f"set/{file.relative_to(prepared)}", Body=file.read_bytes())
-        for name, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ADMIN, strict=True):
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        monkeypatch.setenv("S3_ENDPOINT_URL", server.endpoint)
+        aws_environment(monkeypatch, server.endpoint)
         yield "s3://bucket/set"
 
 

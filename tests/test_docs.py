@@ -3,7 +3,6 @@
 Nothing here imports torch: a command's flags are looked up in its source, its config is loaded as `--show` would.
 """
 
-import ast
 import importlib.util
 import itertools
 import json
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from recipes.cli import parse
-from recipes.errors import InputError
 from recipes.load import load_config
 from tests.support import ROOT
 
@@ -121,30 +119,6 @@ def test_a_command_of_the_docs_is_valid(page, words):
     check(words)
 
 
-def test_there_are_commands_to_test():
-    assert {page for page, _ in ALL} >= {"README.md", "CONTRIBUTING.md", "tutorial.md", "imagenet.md", "s3.md"}
-    assert len(ALL) > 60
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        "composer -n 4 entrypoint.py yamls/g6.yaml",
-        "python entrypoint.py yamls/g5.yaml algorithms.mixupp=off",
-        "python -m recipes.plans yamls/g5.yaml",
-        "python -m recipes.plan yamls/g5.yaml --price",
-        "python -m recipes.checkpoints mend yamls/g5.yaml",
-        "make everything",
-        "sbatch cloud/slurm.sh yamls/none.yaml",
-        "sky jobs launch cloud/skypilot.yaml --env NAME=x",
-        "curl example.org",
-    ],
-)
-def test_a_wrong_command_would_be_found(wrong):
-    with pytest.raises((AssertionError, InputError)):
-        check(shlex.split(wrong))
-
-
 def slug(heading):
     """A heading's anchor, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
@@ -190,36 +164,6 @@ def test_the_messages_of_troubleshooting_are_the_programs():
             assert part.strip() in source, message
 
 
-def imports(room):
-    """The other rooms that a room's files import."""
-    files = [ROOT / "entrypoint.py"] if room == "entrypoint" else (ROOT / room).rglob("*.py")
-    nodes = [
-        node for path in files for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)
-    ]
-    return {node.module.split(".")[0] for node in nodes} & {"recipes", "algorithms", "data"} - {room}
-
-
-def test_the_picture_of_the_rooms_is_what_is_there():
-    picture = re.search(r"```mermaid\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.DOTALL)[1]
-    rooms = {"entrypoint", "recipes", "algorithms", "data"}
-    edges = {(left, right) for left, right in re.findall(r"(\w+)(?:\[[^]]*\])? --> (\w+)", picture) if left in rooms}
-    # The entrypoint reaches algorithms and data through recipes, but for the names of the errors.
-    assert edges == {("entrypoint", "recipes"), ("recipes", "algorithms"), ("recipes", "data")}
-    assert imports("entrypoint") == {"recipes"}
-    assert imports("recipes") == {"algorithms", "data"}
-    assert imports("algorithms") == imports("data") == set()
-    drawn = {}
-    for room, inside in re.findall(r'subgraph (\w+)\["\w+/ : .*?\n(.*?)\n    end', picture, re.DOTALL):
-        labels = re.findall(r'\w+\["(.*?)"\]', inside)
-        drawn[room] = {name for label in labels for name in re.findall(r"\w+/?", label.split(":")[0])}
-    for room, names in drawn.items():
-        for name in names - {""}:
-            path = ROOT / room / name
-            assert path.is_dir() if name.endswith("/") else path.with_suffix(".py").is_file(), f"{room}/{name}"
-    folders = {f"{path.parent.name}/" for path in (ROOT / "recipes").glob("*/__init__.py")}
-    assert folders <= drawn["recipes"], "a room of recipes is missing from the picture"
-
-
 CALLS = {
     "list_objects_v2": "s3:ListBucket",
     "head_object": "s3:GetObject",
@@ -247,13 +191,3 @@ def test_the_least_policy_allows_what_the_store_calls_and_nothing_else():
     on = {action: statement["Resource"] for statement in policy["Statement"] for action in statement["Action"]}
     assert on["s3:ListBucket"] == on["s3:ListBucketMultipartUploads"] == "arn:aws:s3:::my-bucket"
     assert on["s3:PutObject"] == on["s3:DeleteObject"] == "arn:aws:s3:::my-bucket/runs/*"
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent == ROOT / "docs"], ids=lambda page: page.name)
-def test_a_page_is_short_and_its_lines_too(page):
-    lines = page.read_text(encoding="utf-8").splitlines()
-    assert len(lines) <= 150
-    code = False
-    for line in lines:
-        code ^= line.lstrip().startswith("```")
-        assert code or line.startswith("|") or len(line) <= 127, line

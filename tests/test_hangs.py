@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tests.support import ROOT
-from tests.test_processes import LAUNCHER, end, free_port, start, summary
+from tests.support import ROOT, end, launcher, run_here, start, wait_for
+from tests.support import summary_of as summary
 
 RECIPE = """
 run_name: hangs
@@ -41,25 +41,21 @@ def recipe(tmp_path_factory, images):
 
 @pytest.fixture(scope="module")
 def untouched(recipe, tmp_path_factory):
-    """The weights of a run that nothing befell, by its number of processes."""
-    known = {}
-
-    def weights(processes):
-        if processes not in known:
-            runs = tmp_path_factory.mktemp("untouched")
-            status, output = end(start(command(processes, str(ROOT / "entrypoint.py"), recipe, runs)))
-            assert status == 0, output
-            known[processes] = summary(runs, "hangs")["weights_sha256"]
-        return known[processes]
-
-    return weights
+    """The weights of a run of one process without a hang."""
+    return finish(recipe, tmp_path_factory.mktemp("untouched"))
 
 
 def command(processes, program, recipe, runs, *overrides):
     job = [*program.split(), str(recipe), f"runs_folder={runs}", *overrides]
     if processes == 1:
         return [sys.executable, *job]
-    return [*LAUNCHER, "-n", str(processes), "--master_port", str(free_port()), *job]
+    return [*launcher(processes), *job]
+
+
+def finish(recipe, runs):
+    """Train on to the end."""
+    assert run_here(recipe, f"runs_folder={runs}") == 0
+    return summary(runs, "hangs")["weights_sha256"]
 
 
 @pytest.fixture
@@ -92,21 +88,13 @@ def batches(run):
     return file.read_text().count("train/loss") if file.exists() else 0
 
 
-def poll(condition, process, limit=120.0):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def workers_of(process):
     """Its loader's; torch's own helpers have no such command line."""
     return [child for child in psutil.Process(process.pid).children() if child.cmdline()[:1] == [sys.executable]]
 
 
-def require_saved(run, recipe, untouched, process, *, says, processes=1):
-    """Status 75 in time, nothing left behind, and the same command goes on to the weights of an untouched run."""
+def require_saved(run, recipe, untouched, process, *, says):
+    """Status 75 in time, nothing left behind, and the run goes on to the weights of an untouched one, if given."""
     family = psutil.Process(process.pid).children(recursive=True)
     began = time.monotonic()
     status, output = end(process)
@@ -122,9 +110,8 @@ def require_saved(run, recipe, untouched, process, *, says, processes=1):
     done = batches(run)
     assert saved[-1].endswith(f"ba{done:06d}")
     assert done < BATCHES
-    status, output = end(start(command(processes, str(ROOT / "entrypoint.py"), recipe, run.runs)))
-    assert status == 0, output
-    assert summary(run.runs, "hangs")["weights_sha256"] == untouched(processes)
+    if untouched is not None:
+        assert finish(recipe, run.runs) == untouched
     return saved[-1]
 
 
@@ -132,7 +119,7 @@ def require_saved(run, recipe, untouched, process, *, says, processes=1):
 def test_a_disk_that_went_away_ends_the_run_after_data_timeout_and_the_file_is_named(run, recipe, untouched, workers):
     run.hang("train/class1/3.jpg", at=2)
     process = run.go(f"data.workers={workers}")
-    poll(run.hangs.exists, process)
+    wait_for(run.hangs.exists, process)
     require_saved(run, recipe, untouched, process, says="class1/3.jpg")
 
 
@@ -140,27 +127,24 @@ def test_a_disk_that_went_away_ends_the_run_after_data_timeout_and_the_file_is_n
 def test_a_signal_ends_it_too(run, recipe, untouched, workers, number):
     run.hang("train/class1/3.jpg", at=2)
     process = run.go(f"data.workers={workers}", "data.timeout=null")
-    poll(run.hangs.exists, process)
+    wait_for(run.hangs.exists, process)
     os.killpg(process.pid, number)  # the workers too, as a terminal and Slurm do
     require_saved(run, recipe, untouched, process, says=signal.Signals(number).name)
 
 
-@pytest.mark.parametrize("asked", [True, False])
-def test_a_stopped_worker(run, recipe, untouched, asked):
+def test_a_stopped_worker(run, recipe, untouched):
     run.hang("train/class1/3.jpg", at=2)
-    process = run.go("data.workers=2", *(["data.timeout=null"] if asked else []))
-    poll(run.hangs.exists, process)
+    process = run.go("data.workers=2")
+    wait_for(run.hangs.exists, process)
     for worker in workers_of(process):
         worker.suspend()
-    if asked:
-        process.send_signal(signal.SIGTERM)
-    require_saved(run, recipe, untouched, process, says="SIGTERM" if asked else "has given nothing for")
+    require_saved(run, recipe, untouched, process, says="has given nothing for")
 
 
 def test_a_killed_worker(run, recipe, untouched):
     run.hang("train/class1/3.jpg", at=2)
     process = run.go("data.timeout=null")
-    poll(run.hangs.exists, process)
+    wait_for(run.hangs.exists, process)
     (worker,) = workers_of(process)
     worker.kill()
     require_saved(run, recipe, untouched, process, says="class1/3.jpg")
@@ -180,31 +164,24 @@ def test_before_the_first_step(run, recipe, untouched):
     assert "train/class" in output
     assert output.endswith("before the first step; run the same command to start again\n")
     assert not list((run.folder / "checkpoints").glob("ep*"))
-    status, output = end(start(command(1, str(ROOT / "entrypoint.py"), recipe, run.runs)))
-    assert status == 0, output
-    assert summary(run.runs, "hangs")["weights_sha256"] == untouched(1)
+    assert finish(recipe, run.runs) == untouched
 
 
-@pytest.mark.parametrize(("rank", "asked"), [(0, False), (1, True)])
-def test_the_other_process_ends_too(run, recipe, untouched, rank, asked):
+def test_the_other_process_ends_too(run, recipe):
     run.hang("train/class1", at=7)
-    process = run.go(*(["data.timeout=null"] if asked else []), processes=2, rank=rank)
-    poll(run.hangs.exists, process)
-    if asked:
-        process.send_signal(signal.SIGTERM)  # the launcher tells the others
-    says = "SIGTERM" if asked else "train/class1/"
-    require_saved(run, recipe, untouched, process, says=says, processes=2)
+    process = run.go(processes=2, rank=0)
+    wait_for(run.hangs.exists, process)
+    require_saved(run, recipe, None, process, says="train/class1/")
 
 
-def test_the_other_process_ends_too_during_an_evaluation(run, recipe, untouched):
+def test_the_other_process_ends_too_during_an_evaluation(run, recipe):
     run.hang("val/class2/1.jpg")
     process = run.go(processes=2, rank=1)
-    require_saved(run, recipe, untouched, process, says="val/class2/1.jpg", processes=2)
+    require_saved(run, recipe, None, process, says="val/class2/1.jpg")
 
 
 def test_evaluate_says_what_hangs(run, recipe, tmp_path):
-    status, output = end(start(command(1, str(ROOT / "entrypoint.py"), recipe, run.runs, "max_duration=1ep")))
-    assert status == 0, output
+    assert run_here(recipe, f"runs_folder={run.runs}", "max_duration=1ep") == 0
     run.hang("val/class2/1.jpg")
     program = f"{tmp_path / 'switch'}"
     code = (

@@ -7,7 +7,7 @@ import pytest
 
 from recipes.checkpoints.manifest import survey
 from recipes.checkpoints.store import LocalStore
-from tests.test_data_in_a_bucket import TINY
+from tests.test_techniques import TINY
 
 
 @pytest.mark.parametrize("lost", ["unfinished", "absent"])

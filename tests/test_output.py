@@ -106,11 +106,10 @@ def test_what_a_run_writes_for_people_is_harmless(hostile):
     assert r"exe\u202e|gpj" in page
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8:strict"])
-def test_evaluate_shows_and_writes_hostile_names(hostile, tmp_path, encoding):
+def test_evaluate_shows_and_writes_hostile_names(hostile, tmp_path):
     files = ("--csv", str(tmp_path / "classes.csv"), "--save", str(tmp_path / "figures.json"))
     words = command(hostile, "-m", "recipes.evaluate", "--per-class", *files)
-    status, out, err = run(*words, PYTHONIOENCODING=encoding)
+    status, out, err = run(*words, PYTHONIOENCODING="ascii")
     assert status == 0, err
     text = harmless(out)
     for name in SHOWN[:2]:
@@ -181,11 +180,17 @@ def test_a_hostile_word_is_answered_in_harmless_lines(words):
 
 
 @pytest.mark.parametrize(
-    "url", ["http://bob:P%40SSW0RD@127.0.0.1:9", "http//bob:P@SSW0RD@x", "http://bob:PASSW0RD@[::1"]
+    ("url", "module"),
+    [
+        ("http://bob:P%40SSW0RD@127.0.0.1:9", "data.verify"),
+        ("http//bob:P@SSW0RD@x", "data.stage"),
+        ("http://bob:PASSW0RD@[::1", "data.verify"),
+    ],
 )
-@pytest.mark.parametrize("words", [("-m", "data.verify", "s3://bucket/x"), ("-m", "data.stage", "s3://bucket/x")])
-def test_no_command_shows_a_secret(url, words, tmp_path):
-    status, out, err = run(*words, "--cache-folder", str(tmp_path), S3_ENDPOINT_URL=url)
+def test_no_command_shows_a_secret(url, module, tmp_path):
+    hasty = "import runpy, s3fs; s3fs.S3FileSystem.retries = 1; import data.files; data.files._RETRY_SECONDS = 1.0; "
+    hasty += f"runpy.run_module('{module}', run_name='__main__')"
+    status, out, err = run("-c", hasty, "s3://bucket/x", "--cache-folder", str(tmp_path), S3_ENDPOINT_URL=url)
     assert status == 2
     assert out + err
     assert b"Traceback" not in err

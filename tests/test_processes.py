@@ -1,17 +1,16 @@
-"""The program as it is started: several processes, several nodes, signals, exit statuses."""
+"""The program as it is started: several processes, signals, exit statuses; test_two_nodes.py has several nodes."""
 
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import ROOT, end, launcher, run_here, start, wait_for
+from tests.support import summary_of as summary
 
 RECIPE = """
 run_name: processes
@@ -30,8 +29,6 @@ algorithms:
   fixres: {size: 40, train: classifier}
 """
 ENTRY = [str(ROOT / "entrypoint.py")]
-LAUNCHER = [sys.executable, "-m", "composer.cli.launcher"]
-LIMIT = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -48,39 +45,6 @@ def runs(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def start(command):
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def end(process):
-    """Wait for a process; its status and what it printed."""
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, output
-
-
-def summary(runs, name):
-    return json.loads((runs / name / "summary.json").read_text())
-
-
 def losses(runs, name):
     lines = [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
     return [line["train/loss"] for line in lines if "train/loss" in line]
@@ -89,10 +53,7 @@ def losses(runs, name):
 @pytest.fixture(scope="module")
 def two(recipe, runs):
     """The run of two processes on one node, once for all tests."""
-    port = ["--master_port", str(free_port())]
-    status, output = end(
-        start([*LAUNCHER, "-n", "2", *port, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=two"])
-    )
+    status, output = end(start([*launcher(2), *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=two"]))
     assert status == 0, output
     return summary(runs, "two")
 
@@ -100,8 +61,7 @@ def two(recipe, runs):
 @pytest.fixture(scope="module")
 def one(recipe, runs):
     """The run of one process that nobody touched."""
-    status, output = end(start([sys.executable, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=one"]))
-    assert status == 0, output
+    assert run_here(recipe, f"runs_folder={runs}", "run_name=one") == 0
     return summary(runs, "one")
 
 
@@ -115,32 +75,11 @@ def test_two_processes_train_as_one_does(one, two, runs):
     assert two["top1"] * 9 == pytest.approx(round(two["top1"] * 9), abs=1e-3)
 
 
-def test_two_nodes_train_as_two_processes_of_one_node_do(two, runs, recipe):
-    where = ["--world_size", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    job = [*ENTRY, str(recipe), f"runs_folder={runs}", "run_name=nodes"]
-    nodes = [
-        start([*LAUNCHER, "-n", "1", *where, "--base_rank", str(rank), "--node_rank", str(rank), *job])
-        for rank in (0, 1)
-    ]
-    outcomes = [end(node) for node in nodes]
-    assert [status for status, _ in outcomes] == [0, 0], outcomes
-    assert summary(runs, "nodes")["weights_sha256"] == two["weights_sha256"]
-
-
-def wait_for(file, process):
-    """Poll until a file is there, as long as the process lives."""
-    deadline = time.monotonic() + LIMIT
-    while not file.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_killed_and_stopped_it_goes_on_to_the_same_weights(one, runs, recipe):
     command = [sys.executable, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=hit"]
     saved = runs / "hit" / "checkpoints"
     process = start(command)
-    wait_for(saved / "ep000-ba000002.json", process)
+    wait_for((saved / "ep000-ba000002.json").exists, process)
     os.killpg(process.pid, signal.SIGKILL)
     assert end(process)[0] == -signal.SIGKILL
     # As far as it may have come before it was hit: keep the first two steps only.
@@ -148,31 +87,26 @@ def test_killed_and_stopped_it_goes_on_to_the_same_weights(one, runs, recipe):
         if not file.name.startswith("ep000-ba000002"):
             file.unlink()
     process = start(command)
-    wait_for(saved / "ep001-ba000004.json", process)
+    wait_for((saved / "ep001-ba000004.json").exists, process)
     os.killpg(process.pid, signal.SIGTERM)  # the loader's workers too, as scancel does
     status, output = end(process)
     assert status in (75, 0), output  # 0: it was quicker than the signal
     assert status == 0 or "saved" in output.splitlines()[-1]
-    if status == 75:
-        status, output = end(start(command))
-        assert status == 0, output
+    assert run_here(*command[2:]) == 0
     hit = summary(runs, "hit")
     assert hit["weights_sha256"] == one["weights_sha256"]
     assert len(hit["resumed_from"]) >= 1
-    status, output = end(start(command))
-    assert status == 0
-    assert "is finished" in output
 
 
 def test_stopped_with_two_processes_it_goes_on_with_one(one, two, runs, recipe):
     job = [*ENTRY, str(recipe), f"runs_folder={runs}", "run_name=shrinks"]
-    process = start([*LAUNCHER, "-n", "2", "--master_port", str(free_port()), *job])
-    wait_for(runs / "shrinks" / "metrics.jsonl", process)  # its first step is done
+    process = start([*launcher(2), *job])
+    metrics = runs / "shrinks" / "metrics.jsonl"
+    wait_for(lambda: metrics.exists() and "train/loss" in metrics.read_text(), process)  # its first step is done
     os.killpg(process.pid, signal.SIGTERM)
     status, output = end(process)
     assert status == 75, output
-    status, output = end(start([sys.executable, *job]))
-    assert status == 0, output
+    assert run_here(*job[1:]) == 0
     shrinks = summary(runs, "shrinks")
     (resumed_from,) = shrinks["resumed_from"]
     stopped_at = int(re.search(r"-ba(\d+)\.safetensors$", resumed_from)[1])
@@ -203,13 +137,12 @@ sys.exit(run_command(main))
 def test_the_first_process_says_what_is_wrong_even_when_it_is_last_to_find_it(tmp_path):
     program = tmp_path / "late.py"
     program.write_text(LATE_FIRST)
-    status, output = end(start([*LAUNCHER, "-n", "2", "--master_port", str(free_port()), str(program)]))
+    status, output = end(start([*launcher(2), str(program)]))
     assert (status, output.splitlines().count("wrong")) == (2, 1)
 
 
 def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):
-    port = ["--master_port", str(free_port())]
-    status, output = end(start([*LAUNCHER, "-n", "2", *port, *ENTRY, str(recipe), "modle.name=x", "max_duration=3"]))
+    status, output = end(start([*launcher(2), *ENTRY, str(recipe), "modle.name=x", "max_duration=3"]))
     assert status == 2
     assert "Traceback" not in output
     assert [line for line in output.splitlines() if "modle" in line and "did you mean" in line]
@@ -220,7 +153,6 @@ def test_a_wrong_config_is_status_2_of_the_launcher_too(recipe, runs):
     ("program", "left"),
     [
         (ENTRY, {"WORLD_SIZE": "2"}),
-        (["-m", "recipes.evaluate"], {"WORLD_SIZE": "2", "RANK": "0"}),
         (["-m", "recipes.find_lr"], {"WORLD_SIZE": "two"}),
     ],
 )

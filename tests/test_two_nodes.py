@@ -6,13 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
 from tests.s3 import ADMIN, free_ports, running
-from tests.support import ROOT
+from tests.support import LAUNCHER, ROOT
 
 RECIPE = """
 run_name: calm
@@ -52,7 +51,7 @@ class Cluster:
         (port,) = free_ports(1)
         self.nodes = []
         for node in (0, 1):
-            command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "--world_size", "4"]
+            command = [*LAUNCHER, "-n", "2", "--world_size", "4"]
             command += ["--node_rank", str(node), "--base_rank", str(2 * node)]
             command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "entrypoint.py")]
             command += [str(self.recipe), f"run_name={name}", f"runs_folder={self.disk(node)}"]

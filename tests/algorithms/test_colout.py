@@ -6,11 +6,6 @@ from PIL import Image
 from torch import nn
 
 from algorithms.colout import ColOutConfig
-from algorithms.config import AlgorithmsConfig
-from data.config import AugmentConfig, EpochPlan
-from data.imagefolder import ImageFolder
-from data.loader import train_loader
-from data.sampler import PositionSampler
 
 
 def indexed(rows, columns):
@@ -54,29 +49,3 @@ def test_single_images_lose_their_own_in_the_loader():
         check_rows_and_columns(grid, 30, 36)
     assert not np.array_equal(first, second)
     assert ColOutConfig().image_transform() is None
-
-
-def test_the_loader_makes_batches_of_the_smaller_images(images):
-    folder = ImageFolder(images / "train", None)
-    plan = [
-        EpochPlan(size=32, crop="random", global_batch_size=8),
-        EpochPlan(size=40, crop="center", global_batch_size=8),
-    ]
-    sampler = PositionSampler(len(folder), plan, seed=3, rank=0, world_size=1)
-    transforms = AlgorithmsConfig.model_validate({"colout": {"batch": False}}).image_transforms()
-    loader = train_loader(
-        folder,
-        sampler,
-        augment=AugmentConfig(),
-        mean=(0.5,) * 3,
-        std=(0.2,) * 3,
-        image_transforms=transforms,
-        eval_crop_ratio=0.875,
-        seed=3,
-        workers=0,
-        prefetch_factor=2,
-        pin_memory=False,
-    )
-    for epoch, size in enumerate((27, 40)):  # int(32 * 0.85); a FixRes stage is left alone
-        sampler.set_epoch(epoch)
-        assert {tuple(pictures.shape[1:]) for pictures, _ in loader} == {(3, size, size)}

@@ -35,19 +35,6 @@ def test_half_lives_scale_with_the_run(share, total, factor):
     assert abs(long - factor * short) <= factor
 
 
-def test_the_smoothing_is_that_of_the_half_life():
-    algorithm = EMAConfig(half_life="100ba", update_interval="20ba").build(total_batches=9000)
-    assert algorithm.smoothing == 2 ** (-20 / 100)  # MosaicML's Medium
-    algorithm = EMAConfig(half_life="0.01dur", start=0.25).build(total_batches=9000)
-    assert algorithm.smoothing == 2 ** (-1 / 90)
-    assert algorithm.ema_start == 0.25
-
-
-def test_smoothing_alone_is_accepted():
-    """Composer's EMA raises AttributeError on smoothing without an update interval."""
-    assert EMAConfig(smoothing=0.75).build(total_batches=10).smoothing == 0.75
-
-
 class Evaluated(Callback):
     """Notes the weights that are evaluated, and every batch's trained ones."""
 

@@ -1,8 +1,6 @@
 """Techniques under DDP: one launch of two processes, looked at from several sides."""
 
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,34 +11,21 @@ from composer.algorithms import EMA
 from tiny_run import assert_equal
 from two_processes import AVERAGED, SWAPPED
 
+from tests.support import ROOT, end, free_port, start
+
 HERE = Path(__file__).parent
-
-
-def start(rank, port, out):
-    """One of two processes, as Composer's launcher would start it, without the seconds that it takes itself."""
-    position = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "NODE_RANK": 0}
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    paths = os.pathsep.join([str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {name: str(value) for name, value in {**position, **address, "PYTHONPATH": paths}.items()}
-    command = [sys.executable, str(HERE / "two_processes.py"), str(out)]
-    log = (out / f"rank{rank}.log").open("w")
-    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    out = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [start(rank, port, out) for rank in (0, 1)]
-    try:
-        statuses = [process.wait(timeout=600) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    logs = [(out / f"rank{rank}.log").read_text()[-4000:] for rank in (0, 1)]
-    assert statuses == [0, 0], "\n".join(logs)
+    """Two processes as Composer's launcher would start them, without the seconds that it takes itself."""
+    out, port = tmp_path_factory.mktemp("two"), str(free_port())
+    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    together |= {"MASTER_PORT": port, "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)])}
+    command = [sys.executable, str(HERE / "two_processes.py"), str(out)]
+    processes = [start(command, **together, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
+    outcomes = [end(process) for process in processes]
+    assert [status for status, _ in outcomes] == [0, 0], outcomes
     return out
 
 

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.time_to_accuracy import Curve, baseline_overrides, compare, draw, read_curve, table
 from recipes.load import load_config
 from recipes.results import Evaluation
-from tests.test_structure import ROOT
+from tests.support import ROOT
 
 
 def a_curve(seed, *points, evaluation=10.0):

@@ -13,7 +13,7 @@ import torch
 from data.config import EpochPlan
 from data.errors import StalledError
 from data.imagefolder import ImageFolder
-from tests.data.test_loader import PLAN, evaluation, run, same, training
+from tests.data.test_loader import run, training
 
 LONG = [EpochPlan(24, "random", 4)]
 PER_WORKER = 2 + 2
@@ -40,12 +40,6 @@ def addresses(loader, epochs=range(3)):
     return found
 
 
-def test_batches_come_through_shared_memory_without_a_copy(source):
-    images, _ = next(iter(training(source, workers=1)))
-    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in mapped()]
-    assert any(begin <= images.data_ptr() < end for begin, end in ranges)
-
-
 @pytest.mark.parametrize("workers", [1, 3])
 def test_buffers_are_used_again(source, workers):
     found = addresses(training(source, workers, plan=LONG))
@@ -65,25 +59,6 @@ def test_a_batch_that_is_held_in_whole_or_in_part_stays_as_it_was(source, worker
         del images
     assert len(held) == 15
     assert all(torch.equal(torch.as_tensor(one), copy) for one, copy in zip(held, copies, strict=True))
-
-
-@pytest.mark.parametrize("keep", [1, 2, 5])
-def test_a_consumer_that_keeps_some_batches_gets_the_right_ones(source, keep):
-    expected = run(training(source))
-    loader, window, got = training(source, workers=2), [], []
-    for epoch in range(3):
-        loader.batch_sampler.set_epoch(epoch)
-        for batch in loader:
-            window = [*window, batch][-keep:]
-            got.append(tuple(part.clone() for part in window[0]))
-    got = got[keep - 1 :] + window[1:]
-    assert same(got, expected)
-
-
-def test_buffers_grow_with_the_images_and_are_used_again(source):
-    loader = training(source, workers=2, plan=[entry._replace(crop="random") for entry in PLAN])
-    assert same(run(loader), run(training(source, plan=[entry._replace(crop="random") for entry in PLAN])))
-    assert len(set(addresses(loader, range(3, 9)))) <= 2 * PER_WORKER
 
 
 def test_abandoned_epochs_give_their_buffers_back(source):
@@ -142,11 +117,3 @@ def test_a_killed_worker_is_an_error_and_leaves_held_batches_whole(source):
                 status = 0 if torch.equal(images, copy) else 2
         os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_evaluation_whose_workers_end_leaves_no_memory_behind(source):
-    before = len(mapped())
-    loader = evaluation(source, workers=2)
-    for _ in range(2):
-        assert sum(len(labels) for _, labels in loader) == 60
-        assert len(mapped()) <= before + 2  # which images are bad, and what each worker reads

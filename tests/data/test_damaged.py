@@ -240,7 +240,6 @@ def test_what_ends_a_worker_is_one_line_of_its_own(prepared):
 COMMANDS = {
     "train": ["entrypoint.py", "yamls/demo.yaml", "data.path={}", "runs_folder={}-runs"],
     "verify": ["-m", "data.verify", "{}"],
-    "benchmark": ["-m", "benchmarks.loader", "{}", "--workers", "0", "--images", "10"],
 }
 
 

@@ -42,13 +42,6 @@ def test_each_scan_is_in_one_split_and_looks_like_itself(digits):
     assert len(seen) == 1797
 
 
-def test_a_second_call_writes_nothing(digits, capsys):
-    before = {path: path.stat().st_mtime_ns for path in digits.rglob("*")}
-    assert demo.main([str(digits), "--size", "24"]) == 0
-    assert str(digits) in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in digits.rglob("*")} == before
-
-
 def test_two_writers_at_once_leave_one_whole_folder(tmp_path, digits):
     folder = tmp_path / "deep" / "digits"
     context = multiprocessing.get_context("fork")

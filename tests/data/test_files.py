@@ -14,12 +14,12 @@ from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
 from data.files import NotRegularError, open_regular, read_regular
 from data.imagefolder import ImageFolder, read_image
-from data.loader import IGNORED_LABEL, eval_loader
+from data.loader import IGNORED_LABEL
 from data.prepare import Settings, Task, make_part
 from data.prepare import main as prepare
 from data.source import open_split_pair
 from data.verify import main as verify
-from tests.data.test_loader import training
+from tests.data.test_loader import evaluation, training
 from tests.support import ROOT
 
 
@@ -129,17 +129,7 @@ def test_each_is_listed_replaced_in_training_and_named(dataset):
 
 def test_each_is_left_out_of_an_evaluation(dataset):
     val = open_split_pair(str(dataset), "")[1]
-    loader = eval_loader(
-        val,
-        size=24,
-        crop_ratio=1.0,
-        device_batch_size=7,
-        rank=0,
-        world_size=1,
-        workers=1,
-        prefetch_factor=2,
-        pin_memory=False,
-    )
+    loader = evaluation(val, workers=1, size=24, batch=7)
     ignored = sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader)
     found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
     assert ignored == len(KINDS)

@@ -5,7 +5,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -26,24 +25,6 @@ AUGMENT = AugmentConfig(
     random_erasing={"probability": 0.5, "area": (0.1, 0.3), "aspect_ratio": (0.3, 3.3), "count": 2, "fill": "noise"},
 )
 PLAN = [EpochPlan(24, "random", 16), EpochPlan(32, "random", 25), EpochPlan(40, "center", 8)]
-
-
-class Recorded:
-    """A source that notes what is read."""
-
-    def __init__(self, source):
-        self.source, self.classes, self.reads = source, source.classes, []
-        self.labels, self.name = source.labels, source.name
-
-    def __len__(self):
-        return len(self.source)
-
-    def reader(self, size, indices):
-        return self.read
-
-    def read(self, index):
-        self.reads.append(index)
-        return self.source.read(index)
 
 
 def shuffle_colours(image):
@@ -181,16 +162,6 @@ def test_a_resumed_epoch_goes_on_with_the_same_batches(source, workers):
     assert same(whole[6:], run(training(source, workers), [1], start=2) + run(training(source, workers), [2]))
 
 
-def test_a_resume_reads_nothing_that_was_seen(source):
-    recorded = Recorded(source)
-    loader = training(recorded)
-    loader.batch_sampler.start_at(1, 2)
-    batches = list(loader)
-    loader.batch_sampler.start_at(1, 2)
-    assert recorded.reads == np.concatenate([request.indices for request in loader.batch_sampler]).tolist()
-    assert len(recorded.reads) == len(batches[0][1]) == 20
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_processs_random_state_stays_as_it_was(source, workers):
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -222,21 +193,6 @@ def test_bad_images_are_replaced_counted_and_named_once(damaged):
     assert bad.new() == []
     run(loader, [1])
     assert (bad.count(), bad.new()) == (6, [])
-
-
-def test_replacements_do_not_depend_on_what_is_already_known(damaged):
-    known, fresh = training(damaged), training(damaged)
-    run(known, [0])
-    assert same(run(known, [1]), run(fresh, [1]))
-
-
-def test_an_image_deleted_during_a_run_is_replaced(tmp_path, write_folder):
-    source = ImageFolder(write_folder(tmp_path / "train", {"ant": 10, "bee": 10}), None)
-    loader = training(source)
-    run(loader, [0])
-    os.remove(source.name(3))  # noqa: PTH107
-    assert sum(len(labels) for _, labels in run(loader, [1])) == 20
-    assert [(sample.index, sample.reason) for sample in loader.dataset.bad.new()] == [(3, "the file is missing")]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -291,20 +247,6 @@ def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_trainings(so
         worker.terminate()
         worker.join(20)
         assert worker.exitcode == 0
-
-
-def test_workers_stay_between_epochs_and_end_with_the_loader(source):
-    loader = training(source, workers=2)
-    run(loader, [0])
-    workers = list(loader._iterator._workers)
-    run(loader, [1, 2])
-    assert loader._iterator._workers == workers
-    pids = [worker.pid for worker in workers]
-    del loader, workers
-    deadline = time.monotonic() + 20
-    while any(os.path.exists(f"/proc/{pid}/status") for pid in pids) and time.monotonic() < deadline:  # noqa: PTH110
-        time.sleep(0.05)
-    assert not any(os.path.exists(f"/proc/{pid}/status") for pid in pids)  # noqa: PTH110
 
 
 def test_spawned_workers_make_the_same_batches(damaged):

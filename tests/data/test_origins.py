@@ -97,13 +97,6 @@ def test_kaggles_tree_has_its_validation_labels_in_a_table(kaggle, jpegs):
     assert [val.read(i) for i in range(2)] == jpegs[4:6]
 
 
-def test_an_archives_own_top_folder_is_entered(tmp_path, write_folder):
-    for split in ("train", "val"):
-        write_folder(tmp_path / "imagenet-mini" / split, {"ant": 2, "bee": 1})
-    splits = open_origin(str(tmp_path))
-    assert [len(splits[split]) for split in ("train", "val")] == [3, 3]
-
-
 def test_nothing_known_is_named(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         open_origin(str(tmp_path / "absent"))

@@ -12,9 +12,9 @@ from PIL import Image
 
 from data import prepare as module
 from data import verify
-from data.decode import Picture, decode
+from data.decode import decode
 from data.errors import DataError
-from data.prepare import Settings, Task, WorkerKilledError, check_part, each_part, encode, main, prepare
+from data.prepare import Settings, Task, WorkerKilledError, check_part, main, prepare
 from data.shards import resolution_for
 from data.source import open_split_pair
 from tests.data.conftest import encode as as_file
@@ -110,16 +110,6 @@ def test_verify_looks_at_every_resolution(tmp_path, prepared, capsys):
     assert "44 images, 1 broken" in out
 
 
-def test_small_jpegs_stay_as_they_are_and_others_get_restart_markers(photo):
-    jpeg, png = as_file(photo(40, 60)), as_file(photo(40, 60), "PNG")
-    assert encode(jpeg, Picture(jpeg), "48", 90) == jpeg
-    assert encode(png, Picture(png), "original", 90) == png
-    for data, size in ((jpeg, "24"), (png, "48")):
-        small = encode(data, Picture(data), size, 90)
-        assert small[:2] == b"\xff\xd8"
-        assert b"\xff\xdd" in small
-
-
 def test_a_folder_per_resolution(tmp_path, dataset):
     assert prepare(
         str(dataset), str(tmp_path), settings(layout="folder", train_sizes=("24",), val_sizes=("24",)), 1, print
@@ -182,36 +172,8 @@ def test_the_smallest_resolution_that_suffices():
     assert resolution_for(["160"], 224) == "160"
 
 
-def double(held, part):
-    return held + 2 * part
-
-
-def kill_at_three(held, part):
-    if part == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return part
-
-
 def kill(held, part):
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def refuse(held, part):
-    raise ValueError(f"not {part}")
-
-
-def test_every_part_comes_with_its_result():
-    assert dict(each_part(double, 100, range(10), 2, ())) == {part: 100 + 2 * part for part in range(10)}
-
-
-def test_a_killed_worker_ends_it():
-    with pytest.raises(WorkerKilledError, match="a worker process was killed"):
-        list(each_part(kill_at_three, None, range(10), 2, ()))
-
-
-def test_an_error_of_the_work_is_passed_on():
-    with pytest.raises(ValueError, match="not 0"):
-        list(each_part(refuse, None, [0], 2, ()))
 
 
 def test_the_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):

@@ -1,24 +1,21 @@
 """Data in a bucket of a real S3 server, with a proxy before it that injects faults."""
 
 import json
-import logging
 import os
 import resource
 import threading
 import time
 
-import numpy as np
 import pytest
 import s3fs
 
 from data import files, stage
 from data.errors import DataError
-from data.origins import open_origin
 from data.prepare import Settings, prepare
 from data.source import open_split_pair
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, same, training
-from tests.s3 import ADMIN, Proxy, running
+from tests.s3 import ADMIN, Proxy, aws_environment, running
 
 SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
 
@@ -33,17 +30,7 @@ def server(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def proxy(server, monkeypatch):
     proxy = Proxy(server.port)
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in (
-        ("AWS_ACCESS_KEY_ID", ADMIN[0]),
-        ("AWS_SECRET_ACCESS_KEY", ADMIN[1]),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_CONFIG_FILE", os.devnull),
-        ("AWS_SHARED_CREDENTIALS_FILE", os.devnull),
-        ("S3_ENDPOINT_URL", proxy.endpoint),
-    ):
-        monkeypatch.setenv(name, value)
+    aws_environment(monkeypatch, proxy.endpoint)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own take seconds, before ours
     yield proxy
     proxy.close()
@@ -127,12 +114,6 @@ def wait_for(condition, process):
         process.wait()
 
 
-def test_a_follower_stages_while_its_parent_lives(tmp_path, url):
-    process = stage.start_following(url, str(tmp_path), float("inf"))
-    wait_for(lambda: len(here(tmp_path)) == 11, process)
-    assert len(here(tmp_path)) == 11
-
-
 def test_a_download_that_broke_off_continues_and_a_damaged_one_is_refused(tmp_path, url, proxy, server, monkeypatch):
     open_split_pair(url, str(tmp_path))
     monkeypatch.setattr(files, "_RETRY_SECONDS", 0.5)
@@ -207,15 +188,6 @@ def test_a_changed_dataset_replaces_the_cached_one(tmp_path, url, server):
     server.client().put_object(Bucket="bucket", Key="set/dataset.json", Body=manifest)
 
 
-def test_workers_share_the_labels_and_pickle_small(prepared):
-    import pickle
-
-    train, _ = open_split_pair(str(prepared), "")
-    assert train.labels.dtype == np.int64
-    train.reader(24, [0])(0)
-    assert len(pickle.dumps(train)) < 8_000
-
-
 def upload(server, folder, prefix, leave_out=(), changed=()):
     """A prepared dataset as objects, with some left out or with other bytes; the keys are below the prefix."""
     client = server.client()
@@ -285,20 +257,6 @@ def test_a_shard_that_the_cache_lost_is_read_from_the_bucket_and_staged_again(tm
     if spoil == "cut":
         stage.stage(url, str(tmp_path), float("inf"), progress=False)
         assert all((tmp_path / name).stat().st_size > 20 for name in here(tmp_path))
-
-
-def test_a_full_disk_is_said_once_and_images_are_read_from_the_bucket(tmp_path, url, prepared, monkeypatch, caplog):
-    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
-    train, _ = open_split_pair(url, str(tmp_path))
-    monkeypatch.setattr(stage, "_KEPT_FREE", 1e18)
-    with caplog.at_level(logging.WARNING):
-        stage.stage_dataset(url, str(tmp_path), None, first=True, leader=True)
-    assert [record.message for record in caplog.records if "read from the bucket each time" in record.message]
-    assert len(caplog.records) == 1
-    assert not list(tmp_path.rglob("*.mds"))
-    loader = training(train)
-    assert same(local, run(loader, [0]))
-    assert loader.dataset.bad.count() == 0
 
 
 def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url, caplog):
@@ -373,23 +331,3 @@ def test_a_name_that_leads_out_of_the_cache_is_refused_and_shown(tmp_path, serve
     assert [path.name for path in tmp_path.rglob("*.mds")] == []
     assert (victim / "thesis").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) in (["a", "victim"], ["victim"])
-
-
-def test_keys_that_are_not_images_are_skipped_with_one_warning(tmp_path, server, folder, caplog):
-    client = server.client()
-    images = sorted(folder.rglob("*.jpg"))
-    for file in images:
-        client.put_object(Bucket="bucket", Key=f"raw2/{file.relative_to(folder)}", Body=file.read_bytes())
-    some = images[0].read_bytes()
-    for key in ("train/.ipynb_checkpoints/0-checkpoint.jpg", "train/ant/._0000.jpg", "val/bee/.DS_Store", ".x/0.jpg"):
-        client.put_object(Bucket="bucket", Key=f"raw2/{key}", Body=some)
-    for key in ("train/", "train/ant/", "val/", "val/bee/", "train/empty/"):
-        client.put_object(Bucket="bucket", Key=f"raw2/{key}", Body=b"")
-    with caplog.at_level(logging.WARNING):
-        found = open_origin("s3://bucket/raw2")
-    on_disk = open_origin(str(folder))
-    for split in ("train", "val"):
-        assert found[split].classes == on_disk[split].classes == ["ant", "bee"]
-        assert found[split].labels.tolist() == on_disk[split].labels.tolist()
-        assert [found[split].read(i) for i in (0, 3)] == [on_disk[split].read(i) for i in (0, 3)]
-    assert len(caplog.records) <= 1

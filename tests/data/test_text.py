@@ -157,13 +157,7 @@ def ran(code, **environment):
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [
-        {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "utf-8:strict"},
-        {"PYTHONIOENCODING": "latin-1:strict"},
-        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-    ],
+    "environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}]
 )
 def test_no_encoding_makes_a_command_fail(environment):
     code = r"print('日本 é \udce9 \x1b]0;x\x07'); print('日本 \udce9', file=sys.stderr); sys.stdout.writelines(['ü'])"
@@ -173,21 +167,18 @@ def test_no_encoding_makes_a_command_fail(environment):
     assert rb"\xe9" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "print('topsecret-of-wandb'); sys.stderr.write('topsecret-of-wandb')",
-        "raise ValueError('topsecret-of-wandb \\x1b[2J')",
-        "thread = threading.Thread(target=lambda: int('topsecret-of-wandb')); thread.start(); thread.join()",
-        "warnings.warn('topsecret-of-wandb')",
-        "import logging; logging.getLogger('botocore').error('%s', ['topsecret-of-wandb'])",
-        "import os\nif not os.fork(): print('topsecret-of-wandb', flush=True); os._exit(0)\nos.wait()",
-    ],
-)
-def test_whatever_prints_there_is_no_secret(code):
+def test_whatever_prints_there_is_no_secret():
+    code = (
+        "import os, logging; secret = 'topsecret-of-wandb'\n"
+        "print(secret); sys.stderr.write(secret); warnings.warn(secret)\n"
+        "thread = threading.Thread(target=lambda: int(secret)); thread.start(); thread.join()\n"
+        "logging.getLogger('botocore').error('%s', [secret])\n"
+        "if not os.fork(): print(secret, flush=True); os._exit(0)\n"
+        "os.wait(); raise ValueError(secret + ' \\x1b[2J')"
+    )
     done = ran(code)
     text = done.stdout + done.stderr
-    assert b"***" in text
+    assert text.count(b"***") >= 7
     assert b"topsecret" not in text
     assert b"\x1b" not in text
 
@@ -204,10 +195,9 @@ def test_colours_and_progress_bars_pass():
     assert b"False utf-8 1" in done.stdout
 
 
-@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
-def test_closed_streams_are_no_failure(closed):
+def test_closed_streams_are_no_failure():
     program = PROGRAM.format(code="print('a', flush=True); print('b', file=sys.stderr); sys.stdout.flush()")
-    done = subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program], cwd=ROOT, timeout=60)
+    done = subprocess.run(["bash", "-c", 'exec "$0" -c "$1" 1>&- 2>&-', sys.executable, program], cwd=ROOT, timeout=60)
     assert done.returncode == 0
 
 

@@ -1,13 +1,10 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
 from data.decode import decode
 from data.source import open_split_pair
 from data.verify import main
-from tests.support import ROOT
 
 
 @pytest.fixture
@@ -15,13 +12,6 @@ def dataset(tmp_path, write_folder):
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 5, "bee": 4})
     return tmp_path / "set"
-
-
-def test_started_as_a_command_it_says_nothing_but_the_result(dataset):
-    words = [sys.executable, "-m", "data.verify", str(dataset), "--workers", "2"]
-    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ended.stdout == "18 images, 0 broken\n"
-    assert "Warning" not in ended.stderr
 
 
 def test_broken_images_are_named_counted_and_moved_aside(dataset, tmp_path, capsys):
@@ -42,11 +32,6 @@ def test_broken_images_are_named_counted_and_moved_aside(dataset, tmp_path, caps
     assert (tmp_path / "aside/train/ant/0001.jpg").read_bytes() == whole[: len(whole) // 2]
     assert main([str(dataset), "--workers", "1"]) == 0
     assert len(open_split_pair(str(dataset), "")[0]) == 8
-
-
-def test_what_cannot_be_opened_is_status_2(tmp_path, capsys):
-    assert main([str(tmp_path / "absent")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(dataset, encode, photo, capsys):

@@ -1,8 +1,5 @@
-import csv
-import io
 import json
 import re
-import subprocess
 import sys
 
 import numpy as np
@@ -11,16 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.ablate import Outcome, choose_variants, conflicts, make_plan, techniques
-from recipes.ablate.__main__ import present
 from recipes.ablate.compare import (
     accuracy_table,
     compare,
     compare_runs,
     cost_table,
-    csv_table,
     describe,
     effect_table,
-    notes,
     pareto,
     pooled_std,
     write,
@@ -63,33 +57,6 @@ def same(recipe):
     """What a variant or a seed changes, as it is in the recipe."""
     keys = ("algorithms", "seed", "run_name", "runs_folder", "loggers")
     return {key: getattr(recipe, key) for key in keys}
-
-
-@pytest.mark.parametrize(
-    ("names", "words", "chosen"),
-    [
-        ("abc", ["a"], ["recipe", "without-a", "baseline", "with-a"]),
-        ("abc", ["with-a"], ["baseline", "with-a"]),
-        ("abc", ["without-b", "with-a"], ["recipe", "without-b", "baseline", "with-a"]),
-        ("abc", [], ["recipe", "without-a", "without-b", "without-c", "baseline", "with-a", "with-b", "with-c"]),
-        ("abc", ["recipe"], ["recipe", "baseline"]),
-        ("abc", ["baseline"], ["baseline"]),
-        # Of two techniques, one without the other is there once; of one, both of its variants are others' already.
-        ("ab", [], ["recipe", "without-a", "without-b", "baseline"]),
-        ("ab", ["a"], ["recipe", "without-a", "without-b", "baseline"]),
-        ("ab", ["with-a"], ["without-b", "baseline"]),
-        ("a", ["a"], ["recipe", "baseline"]),
-    ],
-)
-def test_a_choice_includes_what_it_is_compared_with(names, words, chosen):
-    assert [variant.name for variant in choose_variants(list(names), words)] == chosen
-
-
-def test_the_effect_of_a_single_technique_is_both_alone_and_in_the_recipe():
-    recipe, baseline = choose_variants(["ema"])
-    runs = {recipe: {0: ran(0.9, 12.0)}, baseline: {0: ran(0.8, 10.0)}}
-    (effect,) = compare_runs((recipe, baseline), runs, {}, 1, (32,), 32, None).effects
-    assert effect.alone == effect.in_recipe == (pytest.approx([0.1]), pytest.approx(1.2))
 
 
 def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
@@ -176,25 +143,6 @@ def test_effects_are_paired_by_seed(results):
     assert effect_table(results).rows[0] == ("a", "+3.00 ± 2.83", "1.20x", "+12.00", "1.22x")
 
 
-def test_csv_reads_back_to_every_digit(results):
-    lines = list(csv.DictReader(io.StringIO(csv_table(results))))
-    assert [line["variant"] for line in lines] == [row.variant.name for row in results.rows]
-    for line, row in zip(lines, results.rows, strict=True):
-        assert line["techniques_on"].split() == list(row.variant.on)
-        figures = {key: "" if value is None else repr(value) for key, value in row.figures.items()}
-        assert line == {"variant": row.variant.name, "techniques_on": line["techniques_on"], **figures}
-
-
-def test_notes_say_what_chance_alone_does():
-    variants = choose_variants(["a"])
-    runs = {variant: {0: ran(0.4, 10.0), 1: ran(0.6, 10.0)} for variant in variants}
-    found = compare_runs(variants, runs, {}, 2, (32,), 32, None)
-    text = " ".join(notes(found, 3))
-    assert "standard deviation of 14.14 points" in text
-    assert "standard error of 14.14 points" in text  # times the root of 2 / n, and n is 2
-    assert "one every 3 epochs" in text
-
-
 def outcomes(plan, **options):
     """Every run but the first, which failed, finished."""
     rest = [
@@ -230,24 +178,6 @@ def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
 
 
-def test_an_ablation_without_a_finished_run_leaves_earlier_files_alone(tmp_path, capsys):
-    plan = planned(DEMO, f"runs_folder={tmp_path}", only=["ema"])
-    plan.folder.mkdir(parents=True)
-    (plan.folder / "table.md").write_text("of yesterday")
-    present(plan, [Outcome(run, None) for run in plan.runs], 36, None)
-    assert "4 of 4 runs are not finished" in capsys.readouterr().out
-    assert [path.read_text() for path in plan.folder.iterdir()] == ["of yesterday"]
-
-
-def test_runs_on_different_machines_are_remarked(tmp_path):
-    plan = planned(DEMO, f"runs_folder={tmp_path}")
-    mixed = outcomes(plan)
-    mixed[1].run.summary["versions"]["device"] = "1 x NVIDIA V100"
-    remarks = compare(plan, mixed, 36, None, "").remarks
-    assert any("device: cpu (16 runs), 1 x NVIDIA V100 (1 runs)" in line for line in remarks)
-    assert not any("device" in line for line in compare(plan, outcomes(plan), 36, None, "").remarks)
-
-
 def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     here = [DEMO, f"runs_folder={tmp_path}"]
     run = planned(*here, only=["baseline"]).runs[0]
@@ -267,9 +197,6 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
         planned(*here, only=["baseline"], processes=2)
     with pytest.raises(InputError, match=r"finished without evaluation at 40 px"):
         planned(*here, "eval.sizes=[32, 40]", only=["baseline"])
-
-
-ABLATE = [sys.executable, "-m", "recipes.ablate"]
 
 
 @pytest.mark.parametrize(
@@ -307,20 +234,6 @@ def test_a_recipe_without_techniques_is_refused(tmp_path):
     path.write_text("run_name: bare\ndevice_batch_size: 8\ndata: {path: x}\n")
     with pytest.raises(InputError, match="no technique is on"):
         planned(path)
-
-
-def test_the_list_needs_no_torch():
-    program = (
-        "import runpy, sys; sys.argv = ['ablate', 'yamls/p3.yaml', '--list', '--seeds', '0', '1', '2']\n"
-        "try: runpy.run_module('recipes.ablate', run_name='__main__', alter_sys=False)\n"
-        "finally: print('heavy:', sorted({'torch', 'composer', 'matplotlib', 'cv2'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    *lines, last = done.stdout.splitlines()
-    assert last == "heavy: []"
-    assert sum(line.startswith("new  ") for line in lines) == 3 * 18
-    assert lines[-1] == "54 of 54 runs to do, in runs/p3-ablate"
 
 
 def test_what_the_command_line_changes_is_in_every_run_and_its_config_reads_back(tmp_path):

@@ -1,11 +1,7 @@
 """An ablation as it is started: real runs, one of which fails, an interruption, and the same command again."""
 
-import json
-import os
 import signal
-import subprocess
 import sys
-import time
 
 import pytest
 
@@ -14,7 +10,8 @@ from recipes.ablate import make_plan, preflight
 from recipes.ablate.__main__ import locked, main
 from recipes.cli import run_command
 from recipes.errors import InputError
-from tests.support import ROOT
+from tests.support import ROOT, end, start, wait_for
+from tests.support import summary_of as summary
 
 RECIPE = """
 run_name: tiny
@@ -30,7 +27,6 @@ loggers: {tensorboard: false, interval: 1}
 algorithms:
   label_smoothing: {}
 """
-LIMIT = 240.0
 
 
 @pytest.fixture
@@ -41,41 +37,18 @@ def recipe(tmp_path, images):
     return path
 
 
-def wait_for(file, process):
-    """Poll until a file is there, as long as the process lives."""
-    deadline = time.monotonic() + LIMIT
-    while not file.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def summary(folder, name):
-    return json.loads((folder / name / "summary.json").read_text())
-
-
 def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_path, monkeypatch, capfd):
     words = [str(recipe), f"runs_folder={tmp_path}", "--seeds", "3"]
     folder = tmp_path / "tiny-ablate"
     first, second = "tiny-recipe-seed3", "tiny-baseline-seed3"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "recipes.ablate", *words],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start([sys.executable, "-m", "recipes.ablate", *words])
     try:
-        wait_for(folder / first / "checkpoints" / "ep000-ba000001.json", process)
+        wait_for((folder / first / "checkpoints" / "ep000-ba000001.json").exists, process)
         with pytest.raises(InputError, match="another ablation"), locked(folder):
             pass
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=LIMIT)
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+        _, output = end(process)
     assert process.returncode == 75, output
     assert "run the same command again to resume" in output.splitlines()[-1]
     assert not summary(folder, first)["finished"]

@@ -9,7 +9,6 @@ import pytest
 from data.errors import DataError
 from recipes.cli import YAMLS, command_parser, list_configs, parse, run_command, yaml_and_overrides
 from recipes.errors import InputError
-from recipes.load import load_config
 
 ROOT = YAMLS.parent
 AS_MAIN = """
@@ -49,18 +48,6 @@ def test_the_command_line_becomes_a_file_and_overrides(argv, path, overrides):
     assert not given.list_configs
 
 
-def test_flags():
-    assert arguments("a.yaml", "--show").show
-    assert arguments("--list-configs").list_configs
-    assert arguments("--list-configs").path is None
-
-
-def test_a_file_whose_name_looks_like_an_override_is_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("lr=1.yaml").write_text("seed: 1")
-    assert arguments("lr=1.yaml").path == Path("lr=1.yaml")
-
-
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -94,12 +81,6 @@ def test_help_is_read_on_80_columns(module, monkeypatch, capsys):
     assert [line for line in lines if len(line) > 80] == []
 
 
-def test_every_command_is_tried():
-    packages = {path.parent.name for path in (ROOT / "recipes").glob("*/__main__.py")}
-    modules = {path.stem for path in (ROOT / "recipes").glob("*.py") if "if __name__ ==" in path.read_text()}
-    assert set(COMMANDS) == packages | modules
-
-
 def test_overrides_may_follow_an_option_of_several_values():
     parser = command_parser("bake", "Bakes.")
     parser.add_argument("words", nargs="*")
@@ -114,20 +95,6 @@ def test_overrides_may_follow_an_option_of_several_values():
         parser.parse_intermixed_args(["a.yaml", "--seeds", "lr=2"])
 
 
-def test_the_examples_of_the_help_load(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit):
-        arguments("--help")
-    examples = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.startswith("  train yamls/")]
-    assert len(examples) == 4
-    for words in examples:
-        given = arguments(
-            *" ".join(words).replace("{128: 256, 288: 128}", "{128:256,288:128}").replace("'", "").split()
-        )
-        if "{128:256,288:128}" not in " ".join(given.overrides):
-            load_config(given.path, given.overrides)
-
-
 def test_every_yaml_is_listed_wherever_one_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = list_configs().splitlines()
@@ -140,17 +107,6 @@ def test_every_yaml_is_listed_wherever_one_stands(tmp_path, monkeypatch):
         assert word in row
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, list_configs().splitlines())) <= 80
-
-
-def test_a_yaml_with_errors_is_listed_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "yamls" / "deeper").mkdir(parents=True)
-    (tmp_path / "yamls" / "deeper" / "bad.yaml").write_text("sed: 3\n")
-    (tmp_path / "yamls" / "bare.yaml").write_text("{run_name: a, device_batch_size: 8, data: {path: x}}\n")
-    table = list_configs(tmp_path / "yamls").splitlines()
-    assert table[1].split() == ["yamls/bare.yaml", "resnet50", "90", "any"]
-    assert "yamls/deeper/bad.yaml" in table[2]
-    assert table[3].startswith("  does not load: ")
 
 
 def ended(error, capsys):
@@ -169,26 +125,6 @@ def test_a_command_ends_with_lines_and_a_status(capsys, monkeypatch):
     assert ended(KeyboardInterrupt(), capsys) == (1, "interrupted\n")
     with pytest.raises(ZeroDivisionError):
         ended(ZeroDivisionError(), capsys)
-
-
-def test_only_the_first_process_of_a_machine_prints(capsys, monkeypatch):
-    for rank, text in (("0", "a\n"), ("3", "")):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        monkeypatch.setattr("recipes.cli.FIRST_ENDS_WITHIN_SECONDS", 0.0)
-        assert ended(InputError("a"), capsys) == (2, text)
-
-
-def test_a_closed_pipe_is_no_traceback():
-    program = (
-        "import sys; from recipes.cli import run_command\n"
-        "sys.exit(run_command(lambda: [print('x' * 80) for _ in range(10**5)] and 0))"
-    )
-    command = [sys.executable, "-c", program]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(30) == 0
-    assert process.stderr.read() == b""
 
 
 @pytest.mark.parametrize(

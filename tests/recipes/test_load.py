@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from recipes.config import RunConfig, schema_of
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys, resolved
+from recipes.resolved import config_digest, differing_keys, resolved
 
 YAMLS = Path(__file__).resolve().parents[2] / "yamls"
 ALL_YAMLS = sorted(YAMLS.rglob("*.y*ml"))
@@ -46,36 +45,20 @@ def test_every_yaml_loads_and_reads_back_equal(path, tmp_path):
         ("sed: 3", "a.yaml:4: sed: unknown key; allowed: run_name"),
         ("sed: 3", "; did you mean 'seed'?"),
         ("mixup: {alpha: 1}", "; did you mean 'algorithms.mixup'?"),
-        ("mix_up: {}", "; did you mean 'algorithms.mixup'?"),
-        ("Seed: 3", "; did you mean 'seed'?"),
         ("max-duration: 3ep", "; did you mean 'max_duration'?"),
         ("algorithms: {mixip: {}}", "a.yaml:4: algorithms.mixip: unknown technique; allowed: blurpool, "),
-        ("algorithms: {mixip: {}}", "; did you mean 'mixup'?"),
         ("algorithms: {mixup: {alhpa: 1.0}}", "algorithms.mixup.alhpa: unknown key; allowed: alpha, "),
         ("algorithms: {mixup: {alpha: 0}}", "algorithms.mixup.alpha: got 0; allowed: a number above 0"),
-        (
-            "algorithms: {gradient_clipping: {}}",
-            "algorithms.gradient_clipping.threshold: missing; allowed: a number above 0",
-        ),
         (
             "algorithms:\n  channels_last:",
             "a.yaml:5: algorithms.channels_last: empty; write 'channels_last: {}' for on",
         ),
         ("algorithms: {composer: {CutOut: }}", "algorithms.composer.CutOut: empty; write 'CutOut: {}' for on"),
-        (
-            "algorithms: {composer: {CutOt: {}}}",
-            "algorithms.composer.CutOt: unknown algorithm of Composer; allowed: CutOut",
-        ),
-        ("algorithms: {mixup: 3}", "algorithms.mixup: got 3; allowed: a section with the keys alpha, "),
         ("optimizer:", "a.yaml:4: optimizer: empty; give it keys"),
-        ("optimizer: [1]", "optimizer: got [1]; allowed: a section with the keys name, lr"),
         ("optimizer: {lr: fast}", "optimizer.lr: got 'fast'; allowed: a number above 0"),
         ("optimizer: {lr: .nan}", "optimizer.lr: got nan; allowed: a number above 0"),
-        ("optimizer: {lr: 1e999}", "optimizer.lr: got inf; allowed: a number above 0"),
         ("optimizer: {nesterov: 1}", "optimizer.nesterov: got 1; allowed: true or false"),
         ("seed: true", "seed: got true; allowed: a whole number from 0, below 4294967296"),
-        ("seed: '3'", "seed: got '3'; allowed: a whole number"),
-        ("seed: 1.5", "seed: got 1.5; allowed: a whole number"),
         ("precision: fp61", "precision: got 'fp61'; allowed: fp32, amp_fp16, amp_bf16"),
         (
             "scheduler: {name: cosin}",
@@ -83,14 +66,11 @@ def test_every_yaml_loads_and_reads_back_equal(path, tmp_path):
         ),
         ("scheduler: {name: cosine, anneal: cos}", "scheduler.anneal: unknown key; allowed: "),
         ("max_duration: 90", "max_duration: got '90'; allowed: text such as 90ep"),
-        ("max_duration: 0ep", "max_duration: got '0ep'; allowed: text such as 90ep"),
         ("algorithms: {ema: {half_life: 3}}", "algorithms.ema.half_life: got '3'; allowed: text: Time in which"),
         (
             "device_microbatch_size: {224: x}",
             "device_microbatch_size: got {224: 'x'}; allowed: a whole number from 1, or one per",
         ),
-        ("device_microbatch_size: {x: 3}", "device_microbatch_size: got {x: 3}; allowed: a whole number from 1"),
-        ("device_microbatch_size: {}", "device_microbatch_size: got {}; allowed: at least one image size"),
         ("global_batch_size: 8", "device_batch_size: set together with global_batch_size"),
         ("eval: {sizes: []}", "eval.sizes: got []; allowed: a list, each a whole number from 8 to 4096"),
         ("eval: {sizes: [32, 32]}", "eval.sizes: each size once, got [32, 32]"),
@@ -110,20 +90,6 @@ def test_a_wrong_line_is_named_with_its_key_and_what_is_allowed(line, message, t
     assert "a.yaml" in lines[0]
     assert "Input should" not in lines[0]
     assert "http" not in lines[0]
-
-
-def test_pairs_must_be_ordered_and_complete(tmp_path):
-    augment = (
-        "area: [0.5, 0.2], aspect_ratio: [1.0], gaussian_blur: {sigma: [2, 1]}, random_erasing: {area: [0.5, 0.1]}"
-    )
-    lines = errors(tmp_path, f"run_name: a\ndevice_batch_size: 8\ndata: {{path: x, augment: {{{augment}}}}}\n")
-    assert [line.split(": ", 2)[1].removeprefix("data.augment.") for line in lines] == [
-        "area",
-        "aspect_ratio",
-        "gaussian_blur.sigma",
-        "random_erasing.area",
-    ]
-    assert lines[1].endswith("got [1.0]; allowed: a list of 2, each a number above 0")
 
 
 def test_all_errors_come_at_once_with_their_places(tmp_path):
@@ -155,27 +121,19 @@ def test_what_is_missing_is_asked_for_once(tmp_path):
     ("text", "message"),
     [
         ("", "a.yaml: empty;"),
-        ("# only a comment\n", "a.yaml: empty;"),
         ("- a\n- b\n", "a.yaml: holds a list;"),
-        ("just words", "a.yaml: holds a single value;"),
         ("seed: 1\nseed: 2\n", "a.yaml:2: seed: given twice, first at line 1"),
-        ("data:\n  path: a\n  path: b\n", "a.yaml:3: data.path: given twice, first at line 2"),
         ("seed: [1\n", "a.yaml:2: not valid YAML: "),
         ("data:\n\tpath: x\n", "a.yaml:2: not valid YAML: a tab cannot indent; use spaces"),
-        ("a: b: c\n", "a.yaml:1: not valid YAML: mapping values are not allowed here"),
         ("a: 1\n---\nb: 2\n", "a.yaml:2: more than one document"),
         (b"run_name: ok\npath: \xff\xfe\n", "a.yaml:2: not UTF-8 text"),
         ("run_name: 'a'\nseed: 3".encode("utf-16"), "a.yaml:1: not UTF-8 text"),
-        ("run_name: !!python/object:os.system {}\n", "not allowed"),
         ("seed: !!python/name:os.system\n", "a.yaml:1: seed: the tag"),
-        ("seed: !!int three\n", "a.yaml:1: seed: 'three' is not a valid int"),
         ('data: {path: "a\\0b"}\n', "a.yaml:1: data.path: holds a control character"),
         ("run_name: \x01\n", "a.yaml: not valid YAML: character"),
         ("? [a, b]\n: 3\n", "a.yaml:1: a key must be a word or a number"),
         ("a: *nobody\n", "a.yaml:1: not valid YAML: found undefined alias"),
         ("a: &x [*x]\n", "nested more than 40 levels deep"),
-        ("a: &x {<<: *x}\n", "nested more than 40 levels deep"),
-        ("<<: 3\n", "a.yaml:1: <<: takes an alias of a mapping"),
         ("x: " + "[" * 30_000, "nested more than 40 levels deep"),
         ("x: " + "[" * 60 + "]" * 60, "a.yaml:1: nested more than 40 levels deep"),
         ("x: " + "9" * 5000, "is not a valid int"),
@@ -337,14 +295,10 @@ def test_overrides_are_written_as_in_the_yaml(tmp_path):
     ("override", "message"),
     [
         ("seed", "an override is key.path=value"),
-        ("=3", "an override is key.path=value"),
-        ("a..b=3", "an override is key.path=value"),
         ("base=x.yaml", "base: can be set in the YAML file only"),
         ("seed=", "seed: no value"),
         ("eval.sizes=[1", "not valid YAML"),
-        ("eval.sizes.0=32", "eval.sizes: got {0: 32}"),
         ("seed.x=3", "seed: got {x: 3}"),
-        ("algorithms.mixup=3", "algorithms.mixup: got 3"),
         ("optimizer.lr.x.y=3", "optimizer.lr: got {x: {y: 3}}"),
     ],
 )
@@ -389,7 +343,3 @@ def test_the_digest_counts_the_global_batch_not_the_devices(tmp_path):
     by_all = load(tmp_path, LEAST, "device_batch_size=null", "global_batch_size={32: 16, 64: 8}")
     assert config_digest(by_device, 2) == config_digest(by_all, 4) == config_digest(by_all, 1)
     assert config_digest(by_device, 2) != config_digest(by_device, 1)
-
-
-def test_keys_without_effect_exist():
-    assert all(schema_of(RunConfig).find(tuple(key.split("."))) for key in NO_EFFECT_ON_WEIGHTS)

@@ -1,4 +1,3 @@
-import importlib.util
 import os
 
 import pytest
@@ -6,7 +5,6 @@ import torch
 
 from recipes.errors import InputError
 from recipes.load import load_config
-from recipes.model import planned_network
 from recipes.preflight import require_ready
 from recipes.run import open_data
 from tests.support import ROOT, write_images
@@ -146,14 +144,6 @@ def test_folders_must_be_writable(lines, tmp_path):
     assert found == denied
 
 
-def test_optional_loggers_must_be_installed(lines):
-    missing = [name for name in ("wandb", "mlflow") if importlib.util.find_spec(name) is None]
-    found = lines(*(f"loggers.{name}=on" for name in missing))
-    assert [line.partition(";")[0] for line in found] == [
-        f"loggers.{name}: {name} is not installed" for name in missing
-    ]
-
-
 def test_all_lines_come_at_once(lines):
     found = lines(
         "precision=amp_fp16",
@@ -165,12 +155,6 @@ def test_all_lines_come_at_once(lines):
     starts = [line.split(":")[0] for line in found]
     folders = ["runs_folder", "checkpoints.folder"]
     assert starts == ["precision", "device_microbatch_size", *folders, "/nowhere", "model.name"]
-
-
-def test_the_planned_network_has_had_its_surgery():
-    network = planned_network(load_config(MEDIUM, ["algorithms.squeeze_excite=on"]), 10)
-    assert {"BlurConv2d", "SqueezeExciteConv2d"} <= {type(module).__name__ for module in network.modules()}
-    assert all(parameter.is_meta for parameter in network.parameters())
 
 
 def test_a_network_with_several_outputs_in_training(lines, monkeypatch):

@@ -5,9 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.results import Evaluation, epochs_done, first_reached, mean_curve, read_results
-
-CURVE = (Evaluation(1.0, 10.0, 0.2), Evaluation(2.0, 30.0, 0.6), Evaluation(3.0, 40.0, 0.5), Evaluation(4.0, 80.0, 0.9))
+from recipes.results import Evaluation, epochs_done, first_reached, read_results
 
 
 def leave(folder, summary, lines):
@@ -17,28 +15,6 @@ def leave(folder, summary, lines):
         "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     )
     return folder
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        (0.1, (1.0, 10.0)),  # the first evaluation counts as it is
-        (0.2, (1.0, 10.0)),
-        (0.4, (1.5, 20.0)),
-        (0.55, (1.875, 27.5)),  # reached at once, though the curve falls below it again
-        (0.6, (2.0, 30.0)),
-        (0.7, (3.5, 60.0)),
-        (0.9, (4.0, 80.0)),
-        (0.91, None),
-    ],
-)
-def test_an_accuracy_is_reached_on_a_line_between_two_evaluations(target, expected):
-    found = first_reached(CURVE, target)
-    assert found[:2] == pytest.approx(expected) if expected else found is None
-
-
-def test_nothing_is_reached_by_a_run_without_evaluations():
-    assert first_reached((), 0.0) is None
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1))
@@ -51,16 +27,6 @@ def test_a_target_is_reached_no_later_than_the_first_evaluation_above_it_and_aft
     else:
         assert curve[max(first - 1, 0)].epoch <= found.epoch <= curve[first].epoch
         assert found.wall_seconds == pytest.approx(10 * found.epoch)
-
-
-def test_the_mean_of_curves_is_over_the_epochs_that_all_have():
-    other = (Evaluation(2.0, 50.0, 0.8), Evaluation(4.0, 100.0, 0.7), Evaluation(5.0, 120.0, 1.0))
-    assert mean_curve([CURVE, other]) == (
-        Evaluation(2.0, 40.0, pytest.approx(0.7)),
-        Evaluation(4.0, 90.0, pytest.approx(0.8)),
-    )
-    assert mean_curve([CURVE]) == CURVE
-    assert mean_curve([]) == ()
 
 
 def test_a_run_is_read_with_damaged_lines_skipped(tmp_path):

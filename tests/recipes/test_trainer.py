@@ -4,29 +4,24 @@ import copy
 import json
 import multiprocessing
 import shutil
-import socket
 import types
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from composer.algorithms import EMA, LayerFreezing
 from torch import nn
 
-from algorithms.fixres import FixResConfig
 from recipes import trainer
 from recipes.config import OptimizerConfig
 from recipes.model import CPUSyncBatchNorm2d, build_network, sync_batchnorm
 from recipes.trainer import (
-    FixedBuckets,
     SameStatistics,
     build_optimizer,
     exempt_norms_and_biases,
     split,
-    sync_strategy,
 )
-from tests.support import ROOT
+from tests.support import ROOT, free_port
 
 
 def optimizer_of(params, name, momentum=0.9):
@@ -57,25 +52,6 @@ def test_without_gradient_only_decay_moves_a_weight():
     optimizer.step()
     assert torch.allclose(weight, torch.full((2, 2), 0.99))
     assert torch.equal(bias, torch.ones(2))
-
-
-def test_no_momentum_means_no_nesterov():
-    optimizer = optimizer_of([torch.nn.Parameter(torch.ones(2))], "sgd", momentum=0.0)
-    assert optimizer.defaults["nesterov"] is False
-
-
-@pytest.mark.parametrize(
-    ("techniques", "strategy"),
-    [
-        ([], "single_auto_sync"),
-        ([EMA("4ba")], "single_auto_sync"),
-        ([LayerFreezing()], "multi_auto_sync"),
-        ([EMA("4ba"), FixResConfig(start=0.5, train="classifier").build(4)], "multi_auto_sync"),
-    ],
-)
-def test_gradients_are_added_up_once_a_step_unless_a_technique_leaves_some_out(techniques, strategy):
-    assert sync_strategy(techniques) == strategy
-    assert sync_strategy([*techniques, FixedBuckets()]) == strategy
 
 
 # Without BatchNorm, whose statistics are a portion's, and without what draws at random for each portion.
@@ -148,12 +124,6 @@ def test_stages_with_smaller_batches_see_all_images_and_resume_anywhere(train, t
         assert (status, [resumed[name] for name in compared]) == (0, [whole[name] for name in compared])
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def one_rank(rank, world_size, port, network, images, shares, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
@@ -204,11 +174,6 @@ def test_alone_and_in_evaluation_it_is_batchnorm():
     images = torch.randn(2, 3, 32, 32)
     for mode in (True, False):
         assert torch.equal(plain.train(mode)(images), synchronised.train(mode)(images))
-
-
-def test_on_a_gpu_it_is_torchs():
-    network = sync_batchnorm(build_network("resnet18", 10), "cuda")
-    assert sum(isinstance(module, nn.SyncBatchNorm) for module in network.modules()) == 20
 
 
 def evaluate_with_own_statistics(rank, port, results):

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from recipes.checkpoints.interrupt import GRACE, Interrupt, SpotNotices
+from recipes.checkpoints.interrupt import Interrupt, SpotNotices
 from tests.recipes.checkpoints.tiny import At, same
+from tests.support import wait_for
 
 _CHILD = """
 import sys
@@ -43,13 +44,6 @@ def child():
         process.wait()
         for pipe in (process.stdin, process.stdout, process.stderr):
             pipe.close()
-
-
-def wait_for(condition, limit=10.0):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_sigterm_of_composers_launcher_after_a_ctrl_c_changes_nothing_and_a_second_ctrl_c_exits_at_once():
@@ -89,16 +83,6 @@ def test_a_loader_that_gives_nothing_ends_a_run_between_two_steps(tiny, untouche
         assert "worker 3 hangs" in str(stop)
         assert tiny.find().manifest.stem == stem
     assert same(tiny.go(), untouched)
-
-
-def test_the_time_that_is_left():
-    interrupt = Interrupt()
-    assert interrupt.seconds_left() == GRACE
-    interrupt.request("a notice", 100.0)
-    assert 99 < interrupt.seconds_left() <= 100
-    interrupt.request("a signal", 10.0)
-    assert 9 < interrupt.seconds_left() <= 10
-    assert interrupt.reason == "a notice"
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):

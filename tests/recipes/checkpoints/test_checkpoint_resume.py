@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from recipes.checkpoints.manifest import survey
-from recipes.checkpoints.store import LocalStore, Places, S3Store
+from recipes.checkpoints.store import LocalStore, S3Store
 from recipes.checkpoints.upload import RECORD
 from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import Tiny, damage, identity, same, save
@@ -23,12 +23,6 @@ def copy(saved, tmp_path):
     """The run that was interrupted, to change."""
     shutil.copytree(saved.places.local, tmp_path / "checkpoints")
     return Tiny(tmp_path)
-
-
-def test_places(tmp_path):
-    assert Places.of("elsewhere/x", str(tmp_path.parent), tmp_path.name).remote is None
-    remote = Places.of("s3://bucket/x/", str(tmp_path.parent), tmp_path.name)
-    assert (remote.local, remote.remote) == (tmp_path / "checkpoints", "s3://bucket/x")
 
 
 # --- with a checkpoint that the user names --------------------------------------------------------------------------

@@ -8,20 +8,12 @@ import torch
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.checkpoints.manifest import load_manifest, prune, survey
 from recipes.checkpoints.resume import Resume
-from recipes.checkpoints.save import Writer, parse_interval
+from recipes.checkpoints.save import Writer
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, look, same, save, snapshot
 
 TOTAL = 3 * BATCHES
-
-
-@pytest.mark.parametrize(
-    ("text", "interval"),
-    [("2ep", (2, "ep")), ("500ba", (500, "ba")), ("30s", (30, "s")), ("10m", (600, "s")), ("2h", (7200, "s"))],
-)
-def test_intervals(text, interval):
-    assert parse_interval(text) == interval
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ import botocore.auth
 import pytest
 from botocore.exceptions import ClientError
 
-from recipes.checkpoints import store, upload
+from recipes.checkpoints import claim, store, upload
 from recipes.checkpoints.find import read_checkpoint
 from recipes.checkpoints.manifest import load_manifest, survey
 from recipes.checkpoints.store import LocalStore, S3Store
 from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, damage, same
 from tests.s3 import ADMIN, READER, running
+from tests.support import wait_for
 
 NOW = botocore.auth.get_current_datetime
 FINAL = f"ep003-ba0000{3 * BATCHES}"
@@ -31,6 +32,7 @@ def _hasty(monkeypatch):
     """Time limits in tenths of seconds instead of tens of seconds."""
     monkeypatch.setitem(store._CLIENT, "read_timeout", 0.4)
     monkeypatch.setitem(store._CLIENT, "connect_timeout", 0.4)
+    monkeypatch.setattr(claim, "DEAD_AFTER", 3.0)
     for module in (store, upload):
         monkeypatch.setattr(module, "_FIRST_PAUSE", 0.05)
         monkeypatch.setattr(module, "_LONGEST_PAUSE", 0.2)
@@ -86,13 +88,6 @@ def in_bucket(url):
 def good_in_bucket(url, stem):
     bucket = S3Store(url)
     return bool(read_checkpoint(bucket, load_manifest(bucket, stem), None))
-
-
-def wait_for(condition, limit=20.0):
-    deadline = time.monotonic() + limit
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_run_resumes_from_the_bucket_alone(run, url, untouched):

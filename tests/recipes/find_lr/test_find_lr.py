@@ -3,12 +3,8 @@
 import csv
 import hashlib
 import json
-import os
 import random
 import re
-import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,13 +14,11 @@ import torch
 import yaml
 
 from recipes.cli import run_command
-from recipes.find_lr import METHODS, over_runs
 from recipes.find_lr import __main__ as command
-from recipes.find_lr.__main__ import peaks, present_lr, propose, suggestion_table
-from recipes.find_lr.range_test import trial_config
+from recipes.find_lr.__main__ import peaks, present_lr, propose
 from recipes.load import load_config
 from recipes.schedule import epoch_plan, peak_lr
-from tests.support import ROOT
+from tests.support import end, launcher, start
 
 RECIPE = """
 run_name: tiny
@@ -44,9 +38,6 @@ algorithms:
   ema: {half_life: 3ba}
   fixres: {size: 48}
 """
-
-
-LIMIT = 600.0
 
 
 @pytest.fixture(scope="module")
@@ -102,17 +93,6 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
         assert lines in page
 
 
-def test_every_method_has_a_row_also_where_it_found_nothing():
-    rates = {"steepest": (0.01, None, 0.04), "minimum": (0.1, 0.1, 0.1)}
-    headers, shown, _ = suggestion_table({method: over_runs(method, per_run) for method, per_run in rates.items()})
-    assert [row[0].split(" (")[0] for row in shown] == list(METHODS)
-    assert all(len(row) == len(headers) for row in shown)
-    by_name = {row[0]: row[1:] for row in shown}
-    assert by_name["steepest (2 of 3)"][:3] == ("0.02", "0.025", "0.025")
-    assert by_name["minimum"] == ("0.1", "0.1", "0.1", "x1.00", "0.1", "0.1")
-    assert set(by_name["sliding window"]) == {"-"}
-
-
 def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
     said = "still falling at the last rate, 0.01: higher ones may be better"
     status, out, _ = find_lr(
@@ -151,17 +131,6 @@ def test_a_run_is_as_if_the_test_had_not_been_and_two_tests_give_the_same_bits(f
     assert (status, "No suggestion" in out) == (1, True)
 
 
-def test_what_is_tested_is_the_run_at_one_size_with_the_momentum_of_its_peak(recipe):
-    trial = trial_config(recipe, ["algorithms.sam=on"], size=None, batch_size=None, world_size=2)
-    assert (trial.data.train_size, trial.global_batch_size) == (40, 16)
-    assert trial.optimizer.momentum == 0.85, "One-Cycle's lowest"
-    assert {entry[:2] for entry in epoch_plan(trial, 2)} == {(40, "random")}
-    on = {name for name in type(trial.algorithms).model_fields if getattr(trial.algorithms, name)}
-    assert on == {"channels_last", "mixup", "cutmix", "label_smoothing", "sam"}
-    trial = trial_config(recipe, ["scheduler.name=cosine"], size=48, batch_size=6, world_size=2)
-    assert (trial.data.train_size, trial.global_batch_size, trial.optimizer.momentum) == (48, 6, 0.9)
-
-
 @pytest.mark.parametrize(("reference", "devices"), [(None, 4), (8, 1), (2048, 4)])
 def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices):
     """At the tested batch it is the suggested rate, at others in proportion, by what training itself computes."""
@@ -174,12 +143,6 @@ def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices)
     found = {count: rest for count, *rest in peaks(config, line)}
     assert found[devices] == [8 * devices, pytest.approx(peak_lr(after, epoch_plan(after, devices)))]
     assert present_lr(config, 16) == pytest.approx(0.05 if reference is None else 0.05 * 16 / reference)
-
-
-def test_a_global_batch_has_one_rate_on_all_devices_that_divide_it(recipe):
-    config = load_config(recipe, ["device_batch_size=null", "global_batch_size=4"])
-    found = peaks(config, propose(config, 0.1, batch_size=4))
-    assert found == [(n, 4, pytest.approx(0.1)) for n in (1, 2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -205,58 +168,15 @@ def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
     assert not (tmp_path / "tiny").exists()
 
 
-def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkeypatch):
-    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0"}
-    for name, value in (launched | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}).items():
-        monkeypatch.setenv(name, value)
-    assert find_lr("--batch-size", "7")[::2] == (
-        2,
-        "--batch-size: 7 images do not divide by 2 processes; allowed: a multiple of 2\n",
-    )
-
-
-AS_MAIN = """
-import runpy, sys
-sys.argv = ["find_lr", {!r}, {!r}]
-try:
-    runpy.run_module("recipes.find_lr", run_name="__main__")
-except SystemExit as end:
-    print(end.code, sorted({{"torch", "composer"}} & set(sys.modules)))
-"""
-
-
-@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("seed=-1", 2)])
-def test_help_and_wrong_input_wait_for_neither_torch_nor_composer(recipe, argument, status):
-    code = AS_MAIN.format(str(recipe), argument)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.endswith(f"{status} []\n")
-
-
 def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(find_lr, tmp_path, recipe):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
     # Without mixing, whose draws belong to a process, and with statistics over all: the same sums in another order.
     same = ["algorithms.mixup=off", "algorithms.cutmix=off", "model={name: resnet18, sync_batchnorm: true}"]
     flags = ["--batch-size", "8", "--steps", "20", "--runs", "1", "--start-lr", "1e-4", "--end-lr", "1"]
-    launcher = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "--master_port", port, "-m"]
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    process = subprocess.Popen(
-        [*launcher, "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    job = ["-m", "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags]
+    process = start([*launcher(2), *job])
     assert find_lr("run_name=one", *same, *flags)[0] in (0, 1)
-    try:
-        output, _ = process.communicate(timeout=LIMIT)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode in (0, 1), output
+    status, output = end(process)
+    assert status in (0, 1), output
     two, one = (read(Path(tmp_path, name, "find_lr"))["0"] for name in ("two", "one"))
     assert json.loads((tmp_path / "two" / "find_lr" / "lr.json").read_text())["devices"] == 2
     assert len(two) == len(one)

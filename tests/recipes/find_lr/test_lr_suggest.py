@@ -16,26 +16,16 @@ from recipes.find_lr import (
     curve_of,
     end_of,
     lowest,
-    over_runs,
     smooth,
     steepest,
-    still_falling,
     suggestions,
     tenth,
-    usable,
     valley,
     window,
 )
 
 RAMP = Ramp(start_lr=1e-4, end_lr=10.0, steps=101, smoothing=0.9, divergence=4.0)
 ANY = st.lists(st.floats(0.01, 100), min_size=1, max_size=60)
-
-
-def test_the_ramp_has_equal_ratios_and_both_ends():
-    lrs = RAMP.lrs()
-    assert len(lrs) == 101
-    assert (lrs[0], lrs[-1]) == (pytest.approx(1e-4), pytest.approx(10.0))
-    np.testing.assert_allclose(lrs[1:] / lrs[:-1], 10 ** (5 / 100))
 
 
 @given(ANY, st.floats(0, 0.99))
@@ -77,16 +67,6 @@ def test_the_test_stops_at_the_first_step_whose_average_is_so_many_times_the_low
     assert curve.smoothed[-1] > 4 * curve.smoothed.min()
     assert all(curve.smoothed[:-1] <= 4 * np.minimum.accumulate(curve.smoothed)[:-1])
     assert len(curve.lrs) == len(curve.losses) == len(curve.smoothed) < RAMP.steps
-
-
-@pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_loss_that_is_no_number_ends_the_test(bad):
-    assert end_of([2.0, 1.0, bad], RAMP) == "not finite"
-
-
-@given(ANY, st.floats(1e-6, 1e6))
-def test_the_unit_of_the_loss_does_not_change_the_end(losses, unit):
-    assert end_of(losses, RAMP) == end_of([unit * loss for loss in losses], RAMP)
 
 
 LOSSES = st.lists(st.integers(1, 400).map(lambda n: n / 64), min_size=20, max_size=80).map(np.array)
@@ -172,29 +152,10 @@ def test_the_unit_of_the_loss_does_not_matter_and_other_rates_scale_the_suggesti
         assert method(lrs * factor, losses) == (None if found is None else pytest.approx(found * factor))
 
 
-@given(LOSSES, st.lists(st.sampled_from([math.nan, math.inf]), max_size=3), st.integers(0, 79))
-def test_what_is_no_number_is_never_looked_at(losses, bad, place):
-    place = min(place, len(losses))
-    losses = np.concatenate([losses[:place], bad, losses[place:]])
-    lrs, kept = usable(rates(losses), losses, len(losses))
-    assert np.isfinite(kept).all()
-    if bad and len(lrs):
-        assert lrs[-1] < rates(losses)[place]
-
-
 def falling(steps):
     """A descent with its steepest point in the middle, and a take-off at the end."""
     x = np.linspace(-6, 6, steps)
     return 2.3 - 1.5 / (1 + np.exp(-x)) + np.where(x > 4.5, (x - 4.5) ** 2, 0)
-
-
-def test_a_network_that_fell_apart_and_falls_again_is_not_looked_at():
-    losses = falling(100)
-    apart = np.concatenate([losses, np.linspace(9, 2.4, 30)])  # a steep descent at rates past the take-off
-    lrs, kept = usable(rates(apart), apart, len(apart))
-    assert kept.max() <= losses[0]
-    assert steepest(lrs, kept) < lowest(lrs, kept)
-    assert steepest(rates(apart), apart) > rates(apart)[100]  # as it would be
 
 
 def curve(losses, seed=0):
@@ -202,27 +163,11 @@ def curve(losses, seed=0):
     return curve_of(losses, ramp, seed, "complete")
 
 
-def test_the_first_tenth_and_the_last_five_points_are_left_out():
-    losses = falling(100)
-    np.testing.assert_array_equal(usable(rates(losses), losses, 100), (rates(losses)[10:-5], losses[10:-5]))
-
-
 def test_too_few_points_or_a_loss_that_only_rises_suggest_nothing():
     for kept in (0, 3, FEWEST - 1):
         short = curve_of(falling(100)[: 10 + kept + 5], RAMP._replace(steps=100), 0, "diverged")
         assert suggestions([short], 100) == {}
     assert suggestions([curve(np.linspace(2, 3, 100))], 100) == {}
-
-
-def test_the_runs_are_put_together():
-    found = over_runs("valley", [0.1, None, 0.4])
-    assert found.per_run == (0.1, None, 0.4)
-    assert found.mean == pytest.approx(0.25)
-    assert found.median == pytest.approx(0.25)
-    assert found.geometric_mean == pytest.approx(0.2)
-    assert found.spread == pytest.approx(math.exp(math.log(4) / math.sqrt(2)))  # sample deviation of two points
-    assert over_runs("valley", [None, None]) is None
-    assert over_runs("valley", [0.3]).spread == 1.0
 
 
 @pytest.mark.parametrize("curvature", [0.7, 8.0, 150.0])
@@ -256,11 +201,3 @@ def test_with_noisy_gradients_the_proposed_rate_is_near_the_border_of_divergence
     proposed = suggestions(curves, steps)[CHOSEN]
     assert 1.2 / curvature < proposed.geometric_mean < 2.2 / curvature
     assert proposed.spread < 1.3
-
-
-def test_a_ramp_that_ended_before_the_loss_turned_is_noticed():
-    assert still_falling(curve(np.linspace(3, 1, 100)), 100)
-    assert not still_falling(curve(falling(100)), 100)
-    turned = np.concatenate([np.linspace(3, 1, 97), [1.1, 1.5, 2.0]])  # in the points that suggestions leave out
-    assert not still_falling(curve(turned), 100)
-    assert not still_falling(curve(np.linspace(3, 1, 100))._replace(end="not finite"), 100)

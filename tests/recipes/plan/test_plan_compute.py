@@ -1,6 +1,5 @@
 import pytest
 import torch
-from composer.algorithms.progressive_resizing import resize_batch
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models import resnet50
@@ -22,20 +21,6 @@ def plan_of(path, devices, *overrides, train=IMAGENET):
     return config, make_plan(inputs)
 
 
-def test_the_recipes_stages_by_hand():
-    stages = plan_of(P3, 8)[1].stages
-    assert [(s.first_epoch, s.epochs, s.size, s.loader_size, s.global_batch_size, s.cost) for s in stages] == [
-        (0, 10, 128, 128, 6144, 1.0),
-        (10, 75, 224, 224, 2048, 1.0),
-        (85, 5, 288, 288, 2048, 1.0),
-    ]
-    # ceil(1281167 / 6144) = 209, ceil(1281167 / 2048) = 626
-    assert [stage.steps for stage in stages] == [2090, 46950, 3130]
-    assert [stage.crop for stage in stages] == ["random", "random", "center"]
-    assert stages[0].first == (pytest.approx(2.0 / 25), pytest.approx(0.95))
-    assert stages[-1].last.lr == pytest.approx(2.0 / 25 / 1e4, rel=1e-3)
-
-
 def test_mosaics_schedule_saves_two_thirds_by_size_and_gives_some_back_for_sam():
     config, plan = plan_of(MOSAIC, 8)
     sizes = [network_size(config, epoch, 176) for epoch in range(90)]
@@ -49,36 +34,6 @@ def test_mosaics_schedule_saves_two_thirds_by_size_and_gives_some_back_for_sam()
     # Two passes in every tenth step.
     assert plan.saving_against_224px == pytest.approx(1 - 1.1 * (1 - by_size))
     assert plan.saving_against_train_size == pytest.approx(1 - 1.1 * sum((size / 176) ** 2 for size in sizes) / 90)
-
-
-@pytest.mark.parametrize(
-    ("override", "compute"),
-    [("seed=1", 30), ("algorithms.sam=on", 60), ("model.activation_checkpointing=true", 40)],
-)
-def test_a_plain_run_is_its_epochs_and_second_passes_count(override, compute):
-    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off", "max_duration=30ep")
-    _, plan = plan_of(P3, 8, *off, override)
-    assert len(plan.stages) == 1
-    assert plan.epochs_at_224px == pytest.approx(compute)
-    assert plan.saving_against_224px == pytest.approx(1 - compute / 30)
-    assert plan.saving_by_size_alone == pytest.approx(0)
-
-
-def test_fixres_on_the_classifier_has_no_backward_pass():
-    _, plan = plan_of(P3, 8, "algorithms.fixres.train=classifier")
-    assert [stage.cost for stage in plan.stages] == [1.0, 1.0, pytest.approx(1 / 3)]
-
-
-@pytest.mark.parametrize("mode", ["resize", "crop"])
-def test_the_network_sees_what_composers_class_makes(mode):
-    config = load_config(MOSAIC, [f"algorithms.progressive_resizing.mode={mode}", "data.train_size=180"])
-    images, labels = torch.zeros(2, 3, 180, 180), torch.zeros(2, dtype=torch.int64)
-    resizing = config.algorithms.progressive_resizing
-    for epoch in range(config.epochs - 18):
-        # What ProgressiveResizing.apply does; test_progressive_resizing.py holds size_at equal to its sizes.
-        scale = resizing.size_at(epoch / 90, 180) / 180
-        scaled, _ = resize_batch(images, labels, scale, mode=mode)
-        assert network_size(config, epoch, 180) == scaled.shape[-1]
 
 
 @pytest.mark.parametrize(("path", "devices"), [(P3, 8), (MOSAIC, 4), (ROOT / "yamls" / "demo.yaml", 1)])
@@ -129,14 +84,6 @@ def test_stages_cover_the_run_and_sum_to_its_compute(epochs, size, delay, finetu
     each = [by_area(network_size(config, epoch, entry.size)) for epoch, entry in enumerate(epochs_of)]
     assert plan.epochs_at_224px == pytest.approx(sum(each))
     assert plan.saving_against_train_size >= -1e-12, "small images cost no more than large ones"
-
-
-@pytest.mark.parametrize(("epochs", "interval", "times"), [(90, 1, 90), (12, 3, 4), (10, 3, 4), (2, 5, 1)])
-def test_evaluations_by_hand(epochs, interval, times):
-    overrides = (f"max_duration={epochs}ep", f"eval.interval={interval}", "eval.sizes=[224, 448]")
-    _, plan = plan_of(P3, 8, *overrides, train=100_000)
-    # A forward pass is a third of a step; 448 px is four times 224 px.
-    assert plan.evaluation == (times, (224, 448), 50_000, pytest.approx(times * 0.5 / 3 * (1 + 4)))
 
 
 def test_flops_count_what_area_does_not():

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from recipes.errors import InputError
 from recipes.load import load_config, load_table
-from recipes.plan import PRICES, Images, Inputs, PricesConfig, Throughput, by_area, make_plan, measured, published
+from recipes.plan import PRICES, PricesConfig, Throughput, by_area, measured, published
 from tests.support import ROOT
 
 
@@ -33,32 +33,6 @@ def test_published_throughput_with_the_techniques_factors():
 
 def given_rate(rate):
     return Throughput({224: rate}, "given")
-
-
-def hours(throughput, *overrides, train=5000, val=300):
-    """(training, evaluation, checkpoints) of ten plain epochs at 224 px with five evaluations."""
-    off = ("algorithms.progressive_resizing=off", "algorithms.fixres=off", "max_duration=10ep")
-    config = p3(*off, "eval.interval=2", "eval.sizes=[224]", *overrides)
-    prices = PricesConfig(machines={})
-    plan = make_plan(Inputs(config, Images(train, val, "test"), 8, "any", prices, throughput=throughput))
-    assert plan.hours == sum(s.hours for s in plan.stages) + plan.evaluation_hours + (plan.checkpoint_hours or 0)
-    return sum(stage.hours for stage in plan.stages), plan.evaluation_hours, plan.checkpoint_hours
-
-
-def test_rates_scale_with_compute():
-    known = given_rate(1000.0)
-    assert known.rate(224, 1.0, by_area) == 1000
-    assert known.rate(112, 1.0, by_area) == pytest.approx(4000)
-    assert known.rate(224, 2.0, by_area) == 500
-    # Evaluation is forward passes only: three times as fast.
-    assert hours(known) == (pytest.approx(10 * 5 / 3600), pytest.approx(5 * 300 / 3000 / 3600), None)
-    assert hours(known, "algorithms.sam=on")[0] == pytest.approx(2 * 10 * 5 / 3600)
-
-
-def test_the_nearest_measured_size_is_scaled():
-    known = Throughput({128: 900.0, 224: 400.0}, "", whole_step=True)
-    assert known.rate(128, 1.5, by_area) == 900
-    assert known.rate(256, 1.0, by_area) == pytest.approx(400 * (224 / 256) ** 2)
 
 
 @given(st.integers(32, 512), st.integers(32, 512), st.floats(1, 1e5), st.floats(0.3, 3))
@@ -93,26 +67,6 @@ def write_run(folder, entries, torn=""):
     return folder
 
 
-def test_a_run_gives_its_evaluations_and_checkpoints(tmp_path):
-    def seconds(evaluation, checkpointing, epoch):
-        times = {"time/evaluation_seconds": evaluation, "time/checkpointing_seconds": checkpointing}
-        return times | {"epoch": epoch}
-
-    entries = [
-        line(32, 32, 9.0, **seconds(0.0, 0.0, 0.5)),
-        line(64, 32, 10.0, **seconds(0.0, 0.5, 1.0)),
-        {"batch": 64, "epoch": 1.0, "eval/32/top1": 0.1, "samples": 64},
-        line(128, 32, 12.0, **seconds(3.0, 4.0, 2.0)),
-        {"batch": 128, "epoch": 2.0, "eval/32/top1": 0.2, "samples": 128},
-    ]
-    found = measured(write_run(tmp_path / "run", entries, '{"batch": 4, "sam'))
-    assert found.images_per_second_by_size == {32: pytest.approx(96 / (32 / 10 + 64 / 12))}
-    assert (found.evaluation_seconds, found.checkpoint_seconds) == (3.0, 2.0)
-    assert found.whole_step
-    assert hours(found)[1:] == (5 * 3.0 / 3600, 10 * 2.0 / 3600)
-    assert str(tmp_path) in found.source
-
-
 @pytest.mark.parametrize("entries", [[], [line(10, 32, 3.0)], [{"batch": 1, "epoch": 1.0, "eval/32/top1": 0.1}]])
 def test_a_run_without_figures_is_refused_in_one_line(entries, tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl: too few values of train/images_per_second; allowed: "):
@@ -127,30 +81,3 @@ def test_every_price_and_throughput_names_its_source():
     assert prices.machines["g5.12xlarge"].on_demand.usd_per_hour == 5.672
     found = [price for machine in prices.machines.values() for price in (machine.on_demand, machine.spot) if price]
     assert all(price.source and price.date for price in found)
-
-
-GOOD = """machines:
-  m:
-    device: A
-    devices: 2
-    on_demand: {usd_per_hour: 1.5, region: here, date: 2026-01-02, source: a page}
-"""
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (GOOD.replace("1.5", "-1"), "prices.yaml:5: machines.m.on_demand.usd_per_hour: got -1; allowed: a number"),
-        (GOOD.replace("1.5", "cheap"), "prices.yaml:5: machines.m.on_demand.usd_per_hour: got 'cheap'"),
-        (GOOD.replace(", source: a page", ""), "prices.yaml:5: machines.m.on_demand.source: missing"),
-        (GOOD.replace("2026-01-02", "yesterday"), "on_demand.date: got 'yesterday'; allowed: text such as 2026-11-09"),
-        (GOOD.replace("devices: 2", "devces: 2"), "prices.yaml:4: machines.m.devces: unknown key"),
-        ("- a", "prices.yaml: holds a list; allowed: lines of"),
-    ],
-)
-def test_a_wrong_price_list_names_the_key(text, message, tmp_path):
-    path = tmp_path / "prices.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError) as caught:
-        load_table(path, PricesConfig)
-    assert any(message in line for line in caught.value.lines), caught.value.lines

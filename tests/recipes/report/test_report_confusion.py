@@ -32,14 +32,3 @@ def test_agrees_with_scikit_learn(answers):
     for one, right, images in found.hardest(9):
         assert (right, images) == (whole[one, one], whole[one].sum())
         assert right < images
-
-
-def test_the_worst_come_first():
-    label = np.array([0, 0, 0, 0, 1, 1, 2, 2, -100])
-    predicted = np.array([1, 1, 2, 0, 1, 0, 2, 2, 0])
-    probability = np.array([0.5, 0.7, np.nan, 1.0, 1.0, 0.9, 1.0, 1.0, 1.0])
-    predictions = Predictions(label, predicted, probability, probability, [], [], 36)
-    found = Confusions(label[:-1], predicted[:-1])
-    assert found.pairs[0] == (0, 1, 2, 4)
-    assert found.hardest(5) == [(0, 1, 4), (1, 1, 2)]
-    assert predictions.most_confident_errors(3) == [5, 1, 0]

@@ -2,16 +2,14 @@
 
 import io
 import json
-import os
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from tests.s3 import ADMIN, running
-from tests.support import process_as_before
+from tests.s3 import aws_environment, running
+from tests.support import one_thread, process_as_before
 
 RECIPE = """
 run_name: tiny
@@ -38,18 +36,9 @@ def server(tmp_path_factory):
 @contextmanager
 def surroundings(endpoint):
     """The bucket's address and keys, and one thread; what a run sets for its whole process is put back after."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with process_as_before(), pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        values = {"AWS_ACCESS_KEY_ID": ADMIN[0], "AWS_SECRET_ACCESS_KEY": ADMIN[1], "AWS_DEFAULT_REGION": "us-east-1"}
-        values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull}
-        values |= {"AWS_SHARED_CREDENTIALS_FILE": os.devnull, "S3_ENDPOINT_URL": endpoint}
-        for name, value in values.items():
-            patch.setenv(name, value)
+    with one_thread(), process_as_before(), pytest.MonkeyPatch.context() as patch:
+        aws_environment(patch, endpoint)
         yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", autouse=True)

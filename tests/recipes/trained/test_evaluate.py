@@ -1,6 +1,5 @@
 """`python -m recipes.evaluate`: equal to the run's own figures, exact, on any folder, and what it refuses."""
 
-import csv
 import json
 import os
 import shutil
@@ -16,8 +15,7 @@ from PIL import Image
 from torchvision.models import ResNet50_Weights
 
 from recipes.trained import load_trained
-from tests.support import ROOT, write_images
-from tests.test_processes import LAUNCHER, free_port
+from tests.support import ROOT, launcher, write_images
 
 MEAN, STD = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
 """As in the run's recipe."""
@@ -102,20 +100,9 @@ def test_top1_is_that_of_a_plain_loop_with_the_usual_transforms(tiny, figures, p
     assert 0.4 < found["top1"] < 0.95  # neither chance nor too easy to tell
 
 
-def test_batch_size_changes_no_count(figures, more):
-    words = ("--data", more, "--sizes", "32", "24", "--crop-ratios", "0.875", "1.0", "--per-class")
-    found = figures(*words)
-    assert len(found["results"]) == 4
-    assert all(one["images"] == 33 for one in found["results"])
-    for size in (1, 7, 64):
-        other = figures(f"eval.device_batch_size={size}", *words)
-        assert counts(other) == counts(found)
-        assert [one["loss"] for one in other["results"]] == pytest.approx([one["loss"] for one in found["results"]])
-
-
 def test_two_processes_count_as_one_does(tiny, figures, more, tmp_path):
     words = ["--data", str(more), "--flip", "--per-class"]
-    command = [*LAUNCHER, "-n", "2", "--master_port", str(free_port()), "-m", "recipes.evaluate", tiny.yaml, *words]
+    command = [*launcher(2), "-m", "recipes.evaluate", tiny.yaml, *words]
     done = subprocess.run(
         [*command, "--save", str(tmp_path / "two.json")],
         cwd=ROOT,
@@ -149,19 +136,6 @@ def test_flip_is_the_mean_of_the_logits(tiny, figures, more):
     assert result["top1_correct"] == int((logits.argmax(1) == labels).sum())
     plain = figures("--data", more, "--sizes", "32", "--weights", "raw")["results"][0]
     assert plain["loss"] != pytest.approx(result["loss"], rel=1e-5)
-
-
-def test_each_class_in_table_and_csv(command, tiny, tmp_path):
-    status, out, _ = command("evaluate", tiny.yaml, "--sizes", "32", "--per-class", "--csv", tmp_path / "classes.csv")
-    assert status == 0
-    assert max(map(len, out.splitlines()[3:])) <= 80
-    assert "EMA's average, fp32" in out
-    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
-    assert [row["class"] for row in rows] == ["class0", "class1", "class2"]
-    assert sum(int(row["images"]) for row in rows) == 9
-    right = sum(int(row["top1_correct"]) for row in rows)
-    assert f"{100 * right / 9:.2f}" in out
-    assert all(row["name"] in out for row in rows)
 
 
 def test_some_of_the_classes_will_do_and_strange_ones_are_named(command, figures, tiny, tmp_path):

@@ -139,23 +139,6 @@ def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
     assert not (tmp_path / "ema").exists()
 
 
-def test_blurpool_is_said(make_run, command, tmp_path):
-    run = make_run("model.name=resnet18", "max_duration=1ep", "algorithms={blurpool: {}}", "run_name=blurred")
-    words = ["run_name=blurred", "--output", tmp_path / "exported", "--formats", "pth", "onnx"]
-    status, out, err = command("export", run.yaml, *words)
-    assert (status, err) == (0, "")
-    assert len(out.splitlines()) == 2
-    assert "blurpool changed the architecture: the weights do not load into a plain resnet18" in out
-    assert "**blurpool changed the architecture**" in (tmp_path / "exported" / "README.md").read_text()
-    image = next((run.images / "val").rglob("*.jpg"))
-    ours, theirs = (
-        json.loads(command("predict", *model, image, "--json")[1])["predictions"][0]
-        for model in ([run.yaml, "run_name=blurred"], [tmp_path / "exported"])
-    )
-    assert ours["class"] == theirs["class"]
-    assert ours["probability"] == pytest.approx(theirs["probability"], abs=1e-5)
-
-
 NETWORKS = [
     ("{}", "resnet18", ["model.pth"]),
     ("{}", "timm/resnet10t", ["model.safetensors"]),

@@ -72,14 +72,6 @@ def test_the_average_is_what_the_run_ended_with(tiny):
     assert not average.network.training
 
 
-def test_any_older_checkpoint_can_be_named(tiny):
-    stems = sorted(path.stem for path in (tiny.folder / "checkpoints").glob("*.safetensors"))
-    assert len(stems) == 3
-    prints = {fingerprint(load(tiny, str(tiny.folder / "checkpoints" / f"{stem}.safetensors"))) for stem in stems}
-    assert len(prints) == 3
-    assert fingerprint(load(tiny, str(tiny.folder))) == tiny.summary["weights_sha256"]
-
-
 def test_out_of_the_bucket_comes_the_same_and_nothing_stays_behind(tiny, tmp_path):
     bucket = {"folder": "s3://bucket/runs/tiny", "runs_folder": str(tmp_path)}
     found = load(tiny, **bucket)
@@ -158,25 +150,6 @@ def test_an_average_that_is_none_is_refused_in_a_line(tiny, copied, averages):
     forge(copied, "ep003-ba000009", content=change)
     with pytest.raises(InputError, match=r"ep003-ba000009.*its moving average is malformed"):
         load(tiny, str(copied / "ep003-ba000009.safetensors"))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"eval_by_size": [1]},
-        {"eval_by_size": {"x": {"top1": 1.0, "top5": 1.0, "loss": 1.0}}},
-        {"eval_by_size": {"40": {"top1": None, "top5": 1.0, "loss": 1.0}}},
-        {"wall_seconds": "x"},
-        {"images_per_second": "x"},
-        {"versions": [3]},
-    ],
-)
-def test_a_summary_of_other_types_is_not_used(tiny, copied, change):
-    path = copied.parent / "summary.json"
-    path.write_text(json.dumps(tiny.summary | change))
-    assert load(tiny, folder=copied, runs_folder="nowhere").summary is None
-    path.write_text(json.dumps(tiny.summary))
-    assert load(tiny, folder=copied, runs_folder="nowhere").summary == tiny.summary
 
 
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.write_text("[" * 100_000)], ids=["pipe", "deep"])
@@ -304,11 +277,6 @@ def test_another_projects_weights_load_into_the_network_of_the_yaml(tiny, tmp_pa
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(found.network(images), network(images))
     assert (found.num_classes, found.classes, found.location) == (3, (), path)
-
-
-def test_a_run_checkpoint_is_still_told_by_its_name(tiny):
-    path = tiny.folder / "checkpoints" / "ep003-ba000009.safetensors"
-    assert load_trained(tiny.config, str(path), None).weights_sha256 == tiny.summary["weights_sha256"]
 
 
 class Allowed:

@@ -5,7 +5,6 @@ import pytest
 import torch
 from composer import Callback
 
-from recipes.watch.figures import Clock
 from tests.recipes.watch.tiny import BATCH, SAMPLES, Images, Recorder, Tiny
 
 TRAINING = [
@@ -97,14 +96,3 @@ def test_stalls_are_not_training(run):
         samples = rates[step] * working
         assert samples == pytest.approx(recorder.of("train/batch_size")[step], abs=0.1 + 0.003 * rates[step])
         assert 0 <= recorder.of("train/loader_wait_fraction")[step] <= 1
-
-
-def test_the_clock_counts_each_phase():
-    clock = Clock()
-    assert clock.enter("train") is None
-    assert clock.enter("evaluation") == "train"
-    assert clock.enter(None) == "evaluation"
-    stopped = clock.read()
-    assert clock.read() == stopped
-    clock.set({"train": 3.0, "loader_wait": 1.0, "checkpointing": 2.0})
-    assert (clock.working, clock.wall) == (4.0, 6.0)

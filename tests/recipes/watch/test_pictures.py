@@ -10,11 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.loader import IGNORED_LABEL
-from data.sampler import EvalSampler
-from data.source import BadSample
 from recipes.errors import InputError
-from recipes.watch.pictures import UNSEEN, answers, in_order, picture_grid
+from recipes.watch.pictures import picture_grid
 from tests.recipes.watch.test_sinks import events
 from tests.recipes.watch.tiny import CLASSES, MEAN, SAMPLES, STD
 from tests.support import ROOT
@@ -37,13 +34,6 @@ def test_shows_what_the_model_saw(finished):
     assert (first.width, first.height) == (8 * 8 + 14, 8)
 
 
-def test_half_precision_on_many_images():
-    images = torch.randn(40, 3, 5, 7).half().to(memory_format=torch.channels_last)
-    grid = picture_grid(images[:32], MEAN, STD)
-    assert grid.shape == (4 * 7 - 2, 8 * 9 - 2, 3)
-    np.testing.assert_array_equal(grid[7:12, 9:16], expected(images.float())[9])
-
-
 @given(
     count=st.integers(1, 32),
     size=st.integers(1, 9),
@@ -57,12 +47,6 @@ def test_grid_has_room_for_all(count, size, value):
     assert grid.shape == (-(-count // 8) * (size + 2) - 2, columns * (size + 2) - 2, 3)
     shade = 255 if value > 1e8 else 0 if value < -1e8 or value != value else 128
     assert set(np.unique(grid[:size, :size])) == {shade}
-
-
-def test_one_picture_per_change_of_size(run):
-    result = run(sizes=(8, 12, 8, 8), tensorboard=False)
-    names = sorted(path.name for path in (result.folder / "images").iterdir())
-    assert names == ["ep000-8px.png", "ep001-12px.png", "ep002-8px.png"]
 
 
 REASON = "not an image"
@@ -117,17 +101,6 @@ def test_too_many_end_the_run(run, split):
         json.loads(entry)
 
 
-def test_a_look_within_an_epoch(run, monkeypatch):
-    monkeypatch.setattr("recipes.watch.pictures.POLL_BATCHES", 2)
-    result = run(prepare=breaking(3), max_bad_fraction=2 / SAMPLES)
-    assert isinstance(result.error, InputError)
-    assert int(result.trainer.state.timestamp.batch) == 2
-
-
-def test_none_is_allowed_to_be_bad(run):
-    assert isinstance(run(max_bad_fraction=0.0, prepare=breaking(1)).error, InputError)
-
-
 def test_a_resume_remembers(run):
     run(prepare=breaking(2), save_at=["ep2"], die_at=7)
     result = run(load="ep2", prepare=breaking(2))
@@ -135,21 +108,6 @@ def test_a_resume_remembers(run):
     assert bad_images(result) == 2
     result = run(load="ep2", prepare=breaking(3))
     assert isinstance(result.error, InputError)
-
-
-def test_the_console_is_not_flooded(run, monkeypatch):
-    monkeypatch.setattr("recipes.watch.pictures.NAMED_ON_CONSOLE", 5)
-
-    def many(result):
-        for index in range(15):
-            result.train.bad.all.append(BadSample(index, f"n02/{index:02d}.jpeg", REASON))
-
-    result = run(prepare=many, max_bad_fraction=1.0)
-    assert result.error is None
-    console = result.stream.getvalue()
-    assert console.count("bad image in train") == 5
-    assert console.count("further bad images are named in log.txt only") == 1
-    assert len(named(result)) == 15
 
 
 def load(folder):
@@ -173,10 +131,6 @@ def test_the_last_evaluation_image_by_image(finished):
     assert (found["size"], found["batch"]) == (16, 12)
 
 
-def test_not_before_the_run_is_over(run):
-    assert not (run(die_at=8, tensorboard=False).folder / "predictions.npz").exists()
-
-
 def test_a_disk_that_fails_does_not_spoil_the_run(run):
     def prepare(result):
         (result.folder / "predictions.npz").mkdir(parents=True)
@@ -184,37 +138,6 @@ def test_a_disk_that_fails_does_not_spoil_the_run(run):
     result = run(prepare=prepare, tensorboard=False)
     assert result.error is None
     assert "predictions.npz cannot be written" in result.stream.getvalue()
-
-
-@given(samples=st.integers(1, 60), batch=st.integers(1, 9), ranks=st.integers(1, 5))
-def test_all_ranks_together_cover_each_image_once(samples, batch, ranks):
-    if samples < ranks:
-        return
-    parts = []
-    for rank in range(ranks):
-        indices = np.concatenate([one.indices for one in EvalSampler(samples, 32, batch, rank, ranks)])
-        parts.append((indices, np.stack([indices, indices + 1, indices / 100, indices / 200], 1)))
-    assert sum(len(indices) for indices, _ in parts) == samples
-    columns = in_order(parts, samples)
-    assert columns["label"].tolist() == list(range(samples))
-    assert columns["predicted"].tolist() == list(range(1, samples + 1))
-    assert columns["probability"].tolist() == [np.float32(one / 100) for one in range(samples)]
-
-
-def test_what_was_not_evaluated_is_marked():
-    columns = in_order([(np.array([2]), np.ones((1, 4)))], 3)
-    assert columns["predicted"].tolist() == [UNSEEN, UNSEEN, 1]
-    assert np.isnan(columns["probability"][:2]).all()
-
-
-def test_half_precision_and_images_without_a_label():
-    logits = torch.tensor([[0.0, 2.0, 0.0], [5.0, 0.0, 0.0]]).half()
-    rows = answers(logits, torch.tensor([0, IGNORED_LABEL]))
-    chances = torch.softmax(logits.float(), 1)
-    assert rows[0].tolist() == [0, 1, chances[0, 1], chances[0, 0]]
-    assert rows[1, :3].tolist() == [IGNORED_LABEL, 0, chances[1, 0]]
-    assert torch.isnan(rows[1, 3])
-    assert logits.tolist() == [[0, 2, 0], [5, 0, 0]]
 
 
 @pytest.fixture
@@ -244,13 +167,3 @@ def test_a_whole_run_leaves_its_predictions_and_names_its_report(train, tmp_path
     page = folder / "report.html"
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {page}"
     assert "of 8 images at 36 px were predicted as another class" in page.read_text()
-
-
-def test_a_report_that_cannot_be_written_does_not_spoil_the_run(train, tmp_path, overrides, capsys):
-    (tmp_path / "small" / "report.html").mkdir(parents=True)
-    status, summary = train(ROOT / "yamls" / "demo.yaml", *overrides)
-    assert (status, summary["finished"]) == (0, True)
-    said = capsys.readouterr().out
-    assert "the report cannot be written" in said
-    assert "report:" not in said.splitlines()[-1]
-    assert json.loads((tmp_path / "small" / "summary.json").read_text())["weights_sha256"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from recipes.checkpoints.interrupt import Interrupted
 from recipes.watch import figures
-from recipes.watch.profile import INPUT, OPTIMIZER, REST, Span, StageProfile, shares, summary
+from recipes.watch.profile import Span, shares
 
 RECIPE = """
 run_name: {name}
@@ -113,14 +113,6 @@ def interrupted_and_resumed(train, recipe, tmp_path, monkeypatch, first, second,
         assert "32 px" in (folder / "summary.md").read_text()
 
 
-def test_an_epoch_shorter_than_the_trace(train, recipe, tmp_path):
-    status, _ = train(recipe("short"), "profile=true", "device_batch_size=16")  # two steps an epoch
-    assert status == 0
-    found = json.loads((tmp_path / "short" / "profile" / "32px.json").read_text())
-    assert found["steps"] == 1
-    assert sum(found["shares"].values()) == pytest.approx(found["seconds"], rel=1e-6)
-
-
 def test_a_folder_that_cannot_be_written_does_not_stop_the_training(train, recipe, tmp_path, caplog):
     (tmp_path / "blocked").mkdir()
     (tmp_path / "blocked" / "profile").write_text("a file")
@@ -128,33 +120,6 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_training(train, recip
     assert (status, result["finished"]) == (0, True)
     assert (tmp_path / "blocked" / "profile").read_text() == "a file"
     assert "the profile cannot be written" in (tmp_path / "blocked" / "log.txt").read_text()
-
-
-def test_a_step_by_hand():
-    spans = [
-        Span("event/dataloader", 1, 3),
-        Span("algorithm/ColOut/event/after_dataloader", 3, 4),  # outside the batch
-        Span("event/batch", 4, 20),
-        Span("event/train_batch", 5, 15),
-        Span("algorithm/MixUp/event/before_forward", 6, 7),
-        Span("event/forward", 7, 10),
-        Span("event/loss", 10, 11),
-        Span("event/backward", 11, 14),
-        Span("algorithm/Clip/event/after_train_batch", 16, 18),  # inside the batch, after the passes
-        Span("algorithm/MixUp/event/batch_end", 20, 21),
-    ]
-    assert shares(spans, 0, 25) == {
-        "waiting for the loader": 2,
-        "forward pass": 3,
-        "loss": 1,
-        "backward pass": 3,
-        "algorithm ColOut": 1,
-        "algorithm MixUp": 2,
-        "algorithm Clip": 2,
-        INPUT: 10 - 1 - 3 - 1 - 3,
-        OPTIMIZER: 16 - 10 - 2,
-        REST: 25 - 2 - 16 - 1 - 1,
-    }
 
 
 @st.composite
@@ -192,19 +157,3 @@ def test_shares_add_up_and_are_never_negative(made):
     found = shares(spans, 0.0, end)
     assert sum(found.values()) == pytest.approx(end, abs=1e-9)
     assert min(found.values()) >= 0
-
-
-def test_the_page_has_a_column_pair_for_each_size():
-    found = {"forward pass": 0.06, REST: 0.02, "algorithm EMA": 0.02}
-    stages = [
-        StageProfile(size, 8, 14, 2, 0.1, plain, "cpu", found, [["aten::mul", 0.5, 12]])
-        for size, plain in ((128, 0.04), (224, None))
-    ]
-    page = summary(stages)
-    assert "- 128 px: 2 steps of 8 images a device up to batch 14, 50.0 ms each, 40.0 ms without the profiler\n" in page
-    assert "- 224 px: 2 steps of 8 images a device up to batch 14, 50.0 ms each\n" in page
-    rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert "| forward pass | 30.00 | 60.0% | 30.00 | 60.0% |" in rows
-    first_table = [row.split(" | ")[0] for row in rows[2:6]]
-    assert first_table == ["| forward pass", "| algorithm EMA", f"| {REST}", "| all"]
-    assert "| `aten::mul` | 50.0% | 12 |" in rows

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import socket
 import traceback
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tests.recipes.watch.tiny import train_tiny
+from tests.support import free_port
 
 
 def one_process(root, rank, port):
@@ -50,9 +50,7 @@ def one_process_or_its_traceback(root, rank, port):
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     root = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     # Forked, so that they need not import Composer again, which takes longer than all else here.
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=one_process_or_its_traceback, args=(root, rank, port)) for rank in range(2)]

@@ -13,7 +13,6 @@ from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.config import LoggersConfig
-from recipes.errors import InputError
 from recipes.watch.sinks import external_loggers, kept_lines, logger_problems
 
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} "
@@ -81,30 +80,6 @@ def test_every_point_once_whenever_it_dies(run):
         assert wall == sorted(wall)
 
 
-def test_points_in_both_files_are_the_same(finished):
-    scalars, from_lines = points(finished.folder), {}
-    for entry in lines(finished.folder):
-        for name, value in entry.items():
-            if "/" in name:
-                from_lines.setdefault(name, []).append((entry["batch"], value))
-    epochs = scalars.pop("train/epoch")
-    assert [step for step, _ in epochs] == list(range(1, 13))
-    assert set(scalars) == set(from_lines), "only our figures"
-    for name, values in from_lines.items():
-        assert [step for step, _ in scalars[name]] == [step for step, _ in values]
-        assert [value for _, value in scalars[name]] == pytest.approx([value for _, value in values], rel=1e-6)
-
-
-def test_images_are_not_doubled(run):
-    died(run(save_at=["ep2"], die_at=8))
-    result = run(load="ep2")
-    found = events(result.folder)
-    assert found.Tags()["images"] == ["train/images"]
-    assert [event.step for event in found.Images("train/images")] == [0, 6, 9]
-    names = sorted(path.name for path in (result.folder / "images").iterdir())
-    assert names == ["ep000-8px.png", "ep002-12px.png", "ep003-16px.png"]
-
-
 def test_torn_event_file(run):
     dead = died(run(save_at=["ba5"], die_at=8))
     [events_file] = (dead.folder / "tensorboard").iterdir()
@@ -113,13 +88,6 @@ def test_torn_event_file(run):
     result = run(load="ba5")
     steps = [step for step, _ in points(result.folder)["train/loss"]]
     assert steps == [1, 2, 3, 4, 6, 8, 9, 10, 12]
-
-
-def test_start_from_zero_in_a_used_folder(run):
-    died(run(die_at=7))
-    again = run()
-    steps = [entry["batch"] for entry in lines(again.folder) if "train/loss" in entry]
-    assert steps == [step for step, _ in points(again.folder)["train/loss"]] == [1, 2, 3, 4, 6, 8, 9, 10, 12]
 
 
 def test_a_figure_that_is_not_finite_is_null(run):
@@ -258,31 +226,3 @@ def test_a_package_must_be_installed(package, tmp_path):
         return
     [line] = problems(**{package: arguments})
     assert line.startswith(f'loggers.{package}: {package} is not installed; run: pip install "{package}>=')
-
-
-def test_a_version_must_go_with_composer(tmp_path, monkeypatch):
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "__init__.py").touch()
-    (tmp_path / "wandb-0.31.0.dist-info").mkdir()
-    (tmp_path / "wandb-0.31.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: wandb\nVersion: 0.31.0\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    [line] = problems(wandb={})
-    assert "wandb 0.31.0 does not go with Composer; run: pip install" in line
-
-
-@pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_unknown_arguments(package):
-    lines = problems(**{package: {"projet": "a", "tags": [], "nme": "b"}})[:2]
-    assert [line.partition(": ")[0] for line in lines] == [f"loggers.{package}.projet", f"loggers.{package}.nme"]
-    assert all("allowed: " in line and "tags" in line for line in lines)
-
-
-def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):
-    (tmp_path / "wandb.py").write_text("class api: api_key = None\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(InputError, match="no API key; run: wandb login"):
-        external_loggers(LoggersConfig(wandb={}), "run", tmp_path)
