@@ -36,7 +36,7 @@ UNSUITABLE = {
     "LayerFreezing": "it takes parameters out of the optimizer, whose state then cannot be saved",
     "SeqLengthWarmup": "it is for language models: it shortens sequences of tokens",
     "SelectiveBackprop": "it runs the model on the batch as it is loaded, which here is not normalised yet",
-    "NoOpModel": "it replaces the model by one that is no classifier, to time the loader",
+    "NoOpModel": "it replaces the model by one that is not a classifier, to time the loader",
 }
 """Composer's algorithms that cannot work here, with the reason."""
 

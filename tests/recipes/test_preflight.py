@@ -114,9 +114,9 @@ def test_classes_and_samples(lines, images):
 
 def test_models(lines):
     (line,) = lines("model.name=resnet51")
-    assert line.startswith("model.name: 'resnet51' is no classifier of torchvision")
+    assert line.startswith("model.name: 'resnet51' is not a classifier of torchvision")
     (line,) = lines("model.name=timm/vit_tiny_patch16_224", "algorithms.blurpool=off")
-    assert line.startswith("model.name: timm/vit_tiny_patch16_224 takes no images of 32 px: Input height (32)")
+    assert line.startswith("model.name: timm/vit_tiny_patch16_224 does not accept images of 32 px: Input height (32)")
 
 
 def test_memory_is_checked_at_every_stage(lines):
@@ -177,7 +177,7 @@ def test_a_network_with_several_outputs_in_training(lines, monkeypatch):
     plain = ["algorithms.blurpool=off", "device_memory_gb=100"]
     assert lines(*plain, "model.name=googlenet") == []
     small = lines(*plain, "model.name=inception_v3", "data.train_size=128", "eval.sizes=[128]")
-    assert small[-1].startswith("model.name: inception_v3 takes no images of 128 px")
+    assert small[-1].startswith("model.name: inception_v3 does not accept images of 128 px")
     whole = ["data.train_size=299", "algorithms.progressive_resizing=off"]
     assert lines(*plain, *whole, "model.name=inception_v3", "eval.sizes=[128]") == []
     monkeypatch.setattr("recipes.preflight.AUXILIARY_WEIGHTS", {})

@@ -160,7 +160,7 @@ def test_flops_and_memory_of_the_network(capsys):
         ([P3, "--prices", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
         ([P3, "seed=x"], "seed: got 'x'"),
         ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px do not divide by 3 processes"),
-        ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is no classifier"),
+        ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is not a classifier"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(argv, message, capsys):

@@ -88,10 +88,10 @@ def test_more_images_than_a_batch_keep_their_order(command, exported, val, tmp_p
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ([], "which YAML file, or exported folder?"),
-        (["YAML"], "which images?"),
-        (["YAML", "data.workers=0"], "which images?"),
-        (["EXPORTED"], "which images?"),
+        ([], "no YAML file or exported folder given"),
+        (["YAML"], "no images given"),
+        (["YAML", "data.workers=0"], "no images given"),
+        (["EXPORTED"], "no images given"),
         (["YAML", "x.jpg", "--top", "0"], "--top: got 0"),
         (["YAML", "x.jpg", "--crop-ratio", "0"], "--crop-ratio: got 0"),
         (["YAML", "-", "--stdin-image"], "not both"),
