@@ -283,7 +283,7 @@ ABLATE = [sys.executable, "-m", "recipes.ablate"]
         ([str(DEMO), "--seeds", "x"], "--seeds: invalid int value: 'x'"),
         ([str(DEMO), "--seeds", "-1"], "seed: got -1"),
         ([str(DEMO), "seed=3"], "from --seeds"),
-        ([str(DEMO), "resume=x.safetensors"], "resume: the runs of an ablation start from zero"),
+        ([str(DEMO), "resume=x.safetensors"], "resume: the runs of an ablation start from scratch"),
         ([str(DEMO), "checkpoints.folder=s3://bucket/x"], "checkpoints.folder: each run needs a folder of its own"),
         ([str(DEMO), "optimizer.lr=fast"], "optimizer.lr: got 'fast'"),
         ([str(DEMO), "algorithms=off"], "algorithms"),

@@ -193,7 +193,10 @@ def test_a_run_resumes_past_a_damaged_checkpoint_and_restarts_past_all_to_the_sa
 
 def test_another_run_is_refused(two, bucket, tmp_path):
     other = {"who": identity("other")}
-    rest = "holds checkpoints of run 'tiny', not of 'other'; choose another checkpoints.folder, or the run_name of that run"
+    rest = (
+        "holds checkpoints of run 'tiny', not of 'other'; "
+        "choose another checkpoints.folder, or the run_name of that run"
+    )
     assert refusal(two, **other) == (f"{two.folder}: {rest}",)
     assert refusal(Place(tmp_path / "empty"), bucket, **other) == (f"s3://bucket/X/: {rest}",)
 

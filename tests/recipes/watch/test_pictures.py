@@ -148,7 +148,7 @@ def test_the_console_is_not_flooded(run, monkeypatch):
     assert result.error is None
     console = result.stream.getvalue()
     assert console.count("bad image in train") == 5
-    assert console.count("further bad images are named in log.txt only") == 1
+    assert console.count("further bad images are logged in log.txt only") == 1
     assert len(named(result)) == 15
 
 

@@ -269,7 +269,7 @@ def test_a_version_must_go_with_composer(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     [line] = problems(wandb={})
-    assert "wandb 0.31.0 does not go with Composer; run: pip install" in line
+    assert "wandb 0.31.0 does not work with Composer; run: pip install" in line
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
