@@ -51,8 +51,8 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     text = "seeds; each variant is trained once per seed (default: 0 1)"
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
     text = (
-        "only these variants (recipe, without-X, baseline, with-X), or a technique X for both of its variants; what they "
-        "are compared with is included (default: all)"
+        "only these variants (recipe, without-X, baseline, with-X), or a technique X for both of its variants; "
+        "what they are compared with is included (default: all)"
     )
     add("--only", nargs="+", default=[], metavar="NAME", help=text)
     text = "top-1 in (0, 1] whose time is compared (default: the baseline's final mean)"

@@ -114,7 +114,7 @@ def test_every_method_has_a_row_also_where_it_found_nothing():
 
 
 def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
-    said = "still falling at the last rate, 0.01: higher ones may be better"
+    said = "still falling at the last rate, 0.01: higher rates may be better"
     status, out, _ = find_lr(
         "--runs", "1", "--steps", "60", "--start-lr", "1e-3", "--end-lr", "1e-2", "--smoothing", "0.98"
     )
