@@ -209,7 +209,7 @@ def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None
 
 
 def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
-    """What each method suggests from curves, given the ramp's number of steps; methods without a result are left out."""
+    """What each method suggests from curves, given the ramp's number of steps; methods without a result are omitted."""
     parts = [usable(curve.lrs, curve.smoothed, steps) for curve in curves]
     found = {}
     for name, method in METHODS.items():

@@ -176,7 +176,7 @@ def test_a_link_to_a_parent_folder_is_named_and_not_followed(folder, caplog, loo
     assert names(folder) == WHOLE
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3
-    expected = f"{folder}/{link}: not followed: it is a link to {(folder / link).resolve()}, a folder that it lies in"
+    expected = f"{folder}/{link}: not followed: it is a link to {(folder / link).resolve()}, a folder that contains it"
     assert expected in said
     assert class_folders(folder) == ["ant", "bee", "é"]
 
