@@ -154,7 +154,7 @@ def test_a_stopped_worker(run, recipe, untouched, asked):
         worker.suspend()
     if asked:
         process.send_signal(signal.SIGTERM)
-    require_saved(run, recipe, untouched, process, says="SIGTERM" if asked else "has given nothing for")
+    require_saved(run, recipe, untouched, process, says="SIGTERM" if asked else "has delivered nothing for")
 
 
 def test_a_killed_worker(run, recipe, untouched):

@@ -188,7 +188,7 @@ def test_verify_tells_a_foreign_shard_of_the_right_size(prepared, capsys):
     assert main([str(prepared), "--workers", "1", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["broken"] == []
-    assert report["broken_shards"] == [f"{prepared}/{SHARD}: SHA-256 is not that of index.json"]
+    assert report["broken_shards"] == [f"{prepared}/{SHARD}: SHA-256 differs from index.json"]
 
 
 def replaced(loader):

@@ -136,7 +136,7 @@ def test_a_subset_is_even_fixed_and_nested(small_folder):
 
 @pytest.mark.parametrize("samples", [0, 61])
 def test_a_subset_of_more_than_there_is_is_refused(small_folder, samples):
-    with pytest.raises(DataError, match=f"{samples} images was asked for; the training set allows 1 to 60"):
+    with pytest.raises(DataError, match=f"got {samples}; allowed: 1 to 60"):
         subset(ImageFolder(small_folder, None), samples, seed=3)
 
 

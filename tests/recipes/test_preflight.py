@@ -106,7 +106,7 @@ def test_classes_and_samples(lines, images):
     ]
     assert lines("model.num_classes=5") == []
     (line,) = lines("data.train_samples=25")
-    assert line.startswith("data.train_samples: a subset of 25 images was asked for; the training set allows 1 to 24")
+    assert line.startswith("data.train_samples: got 25; allowed: 1 to 24")
     train, val = lines(world_size=32)
     assert "24 training images" in train
     assert "9 validation images for 32 devices" in val
