@@ -25,7 +25,8 @@ _LOGGED_AFTER = 60.0
 
 Gate = Callable[[bool, str | None], bool]
 """`gate(ready, trouble)` is called every second: with `ready` false while waiting for a batch, then with `ready` true
-until it returns true, which delivers the batch. `trouble` says why no batch will come. It may raise, which ends the wait."""
+until it returns true, which delivers the batch. `trouble` says why no batch will come. It may raise, which ends the
+wait."""
 
 log = logging.getLogger(__name__)
 

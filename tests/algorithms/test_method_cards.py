@@ -17,7 +17,7 @@ ROOT = Path(algorithms.__file__).parent
 TECHNIQUES = {name: field for name, field in AlgorithmsConfig.model_fields.items() if name != "composer"}
 CONFIGS = {name: next(iter(field.annotation.__args__)) for name, field in TECHNIQUES.items()}
 MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"__init__", "config"})
-HEADINGS = ["In the step", "Fields", "Cost and gain", "Does not go with", "Resuming", "Source"]
+HEADINGS = ["In the step", "Fields", "Cost and gain", "Incompatible with", "Resuming", "Source"]
 
 
 def module(name):

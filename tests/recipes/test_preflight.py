@@ -62,7 +62,7 @@ def test_the_layers_that_fixres_and_binary_cross_entropy_need(lines):
     plain = ["model.name=vgg11", "algorithms.blurpool=off", "algorithms.fixres={size: 32, train: classifier}"]
     assert lines(*plain) == ["algorithms.fixres.train: classifier: the model has no BatchNorm"]
     assert lines("model.name=squeezenet1_1", "loss.name=binary_cross_entropy", "algorithms.blurpool=off") == [
-        "loss.name: binary_cross_entropy: the model has no linear layer to take for its classifier"
+        "loss.name: binary_cross_entropy: the model has no linear layer that could be its classifier"
     ]
 
 
