@@ -35,9 +35,9 @@ EXAMPLES = """examples:
   composer -n 8 -m recipes.evaluate yamls/p3.yaml
       the images shared among eight GPUs
 
-The YAML gives the run, its data and the device; the checkpoint determines
-which network to build. Each image counts exactly once, whatever the batch size and the
-number of processes."""
+The YAML gives the run, its data and the device; the checkpoint determines which
+network to build. Each image counts exactly once, whatever the batch size and
+the number of processes."""
 FLIP = "mean of the logits of an image and its mirror image"
 SHOWN_SETTINGS, SHOWN_CLASSES, SHOWN_BAD = 4, 20, 5
 

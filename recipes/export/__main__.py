@@ -31,9 +31,9 @@ EXAMPLES = """examples:
       --evaluation figures.json
 
 DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx,
-preprocessing.json, classes.json and a model card, README.md. Both programs are run and must reproduce the network's
-logits to 1e-4. If a technique changed the architecture (BlurPool, squeeze-and-excite), the card shows how to load
-it."""
+preprocessing.json, classes.json and a model card, README.md. Both programs are
+run and must reproduce the network's logits to 1e-4. If a technique changed the
+architecture (BlurPool, squeeze-and-excite), the card shows how to load it."""
 
 
 def main() -> int:

@@ -31,8 +31,8 @@ DESCRIPTION = """Raise the learning rate from step to step, watch the loss, and 
 for the run.
 
 The test trains fresh models with the run's own loader, model, loss, optimizer
-and techniques (mixing, label smoothing, SAM, ...) at one image size, and throws
-them away. Progressive resizing, FixRes, EMA and SWA are left out. Results go to
+and techniques (mixing, label smoothing, SAM, ...) at one image size, and then
+discards them. Progressive resizing, FixRes, EMA and SWA are left out. Results go to
 RUNS_FOLDER/RUN_NAME/find_lr/: lr.html, lr.png, lr.csv (the curves), lr.json."""
 EXAMPLES = """examples:
   python -m recipes.find_lr yamls/demo.yaml

@@ -107,7 +107,7 @@ def test_an_unfinished_run(run_folder):
     (run_folder / "metrics.jsonl").unlink()
     shutil.rmtree(run_folder / "images")
     text = text_of(report(run_folder))
-    assert "No figures of the training yet" in text
+    assert "No training figures yet" in text
     assert "The run saved no pictures of its batches" in text
 
 
