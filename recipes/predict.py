@@ -99,7 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.add_argument("--stdin-image", action="store_true", help="read one image's bytes from stdin")
     command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
-    command.add_argument("--crop-ratio", type=ratio, metavar="X", help="kept share of the resized side (default: eval.crop_ratio)")
+    command.add_argument(
+        "--crop-ratio", type=ratio, metavar="X", help="kept share of the side (default: eval.crop_ratio)"
+    )
     return command
 
 
