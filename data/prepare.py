@@ -203,7 +203,7 @@ def make_part(task: Task, part: int) -> list[str]:
         for one, image in images.items():
             encoded[one].append({"image": image, "label": int(task.source.labels[index]), "name": name})
     if broken_links == len(task.indices(part)) > 1:
-        raise DataError(f"{left_out[0]}; so are {broken_links - 1} others: is the disk with their targets mounted?")
+        raise DataError(f"{left_out[0]} (and {broken_links - 1} more); is the disk with the links' targets mounted?")
     write = _write_folder if task.settings.layout == "folder" else _write_shard
     for resolution, samples in encoded.items():
         with named(task.target):

@@ -170,7 +170,7 @@ def test_verify_names_all_that_is_damaged(prepared, capsys):
     (prepared / SHARD).unlink()
     one_byte_less(prepared / "train/28/00000/shard.00000.mds")
     one_byte_less(prepared / "val/labels.npy")
-    with pytest.raises(DataError, match=r"train/28/00000/shard.00000.mds: has \d+ bytes, .*, and 2 more; for all"):
+    with pytest.raises(DataError, match=r"train/28/00000/shard.00000.mds: has \d+ bytes, .*, and 2 more; to list all"):
         open_split_pair(str(prepared), "")
     assert main([str(prepared), "--workers", "1"]) == 2
     lines = capsys.readouterr().err.splitlines()
