@@ -41,7 +41,7 @@ def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
     images = at_size(config.global_batch_size, size)
     if images % world_size:
         raise InputError(
-            f"global_batch_size: {images} images at {size} px do not divide by {world_size} processes; "
+            f"global_batch_size: {images} images at {size} px are not divisible by {world_size} processes; "
             f"allowed: a multiple of {world_size}"
         )
     return images

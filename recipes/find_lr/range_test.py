@@ -49,7 +49,7 @@ def trial_config(
     config = load_config(path, overrides)
     if batch_size is not None and batch_size % world_size:
         raise InputError(
-            f"--batch-size: {batch_size} images do not divide by {world_size} processes; "
+            f"--batch-size: {batch_size} images are not divisible by {world_size} processes; "
             f"allowed: a multiple of {world_size}"
         )
     if size is None:

@@ -80,7 +80,7 @@ def test_a_device_must_be_available(device, lines):
 def test_batches_divide_at_every_size(lines):
     sizes = ["data.train_size=64", "device_batch_size=null"]
     assert lines(*sizes, "global_batch_size={32: 9, 64: 8}", world_size=2) == [
-        "global_batch_size: 9 images at 32 px do not divide by 2 processes; allowed: a multiple of 2"
+        "global_batch_size: 9 images at 32 px are not divisible by 2 processes; allowed: a multiple of 2"
     ]
     assert lines(*sizes, "global_batch_size={32: 10, 64: 8}", "device_microbatch_size=4", world_size=2) == [
         "device_microbatch_size: 4 does not divide the device's batch of 5 images of 32 px; allowed: a divisor of 5"

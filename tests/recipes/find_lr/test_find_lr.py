@@ -211,7 +211,7 @@ def test_batches_that_do_not_divide_by_the_processes_are_refused(find_lr, monkey
         monkeypatch.setenv(name, value)
     assert find_lr("--batch-size", "7")[::2] == (
         2,
-        "--batch-size: 7 images do not divide by 2 processes; allowed: a multiple of 2\n",
+        "--batch-size: 7 images are not divisible by 2 processes; allowed: a multiple of 2\n",
     )
 
 

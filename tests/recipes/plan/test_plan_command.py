@@ -159,7 +159,7 @@ def test_flops_and_memory_of_the_network(capsys):
         ([P3, "--images-per-second", "9", "--measured", "x"], "--measured both set the throughput"),
         ([P3, "--prices", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
         ([P3, "seed=x"], "seed: got 'x'"),
-        ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px do not divide by 3 processes"),
+        ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px are not divisible by 3 processes"),
         ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is not a classifier"),
     ],
 )
