@@ -15,9 +15,9 @@ from recipes.load import load_config
 
 _COMMANDS = {
     "list": "show the run's checkpoints, on disk and in the bucket",
-    "verify": "compare sizes and SHA-256 with the manifests; status 1 if one is damaged",
+    "verify": "compare sizes and SHA-256 with manifests; status 1 if one is damaged",
     "pull": "download the newest good checkpoint from the bucket",
-    "prune": "remove all but the best and the newest checkpoints (checkpoints.keep, keep_remote)",
+    "prune": "remove all but the best and the newest (checkpoints.keep, keep_remote)",
 }
 _USAGE = "\n".join(
     ["usage: python -m recipes.checkpoints COMMAND YAML [key=value ...]", ""]

@@ -32,8 +32,9 @@ for the run.
 
 The test trains fresh models with the run's own loader, model, loss, optimizer
 and techniques (mixing, label smoothing, SAM, ...) at one image size, and then
-discards them. Progressive resizing, FixRes, EMA and SWA are left out. Results go to
-RUNS_FOLDER/RUN_NAME/find_lr/: lr.html, lr.png, lr.csv (the curves), lr.json."""
+discards them. Progressive resizing, FixRes, EMA and SWA are left out. Results
+go to RUNS_FOLDER/RUN_NAME/find_lr/: lr.html, lr.png, lr.csv (the curves) and
+lr.json."""
 EXAMPLES = """examples:
   python -m recipes.find_lr yamls/demo.yaml
   python -m recipes.find_lr yamls/p3.yaml --batch-size 256 --runs 5
