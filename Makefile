@@ -31,7 +31,7 @@ clean:
 	rm -rf .venv .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# After a change of the dependencies in pyproject.toml. The lock holds hashes and no address of an index.
+# After changing dependencies in pyproject.toml. The lock holds hashes and no index address.
 lock: install
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --generate-hashes --no-header --no-emit-index-url \
 	    --no-annotate --extra dev pyproject.toml --output-file requirements.lock

@@ -1,7 +1,7 @@
 """The techniques: each is a module here with its card (`NAME.py`, `NAME.md`); `config.py` is the index.
 
-Reading a config must stay fast, so a technique imports torch and Composer only inside its functions. A class that
-extends one of theirs is therefore defined in the function that builds it.
+Reading a config must stay fast, so a technique imports torch and Composer only inside functions. A class that extends
+one of theirs is therefore defined inside the function that creates it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Technique(BaseModel):
 
 
 def bare_name(name: str) -> str:
-    """A tensor's name without what DDP, Composer's model and torch.compile put before it."""
+    """A tensor's name without the prefixes of DDP, Composer's model and torch.compile."""
     while name.startswith(("module.", "_orig_mod.")):
         name = name.partition(".")[2]
     return name

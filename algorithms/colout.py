@@ -44,5 +44,5 @@ class ColOutConfig(Technique):
 
         if self.batch:
             return None
-        # It returns the type that it is given, image or tensor; its annotation does not say so.
+        # It returns the type it is given, image or tensor, although its annotation does not say so.
         return ColOutTransform(p_row=self.p_row, p_col=self.p_col, resize_target=False)  # type: ignore[return-value]

@@ -28,7 +28,7 @@ OWN_KEY = {
     "StochasticDepth": "stochastic_depth",
     "SWA": "swa",
 }
-"""Composer's algorithms that have a line of their own: class name -> its key."""
+"""Composer's algorithms with their own YAML line: class name -> key."""
 
 UNSUITABLE = {
     "Alibi": "it is for language models: it changes attention over tokens",
@@ -36,7 +36,7 @@ UNSUITABLE = {
     "LayerFreezing": "it takes parameters out of the optimizer, whose state then cannot be saved",
     "SeqLengthWarmup": "it is for language models: it shortens sequences of tokens",
     "SelectiveBackprop": "it runs the model on the batch as it is loaded, which here is not normalised yet",
-    "NoOpModel": "it replaces the model by one that is no classifier, to time the loader",
+    "NoOpModel": "it replaces the model by one that is not a classifier, to time the loader",
 }
 """Composer's algorithms that cannot work here, with the reason."""
 
@@ -63,10 +63,10 @@ USABLE: dict[str, dict[str, Any]] = {
 
 
 def problems(chosen: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """Everything that is wrong with a choice of algorithms: (key path, what is wrong and what is allowed)."""
+    """All errors in a choice of algorithms: (key path, what is wrong and what is allowed)."""
     for name, values in chosen.items():
         if name in OWN_KEY:
-            yield name, f"has a line of its own; write algorithms.{OWN_KEY[name]}"
+            yield name, f"has its own key; write algorithms.{OWN_KEY[name]}"
         elif name in UNSUITABLE:
             yield name, f"cannot be used: {UNSUITABLE[name]}"
         elif name not in USABLE:
@@ -108,7 +108,7 @@ ComposerLibrary = Annotated[dict[str, dict[str, Any]], AfterValidator(_check)]
 
 
 def build_library(chosen: dict[str, dict[str, Any]]) -> list[Algorithm]:
-    """Composer's algorithms, in the order given; ValueError where Composer refuses a value."""
+    """Composer's algorithms, in the given order; ValueError if Composer refuses a value."""
     import composer.algorithms
 
     built = []

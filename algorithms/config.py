@@ -74,11 +74,11 @@ class AlgorithmsConfig(BaseModel):
         ]
         found = [algorithm for algorithm in built if algorithm is not None]
         for kind in map(type, found):
-            kind.__qualname__ = kind.__name__  # checkpoints hold it, and a class in a function has that in its own
+            kind.__qualname__ = kind.__name__  # checkpoints hold it; for a local class it would name the function
         return found
 
     def image_transforms(self) -> list[Callable[[Image], Image]]:
-        """What the loader applies to each cropped training image, in this order; draws from the global RNGs."""
+        """The loader's transforms of each cropped training image, in this order; they draw from the global RNGs."""
         transforms = [
             self.randaugment.image_transform() if self.randaugment else None,
             self.augmix.image_transform() if self.augmix else None,
@@ -101,27 +101,27 @@ class AlgorithmsConfig(BaseModel):
         return self
 
     def _conflicts(self) -> Iterator[tuple[str, str]]:
-        """Techniques that are on and do not go together: (key path, reason)."""
+        """Techniques that are on but incompatible: (key path, reason)."""
         mixup, cutmix, fixres, resizing = self.mixup, self.cutmix, self.fixres, self.progressive_resizing
         for name, mix in (("mixup", mixup), ("cutmix", cutmix)):
             if mix and mix.interpolate_loss and self.label_smoothing:
-                reason = "does not go with label_smoothing, which would smooth only one of the two losses"
+                reason = "incompatible with label_smoothing, which would smooth only one of the two losses"
                 yield f"{name}.interpolate_loss", f"{reason}; allowed: false, or label_smoothing off"
         if mixup and cutmix and mixup.interpolate_loss != cutmix.interpolate_loss:
             yield "cutmix.interpolate_loss", "must equal mixup.interpolate_loss if both are on"
         if self.ema and self.swa:
-            yield "swa", "does not go with ema: both replace the weights by an average; allowed: one of them"
+            yield "swa", "incompatible with ema: both replace the weights by an average; allowed: one of them"
         if self.swa and fixres and fixres.train == "classifier":
             yield (
                 "swa",
-                "does not go with fixres.train: classifier, which holds BatchNorm's statistics, so the average would "
-                "never get its own; allowed: fixres.train: all",
+                "incompatible with fixres.train: classifier, which freezes BatchNorm's statistics, so the average "
+                "would never get its own statistics; allowed: fixres.train: all",
             )
         if fixres and self.colout and self.colout.batch:
             yield (
                 "colout.batch",
-                "true does not go with fixres: it would shrink the images of the stage below fixres.size; "
-                "allowed: false, which leaves the stage alone",
+                "true is incompatible with fixres: it would shrink the stage's images below fixres.size; "
+                "allowed: false, which does not affect the stage",
             )
         on_batches = resizing if resizing and resizing.where == "batch" else None
         if fixres and on_batches and fixres.start + on_batches.finetune_fraction < 1 - TOLERANCE:

@@ -18,17 +18,17 @@ TimeString = Annotated[str, Field(pattern=r"^([1-9][0-9]*(ba|ep)|(0?\.[0-9]*[1-9
 
 
 def in_batches(time: str, total_batches: int) -> str:
-    """Turn a share of the run (`0.003dur`) into batches (`27ba`), at least one; leave other units as they are."""
+    """Convert a share of the run (`0.003dur`) to batches (`27ba`), at least one; other units stay."""
     if not time.endswith("dur"):
         return time
     return f"{max(1, round(float(time.removesuffix('dur')) * total_batches))}ba"
 
 
 def _renamed(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """The same tensors under those of the names that equal theirs up to wrappers.
+    """The same tensors under the given names, which may differ by wrappers' prefixes.
 
     Raises:
-        ValueError: A tensor's name is not among them, so it would never be used.
+        ValueError: A tensor's name is not among `names`, so it would never be used.
     """
     by_bare_name = {bare_name(name): name for name in names}
     if unknown := [name for name in tensors if bare_name(name) not in by_bare_name]:
@@ -54,17 +54,17 @@ class EMAConfig(Technique):
             raise ValueError("set exactly one of half_life and smoothing")
         if self.half_life is not None and self.half_life.endswith("ep") != self.update_interval.endswith("ep"):
             raise ValueError(
-                f"update_interval: {self.update_interval} does not go with half_life {self.half_life}; "
+                f"update_interval: {self.update_interval} is incompatible with half_life {self.half_life}; "
                 "allowed: both in epochs, or neither"
             )
         return self
 
     def build(self, total_batches: int) -> Algorithm:
-        """Composer's algorithm, with shares of the run as batches, and independent of the number of processes.
+        """Composer's algorithm, with shares of the run in batches, and independent of the number of processes.
 
         DDP changes the names of weights (`module.module.*` instead of `module.*`). Composer ignores an average whose
-        name it does not find, so a run that is resumed with another number of processes would evaluate weights that
-        were never averaged. Here checkpoints have the names of one process, and loaded averages take the model's.
+        name it does not find, so a run resumed with another number of processes would evaluate weights that were never
+        averaged. Here, checkpoints use the names of a single process, and loaded averages get the model's names.
         """
         from composer.algorithms import EMA
 
@@ -78,7 +78,7 @@ class EMAConfig(Technique):
                 return state
 
             def apply(self, event: Event, state: State, logger: Logger) -> None:
-                if event in self.move_device_events:  # a fit, an evaluation or a prediction starts
+                if event in self.move_device_events:  # fit, evaluation or prediction starts
                     average: Any = self.ema_model
                     parameters, buffers = dict(state.model.named_parameters()), dict(state.model.named_buffers())
                     average.named_parameters_dict = _renamed(average.named_parameters_dict, parameters)

@@ -1,4 +1,4 @@
-"""FixRes: finish at the resolution and crop of the test, on all parameters or on the classifier's."""
+"""FixRes: finish at the test resolution and crop, on all parameters or the classifier's only."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def start_epoch(start: float, epochs: int) -> int:
     """The first epoch of the FixRes stage, counted from 0; `epochs` if there is none.
 
-    It is the nearest epoch to `start * epochs`, such that the stage has at least one epoch when `start` is below 1, and
-    something comes before it when `start` is above 0. A run of one epoch cannot have both, and has no stage then.
+    It is the nearest epoch to `start * epochs` such that the stage has at least one epoch if `start` is below 1, and
+    does not start the run if `start` is above 0. A run of one epoch cannot satisfy both, and then has no stage.
     """
     first = round(start * epochs)
     if start < 1:
@@ -28,17 +28,17 @@ def start_epoch(start: float, epochs: int) -> int:
 
 
 def classifier(model: nn.Module) -> nn.Linear:
-    """The last linear layer defined, which is the classifier in torchvision's and timm's networks; ValueError: none."""
+    """The last linear layer defined, which is the classifier in torchvision's and timm's networks; or ValueError."""
     from torch import nn
 
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not layers:
-        raise ValueError("the model has no linear layer to take for its classifier")
+        raise ValueError("the model has no linear layer that could be its classifier")
     return layers[-1]
 
 
 def last_batchnorm(model: nn.Module) -> _BatchNorm:
-    """The last BatchNorm defined, without those on shortcuts, which blocks define last; ValueError: none."""
+    """The last BatchNorm defined, except those on shortcuts, which blocks define last; ValueError if none."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
     named = reversed([*model.named_modules()])
@@ -83,7 +83,7 @@ class FixResConfig(Technique):
     def build(self, epochs: int) -> Algorithm | None:
         """The algorithm that trains the classifier only (section 4 of the paper); None with `train: all`.
 
-        The size and crop of the images are the sampler's business. Being frozen is not part of a checkpoint.
+        The sampler sets the size and crop of the images. Checkpoints do not record what is frozen.
         """
         if self.train == "all":
             return None
@@ -92,14 +92,14 @@ class FixResConfig(Technique):
         first = start_epoch(self.start, epochs)
 
         class FixRes(Algorithm):
-            # DDP must know that parameters will stop having gradients after it has counted them. The alternative,
-            # computing gradients only to drop them, would cost the backward pass of the whole stage.
+            # DDP must know that some parameters will have no gradients later. The alternative, computing gradients only
+            # to drop them, would cost a full backward pass during the whole stage.
             find_unused_parameters = first > 0
 
             def match(self, event: Event, state: State) -> bool:
-                # EPOCH_START does not fire where a run is resumed inside an epoch, so FIT_START freezes as well.
-                # Composer puts the whole model in training mode at the start of a fit and after an evaluation, so
-                # the statistics are held before each forward pass.
+                # EPOCH_START does not fire when a run resumes inside an epoch, so FIT_START freezes as well.
+                # Composer puts the whole model in training mode when fit starts and after an evaluation, so the
+                # statistics are frozen before each forward pass.
                 in_stage = state.timestamp.epoch >= first
                 events = (Event.FIT_START, Event.EPOCH_START, Event.BEFORE_FORWARD)
                 return event == Event.INIT or (in_stage and event in events)
@@ -109,7 +109,7 @@ class FixResConfig(Technique):
                     hold_statistics(state.model)
                 elif state.timestamp.epoch >= first:
                     freeze(state.model)
-                else:  # fail now if the model has no such layers, not when the stage begins
+                else:  # fail now, not when the stage begins, if the model has no such layers
                     classifier(state.model)
                     last_batchnorm(state.model)
 

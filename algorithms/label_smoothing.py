@@ -1,4 +1,4 @@
-"""Label smoothing: targets that are less certain."""
+"""Label smoothing: softer targets."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def is_cutmix(seed: int, batch: int, switch_prob: float) -> bool:
-    """Whether a batch gets CutMix rather than MixUp: a function of its position alone, the same on all ranks.
+    """Whether a batch gets CutMix rather than MixUp: a function of its position only, the same on all ranks.
 
     `switch_prob` is the probability of CutMix, as in timm's `Mixup`.
     """
@@ -44,10 +44,10 @@ class CutMixConfig(Technique):
 
 
 def build_mix(mixup: MixUpConfig | None, cutmix: CutMixConfig | None) -> Algorithm | None:
-    """Composer's own algorithm if one of the two is on; if both are, the switch between them.
+    """Composer's own algorithm if one of the two is on; if both are, a switch between them.
 
     The switch gives each batch to exactly one (Wightman et al. 2021; timm's `Mixup`, mode `batch`). The choice is drawn
-    from (seed, batch) at each event rather than kept, so that it is the same for all microbatches, for SAM's second
+    from (seed, batch) at each event rather than stored, so that it is the same for all microbatches, for SAM's second
     pass, on all ranks and after a resume.
     """
     from composer.algorithms import CutMix, MixUp

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from composer.core import Algorithm
 
 TOLERANCE = 1e-9
-"""Shares of a run that differ by less are equal; one batch is a larger share of any run."""
+"""Shares of a run that differ by less than this count as equal; one batch is a larger share of any run."""
 
 
 class ProgressiveResizingConfig(Technique):
@@ -42,8 +42,8 @@ class ProgressiveResizingConfig(Technique):
     def size_at(self, progress: float, full_size: int) -> int:
         """Side of the images at a point of the run, as Composer's `ProgressiveResizing` computes it.
 
-        Unlike Composer's, a ramp of length zero (delay_fraction + finetune_fraction == 1) is a step. `progress` is the
-        share of the run that is done.
+        Unlike in Composer's, a ramp of length zero (delay_fraction + finetune_fraction == 1) is a step. `progress` is
+        the completed share of the run.
 
         Returns:
             Side in pixels: a multiple of `size_increment`, at least one; or `full_size`, if that multiple reaches it.
@@ -67,7 +67,7 @@ class ProgressiveResizingConfig(Technique):
 
         delay, finetune = self.delay_fraction, self.finetune_fraction
         if delay + finetune > 1 - TOLERANCE:
-            # Composer divides by the length of the ramp, which is zero here: give it one that ends at `delay`.
+            # Composer would divide by the ramp's length, zero here, so give it a tiny ramp that ends at `delay`.
             delay, finetune = delay - 2 * TOLERANCE, min(finetune, 1 - delay)
         fields = self.model_dump(exclude={"where"}) | {"delay_fraction": delay, "finetune_fraction": finetune}
         return ProgressiveResizing(**fields)

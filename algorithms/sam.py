@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _attribute_of_base(name: str) -> Any:
-    """A property of a wrapper that is its base optimizer's attribute."""
+    """A property that forwards to the same attribute of the base optimizer."""
     return property(
         lambda wrapper: getattr(wrapper.base_optimizer, name),
         lambda wrapper, value: setattr(wrapper.base_optimizer, name, value),
@@ -36,8 +36,8 @@ class SAMConfig(Technique):
         """The algorithm that wraps the optimizers at INIT, after surgery and before a checkpoint is loaded.
 
         Composer's own SAM wraps at AFTER_LOAD, so the optimizer's class differs between saving and loading, and its
-        state is dropped with a warning. At INIT Composer has not chosen its gradient scaler yet, and takes the one for
-        closures.
+        state is dropped with a warning. At INIT Composer has not chosen its gradient scaler yet, and then chooses the
+        one for closures.
         """
         from composer.core import Algorithm, Event
 
@@ -53,13 +53,13 @@ class SAMConfig(Technique):
         return SAM()  # type: ignore[no-untyped-call]  # Composer's
 
     def wrapped(self, optimizer: Optimizer) -> SAMOptimizer:  # noqa: C901  # the methods of a class
-        """Composer's `SAMOptimizer`, whose state and parameter groups are those of the optimizer that it wraps.
+        """Composer's `SAMOptimizer`, with the state and parameter groups of the optimizer that it wraps.
 
-        So a checkpoint holds the momentum, and the number of steps as an entry of the groups. Weights are kept and put
-        back, where Composer subtracts what it added: each process climbs along its own gradient, so subtracting rounds
-        differently in each and their weights drift apart, while a resume gives all of them those of the first.
-        Composer also does not restore a parameter that has no gradient in the second pass (one in a block that
-        stochastic depth skips).
+        So a checkpoint holds the momentum, and the number of steps as an entry of the groups. Weights are restored from
+        a copy, whereas Composer subtracts what it added: each process climbs along its own gradient, so subtraction
+        rounds differently in each process and their weights drift apart, while a resume gives all of them the weights
+        of the first. Composer also does not restore a parameter that has no gradient in the second pass (in a block
+        that stochastic depth skips).
         """
         import torch
         from composer.algorithms.sam import SAMOptimizer
@@ -86,7 +86,7 @@ class SAMConfig(Technique):
 
             @torch.no_grad()
             def first_step(self) -> None:
-                """Climb from w to w + rho * grad / |grad|, and keep w."""
+                """Climb from w to w + rho * grad / |grad|, and keep a copy of w."""
                 norm = self._grad_norm()  # type: ignore[no-untyped-call]  # Composer's
                 for group in self.param_groups:
                     scale = group["rho"] / (norm + group["epsilon"])
@@ -110,7 +110,7 @@ class SAMConfig(Technique):
                 self.base_optimizer.step()
 
             def step(self, closure: Callable[..., Any] | None = None) -> Any:
-                # torch steps without a closure to fill in a fresh optimizer's state before it loads a checkpoint.
+                # torch steps without a closure to initialise an optimizer's state before it loads a checkpoint.
                 if closure is None:
                     return self.base_optimizer.step()
                 return super().step(closure)  # type: ignore[no-untyped-call]  # Composer's

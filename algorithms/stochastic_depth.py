@@ -34,7 +34,7 @@ class StochasticDepthConfig(Technique):
         return self
 
     def build(self) -> Algorithm:
-        """Composer's algorithm with these fields, and with two fixes that resuming needs."""
+        """Composer's algorithm with these fields, and two fixes that resuming needs."""
         from composer.algorithms import StochasticDepth
         from composer.algorithms.stochastic_depth.stochastic_depth import _STOCHASTIC_LAYER_MAPPING, _update_drop_rate
         from composer.core import Event
@@ -45,8 +45,8 @@ class StochasticDepthConfig(Technique):
 
             def apply(self, event: Event, state: State, logger: Logger) -> None:
                 if event == Event.BEFORE_LOAD:
-                    # A block that was skipped in every step so far has no momentum, and torch cannot load an
-                    # optimizer's state that lacks parameters. So each gets an entry; None is SGD's "no momentum yet".
+                    # A block that was skipped in every step so far has no momentum, and torch cannot load an optimizer
+                    # state that lacks parameters. So each parameter gets an entry; None is SGD's "no momentum yet".
                     for optimizer in state.optimizers:
                         for group in optimizer.param_groups:
                             for param in group["params"]:
@@ -56,7 +56,7 @@ class StochasticDepthConfig(Technique):
                 elapsed = state.get_elapsed_duration()
                 if event == Event.BATCH_START and elapsed is not None and elapsed >= self.drop_warmup:
                     # Composer stops updating one batch before the end of the warm-up, below `drop_rate`, while a run
-                    # that is resumed after the warm-up has `drop_rate`.
+                    # resumed after the warm-up starts at `drop_rate`.
                     block, _ = _STOCHASTIC_LAYER_MAPPING[self.target_layer_name]
                     depth, distribution = self.num_stochastic_layers, self.drop_distribution
                     _update_drop_rate(state.model, block, self.drop_rate, distribution, depth)

@@ -30,10 +30,11 @@ class SWAConfig(Technique):
         return self
 
     def build(self, epochs: int) -> Algorithm:
-        """Composer's algorithm, its times in whole epochs, on the model without DDP around it.
+        """Composer's algorithm, with times in whole epochs, on the model without the DDP wrapper.
 
-        Composer makes the average of the bare model when the Trainer is built, and of the wrapped one when averaging
-        begins, so the names in a checkpoint of several processes are not those of the average that is to load them.
+        Composer creates the average from the bare model when the Trainer is built, and from the wrapped one when
+        averaging begins, so the names in a checkpoint of several processes differ from those of the average that loads
+        it.
 
         Raises:
             ValueError: The run has fewer than 3 epochs.

@@ -1,1 +1,1 @@
-"""Side-by-side measurements, one command each."""
+"""Benchmarks, one command each."""

@@ -18,10 +18,10 @@ from torchvision.datasets import CIFAR10
 
 
 def write_jpegs(pairs: Iterable[tuple[Image.Image, int]], classes: Sequence[str], per_class: int, folder: Path) -> int:
-    """Write the first `per_class` images of each class, in the order they come; give how many.
+    """Write the first `per_class` images of each class, in order; returns their number.
 
     Raises:
-        FileExistsError: The folder is there already.
+        FileExistsError: The folder already exists.
     """
     for name in classes:
         (folder / name).mkdir(parents=True)
@@ -37,16 +37,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--download", type=Path, default=Path("datasets"), metavar="DIR", help="where the archive goes")
-    parser.add_argument("--train", type=int, default=2000, help="training images a class, of 5,000")
-    parser.add_argument("--val", type=int, default=500, help="validation images a class, of 1,000")
+    parser.add_argument("--train", type=int, default=2000, help="training images per class, of 5,000")
+    parser.add_argument("--val", type=int, default=500, help="validation images per class, of 1,000")
     options = parser.parse_args()
     for split, per_class in (("train", options.train), ("val", options.val)):
         if (options.folder / split).exists():
-            raise SystemExit(f"{options.folder / split}: is there already")
+            raise SystemExit(f"{options.folder / split}: already exists")
         try:
             images = CIFAR10(str(options.download), train=split == "train", download=True)
         except (OSError, RuntimeError) as error:
-            raise SystemExit(f"{options.download}: the archive cannot be had: {error}") from None
+            raise SystemExit(f"{options.download}: the archive is not available: {error}") from None
         count = write_jpegs(images, images.classes, per_class, options.folder / split)
         print(f"{options.folder / split}: {count} images")
 

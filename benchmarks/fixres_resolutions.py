@@ -1,12 +1,12 @@
-"""What the FixRes stage gains: accuracy against the test's resolution, before and after it, as the paper plots it.
+"""What the FixRes stage gains: accuracy over test resolution, before and after it, as plotted in the paper.
 
     python -m benchmarks.fixres_resolutions yamls/cifar10.yaml data.path=IMAGES [key=value ...]
         --seeds 0 1 2 --output DIR [--sizes 32 40 48 56 64 72 80 96]
 
 Three curves: the weights before the stage, after it, and at the end of the same run without it (whose last epochs train
-like those before), because the last epochs also anneal the learning rate. Touvron et al. 2019, figure 2 and table 2,
-compare the first two. Runs are `recipe-seedN`, as benchmarks.time_to_accuracy leaves them in the same DIR, and
-`without-fixres-seedN`; those that are finished are not repeated. DIR gets fixres.json, fixres.md and fixres.png.
+like the earlier ones), because the last epochs also anneal the learning rate. Touvron et al. 2019, figure 2 and table
+2, compare the first two. Runs are `recipe-seedN`, as written by benchmarks.time_to_accuracy to the same DIR, and
+`without-fixres-seedN`; finished runs are not repeated. DIR gets fixres.json, fixres.md and fixres.png.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LABELS = {"before": "before the stage", "without": "at the end, without a stage"
 
 
 def evaluate(words: Sequence[str], name: str, sizes: Sequence[int], checkpoint: Path | None, place: Path) -> Curve:
-    """A run's accuracy at each size, of its newest checkpoint or another."""
+    """A run's accuracy at each size, with its newest checkpoint or the given one."""
     if not place.exists():
         chosen = ["--checkpoint", str(checkpoint)] if checkpoint else []
         flags = ["--sizes", *map(str, sizes), *chosen, "--save", str(place)]
@@ -39,7 +39,7 @@ def evaluate(words: Sequence[str], name: str, sizes: Sequence[int], checkpoint: 
 
 
 def gains(curves: dict[str, list[Curve]], size: int) -> dict[str, list[float]]:
-    """Points of top-1 that the stage gives at a size, seed by seed, over each of the other two curves."""
+    """Points of top-1 that the stage gains at a size over each of the other two curves, seed by seed."""
     return {
         kind: [after[size] - other[size] for after, other in zip(curves["after"], curves[kind], strict=True)]
         for kind in ("before", "without")
@@ -47,7 +47,7 @@ def gains(curves: dict[str, list[Curve]], size: int) -> dict[str, list[float]]:
 
 
 def table(curves: dict[str, list[Curve]], sizes: Sequence[int]) -> str:
-    """Markdown: mean over the seeds, a row a curve, a column a size; then the gains."""
+    """Markdown: means over the seeds, a row per curve and a column per size; then the gains."""
     rows = ["| top-1 (%), mean of the seeds | " + " | ".join(f"{size} px" for size in sizes) + " |"]
     rows.append("| --- |" + " --- |" * len(sizes))
     for kind in KINDS:
@@ -63,7 +63,7 @@ def table(curves: dict[str, list[Curve]], sizes: Sequence[int]) -> str:
 
 
 def draw(curves: dict[str, list[Curve]], sizes: Sequence[int], marks: dict[str, int], path: Path) -> None:
-    """Mean accuracy against test size, with the range over the seeds."""
+    """Mean accuracy over test size, with the range over the seeds."""
     with chart() as figure:
         axes = figure.subplots()
         for kind, color in zip(KINDS, ("#d95f02", "#7570b3", "#1b6ca8"), strict=True):

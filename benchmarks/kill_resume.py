@@ -1,10 +1,10 @@
-"""Kill runs at random moments and resume them from S3 alone: do they end with the weights of the run nobody touched?
+"""Kill runs at random moments and resume them from S3 alone: do they end with an uninterrupted run's weights?
 
 `python -m benchmarks.kill_resume [--runs 50] [--processes 1] [--seed 0]` starts a real S3 server (SeaweedFS) on this
-machine, trains the demo's recipe on scanned digits once undisturbed, and then `--runs` times with one or two SIGKILLs
-at random moments, each followed by a resume on an emptied disk. A run counts as right if its `weights_sha256` is the
-undisturbed one's, its last resume went on from the newest complete checkpoint in the bucket, and its curves hold each
-batch once.
+machine, trains the demo's recipe on scanned digits once without interruption, and then `--runs` times with one or two
+SIGKILLs at random moments, each followed by a resume on an emptied disk. A run counts as right if its `weights_sha256`
+is that of the uninterrupted run, its last resume used the newest complete checkpoint in the bucket, and its curves hold
+each batch once.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ RECIPE = (
 )
 INTERVAL = ("checkpoints.interval=2ba", "checkpoints.keep=2", "checkpoints.keep_remote=2")
 SAVES = 7
-"""A kill follows one of the first so many saves of a process, or its start."""
+"""A kill follows one of a process's first saves, at most this many, or its start."""
 RESUMED = re.compile(r"resumes from (\S+)/(ep\d+-ba\d+)\.safetensors")
 
 
 class Outcome(NamedTuple):
-    """What became of one run."""
+    """The result of one run."""
 
     right: bool
     kills: int
@@ -86,16 +86,16 @@ def disturbed(place: Laboratory, name: str, processes: int, reference: str, rng:
         expected = place.newest(name)
     else:
         process, output = start()
-    finish(process, output)  # also where a run was quicker than its second kill
+    finish(process, output)  # even if a run ended before its second kill
     said = output.read_text()
     resumed = RESUMED.search(said)
-    # A kill may come when the last state is in the bucket: then there is nothing to go on with.
+    # A kill may come when the last state is in the bucket: then there is nothing left to train.
     taken = resumed.group(2) if resumed else place.newest(name) if f"{name} is finished" in said else None
     same = place.summary(name)["weights_sha256"] == reference
     whole = curves_whole(place.disk / name)
     right = same and whole and (taken == expected or expected is None)
     note = (
-        f"weights {'same' if same else 'DIFFER'}, curves {'whole' if whole else 'NOT whole'}, went on from {taken}, "
+        f"weights {'same' if same else 'DIFFER'}, curves {'whole' if whole else 'NOT whole'}, resumed from {taken}, "
         f"newest was {expected}"
     )
     if not right:
@@ -109,7 +109,7 @@ def recipe(processes: int) -> tuple[str, ...]:
 
 
 def campaign(runs: int, processes: int, seed: int, scratch: Path) -> list[Outcome]:
-    """`runs` disturbed runs against one that nobody touched."""
+    """`runs` killed runs against an uninterrupted one."""
     data = digits(scratch)
     with laboratory(scratch, data) as place:
         finish(*place.start("reference", *recipe(processes), processes=processes))

@@ -1,4 +1,4 @@
-"""What the benchmarks of saving and resuming share: a real S3 server, a disk, and runs as a user starts them."""
+"""Shared by the benchmarks of saving and resuming: a real S3 server, a disk, and runs started as by a user."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ REMOTE = "checkpoints.folder=s3://bucket/runs/{run_name}"
 
 
 class Laboratory:
-    """Starts runs of `yamls/demo.yaml` beside one S3 server, whose bucket is `bucket`.
+    """Starts runs of `yamls/demo.yaml` with an S3 server, whose bucket is `bucket`.
 
     Args:
         server: The server.
-        endpoint: What the runs take for it; the server's own, or a proxy's.
+        endpoint: The address that the runs use; the server's own, or a proxy's.
         data: An ImageFolder.
         disk: Where the runs' folders go.
     """
@@ -37,10 +37,10 @@ class Laboratory:
         disk.mkdir()
 
     def start(self, name: str, *overrides: str, processes: int = 1, threads: int = 1) -> tuple[subprocess.Popen, Path]:
-        """Begin or go on with a run, in a session of its own.
+        """Begin or resume a run, in its own session.
 
         Returns:
-            The process, and the file that takes its output.
+            The process, and the file with its output.
         """
         launcher = [sys.executable]
         if processes > 1:
@@ -94,7 +94,7 @@ def finish(process: subprocess.Popen, output: Path, status: int = 0) -> None:
     """Wait for the end.
 
     Raises:
-        RuntimeError: The exit status is another.
+        RuntimeError: The exit status is different.
     """
     if process.wait(900) != status:
         raise RuntimeError(f"status {process.returncode}:\n{output.read_text()[-3000:]}")
@@ -107,10 +107,10 @@ def kill(process: subprocess.Popen) -> None:
 
 
 def poll(condition: Any, process: subprocess.Popen, output: Path, pause: float = 0.02) -> Any:
-    """Look again and again until something is true, and return it.
+    """Poll until a condition is true, and return its value.
 
     Raises:
-        RuntimeError: The run ended before.
+        RuntimeError: The run ended before that.
     """
     while not (found := condition()):
         if process.poll() is not None:

@@ -7,8 +7,8 @@ With --photos, IMAGES is a folder of photos, flat or in folders. They become an 
 dataset of 160 and 256 px in a temporary folder, and both are compared with torchvision's ImageFolder on the originals.
 
 CPU-seconds are those of the loader's workers and of this process together, from one epoch's first request to its last
-batch; the wall time depends on what else the machine does, they do far less. Loaders are measured in turns, and each
-one's first epoch is not counted, so bytes are hot.
+batch; unlike wall time, they depend little on what else the machine does. Loaders are measured alternately, and each
+one's first epoch is not counted, so files are cached in memory.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ NORMAL = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 STEPS = ("read", "decode", "resize", "batch", "floor")
 BATCH = 128
 _TICK = 0.01
-"""Seconds between two readings of the clock of CPU time, at least."""
+"""Minimum number of seconds between two readings of the CPU time."""
 
 
 class Rate(NamedTuple):
-    """What loading an epoch took."""
+    """The cost of loading an epoch."""
 
     images: int
     wall_seconds: float
@@ -130,7 +130,7 @@ def split(source: Source, size: int, images: int) -> dict[str, float]:
 
     Returns:
         `read`, `decode`, `resize` (crop and flip with it), `batch` (copying into it), and `floor`: decoding nothing but
-        the DC coefficients, below which no decoder gets that reads the whole image; `bytes`.
+        the DC coefficients, a lower bound for any decoder that reads the whole image; `bytes`.
     """
     indices = np.random.default_rng(0).integers(0, len(source), images).tolist()
     took = dict.fromkeys(STEPS, 0.0)
@@ -185,17 +185,17 @@ def benchmark(
 LABELS = {
     "images_per_second": "images/s",
     "images_per_cpu_second": "images per CPU-second",
-    "ms_read": "ms an image, in one process, to read it",
+    "ms_read": "ms per image, in one process, to read it",
     "ms_decode": "... to decode the crop",
     "ms_resize": "... to resize and flip it",
     "ms_batch": "... to copy it into the batch",
-    "ms_floor": "the floor: ms to decode only the DC terms",
-    "bytes_per_image": "bytes an image",
+    "ms_floor": "lower bound: ms to decode only the DC terms",
+    "bytes_per_image": "bytes per image",
 }
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """What `benchmark` found, a column per image size."""
+    """The results of `benchmark`, a column per image size."""
     lines = [(f"workers: {rows[0]['workers']}", *(f"{row['size']} px" for row in rows))]
     for key in rows[0]:
         what = next((what for what in LABELS if key.endswith(what)), None)
@@ -226,14 +226,14 @@ def photos(images: Path) -> Iterator[tuple[dict[str, Source], str]]:
                 (place / f"{number:05}{file.suffix}").symlink_to(file.resolve())
         settings = Settings("mds", ("160", "256"), ("original",), 90)
         if not prepare(originals, prepared, settings, os.cpu_count() or 1, lambda _: None):
-            raise DataError("the prepared images do not read back")
+            raise DataError("the prepared images do not read back correctly")
         ours_of = {"originals": open_split_pair(originals, "")[0], "prepared": open_split_pair(prepared, "")[0]}
         yield ours_of, f"{originals}/train"
 
 
 @contextmanager
 def dataset(path: str, cache: str, against: str | None) -> Iterator[tuple[dict[str, Source], str | None]]:
-    """The training images of a dataset, and the folder that torchvision reads where it is asked for."""
+    """The training images of a dataset, and the folder for torchvision, if requested."""
     yield {"ours": open_split_pair(path, cache)[0]}, f"{path}/train" if against == "torchvision" else None
 
 
@@ -244,14 +244,14 @@ def main(arguments: list[str] | None = None) -> int:
         "path", metavar="DIR", help="the dataset, as data.path; a folder of class folders for --against"
     )
     parser.add_argument(
-        "--size", type=int, nargs="+", default=[128, 176, 224], help="of the images, in pixels (default: 128 176 224)"
+        "--size", type=int, nargs="+", default=[128, 176, 224], help="image sizes in pixels (default: 128 176 224)"
     )
     parser.add_argument("--workers", type=int, default=4, help="loader processes (default: %(default)s)")
     parser.add_argument(
         "--images", type=int, default=4000, help="per epoch; the dataset is repeated up to that (default: %(default)s)"
     )
-    parser.add_argument("--rounds", type=int, default=3, help="epochs that count (default: %(default)s)")
-    parser.add_argument("--against", choices=["torchvision"], help="measure that too, in turns")
+    parser.add_argument("--rounds", type=int, default=3, help="measured epochs (default: %(default)s)")
+    parser.add_argument("--against", choices=["torchvision"], help="also measure that, alternately")
     parser.add_argument("--photos", action="store_true", help="DIR is a folder of photos: compare three loaders on it")
     parser.add_argument("--cache-folder", default="cache", help="for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
@@ -268,7 +268,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(json.dumps(rows, indent=1) if options.json else table(rows))
     if options.photos and not options.json:
         machine = platform.processor() or platform.machine()
-        print(f"{machine}, {os.cpu_count()} cores, {options.images} images an epoch, median of {options.rounds} rounds")
+        print(
+            f"{machine}, {os.cpu_count()} cores, {options.images} images per epoch, median of {options.rounds} rounds"
+        )
     return 0
 
 

@@ -1,10 +1,10 @@
-"""Memory of the loader's workers over a large dataset, above that over a small one.
+"""Additional memory of the loader's workers with a large dataset, compared with a small one.
 
     python -m benchmarks.loader_memory [--images 1280000] [--workers 8] [--scratch FOLDER]
 
 It makes an ImageFolder of hard links to tiny JPEGs (about a minute and 1 GB of folders for 1.28 million) in a temporary
 folder, opens it twice, so that the second start has an index, loads an epoch's first batches in all workers, and sums
-their PSS (each shared page counted in equal parts), and that of the training process beside them.
+their PSS (each shared page divided among its users), and that of the training process.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--images", type=int, default=1_280_000)
     parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--scratch", type=Path, help="where the temporary folder is made")
-    parser.add_argument("--folder", type=Path, help="measure this dataset alone, as it is")
+    parser.add_argument("--scratch", type=Path, help="where to create the temporary folder")
+    parser.add_argument("--folder", type=Path, help="measure only this dataset")
     options = parser.parse_args()
     if options.folder:
         print(json.dumps(measure(options.folder, options.workers)))
@@ -101,7 +101,7 @@ def main() -> None:
         for images in (SMALL, options.images):
             folder = Path(scratch) / str(images)
             write(folder, images)
-            time.sleep(2.5)  # what changed a moment ago is not indexed
+            time.sleep(2.5)  # recent changes are not indexed
             rows.append({"start": "first"} | run(folder, options.workers))
             rows.append({"start": "second"} | run(folder, options.workers))
     for row in rows:

@@ -1,11 +1,11 @@
-"""The loader on shards in a bucket: a cold first epoch over a link of known rate, then others, against local shards.
+"""The loader on shards in a bucket: a cold first epoch over a link with a known rate, then more, against local shards.
 
     python -m benchmarks.loader_s3 IMAGES [--images 4000] [--link-mb 0 20 5] [--workers 2] [--size 224]
 
 IMAGES: a folder of photos, repeated up to --images and prepared at 256 px. The bucket is a real S3 server's on this
-machine (tests/s3.py) behind a relay, a process of its own that lets --link-mb MB/s through in all (0: all it can) and
-counts them. The first epoch and the staging process start together, as in training; local and remote epochs take
-turns afterwards.
+machine (tests/s3.py) behind a relay process that limits the total rate to --link-mb MB/s (0: no limit) and counts the
+bytes. The first epoch and the staging process start together, as in training; local and remote epochs alternate
+afterwards.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def upload(server: Server, folder: Path) -> None:
 
 
 def one(local: Path, cache: Path, size: int, workers: int, rounds: int, passed: Any) -> dict[str, Any]:
-    """A cold first epoch, then epochs in turns with local shards."""
+    """A cold first epoch, then epochs alternating with local shards."""
     near, far = open_split_pair(str(local), "")[0], open_split_pair("s3://bucket/set", str(cache))[0]
     images = len(near)
     loaders = {"local": ours(near, size, images, workers, 128), "s3": ours(far, size, images, workers, 128)}
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("photos", type=Path, metavar="IMAGES")
     parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--link-mb", type=float, nargs="+", default=[0, 20, 5], help="1e6 bytes a second")
+    parser.add_argument("--link-mb", type=float, nargs="+", default=[0, 20, 5], help="1e6 bytes per second")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)
@@ -123,7 +123,7 @@ def main() -> None:
         repeat(options.photos, scratch / "originals", options.images)
         settings = Settings("mds", ("256",), ("256",), 90)
         if not prepare(str(scratch / "originals"), str(scratch / "set"), settings, os.cpu_count() or 1, lambda _: None):
-            raise SystemExit("the prepared images do not read back")
+            raise SystemExit("the prepared images do not read back correctly")
         upload(server, scratch / "set")
         for variable, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ADMIN, strict=True):
             os.environ[variable] = value

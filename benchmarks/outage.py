@@ -1,8 +1,8 @@
-"""A bucket that goes away in the middle of a run: does training go on, at what speed, and does the last state arrive?
+"""A bucket that fails in the middle of a run: does training continue, how fast, and is the last state uploaded?
 
 `python -m benchmarks.outage [--seconds 60] [--fault refuse]`: the demo's recipe with a small model, a checkpoint
-every ten batches, through a TCP proxy before a real S3 server that refuses, hangs, resets or answers 503 for so many
-seconds. The same run without an outage must end with the same weights.
+every ten batches, through a TCP proxy in front of a real S3 server that refuses, hangs, resets or answers 503 for that
+many seconds. The same run without an outage must end with the same weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RECIPE = ("model.name=timm/resnet10t", "data.workers=1", "eval.interval=99", "ch
 
 
 def rates(metrics: Path, begun: float, ended: float) -> tuple[float, float]:
-    """Images a second of training during an outage and outside it.
+    """Images per second in training during an outage and outside it.
 
     Args:
         metrics: The run's metrics.jsonl.
@@ -42,7 +42,7 @@ def rates(metrics: Path, begun: float, ended: float) -> tuple[float, float]:
 
 
 def wall(metrics: Path) -> float:
-    """The run's clock now."""
+    """The current time of the run's clock."""
     return json.loads(metrics.read_text().splitlines()[-1])["wall_seconds"]
 
 
@@ -71,7 +71,7 @@ def main() -> int:
         same = place.summary("hit")["weights_sha256"] == place.summary("quiet")["weights_sha256"]
         arrived = place.newest("hit")
         proxy.close()
-    print(f"{options.fault} for {options.seconds:.0f} s: {inside:.0f} images/s meanwhile, {outside:.0f} otherwise")
+    print(f"{options.fault} for {options.seconds:.0f} s: {inside:.0f} images/s during it, {outside:.0f} otherwise")
     print(f"weights {'same' if same else 'DIFFER'}; in the bucket at the end: {arrived}; {os.cpu_count()} cores, CPU")
     return 0 if same and arrived == f"ep{options.epochs:03d}-ba{options.epochs * 47:06d}" else 1
 

@@ -22,7 +22,7 @@ from data.loader import sample_rng
 
 
 def pillows(data: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
-    """The picture that `train_picture` makes from the same random numbers, by Pillow alone, not flipped."""
+    """The picture that `train_picture` makes from the same random numbers, computed with Pillow only, not flipped."""
     picture = Picture(data)
     reduction, crop = choose_crop(picture.height, picture.width, size, PLAIN, rng)
     top, left, height, width = (side * reduction for side in crop)

@@ -2,8 +2,8 @@
 
     python -m benchmarks.prepared_accuracy [--epochs 6] [--seeds 0 1 2] [--images DIR]
 
-A resnet10t (timm) is trained from nothing at 32 px, for which the loader reads 37 px (32 / 0.875), and evaluated on
-the validation images as they are. Without --images the digits of data.demo are used. One thread; the seed decides
+A resnet10t (timm) is trained from scratch at 32 px, for which the loader reads 37 px (32 / 0.875), and evaluated on the
+unchanged validation images. Without --images the digits of data.demo are used. One thread; the seed determines
 everything else: initial weights, order, crops.
 """
 
@@ -68,14 +68,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--images", type=Path, help="an ImageFolder in place of the digits")
+    parser.add_argument("--images", type=Path, help="an ImageFolder instead of the digits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         original = options.images or write_digits(Path(scratch) / "digits", 64)
         prepared = Path(scratch) / "prepared"
         if not prepare(str(original), str(prepared), Settings("mds", ("37",), ("original",), 90), 1, lambda _: None):
-            raise SystemExit("the prepared images do not read back")
+            raise SystemExit("the prepared images do not read back correctly")
         found: dict[str, list[tuple[float, float]]] = {"original": [], "prepared": []}
         for seed in options.seeds:
             for name, path in (("original", original), ("prepared", prepared)):

@@ -1,9 +1,9 @@
-"""How long a resume takes at the beginning of an epoch and deep in it: from the command to the first new batch.
+"""How long a resume takes at the start of an epoch and late in it: from the command to the first new batch.
 
-`python -m benchmarks.resume_cost [--batches 10 10000] [--rounds 5]`: one epoch of 2 images a batch over hard links to
-digits. One run trains through it and leaves a checkpoint at each of `--batches`; then it is started from each in turn,
-on a copy of the disk, and timed until metrics.jsonl has a batch after the checkpoint. Ends with the ratio of medians,
-last over first: were seen batches decoded again, it would show in it.
+`python -m benchmarks.resume_cost [--batches 10 10000] [--rounds 5]`: one epoch of 2 images per batch over hard links to
+digits. One run trains through it and saves a checkpoint at each of `--batches`; then it is started from each in turn,
+on a copy of the disk, and timed until metrics.jsonl has a batch after the checkpoint. Prints the ratio of medians, last
+over first, which would reveal if earlier batches were decoded again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECIPE = (
 
 
 def many(digits_folder: Path, folder: Path, images: int) -> Path:
-    """An ImageFolder of at least so many training images, hard links to the digits."""
+    """An ImageFolder of at least that many training images, hard links to the digits."""
     shutil.copytree(digits_folder / "val", folder / "val")
     sources = sorted((digits_folder / "train").rglob("*.jpg"))
     for number in range(max(images, len(sources))):
@@ -59,7 +59,7 @@ def stop_at(place: Laboratory, name: str, batch: int) -> None:
 
 
 def time_to_next(place: Laboratory, name: str, batch: int) -> float:
-    """Seconds from the command to the first batch after a checkpoint, of the run and of a copy of its disk."""
+    """Seconds from the command to the first batch after a checkpoint, for a run on a copy of the disk."""
     kept, folder = place.disk.parent / f"{name}.{batch}", place.disk / name
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(kept, folder)
@@ -78,7 +78,7 @@ def _last_batch(path: Path) -> int:
     try:
         return json.loads(lines[-1])["batch"] if lines else 0
     except ValueError:
-        return 0  # Half a line, being written.
+        return 0  # half a line, still being written
 
 
 def measure(batches: Sequence[int], rounds: int, scratch: Path) -> dict[int, list[float]]:

@@ -1,8 +1,8 @@
-"""How long training stands still for a checkpoint, against a plain `torch.save` of the same state to the same disk.
+"""How long training pauses for a checkpoint, against a plain `torch.save` of the same state to the same disk.
 
 `python -m benchmarks.save_stall`: the real state of ResNet-50 with SGD's momentum and EMA (300 MB), taken
-from Composer's Trainer after one step; ours and the plain one in turn, in one process. Ours is all of what
-`CheckpointManager` does between two steps; its writing goes on in the background and is waited for outside the clock.
+from Composer's Trainer after one step; ours and the plain one alternate in one process. Ours is everything that
+`CheckpointManager` does between two steps; it writes in the background, which is not timed.
 """
 
 from __future__ import annotations

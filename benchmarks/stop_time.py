@@ -1,7 +1,7 @@
 """How long a run of ResNet-50 takes from SIGTERM to its exit, with its state in the bucket.
 
 `python -m benchmarks.stop_time [--rounds 3]`: `yamls/demo.yaml` with `model.name=resnet50`, whose state with momentum
-and EMA is some 300 MB, beside a real S3 server on this machine. Each round starts or resumes the run, sends SIGTERM to
+and EMA is about 300 MB, with a real S3 server on this machine. Each round starts or resumes the run, sends SIGTERM to
 all its processes after a few steps, and checks status 75 and the bucket.
 """
 
@@ -21,7 +21,7 @@ RECIPE = ("model.name=resnet50", "device_batch_size=8", "checkpoints.interval=1e
 
 
 def stop(place: Laboratory, known: str | None) -> tuple[float, str]:
-    """Seconds from SIGTERM to the exit, and the checkpoint that is in the bucket then."""
+    """Seconds from SIGTERM to the exit, and the checkpoint in the bucket at that time."""
     process, output = place.start("stopped", REMOTE, *RECIPE, threads=2)
     lines = place.disk / "stopped" / "metrics.jsonl"
     before = len(lines.read_text().splitlines()) if lines.exists() else 0

@@ -1,16 +1,16 @@
-"""How long the recipe takes to the baseline's final accuracy: whole runs, several seeds, alternating on one machine.
+"""How long the recipe takes to reach the baseline's final accuracy: whole runs, several seeds, alternating.
 
     python -m benchmarks.time_to_accuracy yamls/cifar10.yaml data.path=IMAGES [key=value ...]
         --baseline-epochs 10 --seeds 0 1 2 --output DIR [--baseline-lr X] [--baseline key=value ...]
 
 The baseline is the YAML with every technique off: the plain network at full resolution (the last of `eval.sizes`), with
-cross-entropy and the same optimizer, schedule, batch size, crops and flips, but for what --baseline says: with
+cross-entropy and the same optimizer, schedule, batch size, crops and flips, except for what --baseline sets: with
 `--baseline data.augment.area=[0.08,1.0]` it has torchvision's default crops, and with `data.train_size=64
 eval.sizes=[64]` it trains and is tested at 64 px, whatever the recipe's test size is. Its learning rate is found with
-`recipes.find_lr` unless --baseline-lr gives it. The accuracy to reach is the mean over the seeds of the baseline's last
-evaluation. Time is that of training, waiting for the loader and saving, without evaluation, since both sides are
-evaluated more often than anyone needs; the whole wall time stands beside it. Runs that are finished are not repeated:
-the same command goes on. DIR gets results.json, table.md and accuracy.png.
+`recipes.find_lr` unless --baseline-lr sets it. The target is the mean over the seeds of the baseline's last evaluation.
+Time is that of training, waiting for the loader and saving, without evaluation, since both sides are evaluated more
+often than necessary; the wall time is given too. Finished runs are not repeated: the same command resumes. DIR gets
+results.json, table.md and accuracy.png.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def compare(baseline: Sequence[Curve], recipe: Sequence[Curve]) -> dict[str, Any
 
 
 def spread(values: Sequence[float | None], form: str) -> str:
-    """`mean +- standard deviation`, and how many there are not."""
+    """`mean +- standard deviation`, and the number of missing values."""
     there = [value for value in values if value is not None]
     if not there:
         return "never"
@@ -85,7 +85,7 @@ def spread(values: Sequence[float | None], form: str) -> str:
 
 
 def table(found: dict[str, Any], curves: dict[str, list[Curve]]) -> str:
-    """Markdown, a row a side."""
+    """Markdown, a row per side."""
     trained, whole = found["trained"], found["whole"]
     rows = ["| side | final top-1 (%) | epochs to it | training seconds to it | of the baseline's | with evaluation |"]
     rows += ["| --- | --- | --- | --- | --- | --- |"]
@@ -104,7 +104,7 @@ def table(found: dict[str, Any], curves: dict[str, list[Curve]]) -> str:
 
 
 def draw(found: dict[str, Any], curves: dict[str, list[Curve]], path: Path, sizes: dict[str, int]) -> None:
-    """Accuracy against training time, a line a run; each side at its own test size in pixels."""
+    """Accuracy over training time, a line per run; each side at its own test size in pixels."""
     with chart() as figure:
         axes = figure.subplots()
         for side, color, dashes in (("baseline", "#d95f02", "--"), ("recipe", "#1b6ca8", "-")):
@@ -131,7 +131,7 @@ def run(command: Sequence[str]) -> None:
 
 
 def baseline_overrides(yaml: Path, overrides: Sequence[str], epochs: int) -> list[str]:
-    """What makes the recipe the baseline, as on a command line."""
+    """The overrides that turn the recipe into the baseline."""
     config = load_config(yaml, overrides)
     on = [name for name in AlgorithmsConfig.model_fields if name != "composer" and getattr(config.algorithms, name)]
     off = [f"algorithms.{name}=off" for name in on]
@@ -139,7 +139,7 @@ def baseline_overrides(yaml: Path, overrides: Sequence[str], epochs: int) -> lis
 
 
 def found_rate(yaml: str, overrides: Sequence[str], folder: Path) -> str:
-    """The rate that the range test proposes for the baseline, found once."""
+    """The rate that the range test proposes for the baseline, computed once."""
     place = folder / "baseline-lr" / "find_lr" / "lr.json"
     if not place.exists():
         run(["-m", "recipes.find_lr", yaml, *overrides, "run_name=baseline-lr", "--start-lr", "1e-4"])
@@ -149,10 +149,12 @@ def found_rate(yaml: str, overrides: Sequence[str], folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for both sides")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for both sides")
     parser.add_argument("--baseline-epochs", type=int, default=10)
-    parser.add_argument("--baseline-lr", help="its highest rate; left out: found with recipes.find_lr")
-    parser.add_argument("--baseline", nargs="*", default=[], metavar="key=value", help="for the baseline alone")
+    parser.add_argument("--baseline-lr", help="its highest rate (default: found with recipes.find_lr)")
+    parser.add_argument(
+        "--baseline", nargs="*", default=[], metavar="key=value", help="overrides for the baseline only"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     options = parser.parse_intermixed_args()

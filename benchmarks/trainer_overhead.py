@@ -2,9 +2,9 @@
 
     python -m benchmarks.trainer_overhead [--size 32] [--batch-size 32] [--batches 40] [--rounds 7] [--device cpu]
 
-Both sides train a ResNet-50 of the same initial weights with the same optimizer on the same uint8 batches, which lie in
-memory, so the loader costs nothing on either side; ours has the recipe's callbacks, the log, metrics.jsonl and
-TensorBoard on. Prints the median over the rounds of the ratio ours / bare, round by round.
+Both sides train a ResNet-50 with the same initial weights and optimizer on the same uint8 batches in memory, so the
+loader costs nothing on either side; ours has the recipe's callbacks, the log, metrics.jsonl and TensorBoard. Prints the
+ratio ours / bare of each round, and the median.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from recipes.watch.sinks import TextLog
 
 CLASSES = 10
 CONFIG = RunConfig.model_validate({"run_name": "overhead", "device_batch_size": 1, "data": {"path": "unused"}})
-"""The defaults: ResNet-50, and SGD with Nesterov's momentum."""
+"""The defaults: ResNet-50, and SGD with Nesterov momentum."""
 NORMALISE = Normalise(CONFIG.data.mean, CONFIG.data.std)
 Batches = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -73,7 +73,7 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def bare(batches: Batches, device: torch.device) -> float:
-    """Seconds of the loop that one would write by hand."""
+    """Seconds of a hand-written loop."""
     model = network(device).train()
     optimizer = optimizer_of(model)
     exempt_norms_and_biases(optimizer)
@@ -88,14 +88,14 @@ def bare(batches: Batches, device: torch.device) -> float:
         loss = F.cross_entropy(model.module(images), labels)
         loss.backward()
         optimizer.step()
-        loss.item()  # a loop that shows its loss reads it, as ours does
+        loss.item()  # a loop that shows its loss must read it, as ours does
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def ours(batches: Batches, device: torch.device, folder: Path) -> float:
-    """Seconds of the same through the Trainer, with everything that watches a run."""
+    """Seconds of the same with the Trainer and everything that watches a run."""
     model, seconds, samples = network(device), Seconds(), sum(len(labels) for _, labels in batches)
     watchers = build_watchers(
         CONFIG,
@@ -128,7 +128,7 @@ def ours(batches: Batches, device: torch.device, folder: Path) -> float:
 
 
 def rounds(count: int, batches: Batches, device: torch.device) -> Iterator[tuple[float, float]]:
-    """(bare, ours) in seconds, which of the two goes first alternating; the first round warms up and is left out."""
+    """(bare, ours) in seconds, alternating which goes first; the first round warms up and is left out."""
     with tempfile.TemporaryDirectory() as folder:
         sides = {"bare": partial(bare, batches, device)}
         for number in range(count + 1):
@@ -140,11 +140,11 @@ def rounds(count: int, batches: Batches, device: torch.device) -> Iterator[tuple
 
 
 def main() -> None:
-    """Measure, and print a line of JSON with all that the figure depends on."""
+    """Measure, and print a line of JSON with everything the result depends on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=40, help="steps a round")
+    parser.add_argument("--batches", type=int, default=40, help="steps per round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

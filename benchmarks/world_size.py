@@ -1,9 +1,9 @@
-"""A run that is interrupted and goes on with another number of processes: the same samples, schedule and averages?
+"""A run that is interrupted and resumes with another number of processes: same samples, schedule and averages?
 
-`python -m benchmarks.world_size [--processes 8 4 1]`: the demo's recipe without mixing (whose draws belong to a
-process), FP32, BatchNorm over all processes, one global batch size. Each number of processes but the last is stopped
-after its first step; losses, learning rates and the evaluation of EMA's average are compared with those of one process
-throughout.
+`python -m benchmarks.world_size [--processes 8 4 1]`: the demo's recipe without mixing (whose draws depend on the
+process), FP32, BatchNorm over all processes, one global batch size. The run is stopped after one step with each number
+of processes but the last; losses, learning rates and the evaluation of EMA's average are compared with those of a run
+with one process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def steps(place: Laboratory, name: str) -> list[dict[str, float]]:
 
 
 def changing(place: Laboratory, processes: list[int]) -> None:
-    """Train on with each number of processes in turn."""
+    """Train with each number of processes in turn."""
     for count in processes[:-1]:
         process, output = place.start("changing", *RECIPE, processes=count)
         poll(lambda output=output: " images in " in output.read_text(), process, output)

@@ -1,1 +1,1 @@
-"""From bytes on a disk to uint8 batches."""
+"""From image files to uint8 batches."""

@@ -1,7 +1,7 @@
-"""From a picture to a training or an evaluation image, and on the device from a batch to what the model takes.
+"""From a picture to a training or an evaluation image, and on the device from a batch to the model's input.
 
-What works on one image is a pure function of its arguments: whatever is random is drawn from the given
-`numpy.random.Generator`. Images are RGB, uint8 of shape (H, W, 3).
+Functions of one image are pure: randomness is drawn from the given `numpy.random.Generator`. Images are RGB, uint8 of
+shape (H, W, 3).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from data.decode import REDUCTIONS, Picture
 
 Image = NDArray[np.uint8]
 Color = tuple[float, float, float]
-"""One value for each of R, G and B."""
+"""A value for each of R, G and B."""
 
 _GREY = (0.299, 0.587, 0.114)
-"""Luma of R, G and B (ITU-R BT.601), as Pillow and OpenCV weigh them."""
+"""Weights of R, G and B in the luma (ITU-R BT.601), as in Pillow and OpenCV."""
 
 
 class Box(NamedTuple):
@@ -37,10 +37,10 @@ class Box(NamedTuple):
 
 
 def train_picture(data: bytes, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Decode, cut and resize a training image, and maybe flip it; see `finish` for the rest.
+    """Decode, crop and resize a training image, and maybe flip it; see `finish` for the rest.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
-    drawn on that scale's grid; the rest of the way, less than a factor of two, is bilinear.
+    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear.
 
     Returns:
         RGB, uint8 of shape (size, size, 3).
@@ -59,11 +59,11 @@ def train_picture(data: bytes, size: int, augment: AugmentConfig, rng: np.random
 def choose_crop(
     height: int, width: int, size: int, augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[int, Box]:
-    """The scale, as in `Picture.decode`, at which a training picture is decoded, and the crop on that scale's grid.
+    """The scale, as in `Picture.decode`, at which to decode a training picture, and the crop on the grid of that scale.
 
     It is the strongest reduction at which the crop still has `size` pixels each way.
     """
-    draws: list[float] = rng.random(22).tolist()  # all that a crop may need in one call, as calls are expensive
+    draws: list[float] = rng.random(22).tolist()  # everything a crop may need, in one call because calls are expensive
     box = crop_on_grid(height, width, 1, augment, draws)
     shorter = min(box.height, box.width)
     reduction = next((reduction for reduction in REDUCTIONS if shorter >= size * reduction), 1)
@@ -71,19 +71,19 @@ def choose_crop(
 
 
 def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
-    """Where RandomResizedCrop cuts: torchvision's `RandomResizedCrop.get_params`, with its distribution.
+    """The box of a RandomResizedCrop, with the distribution of torchvision's `RandomResizedCrop.get_params`.
 
-    Ten tries at a share of the area, drawn uniformly, and an aspect ratio, drawn uniformly in its logarithm; where none
-    fits in the picture, the largest centred crop with an allowed aspect ratio. Size and place are drawn on the grid of
-    a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at full
-    scale, so every reduction of a picture is cut in the same way.
+    Ten tries draw a share of the area, uniformly, and an aspect ratio, uniformly in its logarithm; if none fits into
+    the picture, the box is the largest centred crop with an allowed aspect ratio. Size and position are drawn on the
+    grid of a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at
+    full scale, so every reduction of a picture is cropped in the same way.
 
     Args:
         height: of the picture in pixels, at full scale.
         width: of the picture in pixels, at full scale.
         reduction: 1, 2, 4 or 8.
         augment: `area` and `aspect_ratio` are used.
-        draws: random numbers in [0, 1): ten areas and ratios in turns, then top and left.
+        draws: random numbers in [0, 1): ten areas and ratios in alternation, then top and left.
     """
     (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
     rows, columns = -(-height // reduction), -(-width // reduction)
@@ -104,15 +104,15 @@ def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig
 
 
 def maybe_flip(image: Image, augment: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Left for right, with the probability `augment.flip`."""
+    """Flip horizontally with the probability `augment.flip`."""
     return np.asarray(cv2.flip(image, 1), np.uint8) if rng.random() < augment.flip else image
 
 
 def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
     """An evaluation image: decoded in full, short side resized to floor(size / crop_ratio), centre cropped.
 
-    Resizing is torchvision's antialiased bilinear (`transforms.v2.Resize`), cropping its CenterCrop. Of a picture more
-    than four times as long as wide only the middle is resized, which may shift the result by a pixel.
+    Resizing is torchvision's antialiased bilinear (`transforms.v2.Resize`), cropping its CenterCrop. For a picture more
+    than four times as long as wide, only the middle is resized, which may shift the result by a pixel.
 
     Returns:
         RGB, uint8 of shape (size, size, 3).
@@ -134,7 +134,7 @@ def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
 
 
 def _middle(pixels: Image, longest: int = 4) -> Image:
-    """Cut a very long picture down to `longest` times its short side: resized whole, it could fill the memory."""
+    """Cut a very long picture down to `longest` times its short side: resizing all of it could exhaust memory."""
     for axis in (0, 1):
         extra = pixels.shape[axis] - longest * pixels.shape[1 - axis]
         if extra > 0:
@@ -143,7 +143,7 @@ def _middle(pixels: Image, longest: int = 4) -> Image:
 
 
 def finish(image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: np.random.Generator) -> Image:
-    """Colour jitter, blur and erasing, in this order, each where `augment` has it; `image` may be written to."""
+    """Apply colour jitter, blur and erasing, in this order, each if `augment` has it; `image` may be modified."""
     jitter, blur, erasing = augment.color_jitter, augment.gaussian_blur, augment.random_erasing
     if jitter is not None and rng.random() < jitter.probability:
         image = color_jitter(image, jitter, rng)
@@ -155,7 +155,7 @@ def finish(image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: n
 
 
 def color_jitter(image: Image, jitter: ColorJitterConfig, rng: np.random.Generator) -> Image:
-    """Change brightness, contrast, saturation and hue by random factors, in random order; what is 0 is left out."""
+    """Change brightness, contrast, saturation and hue by random factors, in random order, except those set to 0."""
     steps = (
         (adjust_brightness, jitter.brightness, 1.0),
         (adjust_contrast, jitter.contrast, 1.0),
@@ -194,14 +194,14 @@ def adjust_saturation(image: Image, factor: float) -> Image:
 
 
 def adjust_hue(image: Image, shift: float) -> Image:
-    """Turn the hue by a share of the full circle, in [-0.5, 0.5]."""
+    """Rotate the hue by a share of the full circle, in [-0.5, 0.5]."""
     hsv = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0] + 360 * shift) % 360
     return np.rint(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255).astype(np.uint8)
 
 
 def gaussian_blur(image: Image, sigma: float) -> Image:
-    """Blur by a Gaussian of `sigma` pixels, over three of them each way; the border is mirrored."""
+    """Blur with a Gaussian of `sigma` pixels, cut off at three sigma; the border is mirrored."""
     side = 2 * math.ceil(3 * sigma) + 1
     return np.asarray(cv2.GaussianBlur(image, (side, side), sigma), np.uint8)
 
@@ -209,10 +209,10 @@ def gaussian_blur(image: Image, sigma: float) -> Image:
 def random_erasing(
     image: Image, erasing: RandomErasingConfig, mean: Color, std: Color, rng: np.random.Generator
 ) -> Image:
-    """Paint over rectangles, in place, or in a copy where the image is read-only.
+    """Paint over rectangles, in place, or in a copy if the image is read-only.
 
-    Zhong et al. 2017, algorithm 1, with timm's choice of fillings (`data/random_erasing.py`). `mean` and `std` are the
-    dataset's, in [0, 1].
+    Zhong et al. 2017, algorithm 1, with timm's choice of fill values (`data/random_erasing.py`). `mean` and `std` are
+    the dataset's, in [0, 1].
     """
     image = image if image.flags.writeable else image.copy()
     height, width = image.shape[:2]
@@ -233,7 +233,7 @@ def random_erasing(
 
 
 class Normalise:
-    """A batch transform for Composer's `DataSpec(microbatch_transforms=...)`: images travel as a quarter of the bytes.
+    """A batch transform for Composer's `DataSpec(microbatch_transforms=...)`: uint8 travels in a quarter of the bytes.
 
     Args:
         mean: mean of each channel (R, G, B) of images in [0, 1].
@@ -246,7 +246,7 @@ class Normalise:
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """Normalise a batch on the device where it is.
+        """Normalise a batch on its own device.
 
         Args:
             batch: (images, labels), images uint8 of shape (N, C, H, W) and values 0 to 255.

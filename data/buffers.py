@@ -1,10 +1,9 @@
-"""Shared memory in which workers hand batches to the training process, used again as soon as a batch is released.
+"""Shared memory for passing batches from workers to the training process, reused as soon as a batch is released.
 
 Fresh shared memory for each batch costs a page fault every 4 kB and a descriptor sent over a socket: a sixth of all
 work at 128 px. So each worker keeps a few buffers. The last byte of a buffer says whether it is in use: its worker sets
-it before it writes, and the training process clears it when nothing refers to the batch any more, neither a tensor nor
-a view of one. A worker that finds all its buffers in use takes fresh memory: it never waits, and never writes over a
-batch that somebody holds.
+it before writing, and the training process clears it when no tensor and no view refers to the batch any more. A worker
+whose buffers are all in use allocates fresh memory: it never waits, and never overwrites a batch that is in use.
 """
 
 from __future__ import annotations
@@ -23,36 +22,36 @@ from torch.utils.data import get_worker_info
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 _HEADROOM = 8
-"""A buffer is larger than needed by a part in this many: batches of a stage differ by an image, and memory that is
-never touched costs nothing."""
+"""A buffer is larger than needed by one part in this many: batches of a stage differ by an image, and untouched memory
+costs nothing."""
 
 
 def shared_bytes(size: int) -> torch.Tensor:
-    """Fresh shared memory, uint8 of shape (size,), made as torch's own default_collate does."""
+    """Fresh shared memory, uint8 of shape (size,), allocated like in torch's default_collate."""
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
 
 
 class Buffer:
-    """One piece of a worker's shared memory, with its place among the worker's."""
+    """One of a worker's pieces of shared memory, with its number."""
 
     def __init__(self, number: int, capacity: int) -> None:
         self.number = number
         self.memory = shared_bytes(capacity + 1)
         self.bytes = self.memory.numpy()
         self.is_known = False
-        """Whether the training process has been sent the memory."""
+        """Whether the memory has been sent to the training process."""
 
 
 class Message(NamedTuple):
-    """A batch on its way from a worker: where it lies. Unpickled, it is the batch itself."""
+    """Refers to a batch sent by a worker; unpickling it gives the batch itself."""
 
     key: str
     place: tuple[int, int]
-    """Worker, and which of its buffers."""
+    """Number of the worker, and of its buffer."""
     memory: torch.Tensor | None
-    """The buffer, where it is sent for the first time."""
+    """The buffer, when it is sent for the first time."""
     shape: tuple[int, ...]
-    """Of the images, uint8: (N, H, W, 3)."""
+    """Shape of the images, uint8: (N, H, W, 3)."""
     labels: NDArray[np.int64]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
@@ -60,14 +59,14 @@ class Message(NamedTuple):
 
 
 class SharedBuffers:
-    """The buffers of one loader's workers, as its dataset holds them in each of its processes.
+    """The buffers of a loader's workers; its dataset has one of these in each process.
 
-    In a worker it hands out the worker's buffers; in the training process it keeps those that arrived mapped, and lets
-    them go with the loader.
+    In a worker it hands out the worker's buffers; in the training process it keeps received ones mapped, and releases
+    them with the loader.
 
     Args:
-        per_worker: how many a worker may have: those that wait, that are filled and that the model works on; 0 where
-            workers are too short-lived to use one twice.
+        per_worker: limit per worker: buffers that are waiting, being filled or in use by the model; 0 if workers are
+        too short-lived to reuse one.
     """
 
     def __init__(self, per_worker: int) -> None:
@@ -81,7 +80,7 @@ class SharedBuffers:
         return self.__dict__ | {"_own": [], "_received": {}}
 
     def take(self, size: int) -> Buffer | None:
-        """A worker's buffer of at least `size` bytes, from now on in use; None where all are in use, and elsewhere."""
+        """A free buffer of at least `size` bytes, marked as in use; None if all are in use, or outside a worker."""
         if get_worker_info() is None:
             return None
         free = next((buffer for buffer in self._own if not buffer.bytes[-1]), None)
@@ -90,31 +89,31 @@ class SharedBuffers:
         if free is None or len(free.bytes) <= size:
             number = len(self._own) if free is None else free.number
             free = Buffer(number, size + size // _HEADROOM)
-            self._own[number : number + 1] = [free]  # the place of the one that was too small, or the next
+            self._own[number : number + 1] = [free]  # replaces one that was too small, or is appended
         free.bytes[-1] = 1
         return free
 
     def message(self, buffer: Buffer, shape: tuple[int, ...], labels: torch.Tensor) -> Message:
-        """What a worker sends in place of a batch of that shape, whose pixels are in `buffer`."""
+        """What a worker sends instead of a batch of that shape, whose pixels are in `buffer`."""
         memory = None if buffer.is_known else buffer.memory
         buffer.is_known = True
         worker = get_worker_info()
-        assert worker is not None  # only `take` in a worker gives a buffer
+        assert worker is not None  # `take` returns a buffer only in a worker
         return Message(self._key, (worker.id, buffer.number), memory, shape, labels.numpy())
 
     def receive(self, place: tuple[int, int], memory: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-        """In the training process, the images at a place; the buffer is free again when they are released."""
+        """In the training process, the images of a message; the buffer becomes free when they are released."""
         if memory is not None:
             self._received[place] = memory.numpy()
         whole = self._received[place]
         lease = whole[: math.prod(shape)]
-        # A tensor's storage, which all its views share, holds this very array: it goes with the last of them.
+        # A tensor's storage, shared by all its views, holds this array, which is freed with the last of them.
         weakref.finalize(lease, _give_back, whole, os.getpid()).atexit = False
         return torch.from_numpy(lease).view(shape)
 
 
 _OPEN: weakref.WeakValueDictionary[str, SharedBuffers] = weakref.WeakValueDictionary()
-"""By their keys: unpickling has nothing else to find them by."""
+"""By key, which is all that unpickling has to find them by."""
 
 
 def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ...], labels: NDArray[np.int64]) -> Batch:
@@ -122,5 +121,5 @@ def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ..
 
 
 def _give_back(whole: NDArray[np.uint8], process: int) -> None:
-    if os.getpid() == process:  # a fork's copy of the batch says nothing about the original
+    if os.getpid() == process:  # releasing a forked process's copy does not release the original
         whole[-1] = 0

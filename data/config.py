@@ -1,4 +1,4 @@
-"""The loader's settings in plain values: the augmentation's fields of the YAML, and what an epoch's batches look like.
+"""The loader's settings: the augmentation fields of the YAML, and the parameters of an epoch's batches.
 
 Nothing here imports torch or OpenCV, so that a config is read and a run planned in milliseconds.
 """
@@ -13,14 +13,14 @@ Crop = Literal["random", "center"]
 
 
 class EpochPlan(NamedTuple):
-    """What one epoch's batches look like."""
+    """The parameters of one epoch's batches."""
 
     size: int
     """Side of the images in pixels."""
     crop: Crop
     """`random`: RandomResizedCrop; `center`: the test-time resize and centre crop."""
     global_batch_size: int
-    """Images per step over all devices, at most."""
+    """Maximum number of images per step over all devices."""
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
@@ -70,11 +70,11 @@ class RandomErasingConfig(_Part):
     count: Annotated[int, Field(ge=1)] = 1
     """Rectangles per image."""
     fill: Literal["mean", "noise"] = "mean"
-    """The dataset's mean colour, or for each value a normal distribution with its mean and deviation."""
+    """The dataset's mean colour, or values drawn from a normal distribution with its mean and deviation."""
 
 
 class AugmentConfig(_Part):
-    """What happens to a training image in the loader; techniques from papers stand under `algorithms`."""
+    """Basic augmentation in the loader; techniques from papers are under `algorithms`."""
 
     area: AreaRange = (0.08, 1.0)
     """RandomResizedCrop: share of the image's area that the crop covers."""

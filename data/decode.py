@@ -1,13 +1,13 @@
-"""From an encoded image to upright RGB pixels, at the scale that is needed.
+"""From an encoded image to upright RGB pixels, at the required scale.
 
-Plain JPEGs (8 bits, baseline or progressive, grey or three channels) go through libjpeg-turbo, which can leave out the
-fine DCT coefficients; everything else goes through Pillow, in full, and is then averaged down to the same scale. Both
-turn the picture upright by its EXIF orientation, which torchvision's ImageFolder does not.
+Plain JPEGs (8 bits, baseline or progressive, grey or three channels) go through libjpeg-turbo, which can skip the fine
+DCT coefficients; everything else goes through Pillow, in full, and is then averaged down to the same scale. Both turn
+the picture upright according to its EXIF orientation, which torchvision's ImageFolder does not.
 
-Of a plain JPEG, rows that a crop does not need can be left out: entropy decoding is two thirds of the work, and libjpeg
-does it from the first row on. A lower height in the header ends it after the last row that is needed. Where each row of
-blocks ends in a restart marker, as in what data.prepare writes, the rows above can go too. The result is an ordinary
-JPEG, whose rows decode to the same pixels.
+In a plain JPEG, rows that a crop does not need can be left out: entropy decoding is two thirds of the work, and libjpeg
+does it from the first row on. A lower height in the header ends it after the last row needed. If each row of blocks
+ends in a restart marker, as in images written by data.prepare, the rows above can be cut out too. The result is an
+ordinary JPEG, whose rows decode to the same pixels.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 89_478_485
-"""A larger picture is refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
+"""Larger pictures are refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
 
 MAX_BYTES = 2**28
-"""A larger file is refused: the size of the largest picture, uncompressed."""
+"""Larger files are refused: the size of the largest picture, uncompressed."""
 
 MAX_PASSED_PIXELS = 50 * MAX_PIXELS
-"""A JPEG whose scans cover more pixels in all is refused: a scan costs a few bytes and takes 3 ns a pixel. Cameras and
-encoders write at most a dozen."""
+"""A JPEG whose scans cover more pixels in total is refused: a scan costs a few bytes and takes 3 ns per pixel. Cameras
+and encoders write at most a dozen."""
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""What Pillow may take a file for. Of the others some are programs (EPS, which goes to an interpreter, WMF), and all
-are code that no photo needs."""
+"""The formats that Pillow may read. Some others are programs (EPS, which goes to an interpreter, and WMF), and all are
+code that no photo needs."""
 
 REDUCTIONS = (8, 4, 2)
-"""Scales 1/8, 1/4 and 1/2, smallest first. The other n/8 that libjpeg offers cost more than they save: 5/8 and above
-take longer than decoding in full."""
+"""Scales 1/8, 1/4 and 1/2, smallest first. The other scales n/8 of libjpeg cost more than they save: 5/8 and above take
+longer than decoding in full."""
 
 
 class Fault(IntEnum):
-    """Why an image cannot be used, as a number and in words; 0 means that it can."""
+    """Why an image cannot be used, as a number and in words; 0: it can."""
 
     reason: str
 
@@ -62,7 +62,7 @@ class Fault(IntEnum):
     CORRUPT = 6, "corrupt"
     TOO_LARGE = 7, f"more than {MAX_PIXELS} pixels"
     NOT_A_FILE = 8, "not a regular file"
-    BROKEN_LINK = 9, "a link that leads to no file"
+    BROKEN_LINK = 9, "a broken link"
     TOO_MANY_BYTES = 10, f"more than {MAX_BYTES} bytes"
 
 
@@ -78,7 +78,7 @@ class BadImage(Exception):
 
 
 class Picture:
-    """An image of known size, upright and at full scale, that is decoded when its scale is known.
+    """An encoded image with known size (upright, at full scale), to be decoded at a scale chosen later.
 
     Raises:
         BadImage: it is not an image of one of `FORMATS`, or too large.
@@ -99,14 +99,14 @@ class Picture:
         self.height, self.width = self._jpeg.height, self._jpeg.width
         if self.height * self.width > MAX_PIXELS:
             raise BadImage(Fault.TOO_LARGE)
-        if not self._jpeg.scan:  # several scans, maybe
+        if not self._jpeg.scan:  # possibly several scans
             _require_few_scans(data, self.height * self.width)
         if self._jpeg.orientation > 4:
             self.height, self.width = self.width, self.height
 
     @property
     def is_plain_upright_jpeg(self) -> bool:
-        """Whether the loader's fast path decodes it, without turning it."""
+        """Whether the loader's fast path decodes it, without rotation."""
         return self._jpeg is not None and self._jpeg.orientation == 1
 
     def decode(self, reduction: int, *, smooth_colours: bool = True) -> NDArray[np.uint8]:
@@ -114,7 +114,7 @@ class Picture:
 
         Args:
             reduction: 1, 2, 4 or 8.
-            smooth_colours: interpolate colours that a JPEG holds at a lower resolution; else they are repeated.
+            smooth_colours: interpolate colours that a JPEG stores at a lower resolution; otherwise they are repeated.
 
         Returns:
             RGB, uint8 of shape (ceil(height / reduction), ceil(width / reduction), 3).
@@ -126,19 +126,19 @@ class Picture:
             pixels = _decode_jpeg(self._data, self._jpeg, self._jpeg.height, reduction, smooth_colours, strict=True)
             if pixels is not None:
                 return self._checked(_upright(pixels, self._jpeg.orientation), reduction)
-            self._pixels = _decode_with_pillow(self._data)  # it is more patient, and says what is wrong
+            self._pixels = _decode_with_pillow(self._data)  # it is more tolerant, and reports what is wrong
         assert self._pixels is not None
         return self._checked(_averaged(self._pixels, reduction), reduction)
 
     def decode_rows(self, reduction: int, top: int, bottom: int) -> tuple[NDArray[np.uint8], int]:
-        """At least the rows [top, bottom) of the upright picture at scale 1 / reduction, as `decode` gives them.
+        """At least the rows [top, bottom) of the upright picture at scale 1 / reduction, as from `decode`.
 
-        Colours are repeated, not smoothed: up to 7 % faster, and no rows outside are needed for it; it costs 0.03
-        grey levels against Pillow's pictures (`benchmarks.picture_quality`). Of a plain JPEG that ends as it should,
-        other rows are left out where that saves time; damage inside it then goes unnoticed, as Pillow lets it.
+        Colours are repeated, not smoothed: that is up to 7 % faster and needs no rows outside; it costs 0.03 grey
+        levels against Pillow's pictures (`benchmarks.picture_quality`). In a plain JPEG with an end marker, other rows
+        are left out if that saves time; damage inside it then goes unnoticed, as with Pillow.
 
         Returns:
-            (RGB, uint8 of shape (rows, ceil(width / reduction), 3); which row of the picture the first one is).
+            (RGB, uint8 of shape (rows, ceil(width / reduction), 3); index of the first row in the picture).
 
         Raises:
             BadImage: the image is truncated or corrupt.
@@ -147,7 +147,7 @@ class Picture:
         if header is None or header.orientation != 1 or not header.scan or self._pixels is not None:
             return self.decode(reduction, smooth_colours=False), 0
         data, begin, height = only_rows(self._data, header, top * reduction, bottom * reduction)
-        strict = data is self._data or header.has_row_restarts  # else libjpeg warns of the bytes behind the last row
+        strict = data is self._data or header.has_row_restarts  # else libjpeg warns of bytes after the last row
         pixels = _decode_jpeg(data, header, height, reduction, smooth_colours=False, strict=strict)
         if pixels is None or pixels.shape[:2] != (-(-height // reduction), -(-self.width // reduction)):
             return self.decode(reduction, smooth_colours=False), 0
@@ -165,40 +165,40 @@ def decode(data: bytes) -> NDArray[np.uint8]:
 
 
 def is_damaged(data: bytes) -> bool:
-    """Whether a plain JPEG, though it decodes, has codes that make no sense: part of the picture is then noise or grey.
+    """Whether a plain JPEG decodes but has invalid codes, so that part of the picture is noise or grey.
 
-    Training and evaluation take such pictures, as Pillow and torchvision do. Bytes left over behind the picture's last
+    Training and evaluation accept such pictures, as Pillow and torchvision do. Extra bytes after the picture's last
     block, which some cameras write, do not count.
     """
     if read_header(data) is None:
         return False
     try:
         simplejpeg.decode_jpeg(data, "RGB", strict=True)
-    except ValueError as warning:  # libjpeg's first
+    except ValueError as warning:  # the first warning of libjpeg
         return "extraneous bytes" not in str(warning)
     return False
 
 
 class Header(NamedTuple):
-    """Of a plain JPEG: 8 bits, baseline, extended or progressive, grey or three channels."""
+    """The header of a plain JPEG: 8 bits, baseline, extended or progressive, grey or three channels."""
 
     height: int
-    """As stored, before the picture is turned upright."""
+    """Size as stored, before the picture is turned upright."""
     width: int
     orientation: int
-    """EXIF's, 1 (upright) to 8."""
+    """EXIF orientation, 1 (upright) to 8."""
     frame: int
-    """Offset of the frame's marker."""
+    """Offset of the frame marker."""
     scan: int
-    """Offset of the first coded byte; 0 where rows cannot be left out: several scans, or no end marker."""
+    """Offset of the first coded byte; 0 if rows cannot be left out: several scans, or no end marker."""
     block_rows: int
     """Pixel rows in a row of blocks (MCU)."""
     has_row_restarts: bool
-    """A restart marker ends each row of blocks."""
+    """Whether a restart marker ends each row of blocks."""
 
 
 def read_header(data: bytes) -> Header | None:
-    """The header of a plain JPEG; None for anything that Pillow should look at."""
+    """The header of a plain JPEG; None for anything that Pillow must read."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     orientation, interval, frame, at, end = 1, 0, 0, 2, len(data) - 9
@@ -209,7 +209,7 @@ def read_header(data: bytes) -> Header | None:
             continue
         if (
             marker == 0x01 or 0xD0 <= marker <= 0xD9
-        ):  # has no length, unlike all others: libjpeg would read on elsewhere
+        ):  # has no length, unlike all others: libjpeg would read on at another offset
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
@@ -237,7 +237,7 @@ def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int)
 
 
 def _orientation(tiff: bytes) -> int:
-    """EXIF orientation, 1 (upright) to 8, of a TIFF header; 1 where it is absent or nonsense."""
+    """EXIF orientation, 1 (upright) to 8, of a TIFF header; 1 if it is absent or invalid."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return 1
@@ -256,7 +256,7 @@ def _orientation(tiff: bytes) -> int:
 def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes, int, int]:
     """A JPEG of the pixel rows [top, bottom), as stored, and as few others as possible.
 
-    They are what the whole picture's are where colours at a lower resolution are repeated; smoothing would look across.
+    They equal the whole picture's rows if lower-resolution colours are repeated; smoothing would use neighbouring rows.
 
     Returns:
         (the JPEG, its first row in the picture, its height).
@@ -280,7 +280,7 @@ def _rows_between_restarts(data: bytes, start: int, first: int, last: int) -> by
     begin, ends = start, []
     for row in range(last):
         mark = data.find(b"\xff" + bytes([0xD0 + row % 8]), start)
-        if mark < 0:  # the picture's last row has none
+        if mark < 0:  # the last row of the picture has none
             mark = data.rfind(b"\xff\xd9")
         if mark < start:
             return None
@@ -298,7 +298,7 @@ def _rows_between_restarts(data: bytes, start: int, first: int, last: int) -> by
 def _decode_jpeg(
     data: bytes, header: Header, height: int, reduction: int, smooth_colours: bool, *, strict: bool
 ) -> NDArray[np.uint8] | None:
-    """RGB by libjpeg-turbo; None where it fails or, being strict, warns."""
+    """Decode to RGB with libjpeg-turbo; None if it fails or, when `strict`, warns."""
     try:
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
             data,
@@ -327,7 +327,7 @@ def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _averaged(pixels: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
-    """Average blocks of reduction x reduction pixels; those at the edge are repeated to fill the last blocks."""
+    """Average blocks of reduction x reduction pixels; edge pixels are repeated to fill the last blocks."""
     if reduction == 1:
         return pixels
     height, width = (-(-side // reduction) for side in pixels.shape[:2])
@@ -340,26 +340,26 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
     """Any format to upright RGB, the first frame of several."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what Pillow can live with, and of sizes, which are checked here
+            warnings.simplefilter("ignore")  # about tolerable flaws, and about sizes, which are checked here
             with Image.open(BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise BadImage(Fault.TOO_LARGE)
                 if data[:2] == b"\xff\xd8":
                     _require_few_scans(data, image.width * image.height)
                 image.load()
-                return np.array(_to_rgb(_turned(image)))  # a copy, as torch wants it writable
+                return np.array(_to_rgb(_turned(image)))  # a copy, because torch needs it writable
     except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise BadImage(Fault.TOO_LARGE) from error
     except UnidentifiedImageError as error:
         raise BadImage(Fault.NOT_AN_IMAGE) from error
-    except Exception as error:  # Pillow's readers raise nearly everything on nonsense: OSError, SyntaxError, IndexError
+    except Exception as error:  # on invalid data Pillow raises OSError, SyntaxError, IndexError, ...
         raise BadImage(Fault.TRUNCATED if "truncated" in str(error).lower() else Fault.CORRUPT) from error
 
 
 def _require_few_scans(data: bytes, pixels: int) -> None:
-    """Refuse a JPEG that passes over its pixels too often."""
+    """Refuse a JPEG with too many scans over its pixels."""
     if pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
         raise BadImage(Fault.CORRUPT)
 
@@ -367,12 +367,12 @@ def _require_few_scans(data: bytes, pixels: int) -> None:
 def _turned(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block says nothing about the picture
+    except Exception:  # a broken EXIF block does not affect the picture
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of any mode; what is transparent becomes white, 16 bits are scaled, floats taken as [0, 1]."""
+    """Convert any mode to 8-bit RGB; transparency becomes white, 16 bits are scaled, floats are read as [0, 1]."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bits(np.asarray(image).astype(np.float64)))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:

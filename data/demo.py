@@ -26,10 +26,10 @@ _MARK = "digits.txt"
 
 
 def write_digits(folder: Path, size: int) -> Path:
-    """Write the digits as an ImageFolder of images of `size` px, at least 8; do nothing where they are there already.
+    """Write the digits as an ImageFolder of images of `size` px, at least 8; do nothing if they already exist.
 
-    The split is stratified and always the same. The folder gets its name when it is whole, so a half-written one is
-    never taken for it, and of several processes that write it at once one wins.
+    The split is stratified and always the same. The folder gets its name when complete, so a half-written one is never
+    used, and if several processes write it at once, one wins.
 
     Raises:
         DataError: the folder holds something else, or cannot be written.
@@ -61,7 +61,7 @@ def _is_whole(folder: Path, size: int) -> bool:
 
 
 def _write(folder: Path, size: int) -> None:
-    from sklearn.datasets import load_digits  # seconds to import: only where it is needed
+    from sklearn.datasets import load_digits  # takes seconds to import
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
@@ -80,7 +80,7 @@ def _write(folder: Path, size: int) -> None:
                 (partial / split / str(digits.target[index]) / f"{index:04}.jpg").write_bytes(jpeg.tobytes())
         (partial / _MARK).write_text(f"{size}\n", encoding="utf-8")
         partial.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process was faster
+        with contextlib.suppress(OSError):  # another process finished first
             os.replace(partial, folder)  # noqa: PTH105 (Path.replace, but it says what happens to an empty folder)
         if not _is_whole(folder, size):
             raise DataError(f"{folder}: cannot be written")
@@ -97,9 +97,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (default: %(default)s)")
     options = parser.parse_args(arguments)
     if not 8 <= options.size <= 1024:
-        parser.error(f"--size {options.size}: allowed are 8 to 1024 pixels")
+        parser.error(f"--size: got {options.size}; allowed: 8 to 1024")
     try:
-        print(f"digits in {write_digits(options.folder, options.size)}: 1,500 to train on, 297 to validate")
+        print(f"digits in {write_digits(options.folder, options.size)}: 1,500 for training, 297 for validation")
     except DataError as error:
         print(error, file=sys.stderr)
         return 2

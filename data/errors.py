@@ -1,4 +1,4 @@
-"""What is wrong with a dataset, in words for its owner."""
+"""Errors about a dataset, worded for its owner."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from data.text import escape
 
 
 class StalledError(Exception):
-    """A loader gives no batch any more: a worker was killed, or hangs."""
+    """A loader delivers no more batches: a worker was killed, or hangs."""
 
 
 class DataError(Exception):
-    """A dataset cannot be used as it is: the message names the folder or the image, and what is expected.
+    """A dataset cannot be used: the message names the folder or the image, and what is expected.
 
     Args:
         message: One line; names in it are escaped here.
     """
 
     def __init__(self, message: str) -> None:
-        # torch raises a loader worker's exception again with the worker's traceback in front of its message.
+        # torch re-raises a loader worker's exception with the worker's traceback in front of its message.
         own = message.rpartition("DataError: ")[2].strip() if "Original Traceback (" in message else message
         super().__init__(escape(own))

@@ -1,4 +1,4 @@
-"""Files on this machine and in buckets, and the names that lead to them: nothing blocks, and nothing leads elsewhere.
+"""Safe access to files on this machine and in buckets: no open blocks, and no name leads outside its folder.
 
 Names from a manifest, an index, an archive or a bucket's listing are one path component each, or refused. Only regular
 files are opened. Buckets are read through fsspec (s3fs), with retries.
@@ -22,27 +22,27 @@ from data.errors import DataError
 log = logging.getLogger(__name__)
 
 LONGEST = 255
-"""Bytes of a file's name that every usual file system takes."""
+"""Longest file name, in bytes, that every common file system accepts."""
 
 _RETRY_SECONDS = 900.0
-"""How long a bucket that is out of reach, or denies access, is tried again: longer than a training loader waits for its
-worker, which then ends the run with its state saved."""
+"""How long to retry a bucket that is unreachable or denies access: longer than a training loader waits for its worker,
+after which the run ends with its state saved."""
 
 _WARN_SECONDS = 10.0
-"""After which each process that waits for a bucket says so, once."""
+"""Seconds after which a process that waits for a bucket logs it, once."""
 
 _RETRIES_IF_SHORT = 3
-"""An object with fewer bytes than were asked for is read again, in case it was the connection."""
+"""How often to reread an object that returned too few bytes, in case the connection failed."""
 
 _CHUNK = 1 << 24
 """Bytes that a download holds in memory."""
 
 
 def plain_name(name: object) -> str:
-    """Return a name that is one component of a path, so that joined to a folder it stays in that folder.
+    """Return the name if it is one path component, so that joined to a folder it stays in that folder.
 
     Raises:
-        ValueError: it is not; the message shows the name, escaped and cut, and says why.
+        ValueError: it is not; the message has the escaped and shortened name, and the reason.
     """
     reason = _name_fault(name) if isinstance(name, str) else "it is not text"
     if reason:
@@ -51,12 +51,12 @@ def plain_name(name: object) -> str:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name of a disk or an archive, whose bytes need not be UTF-8, is one component of a path."""
+    """Whether a name from a disk or an archive, which need not be UTF-8, is one path component."""
     return not _name_fault(name, "surrogateescape")
 
 
 def _name_fault(name: str, errors: str = "strict") -> str:
-    """Why a name is not a component of a path; empty where it is one."""
+    """Why a name is not one path component; empty if it is."""
     if name in ("", ".", ".."):
         return "it is empty" if not name else "it leads to another folder"
     if "/" in name:
@@ -71,7 +71,7 @@ def _name_fault(name: str, errors: str = "strict") -> str:
 
 
 def relative_path(path: object) -> str:
-    """Return a path, `/` between its components, that leads to somewhere below the folder that it is joined to.
+    """Return the path, with `/` between its components, if it stays below the folder that it is joined to.
 
     Raises:
         ValueError: one of its components is not a plain name.
@@ -85,13 +85,13 @@ def relative_path(path: object) -> str:
 
 
 def shown(name: object) -> str:
-    """A name as it may be printed: quoted, everything but plain ASCII escaped, at most 100 characters."""
+    """A printable form of a name: quoted, non-ASCII characters escaped, at most 100 characters."""
     text = ascii(name[:200] if isinstance(name, str | bytes) else type(name).__name__)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 class NotRegularError(OSError):
-    """A pipe, a socket, a device or a folder stands where a file is expected."""
+    """A pipe, socket, device or folder was found instead of a file."""
 
 
 def open_regular(path: str | bytes | Path) -> int:
@@ -101,10 +101,10 @@ def open_regular(path: str | bytes | Path) -> int:
         NotRegularError: it is something else.
         OSError: it cannot be opened.
     """
-    # Checked before opening, too: to open a device may do something, as with a watchdog's.
+    # Checked before opening too, because opening a device, such as a watchdog, can have effects.
     if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # nothing has taken its place meanwhile
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # it has not been replaced in the meantime
             return descriptor
         os.close(descriptor)
     raise NotRegularError(errno.EINVAL, "not a regular file", os.fsdecode(path))
@@ -139,16 +139,17 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a bucket's."""
+    """Whether a path is in a bucket."""
     return path.startswith("s3://")
 
 
 def open_store(path: str) -> tuple[Any, str]:
-    """The fsspec file system of a folder or of `s3://bucket/prefix`, and the path in it, without a slash at its end.
+    """The fsspec file system of a folder or of `s3://bucket/prefix`, and the path in it without a trailing slash.
 
-    Credentials and region come the AWS way, the endpoint from `S3_ENDPOINT_URL`, as for Composer and Streaming.
+    Credentials and region come from the usual AWS places, the endpoint from `S3_ENDPOINT_URL`, as for Composer and
+    Streaming.
     """
-    import fsspec  # checkpoints open regular files, too, and need none of this
+    import fsspec  # not needed to open regular files, as checkpoints do
 
     if not is_remote(path):
         return fsspec.filesystem("file", auto_mkdir=True), os.path.abspath(path)  # noqa: PTH100 (fsspec wants str)
@@ -162,7 +163,7 @@ def open_store(path: str) -> tuple[Any, str]:
 
 
 def renew_credentials() -> None:
-    """Let stores that are opened from now on read the credentials again."""
+    """Make stores that are opened from now on read the credentials again."""
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -170,7 +171,7 @@ def renew_credentials() -> None:
 
 @contextmanager
 def named(path: str) -> Iterator[None]:
-    """Turn an OSError, and what botocore raises, into a DataError of one line that names the path."""
+    """Turn OSError and botocore's exceptions into a DataError of one line that names the path."""
     try:
         yield
     except DataError:
@@ -179,7 +180,7 @@ def named(path: str) -> Iterator[None]:
         raise DataError(f"{path}: not found ({_first_line(error)})") from error
     except PermissionError as error:
         raise DataError(f"{path}: access denied ({_first_line(error)})") from error
-    except (OSError, ValueError) as error:  # a ValueError: the endpoint is not an address
+    except (OSError, ValueError) as error:  # ValueError: the endpoint is not an address
         raise DataError(f"{path}: {_first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
@@ -192,21 +193,21 @@ def _first_line(error: Exception) -> str:
 
 
 def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
-    """Read parts of objects, all at the same time, and with retries: a hiccup must not cost an image.
+    """Read byte ranges of objects concurrently, with retries, so that a transient error does not cost an image.
 
-    Where access is denied, the credentials are read again: those of a session expire and are renewed while a run lasts.
+    If access is denied, the credentials are read again: session credentials expire and are renewed during a run.
 
     Args:
         store: an fsspec file system.
         ranges: (path, first byte, byte after the last) of each.
 
     Returns:
-        The bytes of each; an OSError, such as FileNotFoundError, where the object does not have them.
+        The bytes of each; an OSError, such as FileNotFoundError, if the object does not have them.
 
     Raises:
-        DataError: the store stayed out of reach, or access denied.
+        DataError: the store stayed unreachable, or access stayed denied.
     """
-    # An empty range cannot be asked for: a store would answer with the whole object.
+    # An empty range cannot be requested: a store would return the whole object.
     found: dict[int, bytes | OSError] = {i: b"" for i, (_, begin, end) in enumerate(ranges) if begin >= end}
     began, attempt, warned = time.monotonic(), 0, False
     while missing := [i for i in range(len(ranges)) if i not in found]:
@@ -230,13 +231,13 @@ def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[byte
                     raise DataError(reason)
         attempt += 1
         if any(isinstance(one, PermissionError) or getattr(one, "errno", 0) == errno.EINVAL for one in answers):
-            with suppress(Exception):  # there may be none for a moment
+            with suppress(Exception):  # there may briefly be none
                 store.connect(refresh=True)
     return [found[i] for i in range(len(ranges))]
 
 
 def _code(error: object) -> str:
-    """The store's own code for what went wrong."""
+    """The store's own error code."""
     response = getattr(getattr(error, "__cause__", None), "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))
 
@@ -245,7 +246,7 @@ def download(store: Any, path: str, size: int, target: Path) -> str:
     """Copy an object of `size` bytes to a file, piece by piece; returns its SHA-256 in hexadecimal digits.
 
     Raises:
-        DataError: the store stayed out of reach, or its object is missing or shorter.
+        DataError: the store stayed unreachable, or its object is missing or too short.
         OSError: the file cannot be written.
     """
     digest = hashlib.sha256()

@@ -22,13 +22,13 @@ from data.text import escape
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
 """Files with these endings, in either case, are images: torchvision's list (`torchvision/datasets/folder.py`), .gif
-and .jfif. What a file really holds is seen when it is decoded."""
+and .jfif. The actual format is determined when a file is decoded."""
 
 _NOTES = 10
-"""Folders that were skipped and are named; the others are counted."""
+"""How many skipped folders to log by name; the others are only counted."""
 
 _ALSO_CALLED = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "test", "testing", "eval"}}
-"""What other datasets call a split. Which one to choose weights by is the user's choice, so none is chosen here."""
+"""Other common names of a split. Which set to validate on is the user's choice, so these are only suggested."""
 
 _WORDNET_ID = re.compile(r"n\d{8}")
 
@@ -39,7 +39,7 @@ def read_image(path: str | bytes | Path) -> bytes:
     """The bytes of an image file.
 
     Raises:
-        BadImage: it is not a regular file, a link that leads to no file, or larger than `MAX_BYTES`.
+        BadImage: it is not a regular file, a broken link, or larger than `MAX_BYTES`.
         OSError: it is missing or cannot be read.
     """
     try:
@@ -71,10 +71,10 @@ class ImageFolder:
 
         Args:
             path: the split's folder.
-            classes: class names in label order, escaped; None: the names of the class folders, sorted.
+            classes: class names in label order, escaped; None: the sorted names of the class folders.
 
         Raises:
-            DataError: there is no class folder or no image, or a class folder that `classes` lacks.
+            DataError: there is no class folder, no image, or a class folder that is not in `classes`.
         """
         self.path = Path(path)
         listing = list_images(self.path)
@@ -110,7 +110,7 @@ class ImageFolder:
         return read_image(self.file(index))
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """`read`: there is one resolution, and it is near."""
+        """`read`, since there is only one resolution, on this machine."""
         return self.read
 
     def name(self, index: int) -> str:
@@ -119,7 +119,7 @@ class ImageFolder:
 
 
 def open_folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
-    """Open PATH/train and PATH/val, with train's numbering of the classes; val may lack some, as a cut-down copy does.
+    """Open PATH/train and PATH/val with train's class numbering; val may lack classes, as a reduced copy does.
 
     Raises:
         DataError: a folder is missing, train has fewer than two classes or an empty one, val has no image or a class
@@ -144,7 +144,7 @@ def open_folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
 
 
 def missing_split(path: Path, split: str) -> DataError:
-    """The error where `path` has no folder `split`, with what may be meant: a folder further in, or another name."""
+    """The error if `path` has no folder `split`, with a suggestion: a deeper folder, or another name."""
     inside, hint = class_folders(path), ""
     if deeper := [name for name in inside if (path / name / split).is_dir()]:
         hint = f"; did you mean {path / deeper[0]}?"
@@ -154,17 +154,17 @@ def missing_split(path: Path, split: str) -> DataError:
 
 
 def _some(names: Sequence[str], limit: int = 3) -> str:
-    """The first few names, and how many there are beyond."""
+    """The first few names, and how many more there are."""
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def class_names(folders: Sequence[str]) -> list[str]:
-    """Human names for class folders: n01440764 becomes "tench"; any other name stays as it is.
+    """Human-readable names for class folders: n01440764 becomes "tench"; any other name is unchanged.
 
     The names are the WordNet lemmas that timm ships for the 21,841 synsets of ImageNet (`timm.data.ImageNetInfo`); they
-    are read on the first folder that looks like a WordNet id. Where two folders would get the same name (ImageNet has
-    two cranes), both keep their id behind it.
+    are read at the first folder that looks like a WordNet id. If two folders would get the same name (ImageNet has two
+    cranes), their ids are appended.
     """
     names = [_lemma(folder) if _WORDNET_ID.fullmatch(folder) else folder for folder in folders]
     twice = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
@@ -172,7 +172,7 @@ def class_names(folders: Sequence[str]) -> list[str]:
 
 
 def _lemma(wordnet_id: str) -> str:
-    """The first lemma of a synset, or the id where timm does not know it."""
+    """The first lemma of a synset, or the id if timm does not know it."""
     try:
         return str(_wordnet().label_name_to_description(wordnet_id)).split(", ")[0]
     except KeyError:
@@ -181,7 +181,7 @@ def _lemma(wordnet_id: str) -> str:
 
 @lru_cache(maxsize=1)
 def _wordnet() -> Any:
-    from timm.data.imagenet_info import ImageNetInfo  # timm imports torch: only where a folder needs it
+    from timm.data.imagenet_info import ImageNetInfo  # timm imports torch, which takes seconds
 
     return ImageNetInfo("imagenet-22k")
 
@@ -191,12 +191,12 @@ class Listing(NamedTuple):
 
     classes: list[str]
     counts: NDArray[np.int64]  # images of each class
-    ends: NDArray[np.int64]  # where each image's name ends in `names`
-    names: NDArray[np.uint8]  # paths relative to the class folder, one after the other
+    ends: NDArray[np.int64]  # end of each image's name in `names`
+    names: NDArray[np.uint8]  # paths relative to the class folder, concatenated
 
 
 def list_images(path: Path) -> Listing:
-    """List a split; folders that are skipped are named in the log; raises DataError."""
+    """List a split, and log skipped folders; raises DataError."""
     classes, notes = _class_folders(path)
     files: list[bytes] = []
     counts = []
@@ -218,7 +218,7 @@ def list_images(path: Path) -> Listing:
 
 
 def class_folders(path: Path) -> list[str]:
-    """Names of the class folders, sorted, without links to a parent folder; raises DataError."""
+    """Sorted names of the class folders, without links to a parent folder; raises DataError."""
     return _class_folders(path)[0]
 
 
@@ -240,20 +240,20 @@ def _class_folders(path: Path) -> tuple[list[str], list[str]]:
 
 
 def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
-    """The images in a folder and the folders in it, links followed.
+    """The images in a folder and its subfolders, following links.
 
-    Whatever has an image's name counts as one: that it is a pipe, a folder or a link to nowhere is found out when it is
-    read. Names that begin with a dot are skipped. Each folder is listed once, however many links lead to it, and a
-    link to a folder that it lies in is not followed, so that the listing ends.
+    Anything with the name of an image counts as one: a pipe, a folder or a broken link is detected when it is read.
+    Names that begin with a dot are skipped. Each folder is listed once, however many links lead to it, and a link to a
+    folder that contains the link is not followed, so that the listing ends.
 
     Returns:
-        (names of the images in each folder from `root` on; why others are not listed, one line each).
+        (names of the images in `root` and each folder below it; why other folders are not listed, one line each).
     """
     found: dict[str, list[str]] = {}
     notes: list[str] = []
     top = os.path.realpath(root)
     listed: set[str] = set()
-    waiting = [(False, root, top)]  # (reached by a link: those come last; path; where it really is)
+    waiting = [(False, root, top)]  # (reached by a link, those come last; path; real path)
     while waiting:
         _, folder, place = heapq.heappop(waiting)
         if place in listed:
@@ -283,14 +283,14 @@ def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself, or where nobody may look
+    except OSError:  # a link to itself, or without permission
         return False
 
 
 def _holds(folder: str, place: str) -> bool:
-    """Whether a folder is another or a parent of it, both without links."""
+    """Whether a folder is or contains another; both paths without links."""
     return os.path.commonpath([folder, place]) == folder
 
 
 def _loop(link: str, target: str) -> str:
-    return escape(f"{link}: not followed: it is a link to {target}, a folder that it lies in")
+    return escape(f"{link}: not followed: it is a link to {target}, a folder that contains it")

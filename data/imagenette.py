@@ -31,17 +31,17 @@ _ARCHIVES = {
 
 
 def download(folder: Path, size: str) -> Path:
-    """Download, verify and unpack; the folder gets its name when it is whole, and is then left alone.
+    """Download, verify and unpack; the folder gets its name when complete, and is not changed afterwards.
 
     Args:
-        folder: where to; must be missing or empty, or hold train/ and val/ already.
+        folder: the destination; must be missing or empty, or already hold train/ and val/.
         size: short side of the images: "160", "320" or "full".
 
     Returns:
         `folder`.
 
     Raises:
-        DataError: the folder holds something else, the download fails, or what came is not what is pinned.
+        DataError: the folder holds something else, the download fails, or its SHA-256 is wrong.
     """
     name, sha256 = _ARCHIVES[size]
     if (folder / "train").is_dir() and (folder / "val").is_dir():
@@ -54,12 +54,12 @@ def download(folder: Path, size: str) -> Path:
             archive = f"{scratch}/{name}.tgz"
             torch.hub.download_url_to_file(f"{_MIRROR}/{name}.tgz", archive, hash_prefix=sha256)
             with tarfile.open(archive) as tar:
-                # Python before 3.10.12 and 3.11.4 knows no filter; the bytes of the archive are known in any case.
+                # Python before 3.10.12 and 3.11.4 has no filter; the archive is verified in any case.
                 if hasattr(tarfile, "data_filter"):
                     tar.extraction_filter = tarfile.data_filter
                 tar.extractall(scratch)
             os.replace(f"{scratch}/{name}", folder)  # noqa: PTH105 (also onto an empty folder)
-    except (OSError, RuntimeError, tarfile.TarError) as error:  # a RuntimeError: another SHA-256
+    except (OSError, RuntimeError, tarfile.TarError) as error:  # RuntimeError: wrong SHA-256
         raise DataError(f"{folder}: cannot download Imagenette: {error}") from error
     return folder
 

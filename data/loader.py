@@ -1,4 +1,4 @@
-"""DataLoaders whose workers fill one uint8 batch each, and whose every batch is a function of its position."""
+"""DataLoaders whose workers each fill a uint8 batch, and in which every batch is a function of its position."""
 
 from __future__ import annotations
 
@@ -38,39 +38,39 @@ MakePicture = Callable[[bytes, Request, int], NDArray[np.uint8]]
 """(encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage."""
 
 IGNORED_LABEL = -100
-"""Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be left out of metrics."""
+"""Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be excluded from metrics."""
 
 _TRIES = 100
-"""Replacements tried for a bad training image before the dataset counts as unusable."""
+"""Replacements tried for a bad training image before the dataset is considered unusable."""
 
 _NOTHING = -1
 _NAMED = 4
-"""Files that are named where several workers hang."""
+"""How many files to name if several workers hang."""
 
 _BEYOND_PREFETCH = 2
-"""Buffers that a worker has beyond its prefetched batches: the one it fills, and one that the model works on."""
+"""Buffers of a worker besides its prefetched batches: one being filled, and one in use by the model."""
 
 
 class Loading(TypedDict):
-    """How batches are loaded, which changes nothing in them."""
+    """How batches are loaded, which does not change their content."""
 
     workers: int
-    """Processes; 0: load in this one."""
+    """Worker processes; 0: load in this process."""
     prefetch_factor: int
     """Batches that each worker prepares ahead."""
     pin_memory: bool
     """Copy batches to page-locked memory, for transfers to a GPU."""
     limit: NotRequired[float | None]
-    """Seconds to wait for a batch; None: for ever."""
+    """Seconds to wait for a batch; None: forever."""
     gate: NotRequired[Gate | None]
-    """Decides whether to wait on, see data/wait.py."""
+    """Decides whether to keep waiting, see data/wait.py."""
 
 
 class BatchDataset(Dataset[Batch]):
     """A source's images as batches: `__getitems__(request)` fills one tensor.
 
-    `bad` has the bad images met so far, in any process of the loader. `seed` chooses their replacements; with None they
-    come as a black image with the label -100.
+    `bad` has the bad images found so far, in any process of the loader. `seed` chooses their replacements; with None
+    they become black images with the label -100.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class BatchDataset(Dataset[Batch]):
         self._seed = seed
         self._buffers = SharedBuffers(buffers_per_worker)
         self._read_now = torch.full((max(workers, 1),), _NOTHING).share_memory_()
-        """What each worker reads, written before it does: one that hangs cannot be asked."""
+        """What each worker is reading, written in advance because a hanging worker cannot be asked."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -91,9 +91,8 @@ class BatchDataset(Dataset[Batch]):
         """Load a batch.
 
         Returns:
-            images, uint8 of shape (N, 3, size, size) in channels_last memory, or as small as a transform that leaves
-            out rows and columns makes them all; labels, int64 of shape (N,). In a worker, what becomes that when it
-            arrives.
+            images, uint8 of shape (N, 3, size, size) in channels_last memory, or smaller if a transform drops rows and
+            columns; labels, int64 of shape (N,). In a worker, a message that becomes these when received.
         """
         indices = request.indices.tolist()
         labels = torch.empty(len(indices), dtype=torch.int64)
@@ -112,7 +111,7 @@ class BatchDataset(Dataset[Batch]):
         if buffer is not None:
             images = buffer.memory[: math.prod(shape)].view(shape)
         elif worker is not None:
-            images = shared_bytes(math.prod(shape)).view(shape)  # so that sending copies nothing
+            images = shared_bytes(math.prod(shape)).view(shape)  # so that sending needs no copy
         else:
             images = torch.empty(shape, dtype=torch.uint8)
         rows = images.numpy()
@@ -125,7 +124,7 @@ class BatchDataset(Dataset[Batch]):
         return images.permute(0, 3, 1, 2), labels
 
     def reading(self, worker: int | None) -> str:
-        """What a worker reads, or all do, in words."""
+        """What a worker, or (None) all workers, are reading, in words."""
         numbers = range(len(self._read_now)) if worker is None else [worker]
         names = [self.source.name(index) for index in self._read_now[list(numbers)].tolist() if index != _NOTHING]
         if not names:
@@ -140,7 +139,7 @@ class BatchDataset(Dataset[Batch]):
                 return picture, int(self.source.labels[used])
         if self._seed is None:
             return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
-        raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn in its place cannot be decoded")
+        raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn as replacements cannot be decoded")
 
     def _candidates(self, index: int, epoch: int) -> Iterator[int]:
         yield index
@@ -148,7 +147,7 @@ class BatchDataset(Dataset[Batch]):
             yield from sample_rng(self._seed, epoch, index, stream=1).integers(0, len(self), _TRIES).tolist()
 
     def _try(self, index: int, key: int, request: Request, read: Read) -> NDArray[np.uint8] | None:
-        """The picture of image `index` with the randomness of image `key`, or None where the image is bad."""
+        """The picture of image `index` with the randomness of image `key`, or None if the image is bad."""
         if self.bad.faults[index]:
             return None
         try:
@@ -177,13 +176,13 @@ def train_loader(
 ) -> DataLoader[Batch]:
     """Training batches in the sampler's order.
 
-    A batch is a function of (seed, epoch, the images in it): neither the number of workers, nor where an epoch was
-    resumed, nor the process's random state changes it, and loading leaves that state as it was. A bad image is
-    recorded in `loader.dataset.bad` and replaced by another, chosen by (seed, epoch, image).
+    A batch is a function of (seed, epoch, its images): it does not depend on the number of workers, on where an epoch
+    was resumed, or on the process's random state, and loading does not change that state. A bad image is recorded in
+    `loader.dataset.bad` and replaced by another, chosen by (seed, epoch, image).
 
-    Where the crop is random, `image_transforms` follow the flip; they may draw from the global generators of Python,
-    NumPy and torch, which are seeded for each image. With the centre crop, of which `eval_crop_ratio` is, only the flip
-    is applied. `mean` and `std`, the dataset's in [0, 1], are for random erasing.
+    With the random crop, `image_transforms` follow the flip; they may draw from the global generators of Python, NumPy
+    and torch, which are seeded for each image. With the centre crop, which uses `eval_crop_ratio`, only the flip is
+    applied. `mean` and `std`, the dataset's in [0, 1], are for random erasing.
 
     Returns:
         A loader of (images, labels): uint8 (N, 3, size, size) in channels_last memory, int64 (N,).
@@ -206,8 +205,8 @@ def eval_loader(
 ) -> DataLoader[Batch]:
     """Evaluation batches: each image once over all ranks, in order, no padding.
 
-    A bad image is recorded in `loader.dataset.bad` and comes as a black image with the label -100. `crop_ratio` is the
-    share of the resized short side that is kept.
+    A bad image is recorded in `loader.dataset.bad` and becomes a black image with the label -100. `crop_ratio` is the
+    kept share of the resized short side.
 
     Returns:
         A loader of (images, labels), as `train_loader`'s.
@@ -216,8 +215,8 @@ def eval_loader(
         DataError: there are fewer images than ranks.
     """
     sampler = EvalSampler(len(source), size, device_batch_size, rank, world_size)
-    # Starting workers by fork takes milliseconds; by spawn (macOS) seconds, so there they stay. The method is looked up
-    # without settling it for the rest of the program.
+    # Starting workers takes milliseconds by fork but seconds by spawn (macOS), so there they persist. The method is
+    # looked up without fixing it for the rest of the program.
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     persistent = method != "fork"
     buffers = loading["prefetch_factor"] + _BEYOND_PREFETCH if persistent else 0
@@ -227,8 +226,8 @@ def eval_loader(
 
 
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
-    """The random numbers of one image in one epoch: a generator of its own for each (seed, epoch, sample, stream)."""
-    # Philox's lowest counter word counts the draws; `epoch_order` has key word 0. So no two streams share a number.
+    """The generator of one image in one epoch: independent for each (seed, epoch, sample, stream)."""
+    # Philox's lowest counter word counts the draws; `epoch_order` uses key word 0. So no two streams overlap.
     return np.random.Generator(np.random.Philox(key=[seed, 1 + stream], counter=[0, sample, epoch, 0]))
 
 
@@ -244,7 +243,7 @@ def _training_picture(
     index: int,
 ) -> NDArray[np.uint8]:
     rng = sample_rng(seed, request.epoch, index, stream=0)
-    if request.crop == "center":  # as FixRes trains in the end
+    if request.crop == "center":  # the FixRes stage
         return maybe_flip(eval_picture(data, request.size, crop_ratio), augment, rng)
     image = train_picture(data, request.size, augment, rng)
     if transforms:
@@ -262,7 +261,7 @@ def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index:
 
 @contextmanager
 def _global_generators_seeded(seed: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's CPU generators for a moment."""
+    """Temporarily seed Python's, NumPy's and torch's CPU generators."""
     before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -291,7 +290,7 @@ def _loader(dataset: BatchDataset, sampler: Any, *, persistent: bool, **loading:
         pin_memory=loading["pin_memory"],
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else each iterator would draw a seed from torch's global generator
+        generator=torch.Generator(),  # otherwise each iterator would draw a seed from torch's global generator
     )
 
 
@@ -300,24 +299,24 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    """One thread per worker, and signals left to the training process, which still wants its batches.
+    """Use one thread per worker, and leave signals to the training process, which still needs its batches.
 
-    Ctrl-C and `scancel` reach every process of a run. SIGINT is ignored; SIGTERM counts where the training process sent
-    it, which ends its workers that way if need be, and it takes a thread to see who did.
+    Ctrl-C and `scancel` reach every process of a run. SIGINT is ignored; SIGTERM is obeyed only if the training process
+    sent it, to end its workers, and finding the sender takes a thread.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_exit_when_the_parent_says, args=(os.getppid(),), daemon=True).start()
-    guard()  # where processes do not start by fork
+    guard()  # for processes not started by fork
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-    gc.freeze()  # what the training process holds need not be searched for garbage, nor its pages be copied for that
+    gc.freeze()  # no garbage collection of the training process's objects, which would copy their pages
 
 
 def _exit_when_the_parent_says(parent: int) -> None:
     if hasattr(signal, "sigwaitinfo"):
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
-    else:  # macOS does not say who sent a signal: any counts
+    else:  # macOS does not tell who sent a signal: obey any
         signal.sigwait({signal.SIGTERM})
     os._exit(0)

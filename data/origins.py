@@ -1,7 +1,7 @@
-"""Datasets as people download them, as sources to prepare from.
+"""Datasets in their original layouts, as sources for data.prepare.
 
-An ImageFolder (ImageNet-Mini, Imagenette, one's own), local or in a bucket; the tree of the Kaggle competition
-"ImageNet Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, read where they lie.
+An ImageFolder (ImageNet-Mini, Imagenette, your own), local or in a bucket; the tree of the Kaggle competition "ImageNet
+Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, read without unpacking.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
 _COLUMNS = ("ImageId", "PredictionString")
 _LARGEST_TABLE = 2**26
-"""Bytes of the table, and of the devkit unpacked, at most: many times what they are."""
+"""Limit in bytes of the table, and of the unpacked devkit: many times their actual sizes."""
 
 _Member = tuple[str, int, int]
 """Name, offset and length of a file in a tar file."""
@@ -53,7 +53,7 @@ class Files:
         """The file's bytes; raises OSError or BadImage."""
         if not is_remote(self.path):
             return read_image(f"{self.path}/{self._files[index]}")
-        store, root = open_store(self.path)  # a process opens a store once, and again after `renew_credentials`
+        store, root = open_store(self.path)  # opened once per process, and again after `renew_credentials`
         data: bytes = store.cat_file(f"{root}/{self._files[index]}")
         return data
 
@@ -67,7 +67,7 @@ class Files:
 
 
 class TarMembers(Files):
-    """Files inside a tar file, read where they lie, without unpacking."""
+    """Files inside a tar file, read without unpacking."""
 
     def __init__(self, path: str, members: Sequence[_Member], labels: Sequence[int], classes: Sequence[str]) -> None:
         super().__init__(path, [name for name, _, _ in members], labels, classes)
@@ -86,10 +86,10 @@ class TarMembers(Files):
 
 
 def open_origin(path: str) -> dict[str, Source]:
-    """Open the splits, `train` and `val`, of whichever layout lies in a folder, or of an ImageFolder in a bucket.
+    """Open the splits `train` and `val` of any known layout in a folder, or of an ImageFolder in a bucket.
 
     Raises:
-        DataError: it is none of the layouts known, or is not whole.
+        DataError: the layout is unknown or incomplete.
     """
     if is_remote(path):
         return _remote_folder(path)
@@ -102,17 +102,17 @@ def open_origin(path: str) -> dict[str, Source]:
         return _kaggle(folder)
     inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     if not (folder / "train").is_dir() and len(inner) == 1 and (inner[0] / "train").is_dir():
-        folder = inner[0]  # an archive's own top folder, such as imagenet-mini/
+        folder = inner[0]  # an archive's top folder, such as imagenet-mini/
     train, val = open_folders(folder)
     return {"train": train, "val": val}
 
 
 def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
-    """The images among the keys of a split in a bucket, as a disk would list them (data/imagefolder.py), in its order.
+    """The images among the keys of a split in a bucket, as and in the order that data/imagefolder.py would list them.
 
     Returns:
-        Keys `CLASS/.../IMAGE`, and how many others no disk could hold; what a disk's listing leaves out, such as a
-        class folder or an image that begins with a dot, is left out of both.
+        Keys `CLASS/.../IMAGE`, and the number of keys that no disk could hold; keys that a disk's listing would skip,
+        such as names that begin with a dot, are in neither.
     """
     listed = list(keys)
     folders = {key[:end] for key in listed for end, letter in enumerate(key) if letter == "/"}
@@ -144,7 +144,7 @@ def _remote_folder(path: str) -> dict[str, Source]:
         if not splits[split]:
             raise DataError(f"{path}/{split}: no images; expected {path}/{split}/CLASS/IMAGE")
     if skipped:
-        log.warning("%s: %d keys skipped: they stand for folders, or are names that no disk can hold", path, skipped)
+        log.warning("%s: %d keys skipped: they stand for folders, or no disk can hold their names", path, skipped)
     folders = {split: [key.split("/")[0] for key in found] for split, found in splits.items()}
     classes = sorted(set(folders["train"]))
     if len(classes) < 2:
@@ -160,7 +160,7 @@ def _remote_folder(path: str) -> dict[str, Source]:
 
 
 def _kaggle(folder: Path) -> dict[str, Source]:
-    """Kaggle's tree: train/CLASS/IMAGE, and a flat val/ whose classes stand in LOC_val_solution.csv."""
+    """Kaggle's tree: train/CLASS/IMAGE, and a flat val/ whose classes are in LOC_val_solution.csv."""
     root = next((folder / place for place in _KAGGLE if (folder / place / "train").is_dir()), None)
     if root is None:
         raise DataError(f"{folder}: has {_SOLUTION} but no {_KAGGLE[0]}/train")
@@ -169,7 +169,7 @@ def _kaggle(folder: Path) -> dict[str, Source]:
     rows = sorted(_solution(folder / _SOLUTION).items())
     for image, name in rows:
         if name not in label:
-            raise DataError(f"{folder / _SOLUTION}: {image} is of class {name}, which {train.path} lacks")
+            raise DataError(f"{folder / _SOLUTION}: {image} has class {name}, which {train.path} lacks")
     labels = [label[name] for _, name in rows]
     return {
         "train": train,
@@ -178,7 +178,7 @@ def _kaggle(folder: Path) -> dict[str, Source]:
 
 
 def _solution(path: Path) -> dict[str, str]:
-    """The class of each image in Kaggle's table; raises DataError where it cannot be read or a row is not whole."""
+    """The class of each image in Kaggle's table; raises DataError if it cannot be read or a row is incomplete."""
     found: dict[str, str] = {}
     with named(str(path)):
         data = read_regular(path, _LARGEST_TABLE)
@@ -210,7 +210,7 @@ def _solution(path: Path) -> dict[str, str]:
 
 
 def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
-    """The tar files of image-net.org: one of one tar file per class, and one of the validation images."""
+    """The tar files of image-net.org: one that contains a tar file per class, and one with the validation images."""
     for file in (_TRAIN_TAR, _VAL_TAR, _DEVKIT):
         if not (folder / file).is_file():
             raise DataError(f"{folder / file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
@@ -237,26 +237,26 @@ def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
 
 
 def _members(path: Path, start: int = 0, size: int | None = None) -> list[_Member]:
-    """The files in a tar that begins at a byte of a file; raises DataError."""
+    """The files in a tar that begins at offset `start` of a file; raises DataError."""
     with named(str(path)), os.fdopen(open_regular(path), "rb") as file:
         end = os.fstat(file.fileno()).st_size if size is None else start + size
         file.seek(start)
         found = []
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's own end mark
+            with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's end mark
                 for member in tar:
                     name = member.name.removeprefix("./")
-                    if member.size < 0:  # tarfile would come back to it for ever
+                    if member.size < 0:  # tarfile would loop over it forever
                         raise DataError(f"{path}: the tar file is damaged at {escape(member.name)}")
-                    if not member.isfile() or name.startswith("._"):  # what macOS puts beside a file
+                    if not member.isfile() or name.startswith("._"):  # macOS adds these next to files
                         continue
                     if not is_file_name(name):
                         raise DataError(f"{path}: {member.name}: not a name that a file can have")
                     if member.offset_data + member.size > end:
-                        raise DataError(f"{path}: is cut off in {member.name}")
+                        raise DataError(f"{path}: is truncated in {member.name}")
                     found.append((name, member.offset_data, member.size))
         except (tarfile.TarError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: the tar file is damaged, or not what its name says: {error}") from error
+            raise DataError(f"{path}: damaged, or not a tar file: {error}") from error
     return found
 
 
@@ -280,5 +280,5 @@ def _val_classes(devkit: Path) -> list[str]:
         meta = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
         wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
         return [wnid[int(number)] for number in files[_TRUTH].split()]
-    except Exception as error:  # gzip's, tarfile's and SciPy's readers raise nearly everything on nonsense
-        raise DataError(f"{devkit}: is cut off, damaged, or not what its name says: {error}") from error
+    except Exception as error:  # gzip, tarfile and SciPy raise many different exceptions on invalid data
+        raise DataError(f"{devkit}: truncated, damaged, or not the devkit: {error}") from error

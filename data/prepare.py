@@ -1,9 +1,9 @@
-"""Turn a dataset into what trains fastest: smaller JPEGs at several resolutions, in shards or in folders.
+"""Convert a dataset for fast loading: smaller JPEGs at several resolutions, in shards or in folders.
 
     python -m data.prepare SRC DST [--train-sizes 160 256 384] [--val-sizes original] [--quality 90]
 
 SRC: an ImageFolder (ImageNet-Mini, ...) local or s3://, Kaggle's ImageNet tree, or the ILSVRC2012 tar files with their
-devkit. DST: a folder or s3://. Run again after an interruption, it continues where it was.
+devkit. DST: a folder or s3://. After an interruption, the same command continues.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is made of each image."""
+    """What to write for each image."""
 
     layout: str
     """`mds` or `folder`."""
     train_sizes: tuple[str, ...]
-    """Resolutions of the training images: short sides in pixels, or `original`."""
+    """Resolutions of the training images: short side in pixels, or `original`."""
     val_sizes: tuple[str, ...]
     quality: int
     part_images: int = 512
-    """Per shard: 7 MB at 160 px, 15 at 256, 57 of original photos."""
+    """Images per shard: 7 MB at 160 px, 15 MB at 256 px, 57 MB for original photos."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A split, what is to be made of it, and the prepared dataset's place."""
+    """A split, the settings for it, and the target."""
 
     split: str
     source: Source
@@ -85,12 +85,12 @@ class Task:
         return range(part * size, min((part + 1) * size, len(self.source)))
 
     def place(self, part: int, resolution: str) -> str:
-        """Where a part lies, below the target."""
+        """Path of a part, below the target."""
         folder = f"{self.split}/{resolution}/{part:05}"
         return f".parts/{folder}" if self.settings.layout == "folder" else folder
 
     def name(self, index: int) -> str:
-        """An image's path below its split's folder, class first, escaped; raises DataError for one no disk holds."""
+        """An image's path below its split's folder, class first, escaped; raises DataError if no disk could hold it."""
         source = self.source
         path = escape(str(getattr(source, "path", "")))
         name = source.name(index).removeprefix(path).strip("/")
@@ -102,17 +102,17 @@ class Task:
 
 
 def prepare(source: str, target: str, settings: Settings, workers: int, report: Callable[[str], None]) -> bool:
-    """Prepare the dataset at `source`, see `open_origin`.
+    """Prepare the dataset at `source` (see `open_origin`).
 
     Args:
         source: a folder, or `s3://bucket/prefix`.
-        target: the same; empty, or left by an interrupted call with the same arguments.
-        settings: what is made of each image.
+        target: likewise; empty, or left by an interrupted call with the same arguments.
+        settings: what to write for each image.
         workers: processes.
-        report: is given each line for the user.
+        report: called with each line for the user.
 
     Returns:
-        Whether everything that was written reads back as it should.
+        Whether everything written reads back correctly.
 
     Raises:
         DataError: the source cannot be read, or the target holds something else or cannot be written.
@@ -134,7 +134,7 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
     if wrong:
         for line in wrong:
             report(f"wrong: {line}")
-        report("run the same command again to write that again")
+        report("run the same command again to rewrite these parts")
         return False
     renew_credentials()
     finish = _finish_folder if settings.layout == "folder" else _finish_shards
@@ -144,7 +144,7 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
 
 
 def _claim(target: str, settings: Settings, splits: dict[str, Source]) -> None:
-    """Note what is being made, or check that it is the same as before the interruption."""
+    """Record the settings, or check that they are the same as before the interruption."""
     names = hashlib.sha256()
     for source in splits.values():
         names.update(np.ascontiguousarray(source.labels).tobytes() + repr(source.classes).encode())
@@ -155,27 +155,27 @@ def _claim(target: str, settings: Settings, splits: dict[str, Source]) -> None:
         if store.exists(f"{root}/{_SETTINGS}"):
             if store.cat_file(f"{root}/{_SETTINGS}") != content:
                 raise DataError(
-                    f"{target}: was begun from another source or with other settings (see {_SETTINGS}); choose "
-                    f"another place or delete it"
+                    f"{target}: was started from another source or with other settings (see {_SETTINGS}); choose "
+                    f"another target or delete it"
                 )
             return
         if store.exists(root) and store.ls(root):
-            raise DataError(f"{target}: holds something else; expected a new or empty place")
+            raise DataError(f"{target}: holds something else; expected a new or empty target")
         _put(store, f"{root}/{_SETTINGS}", content)
 
 
 def _write_and_check(tasks: Sequence[Task], job: tuple[int, int]) -> tuple[list[str], list[str]]:
-    """Write one part and read it back: what was left out of it, and what is wrong with it."""
+    """Write one part and read it back; returns the skipped images and the errors."""
     task, part = tasks[job[0]], job[1]
     try:
         return make_part(task, part), check_part(task, part)
-    except DataError:  # once more, for the credentials of a session expire and are renewed meanwhile
+    except DataError:  # retry once, because session credentials expire and are renewed
         renew_credentials()
         return make_part(task, part), check_part(task, part)
 
 
 def make_part(task: Task, part: int) -> list[str]:
-    """Write one part at every resolution, whole or not at all, unless it is there; raises DataError.
+    """Write one part at every resolution, atomically, unless it exists; raises DataError.
 
     Returns:
         The images that were left out, each with the reason.
@@ -194,7 +194,7 @@ def make_part(task: Task, part: int) -> list[str]:
             with named(name):
                 data = task.source.read(index)
             picture = Picture(data)
-            picture.decode(1)  # also what is copied as it is must be whole
+            picture.decode(1)  # images that are copied unchanged must be valid too
             images = {one: encode(data, picture, one, task.settings.quality) for one in task.resolutions}
         except BadImage as error:
             left_out.append(f"{name}: {error}")
@@ -203,7 +203,7 @@ def make_part(task: Task, part: int) -> list[str]:
         for one, image in images.items():
             encoded[one].append({"image": image, "label": int(task.source.labels[index]), "name": name})
     if broken_links == len(task.indices(part)) > 1:
-        raise DataError(f"{left_out[0]}; so are {broken_links - 1} others: is the disk that they lead to mounted?")
+        raise DataError(f"{left_out[0]} (and {broken_links - 1} more); is the disk with the links' targets mounted?")
     write = _write_folder if task.settings.layout == "folder" else _write_shard
     for resolution, samples in encoded.items():
         with named(task.target):
@@ -214,10 +214,10 @@ def make_part(task: Task, part: int) -> list[str]:
 
 
 def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> bytes:
-    """An image, opened as `picture`, shrunk to a short side of `resolution` px and turned upright; raises BadImage.
+    """An image, opened as `picture`, reduced to a short side of `resolution` px and turned upright; raises BadImage.
 
-    A JPEG that is small enough already stays as it is, byte for byte. The others get a restart marker after each row of
-    blocks: it costs two bytes, and lets the loader leave out the rows that a crop does not need (data/decode.py).
+    A JPEG that is small enough is kept byte for byte. Others get a restart marker after each row of blocks: it costs
+    two bytes, and lets the loader skip rows that a crop does not need (data/decode.py).
     """
     short, scale = min(picture.height, picture.width), 1.0
     if short > short_side(resolution):
@@ -234,8 +234,8 @@ def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> byte
 
 
 def _write_shard(task: Task, part: int, resolution: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One part as one MDS shard, with Streaming's own writer; returns what `_finish_shards` and the check need."""
-    from streaming.base.format.mds.writer import MDSWriter  # imports torch: a second
+    """Write a part as an MDS shard, with Streaming's writer; returns the record for `_finish_shards` and the check."""
+    from streaming.base.format.mds.writer import MDSWriter  # imports torch, which takes a second
 
     store, root = open_store(task.target)
     shards: list[dict[str, Any]] = []
@@ -259,7 +259,7 @@ def _write_shard(task: Task, part: int, resolution: str, samples: list[dict[str,
 
 
 def _write_folder(task: Task, part: int, resolution: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """One part as files RESOLUTION/SPLIT/CLASS/NAME; returns what the check needs."""
+    """Write a part as files RESOLUTION/SPLIT/CLASS/NAME; returns the record for the check."""
     store, root = open_store(task.target)
     digests = []
     for sample in samples:
@@ -271,7 +271,7 @@ def _write_folder(task: Task, part: int, resolution: str, samples: list[dict[str
 
 
 def _put(store: Any, path: str, data: bytes) -> None:
-    """Write an object whole or not at all."""
+    """Write an object atomically."""
     if "s3" in store.protocol:
         store.pipe_file(path, data)
     else:
@@ -283,7 +283,7 @@ def _load(store: Any, path: str) -> Any:
 
 
 def check_part(task: Task, part: int) -> list[str]:
-    """Compare the SHA-256 of what was written; a part that is wrong counts as not written; returns one line each."""
+    """Verify the SHA-256 of the written files; a bad part counts as not written. Returns one line per error."""
     store, root = open_store(task.target)
     wrong = []
     for resolution in task.resolutions:
@@ -299,8 +299,8 @@ def check_part(task: Task, part: int) -> list[str]:
                 digests = {f"{place}/{SHARD}": shard["raw_data"]["hashes"]["sha256"] for shard in shards}
             for name, digest in digests.items():
                 if hashlib.sha256(store.cat_file(name)).hexdigest() != digest:
-                    problems.append(f"{name}: SHA-256 is not that of what was written")
-        except Exception as error:  # whatever a damaged file may raise
+                    problems.append(f"{name}: SHA-256 differs from that of the written data")
+        except Exception as error:  # a damaged file may raise anything
             problems.append(f"{place}: {str(error) or type(error).__name__}")
         if problems:
             wrong += problems
@@ -342,7 +342,7 @@ def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
 
 
 def _put_array(store: Any, path: str, parts: Sequence[Any]) -> int:
-    """Write arrays, joined, as a .npy file; returns the length."""
+    """Write the concatenated arrays as a .npy file; returns the length."""
     joined = np.concatenate(parts)
     np.save(stream := BytesIO(), joined)
     _put(store, path, stream.getvalue())
@@ -350,7 +350,7 @@ def _put_array(store: Any, path: str, parts: Sequence[Any]) -> int:
 
 
 def _finish_folder(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
-    """Say how large each resolution is."""
+    """Report the size of each resolution."""
     store, root = open_store(tasks[0].target)
     lines = []
     for resolution in dict.fromkeys(name for task in tasks for name in task.resolutions):
@@ -365,7 +365,7 @@ class WorkerKilledError(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "a worker process was killed, by the system where memory ran out; run the same command again, with fewer "
+            "a worker process was killed, probably because memory ran out; run the same command again, with fewer "
             "--workers to use less memory"
         )
 
@@ -373,16 +373,16 @@ class WorkerKilledError(Exception):
 def each_part(
     work: Callable[[Held, Part], Result], held: Held, parts: Sequence[Part], workers: int, preload: Sequence[str]
 ) -> Iterator[tuple[Part, Result]]:
-    """Yield each part with `work(held, part)` as soon as it is done, in worker processes; raises WorkerKilledError.
+    """Yield each part with `work(held, part)`, computed in worker processes, when done; raises WorkerKilledError.
 
     Args:
-        work: a function of a module.
+        work: a module-level function.
         held: sent to each worker once.
-        parts: what to work on.
+        parts: the arguments, one per call.
         workers: processes.
-        preload: modules that workers start with. Not the one that is started with -m, which has two names.
+        preload: modules to import before forking workers; not the one started with -m, which has two names.
     """
-    # A server that has everything imported forks the workers: quick to start, and no thread or connection is inherited.
+    # A server with the imports done forks the workers: they start quickly and inherit no thread or connection.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
     with ProcessPoolExecutor(workers, context, initializer=_hold, initargs=(work, held, dict(os.environ))) as pool:
@@ -401,7 +401,7 @@ _held: tuple[Callable[[Any, Any], Any], Any]
 
 
 def _hold(work: Callable[[Any, Any], Any], held: Any, environment: dict[str, str]) -> None:
-    """Prepare a worker: the environment is the server's, of an earlier call; Ctrl-C ends it without a traceback."""
+    """Set up a worker: the server's environment is that of an earlier call; Ctrl-C ends it without a traceback."""
     global _held
     os.environ.update(environment)
     signal.signal(signal.SIGINT, lambda *_: sys.exit(1))
@@ -414,23 +414,23 @@ def _do(part: Any) -> Any:
 
 
 def _size(text: str) -> str:
-    """A resolution on the command line."""
+    """Parse a resolution on the command line."""
     if text == ORIGINAL or (text.isdecimal() and 8 <= int(text) <= 4096):
         return text
-    raise argparse.ArgumentTypeError(f"{text!r}: allowed are 8 to 4096 pixels, and {ORIGINAL}")
+    raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 8 to 4096, {ORIGINAL}")
 
 
 def _quality(text: str) -> int:
     if text.isdecimal() and 1 <= int(text) <= 100:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r}: allowed are 1 to 100")
+    raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 to 100")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where something was written that does not read back, 2 for input."""
+    """The command line; returns the exit status: 1 if something does not read back correctly, 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("source", metavar="SRC", help="the dataset: a folder, or s3://BUCKET/PREFIX")
-    parser.add_argument("target", metavar="DST", help="where to: a new folder, or s3://BUCKET/PREFIX")
+    parser.add_argument("target", metavar="DST", help="the target: a new folder, or s3://BUCKET/PREFIX")
     parser.add_argument("--format", choices=["mds", "folder"], default="mds", help="shards, or an ImageFolder per size")
     parser.add_argument(
         "--train-sizes",
@@ -438,7 +438,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=_size,
         default=["160", "256", "384"],
         metavar="PX",
-        help="short sides of the training images; a stage of S px uses the smallest of S / 0.875 or more "
+        help="short sides of the training images; a stage of S px uses the smallest that is at least S / 0.875 "
         "(default: 160 256 384, for stages up to 140, 224 and 336 px)",
     )
     parser.add_argument(
@@ -447,9 +447,9 @@ def main(arguments: list[str] | None = None) -> int:
         type=_size,
         default=[ORIGINAL],
         metavar="PX",
-        help=f"of the validation images; {ORIGINAL}: as they are, so that figures compare (default)",
+        help=f"short sides of the validation images; {ORIGINAL} (default) copies them, so that results stay comparable",
     )
-    parser.add_argument("--quality", type=_quality, default=90, help="of the JPEGs (default: %(default)s)")
+    parser.add_argument("--quality", type=_quality, default=90, help="JPEG quality, 1 to 100 (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     train, val = (tuple(sorted(set(sizes), key=short_side)) for sizes in (options.train_sizes, options.val_sizes))
@@ -462,7 +462,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue from here", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 1
     except WorkerKilledError as error:
         print(error, file=sys.stderr)

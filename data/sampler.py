@@ -1,4 +1,4 @@
-"""Which images make up which batch: a pure function of (seed, epoch), so that a run can be resumed at any batch."""
+"""Which images are in which batch: a pure function of (seed, epoch), so that a run can be resumed at any batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from data.errors import DataError
 
 
 class Request(NamedTuple):
-    """One rank's part of one batch: what the loader hands to the dataset."""
+    """One rank's part of one batch, passed from the loader to the dataset."""
 
     epoch: int
     size: int
@@ -27,8 +27,8 @@ class Request(NamedTuple):
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """The order in which an epoch visits the dataset: a permutation of range(samples), int64.
 
-    It sorts raw words of the counter-based generator Philox (Salmon et al. 2011), which NumPy keeps the same from
-    release to release, so that a run is resumed in the same order after an upgrade; 0.15 s for 1.28 million images.
+    It sorts raw words of the counter-based generator Philox (Salmon et al. 2011), which are stable across NumPy
+    releases, so that a run resumes in the same order after an upgrade; 0.15 s for 1.28 million images.
     """
     words = np.random.Philox(key=[seed, 0], counter=[0, 0, epoch, 0]).random_raw(samples)
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
@@ -37,7 +37,7 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def batch_bounds(samples: int, global_batch_size: int) -> NDArray[np.int64]:
     """Cut an epoch into the fewest batches of at most `global_batch_size`, with sizes that differ by at most one.
 
-    A short last batch would get the same learning rate as a whole one, and could leave a rank without an image.
+    A short last batch would get the same learning rate as a full one, and could leave a rank without an image.
 
     Returns:
         int64 of shape (batches + 1,): batch b holds the positions [bounds[b], bounds[b + 1]) of the order.
@@ -52,10 +52,10 @@ def rank_share(lo: int, hi: int, rank: int, world_size: int) -> tuple[int, int]:
 
 
 class _Sampler(DistributedSampler[Request]):
-    """A DistributedSampler without padding: Composer calls `set_epoch` on those alone, and drops what they pad."""
+    """A DistributedSampler without padding: Composer calls `set_epoch` only on these, and drops their padding."""
 
     def __init__(self, samples: int, rank: int, world_size: int, seed: int = 0) -> None:
-        # Of the dataset only the length is used.
+        # Only the length of the dataset is used.
         super().__init__(cast(Any, range(samples)), num_replicas=world_size, rank=rank, seed=seed)
         self.total_size = samples
 
@@ -68,12 +68,12 @@ class _Sampler(DistributedSampler[Request]):
 class PositionSampler(_Sampler):
     """Batch sampler of a training set.
 
-    Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images whatever the number of
+    Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images for any number of
     ranks. It runs in the training process: workers get everything they need with each request.
 
     Args:
         samples: images in the dataset.
-        plan: one entry per epoch; the last holds for any epoch after it.
+        plan: one entry per epoch; the last applies to any later epoch.
         seed: the run's seed.
         rank: this process among `world_size`.
         world_size: processes that share each batch.
@@ -90,12 +90,12 @@ class PositionSampler(_Sampler):
             smallest = int(np.diff(batch_bounds(samples, global_batch_size)).min())
             if smallest < world_size:
                 raise DataError(
-                    f"{samples} training images in batches of {global_batch_size} leave a batch of {smallest}, "
+                    f"{samples} training images in batches of {global_batch_size} give a batch of {smallest}, "
                     f"too few for {world_size} devices: use more images, larger batches or fewer devices"
                 )
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Make that epoch, and only that one, begin at that batch; nothing before it is loaded.
+        """Make that epoch, and no other, begin at that batch; nothing before it is loaded.
 
         Raises:
             ValueError: The run has no such position.
@@ -109,29 +109,29 @@ class PositionSampler(_Sampler):
         return self.plan[min(epoch, len(self.plan) - 1)]
 
     def batches(self, epoch: int) -> int:
-        """Batches in the whole of that epoch."""
+        """Number of batches in the whole epoch."""
         return -(-self.total_size // self._plan_of(epoch).global_batch_size)
 
     def __len__(self) -> int:
-        """Batches in the whole of the current epoch, wherever it begins."""
+        """Number of batches in the whole current epoch, wherever it begins."""
         return self.batches(self.epoch)
 
     def __iter__(self) -> Iterator[Request]:
-        # The epoch is fixed now, not when the first batch is drawn: the loader draws ahead.
+        # The epoch is fixed now, not at the first batch, because the loader prefetches.
         return self._requests(self.epoch, self._start[1] if self.epoch == self._start[0] else 0)
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         size, crop, global_batch_size = self._plan_of(epoch)
         order = epoch_order(self.total_size, self.seed, epoch)
         for share in self._shares(batch_bounds(self.total_size, global_batch_size)[first:]):
-            yield Request(epoch, size, crop, order[share].copy())  # a view would be sent whole
+            yield Request(epoch, size, crop, order[share].copy())  # pickling a view would send the whole array
 
 
 class EvalSampler(_Sampler):
     """Batch sampler of an evaluation set: each image exactly once over all ranks, in order.
 
     All ranks get the same number of batches, so none waits for another. A batch holds `device_batch_size` images per
-    rank, one more where the ranks could not share the images otherwise.
+    rank, or one more if the images could not be shared otherwise.
 
     Raises:
         DataError: there are fewer images than ranks.

@@ -5,11 +5,11 @@
     dataset.json                 classes, and for each split its images and resolutions
     SPLIT/labels.npy             label of each image, int64
     SPLIT/RESOLUTION/index.json  the shards, as mosaicml-streaming reads them
-    SPLIT/RESOLUTION/images.npy  offset in its shard and length of each encoded image, uint32 of shape (n, 2)
+    SPLIT/RESOLUTION/images.npy  offset in its shard, and length, of each encoded image, uint32 of shape (n, 2)
     SPLIT/RESOLUTION/PART/shard.00000.mds
 
 A sample has the columns image (bytes), label (int) and name (str). An index means the same image at every resolution.
-Streaming's own reader is not used here: its order belongs to its shards, and ours to (seed, epoch) alone.
+Streaming's own reader is not used: its order depends on the shards, ours on (seed, epoch) only.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ ORIGINAL = "original"
 """The resolution at which the encoded images are the source's own bytes."""
 SHARD = "shard.00000.mds"
 USED = ".used"
-"""A file in a cached resolution's folder whose time tells data/stage.py which is being read."""
+"""A file in the folder of a cached resolution whose modification time tells data/stage.py which one is in use."""
 CROP_RATIO = 0.875
-"""A resolution suffices for images of `size` px when its short side is size / CROP_RATIO or more: that to which the
+"""A resolution suffices for images of `size` px if its short side is at least size / CROP_RATIO, the size to which the
 usual evaluation resizes, and so the usual meaning of training at a size."""
 _MAX_JSON = 1 << 26
-"""Bytes of `dataset.json` and `index.json`, at most: room for a hundred thousand shards."""
+"""Limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards."""
 _BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
-"""Bytes of a sample before its image (the lengths of image and name) and after it (the label); of a name, at most."""
+"""Bytes of a sample before its image (the lengths of image and name) and after it (the label); the longest name."""
 
 SizeOf = Callable[[str], int]
-"""Bytes of a file by its full name; raises DataError where it is not there."""
+"""Returns a file's size in bytes, by its full name; raises DataError if it is missing."""
 
 
 def short_side(resolution: str) -> float:
@@ -70,7 +70,7 @@ def short_side(resolution: str) -> float:
 
 
 def resolution_for(resolutions: Sequence[str], size: int) -> str:
-    """The smallest resolution that suffices for images of `size` px; the largest where none does."""
+    """The smallest resolution that suffices for images of `size` px; the largest if none does."""
     ordered = sorted(resolutions, key=short_side)
     return next((one for one in ordered if short_side(one) * CROP_RATIO >= size - 1e-6), ordered[-1])
 
@@ -86,7 +86,7 @@ class _Checked(BaseModel):
 
 def _format(name: str) -> str:
     if name != FORMAT:
-        raise ValueError(f"not of the format {FORMAT}; prepare the dataset again")
+        raise ValueError(f"not in the format {FORMAT}; prepare the dataset again")
     return name
 
 
@@ -97,7 +97,7 @@ def _resolution_name(name: str) -> str:
 
 
 def _class_names(names: list[str]) -> list[str]:
-    for name in names:  # as folders are called; one that is not UTF-8 came from a disk that allows it
+    for name in names:  # the names of folders; some disks allow names that are not UTF-8
         plain_name(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
     if len(set(names)) < len(names):
         raise ValueError("a class occurs twice")
@@ -126,7 +126,7 @@ class _SplitEntry(_Checked):
 
 
 class Manifest(_Checked):
-    """What `dataset.json` says, as far as it is used."""
+    """The used part of `dataset.json`."""
 
     format: Annotated[str, AfterValidator(_format), Field(validate_default=True)] = ""
     classes: Annotated[list[str], Field(min_length=1), AfterValidator(_class_names)]
@@ -134,7 +134,7 @@ class Manifest(_Checked):
 
 
 class Shard(_Checked):
-    """A shard, as `index.json` describes it; `file` is its path below the resolution's folder, `size` in bytes."""
+    """A shard in `index.json`; `file` is its path below the resolution's folder, `size` is in bytes."""
 
     samples: _Count
     file: Annotated[str, AfterValidator(_shard_path), Field(validation_alias=AliasPath("raw_data", "basename"))]
@@ -147,11 +147,11 @@ class _Index(_Checked):
 
 
 class Damaged(DataError):
-    """A prepared dataset is not whole; `lines` has everything that was found, the message only the first."""
+    """A prepared dataset is damaged; `lines` has every problem, the message only the first."""
 
     def __init__(self, path: str, lines: Sequence[str]) -> None:
         more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-        super().__init__(f"{lines[0]}{more}; for all that is damaged: python -m data.verify {shlex.quote(path)}")
+        super().__init__(f"{lines[0]}{more}; to list all damage: python -m data.verify {shlex.quote(path)}")
         self.lines = list(lines)
 
 
@@ -159,7 +159,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
-    """Read JSON that somebody else may have written; raises DataError with the file's path."""
+    """Read untrusted JSON; raises DataError with the file's path."""
     try:
         return model.model_validate(json.loads(data))
     except ValidationError as error:
@@ -167,12 +167,12 @@ def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
         where = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ").split(" or instance of")[0]
         raise DataError(": ".join(filter(None, (path, shown(where)[1:-1], reason)))) from None
-    except (ValueError, RecursionError) as error:  # ValueError: of another encoding, too
+    except (ValueError, RecursionError) as error:  # ValueError also covers a wrong encoding
         raise DataError(f"{path}: not JSON ({type(error).__name__})") from None
 
 
 def read_manifest(path: str, data: bytes) -> Manifest:
-    """Check and return what `dataset.json` says; raises Damaged."""
+    """Parse and check `dataset.json`; raises Damaged."""
     try:
         return _parse(Manifest, data, f"{path}/{MANIFEST}")
     except DataError as error:
@@ -191,7 +191,7 @@ def read_index(folder: Path, url: str) -> list[Shard]:
 
 
 def _file_size(file: Path, name: str) -> int:
-    """Size of a regular file in bytes; raises DataError for anything else: to open it could block for ever."""
+    """Size of a regular file in bytes; raises DataError for anything else, which could block forever when opened."""
     try:
         status = file.stat()
     except FileNotFoundError:
@@ -204,22 +204,22 @@ def _file_size(file: Path, name: str) -> int:
 
 
 def _map_array(file: Path, name: str, dtype: type[np.generic], columns: tuple[int, ...]) -> NDArray[Any]:
-    """An array in a .npy file, mapped so that processes share it; raises DataError where it is another."""
+    """An array in a .npy file, memory-mapped so that processes share it; raises DataError if it is malformed."""
     _file_size(file, name)
     try:
         array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
-    except Exception as error:  # NumPy reads the header as a Python expression: much may go wrong
-        raise DataError(f"{name}: cut off, or not a .npy file ({type(error).__name__})") from None
+    except Exception as error:  # NumPy parses the header as a Python expression, so many exceptions are possible
+        raise DataError(f"{name}: truncated, or not a .npy file ({type(error).__name__})") from None
     if array.dtype != dtype or array.shape[1:] != columns or array.ndim != 1 + len(columns):
         raise DataError(f"{name}: holds {array.dtype} of shape {array.shape}; expected {np.dtype(dtype)}")
-    plain: NDArray[Any] = array.view(np.ndarray)  # quicker to index than a memmap
+    plain: NDArray[Any] = array.view(np.ndarray)  # faster to index than a memmap
     return plain
 
 
 class Resolution:
-    """One split at one resolution: where each image lies, and its bytes from the folder or, while absent, the bucket.
+    """One split at one resolution: the location of each image, and its bytes from the folder or, if absent, the bucket.
 
-    `folder` has it on this machine, whole or in part; `url`, a folder or `s3://bucket/prefix`, has it whole.
+    `folder` holds it on this machine, possibly in part; `url`, a folder or `s3://bucket/prefix`, holds all of it.
     """
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -229,7 +229,7 @@ class Resolution:
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {name: getattr(self, name) for name in ("_folder", "url", "_is_remote")}
-        return kept | {"_process": -1, "_used": False}  # no table, no connection: each process has its own
+        return kept | {"_process": -1, "_used": False}  # not sent: each process opens its own
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -238,7 +238,7 @@ class Resolution:
 
     @cached_property
     def images(self) -> NDArray[np.uint32]:
-        """Offset and length of each image, uint32 of shape (n, 2), mapped; raises DataError."""
+        """Offset and length of each image, uint32 of shape (n, 2), memory-mapped; raises DataError."""
         return _map_array(self._folder / "images.npy", f"{self.url}/images.npy", np.uint32, (2,))
 
     @cached_property
@@ -246,7 +246,7 @@ class Resolution:
         return np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)
 
     def problems(self, images: int, entry: _ResolutionEntry, size_of: SizeOf | None) -> Iterator[str]:
-        """What is wrong with the metadata and, where `size_of` knows them, the shards' sizes; one line each."""
+        """Errors in the metadata and, if `size_of` is given, in the sizes of the shards; one line each."""
         try:
             shards, table = self.shards, self.images
         except DataError as error:
@@ -254,10 +254,10 @@ class Resolution:
             return
         counts = {"images.npy": len(table), "index.json": int(self._ends[-1]), f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
-            yield f"{self.url}: disagree on the number of images: {', '.join(f'{k} {v}' for k, v in counts.items())}"
+            yield f"{self.url}: different numbers of images: {', '.join(f'{k} {v}' for k, v in counts.items())}"
             return
         if (len(shards), sum(shard.size for shard in shards)) != (entry.shards, entry.bytes):
-            yield f"{self.url}/index.json: other shards than {MANIFEST} says"
+            yield f"{self.url}/index.json: its shards differ from those in {MANIFEST}"
         ends = table.sum(axis=1, dtype=np.int64)
         limits = np.repeat([shard.size for shard in shards], [shard.samples for shard in shards])
         outside = np.flatnonzero((table[:, 0] < _BEFORE_IMAGE) | (ends > limits))
@@ -274,25 +274,25 @@ class Resolution:
                 yield str(error)
 
     def local_shards(self) -> Iterator[tuple[Path, str, Shard]]:
-        """(file, its name, what the index says of it) of each shard; none where the dataset lies in a bucket."""
+        """(file, its name, its index entry) of each shard; none if the dataset is in a bucket."""
         for shard in () if self._is_remote else self.shards:
             yield self._folder / shard.file, f"{self.url}/{shard.file}", shard
 
     def where(self, index: int) -> tuple[str, int, int]:
-        """(shard's path below the resolution's folder, offset, length) of an image."""
+        """(path of the shard below the resolution's folder, offset, length) of an image."""
         offset, length = self.images[index].tolist()
         return self.shards[int(np.searchsorted(self._ends, index, side="right"))].file, offset, length
 
     def _local(self, file: str, offset: int, length: int) -> bytes:
-        """Bytes of a shard on this machine, fewer where it ends before; raises OSError."""
-        descriptor = os.open(f"{self._folder}/{file}", os.O_RDONLY | os.O_NONBLOCK)  # a third faster than by Path
+        """Bytes of a shard on this machine, fewer if it ends before; raises OSError."""
+        descriptor = os.open(f"{self._folder}/{file}", os.O_RDONLY | os.O_NONBLOCK)  # a third faster than with Path
         try:
             return os.pread(descriptor, length, offset)
         finally:
             os.close(descriptor)
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | OSError]:
-        """Images of a bucket's dataset: from the cache, the others fetched all at once; raises DataError."""
+        """Images of a dataset in a bucket, from the cache or fetched concurrently; raises DataError."""
         if not self._used:
             with suppress(OSError):  # a full disk
                 (self._folder / USED).touch()
@@ -300,7 +300,7 @@ class Resolution:
         found: dict[int, bytes | OSError] = {}
         places = {index: self.where(index) for index in indices}
         for index, place in places.items():
-            with suppress(OSError):  # a shard that is not here yet, or a disk that fails
+            with suppress(OSError):  # the shard is not here yet, or the disk fails
                 data = self._local(*place)
                 if len(data) == place[2]:
                     found[index] = data
@@ -312,14 +312,14 @@ class Resolution:
         return found
 
     def read(self, index: int) -> bytes:
-        """One image; raises OSError where it cannot be read, and DataError as `read_many`."""
+        """One image; raises OSError if it cannot be read, and DataError as `read_many`."""
         data = self.read_many([index])[index] if self._is_remote else self._local(*self.where(index))
         if isinstance(data, OSError):
             raise data
         return data
 
     def name(self, index: int) -> str:
-        """The image's path in the dataset that was prepared; where it cannot be read, its number and its shard."""
+        """The image's path in the original dataset; if it cannot be read, its number and its shard."""
         file, offset, length = self.where(index)
         with suppress(OSError):
             head = self._local(file, offset - _BEFORE_IMAGE, _BEFORE_IMAGE)
@@ -329,7 +329,7 @@ class Resolution:
         return f"image {index}, in {file}"
 
     def _store(self) -> tuple[Any, str]:
-        """The bucket, opened by this process: a forked worker must not use its parent's connections."""
+        """The bucket, opened by this process, because a forked worker must not use its parent's connections."""
         if self._process != os.getpid():
             import fsspec.asyn
 
@@ -344,9 +344,9 @@ class ShardSource:
     """One split of a prepared dataset.
 
     Attributes:
-        path: where it lies: a folder or `s3://...`; `folder` is a cache on this machine where that is a bucket's.
+        path: the dataset: a folder or `s3://...`; for a bucket, `folder` is the cache on this machine.
         classes: class folder names in label order.
-        resolutions: what can be read, by name, smallest first.
+        resolutions: by name, smallest first.
     """
 
     def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Sequence[str]) -> None:
@@ -358,11 +358,11 @@ class ShardSource:
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """Label of each image, int64, mapped from its file; raises DataError."""
+        """Label of each image, int64, memory-mapped; raises DataError."""
         return _map_array(self._folder / "labels.npy", f"{self.path}/labels.npy", np.int64, ())
 
     def problems(self, images: int) -> Iterator[str]:
-        """What is wrong with the labels, one line each; `images`: how many there should be."""
+        """Errors in the labels, one line each; `images`: their expected number."""
         try:
             labels, classes = self.labels, len(self.classes)
         except DataError as error:
@@ -376,7 +376,7 @@ class ShardSource:
             yield f"{self.path}/labels.npy: image {first} has label {labels[first]}; allowed: 0 to {classes - 1}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "labels"}  # a memmap pickles whole
+        return {name: value for name, value in self.__dict__.items() if name != "labels"}  # a memmap would be copied
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -386,7 +386,7 @@ class ShardSource:
         return self._largest.read(index)
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """What reads images for pictures of `size` px; those at `indices` are fetched at once where they are remote."""
+        """A function that reads images for pictures of `size` px; remote ones at `indices` are fetched concurrently."""
         resolution = self.resolutions[resolution_for(list(self.resolutions), size)]
         if not is_remote(self.path):
             return resolution.read
@@ -401,15 +401,15 @@ class ShardSource:
         return read
 
     def name(self, index: int) -> str:
-        """The image's path in the dataset that was prepared."""
+        """The image's path in the original dataset."""
         return f"{self.path}: {self._largest.name(index)}"
 
 
 def open_prepared(path: str, cache_folder: str) -> tuple[ShardSource, ShardSource]:
-    """Open both splits of a prepared dataset, train and val; of a bucket's only the metadata is fetched.
+    """Open both splits of a prepared dataset, train and val; from a bucket, only metadata is downloaded.
 
     Raises:
-        DataError: it was not found, is damaged, or holds what this version cannot read.
+        DataError: it was not found, is damaged, or has a format that this version cannot read.
     """
     path = path.rstrip("/") or "/"
     if not is_remote(path):
@@ -419,20 +419,20 @@ def open_prepared(path: str, cache_folder: str) -> tuple[ShardSource, ShardSourc
     folder = cached_metadata(path, cache_folder)
     try:
         return _open(path, folder, (folder / MANIFEST).read_bytes(), None)
-    except (Damaged, OSError):  # in the cache: the machine may have lost its power
+    except (Damaged, OSError):  # the cache may be damaged by a power failure
         with named(str(folder)):
             (folder / MANIFEST).unlink(missing_ok=True)
         return _open(path, cached_metadata(path, cache_folder), (folder / MANIFEST).read_bytes(), None)
 
 
 def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> tuple[ShardSource, ShardSource]:
-    """Both splits, after a look at every file, of the shards where `size_of` knows them."""
+    """Both splits, after checking every file; shards only if `size_of` is given."""
     content = read_manifest(path, manifest)
     sources: list[ShardSource] = []
     problems: list[str] = []
     for split in ("train", "val"):
         if split not in content.splits:
-            raise DataError(f"{path}: holds no {split} images; prepare a folder that has train and val")
+            raise DataError(f"{path}: holds no {split} images; prepare a dataset that has train and val")
         entry = content.splits[split]
         source = ShardSource(folder / split, f"{path}/{split}", content.classes, list(entry.resolutions))
         problems += source.problems(entry.images)
@@ -445,13 +445,13 @@ def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> t
 
 
 def cached_metadata(path: str, cache_folder: str) -> Path:
-    """Fetch what is not an image: class names, labels and indices; of a dataset that has changed, all again.
+    """Download everything except images: class names, labels and indices; again if the dataset has changed.
 
     Returns:
-        The dataset's folder in the cache; `dataset.json` in it tells one dataset from its successor.
+        The dataset's folder in the cache; its `dataset.json` distinguishes a dataset from a newer one at the same path.
 
     Raises:
-        DataError: the bucket cannot be read, or does not hold a whole prepared dataset, or the cache cannot be written.
+        DataError: the bucket cannot be read or lacks a complete prepared dataset, or the cache cannot be written.
     """
     path = path.rstrip("/")
     store, root = open_store(path)
@@ -464,7 +464,7 @@ def cached_metadata(path: str, cache_folder: str) -> Path:
         files += [f"{split}/{one}/{file}" for one in what.resolutions for file in ("index.json", "images.npy")]
     with named(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".metadata-lock").open("w") as lock:  # the ranks of a machine share the cache
+        with (folder / ".metadata-lock").open("w") as lock:  # ranks on the same machine share the cache
             fcntl.flock(lock, fcntl.LOCK_EX)
             if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == data:
                 return folder
@@ -490,7 +490,7 @@ def cached_metadata(path: str, cache_folder: str) -> Path:
 
 
 def _sizes(store: Any, path: str) -> dict[str, int] | None:
-    """Size of each object of a dataset, by its full name; None where objects may be read but are not listed."""
+    """Size of each object of a dataset, by its full name; None if objects can be read but not listed."""
     with named(path):
         try:
             found = store.find(path.removeprefix("s3://"), detail=True)

@@ -1,4 +1,4 @@
-"""Where encoded images come from: what a dataset offers, how whatever a path names is opened, views, bad images."""
+"""Where encoded images come from: the interface of a dataset, opening any kind of dataset, views, and bad images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from data.shards import MANIFEST, open_prepared
 class Source(Protocol):
     """One split of a dataset, addressed by position.
 
-    A source is sent to the loader's workers, so it pickles, and it holds arrays rather than a Python object per image:
-    the reference counts of a million objects would copy their pages into every forked worker.
+    A source is sent to the loader's workers, so it can be pickled, and it holds arrays rather than a Python object per
+    image: reference counting on a million objects would copy their pages into every forked worker.
     """
 
     classes: list[str]
@@ -35,18 +35,18 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The encoded image; raises OSError or BadImage where it cannot be read."""
+        """The encoded image; raises OSError or BadImage if it cannot be read."""
         ...
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """What reads images for pictures of `size` pixels, as `read`, at the smallest resolution that suffices.
+        """A function like `read` for pictures of `size` pixels, which reads the smallest resolution that suffices.
 
-        Those at `indices`, a batch's, will all be read: what is far away may be fetched at once.
+        All images at `indices`, those of a batch, will be read, so remote ones may be fetched concurrently.
         """
         ...
 
     def name(self, index: int) -> str:
-        """What the image is called in messages, escaped."""
+        """The image's name for messages, escaped."""
         ...
 
 
@@ -54,9 +54,9 @@ def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
     """Open the training and the validation images, with one numbering of the classes; raises DataError.
 
     Args:
-        path: a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`; or what `python -m data.prepare` wrote, in a
-            folder or at `s3://bucket/prefix`.
-        cache_folder: where a bucket's data is kept on this machine.
+        path: a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`; or a dataset written by `python -m data.prepare`,
+        in a folder or at `s3://bucket/prefix`.
+        cache_folder: where data from a bucket is cached on this machine.
     """
     if is_remote(path) or (Path(path) / MANIFEST).is_file():
         return open_prepared(path, cache_folder)
@@ -64,16 +64,16 @@ def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
 
 
 def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Source:
-    """Open images to evaluate a trained network on; there need not be training images.
+    """Open images for evaluating a trained network; training images are not needed.
 
     Args:
         path: a folder with `val/CLASS/IMAGE`, or with `CLASS/IMAGE`; or a prepared dataset.
         cache_folder: as in `open_split_pair`.
-        classes: the network's class folder names in label order; empty where they are not known, which leaves the
-            dataset's own numbering: that of `train` where there is one.
+        classes: the network's class folder names in label order; empty if unknown, which keeps the dataset's own
+        numbering (that of `train` if there is one).
 
     Raises:
-        DataError: they cannot be used as they are, or have a class that the network does not know.
+        DataError: they cannot be used, or have a class that the network does not know.
     """
     folder = Path(path)
     if is_remote(path) or (folder / MANIFEST).is_file():
@@ -90,7 +90,7 @@ def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Sou
 
 
 class Subset:
-    """A view of some images of a source; `labels` where its classes are numbered in another way."""
+    """A view of some images of a source, with other `labels` if its classes are numbered differently."""
 
     def __init__(self, source: Source, indices: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> None:
         self.classes = source.classes
@@ -106,7 +106,7 @@ class Subset:
         return self._source.read(int(self._indices[index]))
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """What reads images of the whole source, by their index in this part."""
+        """A function that reads images of the whole source, by their index in this view."""
         read = self._source.reader(size, self._indices[np.asarray(indices, dtype=np.int64)].tolist())
         return lambda index: read(int(self._indices[index]))
 
@@ -116,7 +116,7 @@ class Subset:
 
 
 def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
-    """All images of a source, with the labels of another list of classes, which must hold each that has images."""
+    """All images of a source, labelled by another list of classes, which must contain each class that has images."""
     label_of = {name: label for label, name in enumerate(classes)}
     labels = np.asarray(source.labels)
     unknown = [source.classes[label] for label in np.unique(labels) if source.classes[label] not in label_of]
@@ -132,20 +132,20 @@ def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
 
 
 def subset(source: Source, samples: int, seed: int) -> Source:
-    """A fixed choice of images, spread over the classes as evenly as they allow.
+    """A fixed choice of images, spread over the classes as evenly as possible.
 
-    The numbers of images that two classes give differ by at most one, unless a class has no more to give. The same
-    arguments choose the same images, and a smaller choice is contained in a larger one of the same seed.
+    The numbers of images from two classes differ by at most one, unless a class has no more images. The same arguments
+    choose the same images, and a smaller choice is contained in a larger one with the same seed.
 
     Returns:
-        A view of `source` in its order; `source` itself where all its images are asked for.
+        A view of `source` in its order; `source` itself if all its images are requested.
 
     Raises:
         DataError: `samples` is below 1 or above len(source).
     """
     total = len(source)
     if not 1 <= samples <= total:
-        raise DataError(f"a subset of {samples} images was asked for; the training set allows 1 to {total}")
+        raise DataError(f"got {samples}; allowed: 1 to {total}, the number of training images")
     if samples == total:
         return source
     rng = np.random.default_rng([seed, 0x5B5E7])
@@ -153,7 +153,7 @@ def subset(source: Source, samples: int, seed: int) -> Source:
     shuffled = rng.permutation(total)
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     sizes = np.bincount(labels, minlength=len(source.classes))
-    turn = np.concatenate([np.arange(size) for size in sizes])  # how many of its class come before each image
+    turn = np.concatenate([np.arange(size) for size in sizes])  # each image's number within its class
     class_turn = rng.permutation(len(source.classes))[labels[by_class]]
     chosen = by_class[np.lexsort((class_turn, turn))[:samples]]
     return Subset(source, np.sort(chosen))
@@ -169,22 +169,22 @@ class BadSample:
 
 
 class BadImages:
-    """The bad images of a split that were found so far: a byte per image, shared by a loader's processes."""
+    """The bad images of a split found so far: a byte per image, shared by a loader's processes."""
 
     def __init__(self, source: Source) -> None:
-        import torch  # seconds to import: commands that only read do without
+        import torch  # takes seconds to import, and commands that only read do not need it
 
         self._source = source
         self._reported: set[int] = set()
         self.faults = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
-        """`Fault` of each image, uint8 of shape (len(source),); ranks may be merged by their maximum."""
+        """`Fault` of each image, uint8 of shape (len(source),); ranks can be merged by taking the maximum."""
 
     def count(self) -> int:
         """Bad images found so far."""
         return int(self.faults.count_nonzero())
 
     def new(self) -> list[BadSample]:
-        """Those that no earlier call returned."""
+        """The bad images that no earlier call returned."""
         found = [index for index in self.faults.nonzero().flatten().tolist() if index not in self._reported]
         self._reported.update(found)
         return [BadSample(index, self._source.name(index), Fault(int(self.faults[index])).reason) for index in found]

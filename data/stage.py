@@ -2,8 +2,8 @@
 
     python -m data.stage s3://BUCKET/PREFIX [--cache-folder cache] [--cache-gb 100] [--follow]
 
-Shards arrive under another name, are checked against their SHA-256 and then renamed: an interrupted stager continues
-where it was. Without room for all, those of the resolution that was used last come first, and the others are removed.
+Shards are downloaded under a temporary name, checked against their SHA-256 and renamed; an interrupted command
+continues. Without room for all, the shards of the last used resolution have priority, and others are removed.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ log = logging.getLogger(__name__)
 
 _CONNECTIONS = 8
 _LOOK_AGAIN = 2.0
-"""Seconds between two looks at which resolution is in use."""
+"""Seconds between two checks of which resolution is in use."""
 _KEPT_FREE = 1e9
-"""Bytes that stay free on the cache's disk: the run's checkpoints may lie on it."""
+"""Bytes to leave free on the cache's disk, which may also hold the run's checkpoints."""
 _PARTIAL = ".part-"
 _READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
 
@@ -47,17 +47,18 @@ class CacheFull(DataError):
 
 
 def stage_dataset(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, leader: bool) -> None:
-    """Have a dataset's shards copied from its bucket to this machine; nothing to do where it lies in a folder.
+    """Copy a dataset's shards from its bucket to this machine; does nothing for a dataset in a folder.
 
     Args:
         path: the dataset, as given to `open_split_pair`.
         cache_folder: likewise.
-        cache_gb: room for images, in 1e9 bytes; None: as much as they take.
-        first: return when they are here; else they are copied meanwhile, and what is not here is read from the bucket.
-        leader: this process is the first of the run's on this machine.
+        cache_gb: limit of the cached images in GB (1e9 bytes); None: no limit.
+        first: return when all are copied; otherwise they are copied in the background, and missing ones are read from
+        the bucket.
+        leader: whether this is the run's first process on this machine.
 
     Raises:
-        DataError: the bucket failed, where `first`; a full disk is only logged.
+        DataError: the bucket failed, with `first`; a full disk is only logged.
     """
     limit = float("inf") if cache_gb is None else cache_gb * 1e9
     if is_remote(path) and first:
@@ -71,7 +72,7 @@ def stage_dataset(path: str, cache_folder: str, cache_gb: float | None, *, first
 
 
 def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
-    """Start `follow` beside this process, for as long as it lives; its messages are logged here."""
+    """Start `follow` in a child process that ends with this one; its messages are logged here."""
     words = ["--cache-folder", cache_folder, "--cache-gb", str(limit / 1e9), "--follow"]
     root = str(Path(__file__).resolve().parent.parent)
     paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -91,11 +92,11 @@ def _log_lines(lines: Iterable[bytes]) -> None:
 
 
 def stage(url: str, cache_folder: str, limit: float, *, progress: bool) -> None:
-    """Copy the shards that fit into `limit` bytes; of several callers one works, the others wait.
+    """Copy the shards that fit into `limit` bytes; of several callers, one works and the others wait.
 
     Raises:
-        CacheFull: the disk is full; the shards that fitted are there.
-        DataError: the bucket cannot be read, or shards are not what the index says; the others are there.
+        CacheFull: the disk is full; the shards that fitted are in the cache.
+        DataError: the bucket cannot be read, or shards differ from the index; the others are in the cache.
     """
     folder = cached_metadata(url, cache_folder)
     with named(str(folder)), _locked(folder, wait=True):
@@ -103,7 +104,7 @@ def stage(url: str, cache_folder: str, limit: float, *, progress: bool) -> None:
 
 
 def follow(url: str, cache_folder: str, limit: float) -> None:
-    """Stage while the parent process lives, and make room when it moves on to another resolution; raises DataError."""
+    """Stage while the parent process lives, and make room when it changes to another resolution; raises DataError."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     folder = cached_metadata(url, cache_folder)
     done: list[Shard] | None = None
@@ -115,7 +116,7 @@ def follow(url: str, cache_folder: str, limit: float) -> None:
                     _copy(url, folder, shards, limit, progress=False)
                 except CacheFull:
                     raise
-                except DataError as error:  # each shard is tried once; the loader names the images that it cannot get
+                except DataError as error:  # each shard is tried once; the loader reports images that it cannot read
                     print(f"data.stage: {error}", file=sys.stderr, flush=True)
                 done = shards
             time.sleep(_LOOK_AGAIN)
@@ -124,12 +125,12 @@ def follow(url: str, cache_folder: str, limit: float) -> None:
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_LOOK_AGAIN)
-    os._exit(0)  # whatever a download waits for
+    os._exit(0)  # even while a download is waiting
 
 
 @contextmanager
 def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process is the one that stages into a folder, at once or when the others have finished."""
+    """Whether this process may stage into a folder, immediately or (`wait`) after the others have finished."""
     with (folder / ".stage-lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,7 +141,7 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def _wanted(folder: Path, limit: float) -> list[Shard]:
-    """The shards that fit, with paths below `folder`: of the resolutions in use, newest first, then smallest first."""
+    """The shards that fit, with paths below `folder`: by last use of their resolution, then by size."""
     manifest = read_manifest(str(folder), (folder / MANIFEST).read_bytes())
     places = [folder / split / one for split, what in manifest.splits.items() for one in what.resolutions]
     places.sort(key=lambda place: (-_last_used(place), place.parent.name, short_side(place.name)))
@@ -163,7 +164,7 @@ def _last_used(place: Path) -> float:
 
 
 def _copy(url: str, folder: Path, shards: list[Shard], limit: float, progress: bool) -> None:
-    """Download what is absent, after removing what is not wanted any more; raises as `stage`."""
+    """Remove shards that are no longer wanted, then download the missing ones; raises as `stage`."""
     keep = {shard.file for shard in shards}
     for file in folder.rglob("*.mds"):
         if file.name.startswith(_PARTIAL) or (limit != float("inf") and str(file.relative_to(folder)) not in keep):
@@ -197,7 +198,7 @@ def _copy(url: str, folder: Path, shards: list[Shard], limit: float, progress: b
 
 
 def _fetch(store: Any, root: str, target: Path, shard: Shard) -> None:
-    """Download unless it is here, check, rename; raises OSError for the disk's fault, DataError for the bucket's."""
+    """Download unless present, verify, rename; raises OSError for disk errors, DataError for bucket errors."""
     with suppress(OSError):
         if target.stat().st_size == shard.size:
             return
@@ -207,7 +208,7 @@ def _fetch(store: Any, root: str, target: Path, shard: Shard) -> None:
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     try:
         if download(store, f"{root}/{shard.file}", shard.size, partial) != shard.sha256:
-            raise DataError(f"s3://{root}/{shard.file}: SHA-256 is not that of the index; prepare the dataset again")
+            raise DataError(f"s3://{root}/{shard.file}: SHA-256 differs from the index; prepare the dataset again")
         partial.replace(target)
     finally:
         with suppress(OSError):
@@ -218,9 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m data.stage", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("url", metavar="s3://BUCKET/PREFIX", help="a dataset that data.prepare wrote")
-    parser.add_argument("--cache-folder", default="cache", help="where to (default: %(default)s)")
-    parser.add_argument("--cache-gb", type=float, default=float("inf"), help="at most, 1e9 bytes (default: all)")
-    parser.add_argument("--follow", action="store_true", help="continue for as long as the parent process lives")
+    parser.add_argument("--cache-folder", default="cache", help="the cache (default: %(default)s)")
+    parser.add_argument("--cache-gb", type=float, default=float("inf"), help="limit in GB, 1e9 bytes (default: none)")
+    parser.add_argument("--follow", action="store_true", help="keep running as long as the parent process lives")
     options = parser.parse_args(arguments)
     if not options.url.startswith("s3://"):
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
@@ -234,7 +235,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"data.stage: {error}" if options.follow else error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from here", file=sys.stderr)
+        print("interrupted; run the same command again to continue", file=sys.stderr)
         return 1
     return 0
 

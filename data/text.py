@@ -1,4 +1,4 @@
-"""What leaves the process as text: foreign names are escaped, and no secret is in it."""
+"""All text that leaves the process: names from outside are escaped, and secrets are removed."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
 
 _UNSAFE = (
-    "\\x00-\\x1f\\x7f-\\x9f"  # control characters, with those that begin a terminal's sequences
+    "\\x00-\\x1f\\x7f-\\x9f"  # control characters, including those that begin terminal sequences
     "\\u061c\\u200b\\u200e\\u200f\\u202a-\\u202e\\u2060-\\u206f\\ufeff\\U000e0000-\\U000e007f"  # direction, invisible
     "\\u2028\\u2029\\ud800-\\udfff"  # line ends of Unicode, and undecodable bytes
 )
 _IN_NAMES = re.compile(f"[{_UNSAFE}]")
 _IN_FILES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
-# A progress bar goes back in its line and up, and tables have colours; no text of ours does more to a terminal.
+# A progress bar moves the cursor, and tables have colours; our output needs no other terminal sequences.
 _IN_STREAMS = re.compile(rf"(?!\n|\t|\r|\x1b\[[0-9;]*[A-Km])[{_UNSAFE}]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -37,9 +37,9 @@ _IN_PROFILES = re.compile(
 )
 _SHORTEST_SECRET = 8
 _PUBLIC_DEFAULTS = frozenset({"password", "minioadmin"})
-"""What servers for tests come with; a path may well hold these words."""
+"""Default credentials of test servers; a path may well contain these words."""
 _SHAPES = (
-    # user:password@ of an address, and an X-Amz- parameter or header, its equals sign percent-encoded or not
+    # user:password@ of an address, and an X-Amz- parameter or header, with a plain or percent-encoded equals sign
     (re.compile(r"(?<=://)[^/\s\"'<>]+@"), "***@"),
     (re.compile(r"(?<=//)[^/\s\"'<>:]+:[^/\s\"'<>]*@"), "***@"),
     (re.compile(r"(?<=%3A%2F%2F)[^/%\s]+(%3A[^/\s]*?)?%40", re.IGNORECASE), "***%40"),
@@ -50,7 +50,7 @@ _SHAPES = (
         r"\1***",
     ),
     (re.compile(r"\b((?:AWSAccessKeyId|Signature|Credential)=)[^&\s\"',;<>]+"), r"\1***"),
-    # AWS's own access keys, and session tokens, wherever they come from
+    # AWS access keys and session tokens, from any source
     (re.compile(r"(?<![A-Za-z0-9+/])(?:AKIA|ASIA)[A-Z0-9]{16}(?![A-Za-z0-9+/=])"), "***"),
     (re.compile(r"(?<![A-Za-z0-9+/=])(?:IQoJ|FwoG|FQoG)[A-Za-z0-9+/=_%-]{80,}"), "***"),
 )
@@ -59,9 +59,9 @@ _hidden: set[str] = set()
 
 
 def escape(text: object) -> str:
-    r"""A name from outside as one harmless line of text; for where it is put into a message.
+    r"""A name from outside as one harmless line of text, for use in a message.
 
-    Control characters, line ends, marks that change the direction of writing or are invisible become `\x1b`, `\n`,
+    Control characters, line ends, and marks that are invisible or change the direction of writing become `\x1b`, `\n`,
     `\u202e`; a byte of a file name that is not valid UTF-8 becomes `\xNN`. All other characters stay.
     """
     return _IN_NAMES.sub(_escaped, str(text))
@@ -70,23 +70,23 @@ def escape(text: object) -> str:
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
     if 0xDC80 <= code <= 0xDCFF:
-        code -= 0xDC00  # os.fsdecode's way to carry a byte
+        code -= 0xDC00  # how os.fsdecode represents a byte
     elif code >= 0x7F:
         return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
     return _SHORT.get(found[0], f"\\x{code:02x}")
 
 
 def hide(*secrets: str | None) -> None:
-    """Scrub these from every text from now on: for credentials that are not in the environment."""
+    """Remove these from every text from now on; for credentials that are not in the environment."""
     _hidden.update(filter(None, secrets))
 
 
 def scrub(text: str) -> str:
-    """A text without the secrets that this process has, and without what looks like one.
+    """A text without this process's secrets, and without anything that looks like one.
 
-    Replaced by `***`: values of variables such as `AWS_SECRET_ACCESS_KEY`, `WANDB_API_KEY` or `..._TOKEN` and what the
-    AWS profiles hold (of 8 characters and more that are not all digits); passwords in the environment's addresses;
-    user and password of any address; signatures, credentials and tokens of signed addresses; AWS access keys.
+    `***` replaces: values of variables such as `AWS_SECRET_ACCESS_KEY`, `WANDB_API_KEY` or `..._TOKEN` and of the AWS
+    profiles (if at least 8 characters and not all digits); passwords in addresses in the environment; user and password
+    of any address; signatures, credentials and tokens of signed addresses; AWS access keys.
     """
     for secret in _to_replace(tuple(os.environ.items()), frozenset(_hidden | _of_profiles())):
         text = text.replace(secret, "***")
@@ -97,23 +97,23 @@ def scrub(text: str) -> str:
 
 @functools.lru_cache(maxsize=4)
 def _to_replace(environment: tuple[tuple[str, str], ...], others: frozenset[str]) -> list[str]:
-    """What to look for, the longest first: one may hold another."""
+    """The secrets to look for, longest first, because one may contain another."""
     return sorted(_forms(_of_environment(dict(environment)) | others), key=len, reverse=True)
 
 
 def clean(text: str) -> str:
-    """A whole text for a file: as it is but for secrets, and for characters that no text of ours has."""
+    """A whole text for a file, without secrets and without characters that our texts never contain."""
     return scrub(_IN_FILES.sub(_escaped, text))
 
 
 def spreadsheet(name: object) -> str:
-    """A name for a cell of a CSV file: one that a spreadsheet would compute (`=`, `+`, `-`, `@` first) gets a `'`."""
+    """A name for a CSV cell: one that a spreadsheet would evaluate (`=`, `+`, `-`, `@` first) gets a `'` in front."""
     text = escape(name)
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def markdown(text: object) -> str:
-    """A text for a line or a cell of Markdown that shows as it is: no markup, no HTML."""
+    """A text for a line or a cell of Markdown, shown literally: no markup, no HTML."""
     return re.sub(r"[\\`*_\[\]<>|#&]", r"\\\g<0>", escape(text))
 
 
@@ -126,7 +126,7 @@ def _of_environment(environment: Mapping[str, str]) -> set[str]:
 
 
 def _password(address: str) -> str:
-    """Between user and host; an `@` or `/` may stand in it where somebody did not encode it."""
+    """The password between user and host; it may contain `@` or `/` if not encoded."""
     return address.partition("//")[2].rpartition("@")[0].partition(":")[2]
 
 
@@ -144,14 +144,14 @@ def _of_profiles() -> set[str]:
 
 @functools.lru_cache(maxsize=8)
 def _of_profile(path: str, changed: int) -> frozenset[str]:
-    del changed  # a profile whose keys are renewed is read again
+    del changed  # part of the cache key: a profile whose keys are renewed is read again
     with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
         pairs = _IN_PROFILES.findall(file.read(2**20))
     return frozenset(filter(None, (_password(value) if key == "endpoint_url" else value for key, value in pairs)))
 
 
 def _forms(secrets: Iterable[str]) -> set[str]:
-    """The secrets as they may stand in a text: as they are, in an address, in HTML, in JSON, in Python."""
+    """The forms in which secrets may occur in a text: plain, in an address, in HTML, in JSON, in Python."""
     found: set[str] = set()
     for secret in secrets:
         if (len(secret) < _SHORTEST_SECRET and secret[-1] != "@") or secret.isdigit() or secret in _PUBLIC_DEFAULTS:
@@ -165,10 +165,10 @@ def _forms(secrets: Iterable[str]) -> set[str]:
 
 
 class _Stream:
-    """A text stream that never fails for what is written to it, and lets no secret through.
+    """A text stream that never fails because of the text written, and removes secrets.
 
-    Once its reader has closed it (`| head`, a terminal) it takes everything and writes nothing. Everything but writing
-    is that of the stream it writes to.
+    Once its reader has closed it (`| head`, a terminal), it discards everything. All other attributes are those of the
+    underlying stream.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -179,19 +179,19 @@ class _Stream:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, without secrets; gives the length of what was asked for."""
+        """Write without secrets; returns the length of `text`."""
         if not self.reader_left:
             shown = scrub(_IN_STREAMS.sub(_escaped, text)) if text != "\n" else text
             self._attempt(lambda: self._stream.write(shown))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write each."""
+        """Write each line."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand to the system what was written."""
+        """Flush to the operating system."""
         self._attempt(self._stream.flush)
 
     def _attempt(self, action: Any) -> None:
@@ -201,20 +201,20 @@ class _Stream:
             if error.errno not in (errno.EPIPE, errno.EIO):
                 raise
             self.reader_left = True
-            # What is buffered must go somewhere, and Python must not complain at exit.
+            # The buffer must go somewhere, or Python would complain at exit.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
 
 
 class Formatter(logging.Formatter):
-    """A log's lines: what they name is escaped, and no secret is in them."""
+    """Formats log lines: names are escaped and secrets removed."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and the traceback where there is one."""
+        """One line, and the traceback if there is one."""
         changed: dict[str, Any] = {"args": _escape_texts(record.args)}
         if record.name == "py.warnings":
-            # Python's form is two lines, the second the source of the caller.
+            # By default a warning is two lines, the second being the caller's source.
             changed = {"msg": escape(record.getMessage().partition("\n")[0]), "args": ()}
         return clean(super().format(logging.makeLogRecord(record.__dict__ | changed)))
 
@@ -230,10 +230,10 @@ def _escape_texts(arguments: Any) -> Any:
 
 
 def guard() -> None:
-    """Scrub what this process writes to stdout and stderr from now on, and never fail for a character in it.
+    """Remove secrets from what this process writes to stdout and stderr, and never fail because of a character.
 
-    Tracebacks, also of threads, and what libraries and forked workers print pass through there, too. Call it first in
-    each process that a command starts.
+    This includes tracebacks, also of threads, and output of libraries and forked workers. Call it first in each process
+    that a command starts.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

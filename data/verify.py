@@ -1,9 +1,9 @@
-"""Decode every image of a dataset once, and say which are broken and how.
+"""Decode every image of a dataset once, and report which are broken and why.
 
     python -m data.verify DIR [--quarantine FOLDER] [--json]
 
-DIR: a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, what data.prepare wrote, or s3://. The exit status is 0 where
-every image is good, 1 where one is not, 2 where the dataset cannot be opened.
+DIR: a folder with train/CLASS/IMAGE and val/CLASS/IMAGE, or data.prepare's output in a folder or at s3://. The exit
+status is 0 if every image is good, 1 if one is not, 2 if the dataset cannot be opened.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PRELOAD = ("data.prepare",)
 
 
 def _broken_shards(source: Source) -> Iterator[str]:
-    """The shards in a folder whose bytes are not those that were written; a bucket's are checked when they arrive."""
+    """The shards in a folder whose SHA-256 is wrong; those in a bucket are checked when downloaded."""
     for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
         for file, name, shard in resolution.local_shards():
             digest = hashlib.sha256()
@@ -44,7 +44,7 @@ def _broken_shards(source: Source) -> Iterator[str]:
                 while block := stream.read(1 << 20):
                     digest.update(block)
             if digest.hexdigest() != shard.sha256:
-                yield f"{name}: SHA-256 is not that of index.json"
+                yield f"{name}: SHA-256 differs from index.json"
 
 
 def _broken_images(split: str, source: Source, workers: int) -> Iterator[tuple[str, BadSample]]:
@@ -64,7 +64,7 @@ def _faults(source: Source, block: range) -> list[int]:
 
 
 def _fault(source: Source, index: int) -> Fault:
-    """What is wrong with an image, decoded in full at every resolution; Fault.NONE where nothing is."""
+    """The fault of an image, decoded in full at every resolution; Fault.NONE if it is good."""
     resolutions = source.resolutions.values() if isinstance(source, ShardSource) else ()
     reads = [resolution.read for resolution in resolutions] or [source.read]
     try:
@@ -83,7 +83,7 @@ def _fault(source: Source, index: int) -> Fault:
 
 
 def _quarantine(source: ImageFolder, index: int, folder: Path) -> None:
-    """Move an image to FOLDER/CLASS/IMAGE; what is there already is kept; raises OSError."""
+    """Move an image to FOLDER/CLASS/IMAGE without overwriting; raises OSError."""
     file = Path(os.fsdecode(source.file(index)))
     target = folder / file.relative_to(source.path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def _quarantine(source: ImageFolder, index: int, folder: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV or not (file.is_file() or file.is_symlink()):
             raise
-        shutil.move(file, target)  # to another disk: copied, then removed
+        shutil.move(file, target)  # to another disk it is copied, then removed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -105,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--quarantine", type=Path, metavar="FOLDER", help="move broken files there (class folders only)"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    parser.add_argument("--cache-folder", default="cache", help="for s3:// (default: %(default)s)")
+    parser.add_argument("--cache-folder", default="cache", help="cache for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
     try:

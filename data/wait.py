@@ -1,4 +1,4 @@
-"""Waiting for a loader's batches, but not for ever."""
+"""Waiting for a loader's batches, but not forever."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ from data.buffers import Batch
 from data.errors import StalledError
 
 _POLL_SECONDS = 1.0
-"""Between two checks of whether to wait on."""
+"""Seconds between two checks of whether to keep waiting."""
 
 _LOGGED_AFTER = 60.0
-"""Seconds of waiting for one batch after which the log names what is being read."""
+"""Seconds of waiting for one batch after which the log says what is being read."""
 
 Gate = Callable[[bool, str | None], bool]
-"""`gate(ready, trouble)` is asked every second while a batch is waited for, with `ready` false, and then until it
-answers true, which lets the batch pass. `trouble` says why there will be none. It may raise, which ends the wait."""
+"""`gate(ready, trouble)` is called every second: with `ready` false while waiting for a batch, then with `ready` true
+until it returns true, which delivers the batch. `trouble` says why no batch will come. It may raise, which ends the
+wait."""
 
 log = logging.getLogger(__name__)
 
 
 class WaitingLoader(DataLoader[Batch]):
-    """A DataLoader whose iterators wait with a limit, for the workers as for this process's own reading.
+    """A DataLoader whose iterators wait with a limit, for workers as well as for reading in this process.
 
-    torch's own `timeout` counts for workers only, and no signal ends it. torch's handler of SIGCHLD, which raises
-    wherever the program is when a worker is killed, in the middle of an optimizer's step too, is taken out: that a
-    worker is gone is noticed when its batch is waited for.
+    torch's own `timeout` applies to workers only, and no signal ends it. torch's SIGCHLD handler is removed, because it
+    raises wherever the program is when a worker is killed, even in the middle of an optimizer step; a dead worker is
+    noticed when its batch is waited for.
 
     Args:
-        limit: Seconds to wait for a batch; None: for ever.
-        gate: Decides whether to wait on; None: only `limit` and a dead worker end it, with StalledError.
-        reading: Names what a worker is reading, or all are.
-        options: DataLoader's.
+        limit: Seconds to wait for a batch; None: forever.
+        gate: Decides whether to keep waiting; None: only `limit` and a dead worker end the wait, with StalledError.
+        reading: Says what a worker, or (None) all workers, are reading.
+        options: Arguments of DataLoader.
     """
 
     def __init__(
@@ -59,19 +60,19 @@ class WaitingLoader(DataLoader[Batch]):
         return _Batches(batches, self)
 
     def abandon(self) -> None:
-        """Keep torch from waiting five seconds for each worker that nothing can end."""
+        """Keep torch from waiting five seconds for each worker that cannot be killed."""
         self._abandoned, self._iterator = self._iterator, None
 
 
 class _Batches:
-    """Batches that a thread takes from `batches`, so that this one can look around meanwhile."""
+    """Batches that a thread takes from `batches`, so that the main thread stays responsive."""
 
     def __init__(self, batches: Iterator[Batch], loader: WaitingLoader) -> None:
         self._workers = getattr(batches, "_workers", [])
         self._limit, self._gate, self._reading = loader.limit, loader.gate, loader.reading
         self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
-        # Pinning memory in a new thread would take the first GPU for this process's.
+        # Pinning memory in a new thread would otherwise use the first GPU instead of this process's.
         device = torch.cuda.current_device() if loader.pin_memory and torch.cuda.is_available() else None
         arguments = (batches, self._asked, self._answers, device)
         self._thread = threading.Thread(target=_fetch, args=arguments, name="loader", daemon=True)
@@ -82,17 +83,17 @@ class _Batches:
 
     def __del__(self) -> None:
         self._asked.put(False)
-        self._join()  # which gives the workers' memory back
+        self._join()  # frees the workers' memory
 
     def _join(self) -> None:
-        """Wait until the thread is gone from the system; one that hangs is left behind.
+        """Wait until the thread has ended; one that hangs is abandoned.
 
-        While it ends, OpenCV frees its memory under a lock. A worker forked in that moment would inherit the lock and
-        wait for it for ever at its first image.
+        While it ends, OpenCV frees its memory under a lock. A worker forked at that moment would inherit the lock and
+        wait for it forever at its first image.
         """
         ends = time.monotonic() + _POLL_SECONDS
         self._thread.join(_POLL_SECONDS)
-        task = Path(f"/proc/self/task/{self._thread.native_id}")  # Linux alone forks workers
+        task = Path(f"/proc/self/task/{self._thread.native_id}")  # only Linux forks workers
         while task.exists() and time.monotonic() < ends:
             time.sleep(0.001)
 
@@ -103,7 +104,7 @@ class _Batches:
         self._pass(True, trouble)
         if isinstance(answer, StopIteration):
             self._join()
-            raise StopIteration  # of its own, as that one's traceback holds on to the workers' memory
+            raise StopIteration  # a new one: the caught one's traceback keeps the workers' memory alive
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -116,18 +117,18 @@ class _Batches:
             except queue.Empty:
                 pass
             now = time.monotonic()
-            waited += min(now - last, 2 * _POLL_SECONDS)  # time in which this process itself was stopped does not count
+            waited += min(now - last, 2 * _POLL_SECONDS)  # without time while this process was stopped
             last = now
             trouble = self._dead()
             if trouble is None and self._limit is not None and waited >= self._limit:
-                trouble = f"the loader has given nothing for {waited:.0f} s (data.timeout); {self._reading(None)}"
+                trouble = f"the loader has delivered nothing for {waited:.0f} s (data.timeout); {self._reading(None)}"
             if trouble is None and not logged and waited >= _LOGGED_AFTER:
                 logged = True
                 log.warning("waiting for the loader for %.0f s; %s", waited, self._reading(None))
             self._pass(False, trouble)
 
     def _pass(self, ready: bool, trouble: str | None) -> None:
-        """Ask the gate: once where there is no batch yet, else until the batch may pass."""
+        """Call the gate: once if there is no batch yet, else until it lets the batch through."""
         if self._gate is not None:
             while not self._gate(ready, trouble) and ready:
                 pass
@@ -135,12 +136,12 @@ class _Batches:
             raise StalledError(trouble)
 
     def _dead(self) -> str | None:
-        """How a worker ended that should not have; None: all live."""
+        """How a worker ended unexpectedly; None if all are alive."""
         for number, worker in enumerate(self._workers):
             code = worker.exitcode
-            if code:  # an orderly end is 0
+            if code:  # a normal end is 0
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-                memory = "; the system does this when memory is short" if code == -signal.SIGKILL else ""
+                memory = "; the system does this when it runs out of memory" if code == -signal.SIGKILL else ""
                 return f"loader worker {number} {how}; {self._reading(number)}{memory}"
         return None
 
@@ -155,7 +156,7 @@ def _fetch(
         torch.cuda.set_device(device)
     while asked.get():
         try:
-            answers.put(next(batches))  # no name here holds on to the batch
+            answers.put(next(batches))  # without a variable that would keep the batch alive
         except Exception as error:
             answers.put(error)
             if isinstance(error, StopIteration):

@@ -1,4 +1,4 @@
-"""The end of a loader's worker processes, whatever state they are in."""
+"""End a loader's worker processes, in whatever state they are."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import time
 
 
 def end_workers(seconds: float = 2.0) -> bool:
-    """Kill this process's workers: at the end of a command nothing in them is worth waiting for.
+    """Kill this process's workers: at the end of a command they have nothing left to finish.
 
-    Python itself would wait for each without limit when it exits (`multiprocessing.util._exit_function`), and one that
-    was stopped, or that waits for a disk that went away, never ends.
+    On exit, Python would wait for each without limit (`multiprocessing.util._exit_function`), and a worker that is
+    stopped, or waits for an unreachable disk, never ends.
 
     Args:
-        seconds: To wait for all of them together.
+        seconds: Time to wait for all of them together.
 
     Returns:
-        Whether one is still there: the kernel ends none that waits for a device. `os._exit` leaves without it.
+        Whether one is still alive, because the kernel cannot end it while it waits for a device; `os._exit` does not
+        wait for it.
     """
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     for worker in workers:

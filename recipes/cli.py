@@ -41,13 +41,13 @@ class Arguments(NamedTuple):
     """What a command line asks for."""
 
     path: Path | None  # of the YAML; None only with `--list-configs`
-    overrides: list[str]  # `key.path=value`, those of the flags last
+    overrides: list[str]  # `key.path=value`; those from flags come last
     show: bool
     list_configs: bool
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as any other wrong input: in one line, with exit status 2."""
+    """Reports a wrong command line like any other wrong input: one line, exit status 2."""
 
     def __init__(self, prog: str | None, description: str, epilog: str) -> None:
         style = argparse.RawDescriptionHelpFormatter
@@ -57,9 +57,9 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
     def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
-        """Take `key=value` as an override also after an option with several values: `--seeds 0 1 seed=3`.
+        """Accept `key=value` as an override even after an option with several values: `--seeds 0 1 seed=3`.
 
-        Right after an option it is the option's value: `--output a=b`.
+        Directly after an option it is that option's value: `--output a=b`.
         """
         before = ["", *args][: len(args)]
         free = [_is_override(word) and not last.startswith("--") for last, word in zip(before, args, strict=True)]
@@ -74,17 +74,17 @@ def command_parser(command: str, description: str, epilog: str = "") -> argparse
 
 
 def add_checkpoint_arguments(command: argparse.ArgumentParser) -> None:
-    """`--checkpoint` and `--weights`, of every command that loads a trained network."""
+    """Add `--checkpoint` and `--weights`, for every command that loads a trained network."""
     command.add_argument(
         "--checkpoint",
         metavar="PATH|s3://...",
-        help="a checkpoint's file, the folder that holds it, or another project's state dict for the YAML's network "
+        help="a checkpoint file, its folder, or another project's state dict for the YAML's network "
         "(default: the run's newest)",
     )
     command.add_argument(
         "--weights",
         choices=("ema", "raw"),
-        help="EMA's moving average or the trained weights (default: the average if there is one)",
+        help="the EMA average or the trained weights (default: the average if there is one)",
     )
 
 
@@ -96,7 +96,7 @@ def pixels(text: str) -> int:
 
 
 def ratio(text: str) -> float:
-    """The type of an option that takes a crop ratio, as eval.crop_ratio."""
+    """The type of an option that takes a crop ratio such as eval.crop_ratio."""
     with suppress(ValueError):
         if 0 < float(text) <= 1:
             return float(text)
@@ -117,9 +117,9 @@ def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arg
     """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
 
     Args:
-        argv: The arguments, without the program's name.
+        argv: The arguments, without the program name.
         description: What the command does, for `--help`.
-        prog: The command's name in messages; None: the program's.
+        prog: The command's name in messages; None: the program's own.
     """
     parser = _Parser(prog, description, EXAMPLES)
     parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
@@ -129,7 +129,7 @@ def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arg
         nargs="?",
         const="",
         metavar="PATH|s3://...",
-        help="resume from this checkpoint, a file or the folder that holds it (same as resume=PATH); without a path, "
+        help="resume from this checkpoint, a file or its folder (same as resume=PATH); without a path, "
         "from the newest checkpoint of this run_name (same as autoresume=true)",
     )
     parser.add_argument("--show", action="store_true", help="print the resolved config with every default, and exit")
@@ -182,19 +182,19 @@ def _comments(path: Path) -> list[str]:
 
 
 def hardware_of(path: Path) -> str:
-    """What a YAML's comment line `# Hardware: ...` says, else `any`."""
+    """The text of a YAML's comment line `# Hardware: ...`, else `any`."""
     found = (line.removeprefix("Hardware:").strip() for line in _comments(path) if line.startswith("Hardware:"))
     return next(found, "any")
 
 
 def require_launched() -> None:
-    """Refuse a launcher's environment that is incomplete: a process would wait for others that nobody starts."""
+    """Refuse an incomplete launcher environment: this process would wait for others that nobody starts."""
     processes = os.environ.get("WORLD_SIZE", "1")
     missing = [name for name in _LAUNCHED if name not in os.environ]
     if processes != "1" and (missing or not processes.isdecimal()):
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise InputError(
-            f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets: start several processes "
+            f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets; start several processes "
             "with `composer -n N entrypoint.py ...`; for one, unset WORLD_SIZE"
         )
 
@@ -203,14 +203,15 @@ def run_command(main: Callable[[], int]) -> int:
     """Run a command and return its exit status; wrong input becomes lines on stderr and status 2.
 
     Only the first process on each machine prints. An interruption before there is anything to save is status 1; other
-    exceptions propagate. Printed text holds no secret (data/text.py). A worker that hangs does not keep it alive.
+    exceptions propagate. Secrets are removed from all printed text (data/text.py). A hanging worker does not keep the
+    process alive.
     """
     guard()
     status = 1
     try:
         status = _status(main)
         return status
-    except SystemExit as leave:  # Composer's answer to a signal, where the run has none of its own
+    except SystemExit as leave:  # from Composer's signal handler, where the run has not installed its own
         status = leave.code if isinstance(leave.code, int) else status
         raise
     finally:
@@ -229,7 +230,7 @@ def _status(main: Callable[[], int]) -> int:
         _say(str(error))
         return 2
     except StalledError as error:
-        print(error, file=sys.stderr)  # of whichever process it is
+        print(error, file=sys.stderr)  # on any process, not only the first
         return 1
     except KeyboardInterrupt:
         _say("interrupted")
@@ -239,8 +240,9 @@ def _status(main: Callable[[], int]) -> int:
 def _say(text: str) -> None:
     """Print as the machine's first process; the others wait for the launcher to stop them.
 
-    Composer's launcher sends SIGTERM to all processes as soon as one ends with an error. If that were not the first,
-    the first would be stopped before it prints what is wrong, and its -15 would be the launcher's status.
+    Composer's launcher sends SIGTERM to all processes as soon as one ends with an error. If another process ended
+    before the first, the first would be stopped before it prints the error, and its -15 would become the launcher's
+    status.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr)

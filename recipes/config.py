@@ -1,7 +1,7 @@
 """The typed, frozen and complete description of a run, and the only home of its defaults.
 
-Nothing here imports torch or Composer: a config is read, checked, listed and planned in milliseconds. Rules that one
-field can state stand on the field; rules between fields stand in the validators of the class that holds both.
+Nothing here imports torch or Composer: a config is read, checked, listed and planned in milliseconds. A rule about one
+field is on that field; a rule about several fields is a validator of the class that holds them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from data.config import AugmentConfig
 class Part(BaseModel):
     """A section of the YAML: frozen, and an unknown key is an error.
 
-    The text under a field is its description; an error shows it if no limit says what is allowed. `load.py` validates
+    The text under a field is its description; an error shows it if no limit states what is allowed. `load.py` validates
     strictly and as JSON, so a `before` validator must return tuples where tuples are expected.
     """
 
@@ -34,7 +34,7 @@ ImageSize = Annotated[int, Field(ge=8, le=4096)]
 
 
 def _by_size(value: object) -> object:
-    """Let YAML write one number for all sizes, and let a JSON round trip's string keys be sizes again."""
+    """Accept one number for all sizes, and convert the string keys of a JSON round trip back to sizes."""
     if isinstance(value, dict):
         sizes = {int(key) if isinstance(key, str) and key.isdecimal() else key: item for key, item in value.items()}
         if not sizes or len(sizes) < len(value):
@@ -47,9 +47,9 @@ BySize = Annotated[PositiveInt | dict[ImageSize, PositiveInt], BeforeValidator(_
 
 
 def at_size(values: int | dict[int, int], size: int) -> int:
-    """The entry that holds for images of `size` px: that of the smallest listed size that is at least `size`.
+    """The entry for images of `size` px: that of the smallest listed size that is at least `size`.
 
-    Past the largest listed size, the largest's entry holds.
+    Above the largest listed size, the entry of the largest applies.
     """
     if isinstance(values, int):
         return values
@@ -60,7 +60,7 @@ _PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")
 
 
 class ModelConfig(Part):
-    """What is trained."""
+    """The network to train."""
 
     name: str = "resnet50"
     """A classifier of torchvision (`resnet50`) or, with the prefix `timm/`, of timm (`timm/resnet50d`)."""
@@ -75,7 +75,7 @@ class ModelConfig(Part):
 
 
 class LossConfig(Part):
-    """What is minimised."""
+    """The training loss."""
 
     name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
 
@@ -87,13 +87,13 @@ class OptimizerConfig(Part):
     lr: PositiveFloat = 2.0
     """The schedule's highest learning rate, at `lr_batch_size` images per step."""
     lr_batch_size: PositiveInt | None = None
-    """Scale `lr` linearly from this global batch size to that of the stage with most epochs; null: do not scale."""
+    """Scale `lr` linearly from this global batch size to that of the stage with the most epochs; null: do not scale."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Used by schedules that do not set the momentum themselves."""
     nesterov: bool = True
     weight_decay: Annotated[float, Field(ge=0)] = 5e-5
     decay_norm_and_bias: bool = False
-    """Apply weight decay to BatchNorm's parameters and to biases too."""
+    """Apply weight decay to BatchNorm parameters and biases as well."""
 
 
 class OneCycleConfig(Part):
@@ -137,39 +137,39 @@ class DataConfig(Part):
     """Where the images are and how they are read."""
 
     path: Annotated[str, Field(min_length=1)]
-    """A folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`, or what data.prepare wrote, here or at s3://..."""
+    """A folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`, or data.prepare's output in a folder or at s3://..."""
     cache_folder: Annotated[str, Field(min_length=1)] = "cache"
     """Where images from s3:// are kept on each machine."""
     cache_gb: PositiveFloat | None = None
-    """Room for them in GB (1e9 bytes); what does not fit is read from the bucket each time. null: all fit."""
+    """Limit of that cache in GB (1e9 bytes); what does not fit is read from the bucket every time. null: no limit."""
     stage_first: bool = False
-    """Download the images from s3:// before training starts, instead of meanwhile."""
+    """Download the images from s3:// before training starts, instead of during it."""
     train_size: ImageSize = 224
-    """Side of a training image in pixels, where no stage sets another."""
+    """Side of a training image in pixels, unless a stage sets another."""
     train_samples: PositiveInt | None = None
-    """Train on this many images only, the same ones every epoch, evenly from all classes; null: on all."""
+    """Train on only this many images, the same ones every epoch, spread evenly over the classes; null: on all."""
     workers: Annotated[int, Field(ge=0)] = 4
     """Loader processes per device; 0: load in the training process."""
     prefetch_factor: PositiveInt = 4
     """Batches that each worker prepares ahead."""
     timeout: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "10m"])] | None = "10m"
-    """A loader without a batch for so long has hung: the run is saved and ends with status 75; null: wait forever."""
+    """If the loader delivers no batch for this long, the run is saved and ends with status 75; null: wait forever."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     """Mean and standard deviation per channel (R, G, B) of images in [0, 1]; ImageNet's."""
     max_bad_fraction: Fraction = 0.01
-    """Images that cannot be decoded are replaced and named in the log; above this share of a split, the run fails."""
+    """Images that cannot be decoded are replaced and logged; the run fails if they exceed this share of a split."""
     augment: AugmentConfig = AugmentConfig()
 
 
 class EvalConfig(Part):
-    """Evaluation: resize the short side to size / crop_ratio, crop the centre."""
+    """Evaluation: resize the short side to size / crop_ratio, then crop the centre."""
 
     sizes: tuple[ImageSize, ...] = Field(default=(224,), min_length=1)
-    """Top-1 and top-5 are computed at each of these sizes in pixels; `top1` in summary.json is the last one's."""
+    """Image sizes in pixels at which top-1 and top-5 are computed; `top1` in summary.json is that of the last size."""
     crop_ratio: Annotated[float, Field(gt=0, le=1)] = 0.875
     interval: PositiveInt = 1
-    """Epochs between evaluations; the last epoch is always followed by one."""
+    """Epochs between evaluations; the last epoch is always evaluated."""
     device_batch_size: BySize = 256
 
     @field_validator("sizes", mode="before")
@@ -191,22 +191,22 @@ def seconds(text: str) -> float:
 
 
 class CheckpointsConfig(Part):
-    """Where the run's state is kept."""
+    """Where and how often the run's state is saved."""
 
     folder: str = "{runs_folder}/{run_name}/checkpoints"
     """Local folder, or `s3://bucket/prefix/{run_name}`; {runs_folder} and {run_name} are filled in."""
     interval: Annotated[str, Field(pattern=r"^[1-9][0-9]*(ep|ba|s|m|h)$", examples=["1ep", "500ba", "10m"])] = "1ep"
-    """Every so many epochs (`1ep`), batches (`500ba`), seconds, minutes or hours (`10m`); the end is always saved."""
+    """Epochs (`1ep`), batches (`500ba`) or time (`30s`, `10m`, `1h`) between checkpoints; the end is always saved."""
     keep: PositiveInt = 3
-    """The newest checkpoints that stay on disk; the best by top-1 stays too."""
+    """How many of the newest checkpoints to keep on disk; the best by top-1 is kept too."""
     keep_remote: PositiveInt = 3
-    """The newest checkpoints that stay in the bucket; the best by top-1 stays too."""
+    """How many of the newest checkpoints to keep in the bucket; the best by top-1 is kept too."""
     patience: Annotated[str, Field(pattern=r"^[1-9][0-9]*(s|m|h)$", examples=["30s", "5m"])] = "5m"
     """How long a run waits for an unreachable bucket at its start and end; training never waits."""
     restart: bool = False
-    """Start from scratch if no checkpoint can be used, and let a later run replace an earlier one; else: errors."""
+    """Start from scratch if no checkpoint can be used, and let a later run replace an earlier one; false: errors."""
     metadata: Annotated[str, Field(pattern=r"^https?://[^@\s]+$", examples=["http://169.254.169.254"])] | None = None
-    """Address of EC2's instance metadata, to be asked for spot interruption notices; null: do not ask."""
+    """Address of the EC2 instance metadata, polled for spot interruption notices; null: do not poll."""
 
     @field_validator("folder")
     @classmethod
@@ -223,7 +223,7 @@ class CheckpointsConfig(Part):
 
 
 class LoggersConfig(Part):
-    """Where the figures go besides the progress bar, metrics.jsonl and the text log."""
+    """Where metrics go besides the progress bar, metrics.jsonl and log.txt."""
 
     progress_bar: bool = True
     tensorboard: bool = True
@@ -232,7 +232,7 @@ class LoggersConfig(Part):
     mlflow: dict[str, object] | None = None
     """Arguments of Composer's MLFlowLogger, such as {experiment_name: resnet}; needs `pip install mlflow`."""
     interval: PositiveInt = 10
-    """Batches between two lines of metrics.jsonl and points of TensorBoard; epochs' ends are always logged."""
+    """Batches between two lines of metrics.jsonl and points of TensorBoard; the end of an epoch is always logged."""
 
 
 class RunConfig(Part):
@@ -245,27 +245,27 @@ class RunConfig(Part):
     device: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     precision: Literal["fp32", "amp_fp16", "amp_bf16"] = "fp32"
     deterministic: bool = False
-    """Ask torch for deterministic kernels on a GPU; a CPU's are already."""
+    """Use deterministic kernels on a GPU; on a CPU they always are."""
     compile: bool = False
     """torch.compile the model."""
     profile: bool = False
-    """Trace a few steps of each image size into RUN/profile, with a page of where a step goes."""
+    """Trace a few steps at each image size into RUN/profile, with a summary of where the time of a step goes."""
     stop_on_nan: bool = True
-    """End the run if its loss is not finite, before that state is saved."""
+    """End the run when its loss is not finite, before that state is saved."""
     device_memory_gb: PositiveFloat | None = None
-    """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, or else do not check."""
+    """Memory of one device in GB (1e9 bytes), to check the batch sizes; null: ask the GPU, if any."""
     max_duration: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,4}ep$", examples=["90ep"])] = "90ep"
-    """Epochs to train, such as 90ep; everything that depends on time is a share of it."""
+    """Length of the run, such as 90ep; everything that depends on time is a share of it."""
     autoresume: bool = True
-    """Resume from the newest checkpoint of this run_name; false: start from scratch, then resume only such a run."""
+    """Resume from the newest checkpoint of this run_name; false: start from scratch, later resume only that run."""
     resume: str | None = None
-    """Start from this checkpoint, a file or the folder that holds it; later, resume from the run's own newer ones."""
+    """Start from this checkpoint, a file or its folder; later, resume from the run's own newer ones."""
     device_batch_size: BySize | None = None
     """Images per device and optimizer step, one number or one per image size; unset where global_batch_size is set."""
     global_batch_size: BySize | None = None
-    """Images per optimizer step over all devices, which must divide it."""
+    """Images per optimizer step over all devices; a multiple of their number."""
     device_microbatch_size: BySize | None = None
-    """Accumulate gradients over portions of this many images, which divide the device's batch; null: the whole."""
+    """Accumulate gradients over microbatches of this many images, a divisor of the device's batch; null: do not."""
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -290,7 +290,7 @@ class RunConfig(Part):
 
 
 def _conflicts(config: RunConfig) -> Iterator[str]:
-    """What does not go together, one line each, with the key in front."""
+    """Conflicts between keys, one line each, with the key in front."""
     device, total = config.device_batch_size, config.global_batch_size
     if device is None and total is None:
         yield "device_batch_size: missing; set it, or global_batch_size"
@@ -302,7 +302,7 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             yield f"algorithms.{name}: cannot be resumed bit for bit, {reason}; to train anyway, set {switch}"
     for key, value in flat_items(config.model_dump(mode="json")):
         if _PASSWORD.search(str(value)):
-            # Every run and checkpoint keeps and shows its config.
+            # The config is stored in plain text with every run and checkpoint.
             yield (
                 f"{key}: holds a password, which the run's files would show; allowed: an address without one (keys "
                 "and passwords come from the environment, such as AWS_ACCESS_KEY_ID or MLFLOW_TRACKING_PASSWORD)"
@@ -317,7 +317,7 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
 
 
 def flat_items(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Every value with its key path, `a.b`; a section without keys counts as a value."""
+    """Every value with its key path, `a.b`; an empty section counts as a value."""
     out: list[tuple[str, Any]] = []
     for key, item in value.items():
         path = f"{prefix}{key}"
@@ -332,21 +332,21 @@ KeyPath = tuple[str, ...]
 
 
 class Schema:
-    """What a key takes, from pydantic's JSON schema of the key and the definitions that it refers to."""
+    """What a key accepts, from pydantic's JSON schema of the key and the definitions it refers to."""
 
     def __init__(self, node: Mapping[str, Any], definitions: Mapping[str, Any], is_item: bool = False) -> None:
-        # `is_item`: it is a value of a mapping whose keys are free.
+        # `is_item`: a value of a mapping with free keys.
         self.definitions = definitions
         options = [
             definitions[option["$ref"].rpartition("/")[2]] if "$ref" in option else option
             for option in node.get("anyOf") or node.get("oneOf") or [node]
         ]
-        # The types it takes, without null; a section that is chosen by its `name` has several.
+        # The accepted types, without null; a section that is chosen by its `name` has several.
         self.options = [option for option in options if option.get("type") != "null"]
         self.nullable = len(self.options) < len(options)
         self.types = ["literal" if {"enum", "const"} & option.keys() else option.get("type") for option in self.options]
         self.is_section = all(kind == "object" for kind in self.types)
-        self.is_technique = is_item and self.is_section  # one of any names, each with arguments: algorithms.composer
+        self.is_technique = is_item and self.is_section  # a free name with arguments, as in algorithms.composer
         self.tag: str | None = node.get("discriminator", {}).get("propertyName")  # the key that chooses a section
         self.tags = [option["properties"][self.tag]["const"] for option in self.options] if self.tag else []
         self.default = node.get("default")
@@ -354,11 +354,11 @@ class Schema:
 
     @property
     def keys(self) -> list[str]:
-        """The keys of a section, of all its variants."""
+        """The keys of a section, in all its variants."""
         return list(dict.fromkeys(key for option in self.options for key in option.get("properties", ())))
 
     def child(self, key: str) -> Schema:
-        """The schema of a key, or of a list's element; ANY where there is no such key."""
+        """The schema of a key, or of a list's element; ANY if there is no such key."""
         for option in self.options:
             if key in option.get("properties", ()):
                 return Schema(option["properties"][key], self.definitions)
@@ -370,7 +370,7 @@ class Schema:
         return ANY
 
     def find(self, path: KeyPath) -> Schema | None:
-        """The schema of a key path; None where there is none."""
+        """The schema of a key path; None if there is none."""
         found = functools.reduce(Schema.child, path, self)
         return None if found is ANY else found
 
@@ -381,7 +381,7 @@ class Schema:
             yield from self.child(key).paths((*prefix, key))
 
     def allowed(self) -> str:
-        """The values it takes, in words."""
+        """The accepted values, in words."""
         if self.keys or not self.options[0].get("additionalProperties", True):
             words = [f"a section with the keys {', '.join(self.keys)}"]
         else:
@@ -404,7 +404,7 @@ class Schema:
             count = f" of {option['maxItems']}" if "maxItems" in option else ""
             return f"a list{count}, each {self.child('0').allowed()}"
         if kind == "string":
-            # A pattern says little to a person; the field's own words say what it takes.
+            # A regular expression says little to a person; the field's description says what is accepted.
             limited = self.description and {"pattern", "minLength"} & option.keys()
             return f"text: {self.description.rstrip('.')}" if limited else "text"
         words = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
@@ -420,7 +420,7 @@ class Schema:
 
 
 ANY = Schema({}, {})
-"""Takes anything."""
+"""Accepts anything."""
 
 
 @functools.lru_cache

@@ -1,4 +1,4 @@
-"""A loss that is not finite ends the run before its state is kept."""
+"""A loss that is not finite ends the run before that state is saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LOSS = "loss/train/total"
 
 
 class StopOnNan(LoggerDestination):
-    """Ends the run where a loss that is logged is not finite; it reads nothing that is not logged anyway.
+    """Ends the run when a logged loss is not finite; it reads only what is logged anyway.
 
-    In FP16 it takes two logged losses in a row: a step that overflows is skipped by the gradient scaler, and training
+    In FP16 two logged losses in a row must be non-finite: the gradient scaler skips a step that overflows, and training
     continues from the weights before it.
     """
 
@@ -30,7 +30,7 @@ class StopOnNan(LoggerDestination):
         self._state = state
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Look at the loss.
+        """Check the loss.
 
         Raises:
             DivergedError: It is not finite.
@@ -44,9 +44,9 @@ class StopOnNan(LoggerDestination):
 
 
 def is_finite(state: State) -> bool:
-    """Whether a state is worth keeping: the last loss, weights and BatchNorm's statistics; waits for the device once.
+    """Whether the last loss, the weights and the BatchNorm statistics are finite; waits for the device once.
 
-    The loss is that of the weights before the last step, which may have spoiled them.
+    The loss belongs to the weights before the last step, so the weights are checked too.
     """
     if not _scaled(state) and not math.isfinite(_loss(state)):
         return False
@@ -55,12 +55,12 @@ def is_finite(state: State) -> bool:
         for tensor in (*state.model.parameters(), *state.model.buffers())
         if tensor.is_floating_point() and tensor.numel()
     ]
-    # A sum shows what is not finite, several times as fast on a CPU as the largest magnitude does.
+    # A sum reveals non-finite values, several times faster on a CPU than the largest magnitude.
     return bool(torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all())
 
 
 def diverged(state: State) -> DivergedError:
-    """What happened, where, and what helps."""
+    """The error: what happened, where, and what to try."""
     stamp = state.timestamp
     loss = _loss(state)
     what = "the weights are not finite" if math.isfinite(loss) else f"the loss is {loss}"

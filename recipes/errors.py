@@ -1,4 +1,4 @@
-"""The errors that a user can correct, apart from the program's own."""
+"""Errors that a user can correct, as opposed to bugs."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class InputError(Exception):
     """The config or the input is wrong: exit status 2, one line each, no traceback.
 
     Args:
-        lines: What to print, one error a line: where it is, what is wrong, what is allowed. Names in
-            it are escaped here.
+        lines: What to print, one error per line: where it is, what is wrong, what is allowed. Names in it are escaped
+        here.
     """
 
     def __init__(self, *lines: str) -> None:

@@ -35,15 +35,15 @@ EXAMPLES = """examples:
   composer -n 8 -m recipes.evaluate yamls/p3.yaml
       the images shared among eight GPUs
 
-The YAML says where the run, its data and the device are; the checkpoint says
-which network to build. Each image counts once, whatever the batch size and the
-number of processes."""
+The YAML gives the run, its data and the device; the checkpoint determines which
+network to build. Each image counts exactly once, whatever the batch size and
+the number of processes."""
 FLIP = "mean of the logits of an image and its mirror image"
 SHOWN_SETTINGS, SHOWN_CLASSES, SHOWN_BAD = 4, 20, 5
 
 
 def main() -> int:
-    """Read the command line and evaluate; the exit status."""
+    """Read the command line and evaluate; returns the exit status."""
     command = _parser()
     given = command.parse_intermixed_args(sys.argv[1:])
     path, overrides = yaml_and_overrides(command, given.words)
@@ -91,11 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         "--data", metavar="FOLDER", help="class folders, or a folder with val/ (default: the YAML's data.path)"
     )
     command.add_argument("--sizes", nargs="+", type=pixels, metavar="PX", help="image sizes (default: eval.sizes)")
-    ratios = "shares of the resized image's side that are kept, in (0, 1] (default: eval.crop_ratio)"
+    ratios = "kept share of the resized image's side, in (0, 1] (default: eval.crop_ratio)"
     command.add_argument("--crop-ratios", nargs="+", type=ratio, metavar="X", help=ratios)
     flip = "average the logits of each image and its mirror image, as FFCV does for ImageNet"
     command.add_argument("--flip", action="store_true", help=flip)
-    command.add_argument("--per-class", action="store_true", help="show the accuracy of each class, too")
+    command.add_argument("--per-class", action="store_true", help="also show the accuracy of each class")
     command.add_argument("--csv", type=Path, metavar="FILE", help="write the figures of each class to this file")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
     save = "write the JSON to this file (with composer, which prints lines of its own)"
@@ -112,21 +112,21 @@ def evaluate(
     data: str,
     flip: bool,
 ) -> dict[str, Any]:
-    """Evaluate a network; each process of the run calls it, and all get the same figures.
+    """Evaluate a network; every process of the run calls this, and all get the same figures.
 
     Args:
         trained: The network.
         source: The images; their labels are the network's outputs.
         config: Device, precision, batch sizes and workers.
         settings: (size in pixels, crop ratio) of each pass.
-        data: Where the images are, for people.
+        data: Where the images are, for display.
         flip: Average the logits of each image and its mirror image, as libffcv/ffcv-imagenet does.
 
     Returns:
         What `--json --per-class` prints: escaped names, accuracies in [0, 1].
 
     Raises:
-        InputError: The network does not take images of such a size, or cannot tell the source's classes.
+        InputError: The network does not accept images of such a size, or cannot distinguish the source's classes.
         DataError: There are fewer images than processes, or none can be decoded.
     """
     from composer.utils import dist
@@ -220,7 +220,7 @@ def _count(
             batch, target = normalise((images.to(device, non_blocking=True), labels.to(device, non_blocking=True)))
             logits = logits_of(batch).float()
             hits = logits.topk(min(5, trained.num_classes)).indices == target[:, None]
-            # Kept on the device until the end: fetching them would make it wait after each batch.
+            # Kept on the device until the end: fetching them would wait for the device after each batch.
             labels_of.append(labels)
             hits_of.append(torch.stack([hits[:, 0], hits.any(1)]))
             losses.append(F.cross_entropy(logits, target, reduction="none", ignore_index=IGNORED_LABEL))
@@ -237,7 +237,7 @@ def _count(
 
 
 def _bad_images(loader: DataLoader[Batch]) -> list[str]:
-    """The images that cannot be decoded, of all processes, each with the reason."""
+    """The images of all processes that cannot be decoded, each with the reason."""
     from composer.utils import dist
 
     from data.loader import BatchDataset
@@ -254,9 +254,9 @@ def _without_classes(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv(found: dict[str, Any]) -> str:
-    """The figures of each class, one line for each setting and class.
+    """The figures of each class, one line per setting and class.
 
-    A name that a spreadsheet would compute has a `'` before it, here and not in the JSON.
+    A name that a spreadsheet would evaluate as a formula gets a `'` in front, here but not in the JSON.
     """
     from recipes.output import csv_text
 

@@ -1,4 +1,4 @@
-"""JSON that every reader takes: Python's own writes NaN and Infinity, which the standard (RFC 8259) does not have."""
+"""JSON that every reader accepts: Python's json writes NaN and Infinity, which RFC 8259 does not allow."""
 
 from __future__ import annotations
 

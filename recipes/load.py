@@ -1,7 +1,7 @@
 """From YAML files and `key.path=value` to one RunConfig, or to a list of everything that is wrong.
 
-The dialect is YAML without its surprises: `on`, `off`, `yes`, `no` and dates are text until the key's type says what
-they mean, `017` is seventeen, `1e-3` is a number, and a key given twice is an error.
+The dialect is YAML without its surprises: `on`, `off`, `yes`, `no` and dates are text until the key's type gives them a
+meaning, `017` is seventeen, `1e-3` is a number, and a key given twice is an error.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ RESOLVERS: dict[str, tuple[re.Pattern[str], list[str]]] = {
     ),
     "merge": (re.compile(r"^<<$"), ["<"]),
 }
-"""What a word without quotes is, and the characters that it may begin with; anything else is text."""
+"""Which unquoted words are not text, and the characters they may begin with; anything else is text."""
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a YAML, the `base` that it names and overrides `key.path=value`, and check all of it.
+    """Read a YAML, the `base` it names and overrides `key.path=value`, and check the result as a whole.
 
-    A later layer wins: base, file, overrides in their order. Mappings merge key by key, everything else replaces;
+    A later layer wins: base, file, overrides in order. Mappings merge key by key, everything else is replaced;
     `off` removes a technique, and a section whose `name` changes does not inherit the other's fields.
 
     Raises:
@@ -93,7 +93,7 @@ def load_table(path: Path, table: type[Table]) -> Table:
 
 
 def _read_layers(path: Path, schema: Schema) -> tuple[list[Document], list[str]]:
-    """The base and the file, and what is wrong with the base."""
+    """The layers (base, file), and the errors in the base."""
     top = read_document(path, schema)
     if "base" not in top.value:
         return [top], []
@@ -114,7 +114,7 @@ def _read_layers(path: Path, schema: Schema) -> tuple[list[Document], list[str]]
 
 
 def _suggest_file(path: Path) -> str:
-    """The YAML files with the nearest names, in that folder, else in `yamls/` here, else in this project's."""
+    """A hint with YAML files of similar names: in that folder, else in `./yamls/`, else in this project's `yamls/`."""
     for place in (path.parent, Path("yamls"), Path(__file__).resolve().parent.parent / "yamls"):
         found = {other.stem: other for other in sorted(place.glob("*.y*ml"))} if place.is_dir() else {}
         close = difflib.get_close_matches(path.stem, list(found), n=2, cutoff=0.6)
@@ -148,7 +148,7 @@ def _read_override(text: str, schema: Schema) -> Document:
 
 
 def _merge(below: Any, above: Any, schema: Schema) -> Any:
-    """Lay one value over another; a section that is chosen by its `name` and has none gets the default's."""
+    """Merge one value over another; a section that is chosen by its `name` and has none gets the default name."""
     if not isinstance(above, dict):
         return above
     tag = schema.tag
@@ -167,15 +167,16 @@ def _merge(below: Any, above: Any, schema: Schema) -> Any:
 def _validate(data: Any, places: dict[KeyPath, str], schema: Schema) -> tuple[RunConfig | None, list[str]]:
     """The config, or every error.
 
-    pydantic checks the rules between fields only once all the fields are right. So that those errors come in the same
-    list, what is wrong is taken out and the rest is checked again; complaints about something taken out are ignored.
+    pydantic checks the rules between fields only once every field is valid. To report those errors in the same list,
+    the invalid values are removed and the rest is checked again; errors about a removed value are ignored.
     """
     errors: list[str] = []
     removed: list[KeyPath] = []
     rest = copy.deepcopy(data)
     for _ in range(4):
         try:
-            # JSON, because pydantic's strict mode (no number from text, no 1 from true) takes lists for tuples there.
+            # JSON, because only there does pydantic's strict mode (no number from text, no 1 from true) accept lists
+            # for tuples.
             config = RunConfig.model_validate_json(json.dumps(rest), strict=True)
             return (None if errors else config), errors
         except ValidationError as error:
@@ -214,13 +215,13 @@ class Document:
     def __init__(self, source: str, numbered: bool = True) -> None:
         self.source, self.numbered = source, numbered
         self.value: Any = None
-        self.places: dict[KeyPath, str] = {}  # where each key was written: `FILE:LINE`, or the command line's argument
+        self.places: dict[KeyPath, str] = {}  # where each key was written: `FILE:LINE`, or the command-line argument
         self.errors: list[str] = []  # empty sections
         self._twice: list[str] = []
         self._count = 0
 
     def parse(self, text: str, schema: Schema, path: KeyPath = ()) -> None:
-        """Read the value of a key; InputError for what is not YAML, a key given twice, a tag, and what is too large."""
+        """Read the value of a key; InputError for invalid YAML, a key given twice, a tag, or too large a document."""
         try:
             node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode(TAG + "null", "")
             self.value = self._value(node, schema, path)
@@ -264,7 +265,7 @@ class Document:
         return [self._value(child, element, path, depth + 1) for child in node.value]
 
     def _mapping(self, node: yaml.MappingNode, schema: Schema, path: KeyPath, depth: int) -> dict[str, Any]:
-        """Its values; those of merge keys, whose later sources give way to earlier ones, come first."""
+        """Its values; those of merge keys come first, and an earlier merge source wins over a later one."""
         merged: dict[str, Any] = {}
         own: dict[str, Any] = {}
         lines: dict[str, int] = {}
@@ -313,7 +314,7 @@ class Document:
         return text
 
     def _typed(self, value: Any, node: yaml.ScalarNode, schema: Schema, path: KeyPath) -> Any:
-        """A scalar as what its key takes: a technique's `on` is an empty section, `off` is None; a name may be `7`."""
+        """A scalar as its key's type: a technique's `on` is an empty section, `off` is None; a name may be `7`."""
         word = str(value).lower() if isinstance(value, (str, bool)) else None
         if schema.is_section and path:
             optional = schema.nullable or schema.is_technique
@@ -329,7 +330,7 @@ class Document:
 
 
 def holds_control(text: str) -> bool:
-    """Whether a text holds what no name or path may: a control character, or half of a surrogate pair."""
+    """Whether a text holds a control character or half of a surrogate pair, which no name or path may."""
     return any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text)
 
 
@@ -410,7 +411,7 @@ def _explain_one(item: Any, data: Any, schema: Schema) -> list[tuple[KeyPath, st
 
 
 def _own(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
-    """A line of one of our validators, which may name its key itself: `key.path: what is wrong`."""
+    """An error from one of our validators, which may name its key itself: `key.path: what is wrong`."""
     name, colon, rest = line.partition(": ")
     if colon and re.fullmatch(r"[\w.]+", name):
         for at in (tuple(name.split(".")), (*path, *name.split("."))):
@@ -420,7 +421,7 @@ def _own(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
 
 
 def show(value: Any) -> str:
-    """A value as it may stand in an error, in YAML's notation: one line, at most 60 characters."""
+    """A value for an error message, in YAML notation: one line, at most 60 characters."""
 
     def flow(value: Any) -> str:
         if isinstance(value, dict):
@@ -434,14 +435,14 @@ def show(value: Any) -> str:
 
 
 def _nearest(word: str, choices: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or nothing where no choice is near."""
+    """`; did you mean 'x'?`, or nothing if no choice is similar."""
     lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(word.lower().replace("-", "_"), list(lower), n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(repr(lower[choice]) for choice in close)}?" if close else ""
 
 
 def _nearest_key(path: KeyPath, section: Schema, root: Schema) -> str:
-    """`; did you mean 'x'?` for an unknown key: one of its level, else the same or a like one anywhere."""
+    """`; did you mean 'x'?` for an unknown key: a similar key at its level, else the same or a similar one anywhere."""
     if hint := _nearest(path[-1], section.keys):
         return hint
     word, everywhere = path[-1].lower().replace("-", "_"), [other for other in root.paths() if other != path]

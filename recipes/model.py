@@ -38,7 +38,7 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     """A randomly initialised classifier of torchvision.models, or of timm with the name `timm/NAME`.
 
     Raises:
-        InputError: No classifier has that name; the message holds the nearest ones.
+        InputError: No classifier has that name; the message lists similar ones.
     """
     prefix, short = ("timm/", name.removeprefix("timm/")) if name.startswith("timm/") else ("", name)
     if prefix:
@@ -52,7 +52,7 @@ def build_network(name: str, num_classes: int) -> nn.Module:
     if short not in known:
         near = [prefix + other for other in difflib.get_close_matches(short, known, n=3)]
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise InputError(f"model.name: {name!r} is no classifier of torchvision, nor of timm with `timm/`{hint}")
+        raise InputError(f"model.name: {name!r} is not a classifier of torchvision, nor of timm with `timm/`{hint}")
     network: nn.Module = build(short, num_classes=num_classes)
     return network
 
@@ -72,12 +72,12 @@ def last_norms(network: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm computes with the batch's statistics, and leaves its running ones as they are."""
+    """BatchNorm uses the batch's statistics, and leaves its running ones unchanged."""
     saved = [
         (part, dict(part._buffers)) for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
     ]
     for norm, buffers in saved:
-        # Copies take the updates: autograd must see the same operations as in the first pass.
+        # Copies receive the updates: autograd must see the same operations as in the first pass.
         norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
     try:
         yield
@@ -89,8 +89,8 @@ def _frozen_statistics(module: nn.Module) -> Iterator[None]:
 def checkpoint_activations(network: nn.Module) -> int:
     """Make each residual block drop its activations and compute them again in the backward pass; returns their number.
 
-    The second pass must not count in BatchNorm's running statistics, so they are left alone there: gradients and
-    buffers are those of the plain model.
+    The second pass leaves BatchNorm's running statistics unchanged, so gradients and buffers are those of the plain
+    model.
     """
     blocks = residual_blocks(network)
     for block in blocks:
@@ -132,7 +132,7 @@ def heads(output: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 class _OfLastStep(list[Tensor]):
-    """Tensors of a graph, which a copy of their model does without: torch copies none."""
+    """Tensors of a graph. A copy of the model gets none, because torch cannot copy them."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _OfLastStep:
         return _OfLastStep()
@@ -160,11 +160,11 @@ class Classifier(ComposerModel):
         """Logits (N, num_classes) of a batch of images (N, 3, H, W) and labels."""
         logits, auxiliary = heads(self.module(batch[0]))
         self._auxiliary = _OfLastStep(auxiliary)
-        # Algorithms want one tensor, and DDP must find in it all parameters that the step uses.
+        # Algorithms expect one tensor, and DDP must find in it all parameters that the step uses.
         return logits + 0 * sum(one.sum() for one in self._auxiliary) if self._auxiliary else logits
 
     def loss(self, outputs: Tensor, batch: Batch) -> Tensor:
-        """The training loss, a scalar; with that of the auxiliary classifiers, where the network has some."""
+        """The training loss, a scalar; it includes that of the auxiliary classifiers if the network has any."""
         loss = self._loss(outputs, batch[1])
         for logits in self._auxiliary:
             loss = loss + AUXILIARY_WEIGHTS[type(self.module).__name__] * self._loss(logits, batch[1])
@@ -173,7 +173,7 @@ class Classifier(ComposerModel):
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Top-1, top-5 and cross-entropy for evaluation.
 
-        None for training: under MixUp and CutMix, accuracy against unmixed labels says little, and costs time.
+        None for training: with MixUp and CutMix, accuracy against unmixed labels says little, and costs time.
         """
         if is_train:
             return {}
@@ -217,11 +217,10 @@ def build_classifier(config: RunConfig, num_classes: int, device_type: str) -> C
 
 
 def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) -> nn.Module:
-    """A classifier with the layers that a run's techniques put into it, which its weights fit; in evaluation mode.
+    """A classifier after the surgery of a run's techniques, so that the run's weights fit; in evaluation mode.
 
-    The techniques themselves do it, through the events that the Trainer would give them. Memory formats and wrappers
-    are left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after
-    `drop_warmup`.
+    The techniques themselves do the surgery, on the events that the Trainer would send. Memory formats and wrappers are
+    left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after `drop_warmup`.
 
     Raises:
         InputError: No classifier has that name.
@@ -232,18 +231,18 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
     state = State(model, rank_zero_seed=0, run_name="", device=get_device("cpu"))
     logger = Logger(state)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what had no effect was said when the run was trained
+        warnings.simplefilter("ignore")  # a technique without effect was reported when the run was trained
         for algorithm in algorithms.model_copy(update=others).build(total_batches=1, epochs=3):
-            for event in (Event.INIT, Event.BEFORE_LOAD):  # the Trainer's before it loads a checkpoint
+            for event in (Event.INIT, Event.BEFORE_LOAD):  # what the Trainer sends before it loads a checkpoint
                 if algorithm.match(event, state):
                     algorithm.apply(event, state, logger)
     return state.model.get_submodule("module").eval()
 
 
 def planned_network(config: RunConfig, num_classes: int) -> nn.Module:
-    """The network after surgery on torch's meta device: shapes without numbers.
+    """The network after surgery, on torch's meta device: shapes without values.
 
-    Composer's other algorithms, some of which need numbers, and stochastic depth are left out.
+    Stochastic depth and Composer's other algorithms, some of which need values, are left out.
 
     Raises:
         InputError: No classifier has that name.
@@ -254,12 +253,12 @@ def planned_network(config: RunConfig, num_classes: int) -> nn.Module:
 
 
 def for_inference(network: nn.Module) -> None:
-    """Take out what only training needs and what is a plain layer's work at the test, in place.
+    """Replace, in place, the layers that differ from plain ones only in training.
 
-    Stochastic depth multiplies each residual branch by its share of training steps at the test
-    (composer/algorithms/stochastic_depth/stochastic_layers.py); the branch ends in a BatchNorm, and that factor on its
-    weight and bias is the same function. Ghost BatchNorm normalises with the running statistics of the BatchNorm within
-    it, but refuses small batches (composer/algorithms/ghost_batchnorm/ghost_batchnorm.py).
+    In evaluation, stochastic depth multiplies each residual branch by the share of training steps in which it was used
+    (composer/algorithms/stochastic_depth/stochastic_layers.py). The branch ends in a BatchNorm, and the same factor on
+    its weight and bias is the same function. Ghost BatchNorm normalises with the running statistics of the BatchNorm
+    inside it, but refuses small batches (composer/algorithms/ghost_batchnorm/ghost_batchnorm.py).
     """
     for block in network.modules():
         if isinstance(block, Bottleneck) and hasattr(block, "drop_rate"):
@@ -274,7 +273,7 @@ def for_inference(network: nn.Module) -> None:
 
 
 class CPUSyncBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose training statistics are those of the batches of all processes; torch's refuses CPU tensors.
+    """BatchNorm2d with training statistics over all processes; torch's SyncBatchNorm refuses CPU tensors.
 
     Input and output (N, C, H, W). N may differ between processes. Without a process group it is BatchNorm2d.
     """
@@ -307,7 +306,7 @@ def sync_batchnorm(network: nn.Module, device_type: str) -> nn.Module:
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = CPUSyncBatchNorm2d
         return network
-    # timm's handles its own BatchNormAct2d, and everything else as torch's does.
+    # timm's function handles its own BatchNormAct2d, and everything else as torch's does.
     from timm.layers.norm_act import convert_sync_batchnorm
 
     converted: nn.Module = convert_sync_batchnorm(network)

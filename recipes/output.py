@@ -1,9 +1,9 @@
-"""What commands show, in one style: tables in the terminal, Markdown and CSV; charts; pages that work offline.
+"""How commands present results, in one style: terminal tables, Markdown, CSV, charts and pages that work offline.
 
 A command describes its result once, as `Content`, which is printed and written from here. A page is a Jinja template
-below recipes/, with the macros of templates/parts.html.jinja, that is rendered into templates/page.html.jinja: one HTML
-file without scripts, from which a browser has nothing to fetch. Jinja escapes text. matplotlib, which takes half a
-second to import, is loaded by the first chart.
+below recipes/, with the macros of templates/parts.html.jinja, rendered into templates/page.html.jinja: one HTML file
+without scripts, for which a browser fetches nothing else. Jinja escapes text. matplotlib, which takes half a second to
+import, is loaded by the first chart.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
     "font.size": 10,
     "svg.fonttype": "none",
-    "svg.hashsalt": "composer-resnet",  # the same chart is the same bytes
+    "svg.hashsalt": "composer-resnet",  # equal charts are equal bytes
 }
 ABSENT = "-"  # a cell without a value
 TEMPLATES = Environment(
@@ -56,14 +56,14 @@ TEMPLATES = Environment(
 
 
 class Table(NamedTuple):
-    """Cells of text, or of what has a text."""
+    """Cells of text, or of values shown by `str`."""
 
     headers: Sequence[str]
     rows: Sequence[Sequence[object]]
-    numbers: Sequence[int] = ()  # indices of the columns of numbers, which are set flush right
+    numbers: Sequence[int] = ()  # indices of the columns of numbers, which are right-aligned
 
     def terminal(self, width: int) -> rich.table.Table:
-        """For rich, with three spaces between the columns, or as many of them as a terminal of `width` has room for."""
+        """For rich, with up to three spaces between the columns, as far as a terminal of `width` has room."""
         text = sum(max(len(str(cell)) for cell in column) for column in zip(self.headers, *self.rows, strict=True))
         gap = max(1, min(3, (width - text) // len(self.headers)))
         shown = rich.table.Table(box=None, padding=(0, gap, 0, 0), header_style="bold")
@@ -81,7 +81,7 @@ class Table(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A chart for pages, from `svg`."""
+    """A chart for pages, made by `svg`."""
 
     svg: Markup
     caption: str = ""
@@ -98,7 +98,7 @@ Content = dict[str, list["str | Table | Chart | Code"]]
 
 
 def show(content: Content, *lines: str) -> None:
-    """Print to the terminal, without charts, below some lines; code is not wrapped."""
+    """Print lines and then the content to the terminal, without charts; code is not wrapped."""
     console = Console(highlight=False, markup=False, emoji=False)  # a path may hold [brackets]
     for line in lines:
         console.print(line)
@@ -132,7 +132,7 @@ def csv_text(headers: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def time_unit(seconds: float) -> tuple[float, str]:
-    """The unit that suits a length of time: its seconds, and its name."""
+    """A suitable unit for a length of time: its seconds, and its name."""
     return (3600, "h") if seconds >= 7200 else (60, "min") if seconds >= 600 else (1, "s")
 
 
@@ -146,7 +146,7 @@ def duration(seconds: float | None) -> str:
 
 @contextmanager
 def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
-    """A figure to draw in, inches wide and high, whose axes have the project's style.
+    """A figure to draw in, with sizes in inches, whose axes have the project's style.
 
     `with chart() as figure: axes = figure.subplots(...)`, with `cycle(COLORS)` for the lines. No global state of
     pyplot is touched, and no screen is needed.
@@ -162,13 +162,13 @@ def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
 
 
 def plain(text: str, longest: int = 40) -> str:
-    """Foreign text as a label: one line, cut at `longest` characters, and no mathematics between dollar signs."""
+    """Outside text as a label: one line, cut at `longest` characters, without dollar signs read as mathematics."""
     line = "".join(character if character.isprintable() else " " for character in text)
     return (line if len(line) <= longest else line[: longest - 1] + "…").replace("$", r"\$")
 
 
 def svg(drawn: Figure, alt: str) -> Markup:
-    """A figure as an SVG element for a page; `alt` says what it shows, for those who cannot see it.
+    """A figure as an SVG element for a page; `alt` describes it for those who cannot see it.
 
     Call it inside the `with chart()` of the figure.
     """
@@ -179,7 +179,7 @@ def svg(drawn: Figure, alt: str) -> Markup:
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Write a figure as a PNG file of 150 dots per inch; its folder is made."""
+    """Write a figure as a PNG file of 150 dots per inch; creates its folder."""
     from recipes.watch.files import replace_file  # with OpenCV, which a command without files does not need
 
     buffer = io.BytesIO()
@@ -191,9 +191,9 @@ def save(drawn: Figure, path: Path) -> None:
 def render_page(
     title: str, subtitle: str, template: str | Template = "templates/content.html.jinja", **values: Any
 ) -> str:
-    """A whole page: its heading, the line below it, and a body from a template and its values (`content=`).
+    """A whole page: its heading, the line below it, and a body from a template and that template's values (`content=`).
 
-    More than three `<h2>` become a list of links on top.
+    More than three `<h2>` give a list of links at the top.
     """
     before, *parts = TEMPLATES.get_template(template).render(values).split("<h2>")
     numbered = (f'<h2 id="s{number}">{part}' for number, part in enumerate(parts, 1))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from recipes.trained import Weights
 
 BATCH = 16
-"""Images that are decoded and computed together."""
+"""Images that are decoded and predicted together."""
 STDIN = "-"
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml photo.jpg holiday/
@@ -42,7 +42,7 @@ EXAMPLES = """examples:
       %(prog)s exported --stdin-image
 
 The first argument is the run's YAML, or a folder that recipes.export wrote. An
-image that cannot be decoded is named on stderr, the others are still computed,
+image that cannot be decoded is named on stderr, the others are still predicted,
 and the exit status is 2."""
 
 
@@ -50,7 +50,7 @@ class Classifier(NamedTuple):
     """A network, and how to use it."""
 
     probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-    """Of images, uint8 (N, size, size, 3): (N, num_classes), in [0, 1]."""
+    """Maps images, uint8 (N, size, size, 3), to probabilities (N, num_classes) in [0, 1]."""
     classes: list[str]
     """Class folder names, in the order of the outputs."""
     names: list[str]
@@ -61,7 +61,7 @@ class Classifier(NamedTuple):
 
 
 def main() -> int:
-    """Read the command line and predict; the exit status."""
+    """Read the command line and predict; returns the exit status."""
     command = _parser()
     given = command.parse_intermixed_args(sys.argv[1:])
     _check(command, given)
@@ -99,13 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.add_argument("--stdin-image", action="store_true", help="read one image's bytes from stdin")
     command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
-    command.add_argument("--crop-ratio", type=ratio, metavar="X", help="in (0, 1] (default: eval.crop_ratio)")
+    command.add_argument(
+        "--crop-ratio", type=ratio, metavar="X", help="kept share of the side (default: eval.crop_ratio)"
+    )
     return command
 
 
 def _check(command: argparse.ArgumentParser, given: argparse.Namespace) -> None:
     if not given.words:
-        command.error("which YAML file, or exported folder? such as yamls/demo.yaml")
+        command.error("no YAML file or exported folder given, such as yamls/demo.yaml")
     if given.top < 1:
         command.error(f"--top: got {given.top}; allowed: at least 1")
     if given.stdin_image and STDIN in given.words:
@@ -117,7 +119,7 @@ def _open(command: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[
 
     def require_images(words: Sequence[str]) -> None:
         if not words and not given.stdin_image:
-            command.error("which images? files, folders, - for a list of paths on stdin, or --stdin-image")
+            command.error("no images given; allowed: files, folders, - for a list of paths on stdin, or --stdin-image")
 
     rest = list(given.words)
     model = next((word for word in rest if "=" not in word or Path(word).exists()), rest[0])
@@ -125,7 +127,7 @@ def _open(command: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[
     if (Path(model) / PREPROCESSING).is_file():
         for flag in ("checkpoint", "weights", "size", "crop_ratio"):
             if getattr(given, flag) is not None:
-                raise InputError(f"--{flag.replace('_', '-')}: is fixed in the export {model}; name the run's YAML")
+                raise InputError(f"--{flag.replace('_', '-')}: is fixed in the export {model}; pass the run's YAML")
         require_images(rest)
         return _from_export(model), rest
     if Path(model).is_dir():
@@ -138,7 +140,7 @@ def _open(command: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[
 
 
 def _from_export(path: str) -> Classifier:
-    """The ONNX program of an exported folder, run on the CPU; torch is not needed."""
+    """The ONNX program of an exported folder, run on the CPU without torch."""
     folder = Path(path)
     try:
         prepared = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
@@ -151,10 +153,10 @@ def _from_export(path: str) -> Classifier:
         raise InputError(f"{path}: is not what recipes.export writes: {error}") from None
     onnx = folder / FILES["onnx"]
     if not onnx.is_file():
-        raise InputError(f"{path}: holds no {onnx.name}; export with --formats onnx, or name the run's YAML")
+        raise InputError(f"{path}: holds no {onnx.name}; export with --formats onnx, or pass the run's YAML")
     try:
         run = open_onnx(onnx)
-    except Exception as error:  # onnxruntime's own kinds
+    except Exception as error:  # onnxruntime has its own exceptions
         raise InputError(f"{onnx}: {str(error).splitlines()[0][:200]}") from None
 
     def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
@@ -167,7 +169,7 @@ def _from_export(path: str) -> Classifier:
 def _from_run(
     config: RunConfig, checkpoint: str | None, weights: Weights | None, size: int | None, crop_ratio: float | None
 ) -> Classifier:
-    """A run's checkpoint, on the config's device."""
+    """The classifier of a run's checkpoint, on the config's device."""
     import torch
     from composer.core import Precision, get_precision_context
 
@@ -205,7 +207,7 @@ def normalised(logits: NDArray[np.floating[Any]], independent: bool) -> NDArray[
 
 
 def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
-    """The paths of the images, in order; a folder stands for all images in it, sorted by path, however deep."""
+    """The paths of the images, in order; a folder stands for all images below it, sorted by path."""
     for word in words:
         lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in stdin) if word == STDIN else [word]
         for path in filter(None, lines):
@@ -216,7 +218,7 @@ def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
             for note in notes:
                 print(note, file=sys.stderr)
             found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent])]
-            yield from found or [path]  # `_read` says that it holds no images
+            yield from found or [path]  # `_read` reports that it holds no images
 
 
 def _read(path: str) -> bytes | str:
@@ -231,14 +233,14 @@ def _read(path: str) -> bytes | str:
         return "no such file or folder"
     except OSError as error:
         return f"{Fault.UNREADABLE.reason}: {error.strerror or error}"
-    except ValueError:  # a zero byte in it
+    except ValueError:  # it contains a zero byte
         return "is not a path"
 
 
 def _predict(
     classifier: Classifier, images: Iterator[tuple[str, bytes | str]], top: int
 ) -> Iterator[tuple[str, list[dict[str, Any]] | str]]:
-    """Each image's name, and its most probable classes or, as a text, what is wrong with it."""
+    """Each image's name, and its most probable classes or, as text, what is wrong with it."""
     from data.augment import eval_picture
 
     def decoded(data: bytes | str) -> NDArray[np.uint8] | str:

@@ -1,4 +1,4 @@
-"""What the config's own rules cannot know, checked on the machine before anything is trained."""
+"""Checks that need the machine and the data, made before anything is trained."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Made = TypeVar("Made")
 def require_ready(
     config: RunConfig, world_size: int, open_data: Callable[[], tuple[Source, Source]]
 ) -> tuple[Source, Source, tuple[EpochPlan, ...]]:
-    """Refuse a run that cannot work here on `world_size` processes, on all machines.
+    """Refuse a run that cannot work on this machine with `world_size` processes over all machines.
 
     Returns:
-        The training and evaluation images that `open_data` opened, so that a million files are listed once, and the
-        plan of epochs.
+        The training and evaluation images that `open_data` opened, so that a million files are listed only once, and
+        the plan of epochs.
 
     Raises:
         InputError: Everything that is wrong, one line each, named by its key or path.
@@ -57,7 +57,7 @@ def require_ready(
 
 
 def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
-    """What is made, or None and the errors among the lines."""
+    """What `make` returns; None after an InputError or DataError, whose lines are added to `lines`."""
     try:
         return make()
     except InputError as error:
@@ -68,7 +68,7 @@ def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
 
 
 def device_problems(config: RunConfig) -> Iterator[str]:
-    """The device is available, for each process, and can compute in this precision."""
+    """Yields an error unless each process has a device that can compute in this precision."""
     available = {"cpu": True, "gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = device_name(config.device)
     if not available[device]:
@@ -80,7 +80,7 @@ def device_problems(config: RunConfig) -> Iterator[str]:
     if processes > devices:
         yield f"device: {processes} processes on a machine with {devices} {device.upper()}; allowed: -n {devices}"
     if config.precision != "fp32" and device != "gpu":
-        # Composer refuses it on a CPU and silently ignores it on MPS (core/precision.py).
+        # Composer refuses half precision on a CPU and silently ignores it on MPS (core/precision.py).
         yield f"precision: {config.precision} needs a GPU, and this run is on the {device}; allowed: fp32"
     if (
         config.precision == "amp_bf16"
@@ -91,7 +91,7 @@ def device_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> Iterator[str]:
-    """The batch of each stage is a multiple of its portions."""
+    """Yields an error unless the device's batch in each stage is a multiple of its microbatches."""
     for size, images in dict.fromkeys((entry.size, entry.global_batch_size // world_size) for entry in plan):
         portion = images if config.device_microbatch_size is None else at_size(config.device_microbatch_size, size)
         if portion < images and images % portion:
@@ -102,7 +102,7 @@ def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> 
 
 
 def _folders(config: RunConfig) -> Iterator[str]:
-    """The run can write where it wants to."""
+    """Yields an error for each folder that the run could not write."""
     names = {"runs_folder": config.runs_folder, "run_name": config.run_name}
     for key, folder in (
         ("runs_folder", Path(config.runs_folder) / config.run_name),
@@ -117,7 +117,7 @@ def _folders(config: RunConfig) -> Iterator[str]:
 
 
 def _samples(config: RunConfig, world_size: int, plan: Sequence[EpochPlan], train: Source, val: Source) -> list[str]:
-    """There are outputs for all classes, and images for all processes."""
+    """Yields an error if there are fewer outputs than classes, or too few images for the processes."""
     lines: list[str] = []
     if config.model.num_classes is not None and len(train.classes) > config.model.num_classes:
         lines.append(
@@ -132,7 +132,7 @@ def _samples(config: RunConfig, world_size: int, plan: Sequence[EpochPlan], trai
 
 
 def _network_problems(config: RunConfig, network: nn.Module, world_size: int, plan: Sequence[EpochPlan]) -> list[str]:
-    """The network takes images of every size, and the device has the memory for a step at each."""
+    """Errors if the network does not accept images of every size, or the device lacks the memory for a step."""
     lines = []
     trained = dict.fromkeys((entry.size, True) for entry in plan)
     for size, training in (*trained, *((size, False) for size in config.eval.sizes if (size, True) not in trained)):
@@ -142,16 +142,16 @@ def _network_problems(config: RunConfig, network: nn.Module, world_size: int, pl
                 return [f"model.name: {config.model.name} has several outputs in training, which is not supported"]
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
-                return []  # a layer that cannot run on the meta device: nothing is known
+                return []  # a layer that cannot run on the meta device: nothing can be checked
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            lines.append(f"model.name: {config.model.name} takes no images of {size} px: {reason}")
+            lines.append(f"model.name: {config.model.name} does not accept images of {size} px: {reason}")
     lines += _last_layers(config, network)
     memory = device_bytes(config)
     return lines if lines or memory is None else check_memory(network, config, world_size, plan, memory)
 
 
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
-    """The network has the layers that a loss or FixRes needs."""
+    """Yields an error if the network lacks the layers that a loss or FixRes needs."""
     needs: list[tuple[str, Callable[[nn.Module], object]]] = []
     if config.loss.name == "binary_cross_entropy":
         needs.append(("loss.name: binary_cross_entropy", classifier))
@@ -164,35 +164,36 @@ def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
             yield f"{key}: {error}"
 
 
-# Memory: the network runs on torch's meta device, which computes shapes and no numbers, and every tensor that autograd
+# Memory: the network runs on torch's meta device, which computes shapes without values, and every tensor that autograd
 # keeps for the backward pass is counted. In mixed precision the network is cast to half for the count: for
-# convolutions, BatchNorm and ReLU autocast keeps the same tensors in the same types, and its half copies of the weights
-# are added. Networks with LayerNorm or softmax keep some of theirs in FP32, and need more than is said here.
+# convolutions, BatchNorm and ReLU, autocast keeps the same tensors in the same types, and its half-precision copies of
+# the weights are added. Networks with LayerNorm or softmax keep some tensors in FP32, and need more than is computed
+# here.
 
 CONTEXT_BYTES = 0.7e9
 """CUDA's context and the handles of cuDNN and cuBLAS."""
 NCCL_BYTES = 0.4e9
 """NCCL's buffers, where several processes train; an assumption, not a measurement."""
 OVERHEAD = 1.06
-"""Bytes taken for each byte of activations: gradients on their way back, cuDNN's workspace, fragments.
+"""Bytes allocated per byte of activations: gradients in the backward pass, cuDNN's workspace, fragmentation.
 
 With CONTEXT_BYTES it predicts which batches fit an RTX 3090 (23.70 GiB) in timm's AMP training benchmark, which tries
-512, 384, 256, 192, ... (pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv): from resnet50,
-which fits at 512, it is at most 1.075; from resnetaa50, which does not, more than 1.05. It agrees with NVIDIA's
-ResNet-50 v1.5, which trains 256 images per V100-16GB in AMP and 128 in FP32 (DeepLearningExamples,
+512, 384, 256, 192, ... (pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv): resnet50,
+which fits at 512, shows that it is at most 1.075; resnetaa50, which does not, that it is above 1.05. It agrees with
+NVIDIA's ResNet-50 v1.5, which trains 256 images per V100-16GB in AMP and 128 in FP32 (DeepLearningExamples,
 PyTorch/Classification/ConvNets/resnet50v1.5/training). VGG, whose first layers are its largest, needs about 5 % more.
 """
 
 
 class Memory(NamedTuple):
-    """Bytes that one device needs at their most: `fixed + per_image * images`."""
+    """Peak bytes that one device needs: `fixed + per_image * images`."""
 
     fixed: float
     per_image: float
 
 
 def device_bytes(config: RunConfig) -> float | None:
-    """Memory of one device, from the config or from the GPU; None where neither says."""
+    """Memory of one device, from the config or from the GPU; None if neither gives it."""
     if config.device_memory_gb is not None:
         return config.device_memory_gb * 1e9
     if device_name(config.device) != "gpu" or not torch.cuda.is_available():
@@ -205,7 +206,7 @@ def check_memory(
 ) -> list[str]:
     """Lines `KEY: N images of S px need about X GB, the device has Y GB; at most M fit`, for the stages that do not.
 
-    `network` is that of `planned_network`; `available` are the bytes of one device.
+    `network` comes from `planned_network`; `available` are the bytes of one device.
     """
     keys = ("device_microbatch_size", "global_batch_size", "device_batch_size")
     key = next(key for key in keys if getattr(config, key) is not None)
@@ -229,9 +230,9 @@ def pass_images(config: RunConfig, entry: EpochPlan, world_size: int) -> int:
 
 
 def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: int, fixres: bool = False) -> Memory:
-    """All that one device needs for a training step at an image size in pixels; `fixres`: in the FixRes stage.
+    """Memory that one device needs for a training step at an image size in pixels; `fixres`: in the FixRes stage.
 
-    The network is that of `planned_network`.
+    The network comes from `planned_network`.
     """
     frozen = fixres and config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
     half = config.precision != "fp32"
@@ -249,7 +250,7 @@ def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: in
 
 
 def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool, checkpointing: bool) -> Memory:
-    """What autograd keeps for the backward pass; in a frozen stage, also what passes in the forward one.
+    """What autograd keeps for the backward pass; in a frozen stage, also the peak of the forward pass.
 
     Args:
         network: Maps images (N, 3, size, size) to logits; on the meta device.
@@ -278,7 +279,7 @@ def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool)
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
         if storage not in own and storage not in kept[None]:
-            kept[current[-1]][storage] = tensor  # held, so that no other storage gets its address
+            kept[current[-1]][storage] = tensor  # kept alive, so that no other storage gets its address
         return tensor
 
     def enter(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -297,13 +298,13 @@ def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool)
             nn.functional.cross_entropy(one.float(), torch.empty_like(one, dtype=torch.float32))
     for handle in handles:
         handle.remove()
-    # A block that computes its activations again has them all at once, one block at a time.
+    # A block that recomputes its activations holds them all at once, one block at a time.
     again = max((_bytes(tensors) for block, tensors in kept.items() if block is not None), default=0)
     return _bytes(kept[None]) + again
 
 
 def _passing_bytes(network: nn.Module, size: int) -> float:
-    """Alive at once, per image, in a forward pass that keeps nothing: a block's input, a layer's input and output."""
+    """Bytes per image alive in a forward pass that keeps nothing: a block's input, a layer's input and output."""
     outputs: list[int] = []
     handles = [
         layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output.untyped_storage().nbytes()))

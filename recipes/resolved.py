@@ -1,4 +1,4 @@
-"""A config written out: as YAML that reads back equal, and as a digest of what determines the result."""
+"""A config written out: as YAML that reads back as an equal config, and as a digest of what determines the result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
         "loggers",
         "profile",
         "stop_on_nan",
-        # The same images may lie elsewhere on another machine; the number of workers changes no image.
+        # The same images may have another path on another machine; the number of workers changes no image.
         "data.path",
         "data.cache_folder",
         "data.cache_gb",
@@ -33,17 +33,17 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
         "data.prefetch_factor",
         "data.max_bad_fraction",
         "data.timeout",
-        # Evaluation only looks. Its crop ratio is also that of the FixRes stage, so that one counts.
+        # Evaluation changes no weights. Its crop ratio is also that of the FixRes stage, so it does count.
         "eval.sizes",
         "eval.interval",
         "eval.device_batch_size",
     }
 )
-"""Keys, or sections, that may change between two parts of one run: the trained weights do not depend on them."""
+"""Keys and sections that may change when a run resumes: the trained weights do not depend on them."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that our reader would take for something else."""
+    """Quotes text that our reader would not read as text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name and type
 
@@ -69,7 +69,7 @@ def resolved(config: RunConfig) -> str:
 
 
 def resolved_values(config: RunConfig) -> dict[str, Any]:
-    """The whole config as dicts, lists and scalars; a section that is not there is `off`."""
+    """The whole config as dicts, lists and scalars; an absent section is `off`."""
 
     def plain(value: Any, schema: Schema) -> Any:
         if isinstance(value, dict):
@@ -83,7 +83,7 @@ def resolved_values(config: RunConfig) -> dict[str, Any]:
 def config_digest(config: RunConfig, world_size: int = 1) -> str:
     """SHA-256, in hex, of what determines the trained weights, on `world_size` devices that share each batch.
 
-    The batch size counts as the global one, so that eight devices with 32 images each and four with 64 are one run.
+    The batch size counts over all devices, so eight devices with 32 images each and four with 64 give the same digest.
     """
     text = json.dumps(_determining(config.model_dump(mode="json"), world_size), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
@@ -92,9 +92,9 @@ def config_digest(config: RunConfig, world_size: int = 1) -> str:
 def differing_keys(
     here: Mapping[str, Any], there: Mapping[str, Any], world_size_here: int = 1, world_size_there: int = 1
 ) -> list[str]:
-    """What of two configs makes their digests differ, as lines `key: here X, there Y`.
+    """The keys that make the digests of two configs differ, as lines `key: here X, there Y`.
 
-    The configs are as `config.model_dump(mode="json")` gives them; `there`, of an older version, may lack keys.
+    The configs are in the form of `config.model_dump(mode="json")`; one from an older version may lack keys.
     """
 
     def shown(flat: Mapping[str, Any], key: str) -> str:
@@ -109,13 +109,13 @@ def differing_keys(
 
 
 def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
-    """The config's values that count, by key path, with the batch size over all devices."""
+    """The values that determine the result, by key path, with the batch size over all devices."""
     sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
     flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:
             flat.pop("global_batch_size", None)
-            # Of a checkpoint's config, it may be anything.
+            # In a checkpoint's config it may be anything.
             flat[key.replace("device", "global", 1)] = images * world_size if isinstance(images, int) else images
     return flat

@@ -1,4 +1,4 @@
-"""What a run left, read once for all commands: summary.json as a dict, metrics.jsonl as columns of numbers."""
+"""Read what a run wrote, for all commands: summary.json as a dict, metrics.jsonl as columns of numbers."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ COLUMNS = (
     *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size", "train/images_per_second"),
     *(f"time/{phase}_seconds" for phase in ("train", "loader_wait", "evaluation", "checkpointing")),
 )
-"""Columns that every table of metrics has; `eval/SIZE/top1`, `top5` and `loss` are there for each evaluated size."""
+"""Columns of every table of metrics; each evaluated size adds `eval/SIZE/top1`, `top5` and `loss`."""
 _EVALUATED = re.compile(r"eval/(\d{1,9})/(top1|top5|loss)")
 _TAIL_BYTES = 16384
 
 Metrics = dict[str, NDArray[np.float64]]
-"""Lines of metrics.jsonl in the order of the batches: float64 (n,) by name, nan where a line has no finite number."""
+"""Lines of metrics.jsonl in order of batches: float64 (n,) by name, nan where a line has no finite number."""
 
 
 class Evaluation(NamedTuple):
     """An evaluation at one image size, or a point between two of them."""
 
     epoch: float  # epochs trained until then
-    wall_seconds: float  # time until then over all processes of the run: training, waiting, evaluation, checkpoints
+    wall_seconds: float  # time until then, summed over the run's resumes: training, waiting, evaluation, checkpoints
     top1: float  # in [0, 1]
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a run's folder says about it; empty where a file is missing or damaged."""
+    """The results in a run's folder; empty where a file is missing or damaged."""
 
     folder: Path
     summary: dict[str, Any]  # summary.json (watch/summary.py writes it)
@@ -53,7 +53,7 @@ class Results:
 
     @property
     def training(self) -> Metrics:
-        """The lines that hold figures of the training."""
+        """The lines with training figures."""
         names = [name for name in COLUMNS if name.startswith("train/")]
         return rows(self.metrics, np.any([np.isfinite(self.metrics[name]) for name in names], axis=0))
 
@@ -64,7 +64,7 @@ class Results:
         return sorted({int(match[1]) for match in found if match and match[2] == "top1"})
 
     def evaluations(self, size: int) -> tuple[Evaluation, ...]:
-        """The evaluations at an image size in pixels, in order of time."""
+        """The evaluations at an image size in pixels, oldest first."""
         top1 = self.metrics.get(f"eval/{size}/top1", np.empty(0))
         kept = np.flatnonzero(np.isfinite(top1))
         columns = (self.metrics["epoch"], self.metrics["wall_seconds"], top1)
@@ -72,7 +72,7 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Read a run's folder, finished or not; nothing that is missing or damaged in it raises an error."""
+    """Read a run's folder, finished or not; missing or damaged files raise no error."""
     problems: list[str] = []
     summary: dict[str, Any] = {}
     path = folder / SUMMARY
@@ -92,7 +92,7 @@ def parse_summary(data: bytes) -> dict[str, Any]:
         ValueError: It is not a JSON object.
     """
 
-    def whole(digits: str) -> float:  # one that no run reaches becomes infinity: no later conversion overflows
+    def whole(digits: str) -> float:  # a number beyond any run becomes infinity, so that no later conversion overflows
         return int(digits) if len(digits) < 19 else float(digits)
 
     try:
@@ -131,18 +131,18 @@ def _read_metrics(path: Path, problems: list[str]) -> Metrics:
 
 
 def _number(value: Any) -> float:
-    """A finite number as it is; nan for everything else that JSON may hold."""
+    """A finite number unchanged; nan for anything else that JSON may hold."""
     known = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     return float(value) if known and math.isfinite(value) else math.nan
 
 
 def rows(metrics: Metrics, chosen: NDArray[Any]) -> Metrics:
-    """The same columns with some of the rows: their indices, or a mask bool (n,)."""
+    """The same columns with the chosen rows only: indices, or a mask bool (n,)."""
     return {name: column[chosen] for name, column in metrics.items()}
 
 
 def epochs_done(folder: Path) -> float:
-    """The epoch in the last whole line of a run's metrics.jsonl, without reading the others; 0 where there is none."""
+    """The epoch in the last complete line of a run's metrics.jsonl, without reading the others; 0 if there is none."""
     try:
         with (folder / METRICS).open("rb") as file:
             file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
@@ -158,7 +158,7 @@ def epochs_done(folder: Path) -> float:
 
 
 def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]:
-    """The mean of several runs' evaluations, at the epochs that all of them have: mean top-1 at mean time."""
+    """The mean of several runs' evaluations at the epochs that all of them have: mean top-1 at mean time."""
     by_epoch = [{entry.epoch: entry for entry in curve} for curve in curves]
     common = sorted(set.intersection(*map(set, by_epoch))) if by_epoch else []
     means = (np.mean([curve[epoch] for curve in by_epoch], axis=0).tolist() for epoch in common)
@@ -166,10 +166,10 @@ def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]
 
 
 def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | None:
-    """The point at which a curve, in order of time, first reaches a top-1 in [0, 1]; None where it never does.
+    """The point at which a curve, in order of time, first reaches a top-1 in [0, 1]; None if it never does.
 
     Accuracy is known at evaluations only. Between the first one at or above the target and the one before it, it is
-    assumed to grow linearly; where the very first evaluation is above the target, that evaluation counts.
+    interpolated linearly; if the very first evaluation is above the target, that evaluation is returned.
     """
     for before, after in zip([None, *curve], curve, strict=False):
         if after.top1 >= target:
@@ -181,5 +181,5 @@ def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | No
 
 
 def short_commit(text: str) -> str:
-    """A commit's hash in twelve digits, which are enough to find it; other text as it is."""
+    """A commit hash cut to twelve digits, which suffice to find it; other text unchanged."""
     return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text)

@@ -1,4 +1,4 @@
-"""A whole run, top to bottom: what is checked before it, where it resumes, the training, and what it leaves."""
+"""A whole run, top to bottom: the checks before it, where it resumes, the training, and what it writes."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FILE_ONLY = {"file_only": True}
 
 
 def run(config: RunConfig) -> int:
-    """Train, or continue training, as a config says.
+    """Train, or resume training, as a config says.
 
     Returns:
         The exit status: 0 finished, 75 interrupted with the state saved, 74 finished but not uploaded, 1 anything else.
@@ -61,7 +61,7 @@ def run(config: RunConfig) -> int:
     """
     interrupt = Interrupt()
     interrupt.install()
-    # Composer says so where a run resumes from the end of an epoch, which is in order.
+    # Composer warns of this when a run resumes from the end of an epoch, which is fine.
     warnings.filterwarnings("ignore", message="No batches were trained")
     text_log = TextLog(Path(config.runs_folder) / config.run_name / "log.txt", sys.stdout, config.run_name)
     with ExitStack() as held:
@@ -139,10 +139,10 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
 
 
 def start_processes(config: RunConfig) -> None:
-    """Join the other processes of the run, and share a CPU's cores with those on this machine.
+    """Join the other processes of the run, and divide the CPU cores among those on this machine.
 
     Raises:
-        InputError: The environment names other processes, but not where they are.
+        InputError: The environment names other processes but not their address.
     """
     require_launched()
     if dist.get_world_size() == 1:
@@ -157,7 +157,7 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
     """The training and the evaluation images.
 
     Raises:
-        DataError: They cannot be used as they are.
+        DataError: The dataset cannot be used.
     """
     train, val = open_split_pair(config.data.path, config.data.cache_folder)
     if config.data.train_samples is not None:
@@ -169,31 +169,31 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
 
 
 def claim_folder(config: RunConfig, folder: Path) -> None:
-    """Make the run's folder, with config.yaml from the start.
+    """Create the run's folder, with config.yaml from the start.
 
     Raises:
-        InputError: What is in the place of one of its files is no regular file.
+        InputError: One of its files is not a regular file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / name for name in (CONFIG, "log.txt", "metrics.jsonl", SUMMARY)):
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # leads elsewhere, or blocks for ever
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # a link leads elsewhere, a pipe blocks forever
             raise InputError(f"{path}: not a regular file; move it away")
     replace_text(folder / CONFIG, resolved(config))
 
 
 def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -> int:
-    """Train to the end, unless that is done, and write what a finished run leaves; returns the exit status."""
+    """Train to the end, unless already there, and write the results of a finished run; returns the exit status."""
     try:
         if trainer.state.timestamp < trainer.state.max_duration:
             trainer.fit()
-        else:  # which Composer refuses to fit (trainer/trainer.py:2128)
+        else:  # Composer refuses to fit a finished run (trainer/trainer.py:2128)
             trainer.engine.run_event(Event.FIT_START)
         status = checkpoints.finish()
         _finish(trainer.state, summary)
         return status
     except Interrupted as stop:
         log.info("%s", stop, extra=FILE_ONLY)
-        _close(trainer)  # which ends the progress bar's line: what is printed next begins one of its own
+        _close(trainer)  # ends the line of the progress bar, so that the next output starts on a new line
         _say(str(stop))
         return stop.status
     except DivergedError as error:
@@ -203,14 +203,14 @@ def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -
         log.error("the run ends here: %s", error, extra=FILE_ONLY)
         raise
     except Exception:
-        log.exception("the run ends here", extra=FILE_ONLY)  # for log.txt, which outlives the terminal
+        log.exception("the run ends here", extra=FILE_ONLY)  # for log.txt, which remains when the terminal is gone
         raise
     finally:
         _close(trainer)
 
 
 def _finish(state: State, summary: Summary) -> None:
-    for algorithm in state.algorithms:  # a finished run stands for EMA's average where that is on
+    for algorithm in state.algorithms:  # the result of a finished run is EMA's average, if EMA is on
         if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
             algorithm.get_ema_model(state.model)
     log.info("finished: weights_sha256 %s", summary.finish(state.get_model_state_dict()))
@@ -221,7 +221,7 @@ def _finish(state: State, summary: Summary) -> None:
 
             page = folder / REPORT
             write_report([folder], page)
-        except Exception as error:  # of whatever kind: the run itself is finished
+        except Exception as error:  # of any kind: the run itself is finished
             page = None
             log.warning("the report cannot be written: %s; try: python -m recipes.report %s", error, folder)
     _say(f"results: {summary.path}; pictures: {folder / 'images'}")
@@ -231,20 +231,20 @@ def _finish(state: State, summary: Summary) -> None:
 
 
 def _has_summary(folder: Path) -> bool:
-    """Whether the last file that a run writes is complete, which it is not where one died after its last checkpoint."""
+    """Whether summary.json, the last file of a run, is complete; not if the run died after its last checkpoint."""
     with suppress(OSError, ValueError):
         return bool(parse_summary((folder / SUMMARY).read_bytes()).get("weights_sha256"))
     return False
 
 
 def _close(trainer: Trainer) -> None:
-    """Close the Trainer, whatever state its loader's workers are in."""
+    """Close the Trainer, even if its loader's workers hang."""
     if end_workers() and isinstance(trainer.state.train_dataloader, WaitingLoader):
         trainer.state.train_dataloader.abandon()
     trainer.close()
     if dist.get_world_size() > 1:
-        # The launcher sends SIGTERM as soon as the first has left with a status. Python takes its handlers away as it
-        # exits: this process would die of that, and -15 be the launcher's status.
+        # The launcher sends SIGTERM as soon as the first process has ended with a status. Python removes its handlers
+        # as it exits, so the signal would kill this process, and -15 would become the launcher's status.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 

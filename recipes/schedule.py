@@ -1,7 +1,7 @@
 """What each epoch trains on, and each step's learning rate and momentum: pure functions of the config.
 
-A step is counted in fractional epochs over all epochs and stretched to the run's number of steps, so that a change of
-the batch size between two stages never makes the rate jump, and a run that was interrupted sees the same rates.
+A step is the fraction of epochs done, times the run's number of steps. So a change of the batch size between two stages
+never makes the rate jump, and an interrupted run sees the same rates.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def image_size(config: RunConfig, epoch: int) -> int:
         return fixres.size
     if resizing is None or resizing.where == "batch":
         return config.data.train_size
-    # The middle of the epoch, so that a stage's border falls on the nearest epoch.
+    # The middle of the epoch, so that a stage begins at the nearest epoch.
     return resizing.size_at((epoch + 0.5) / config.epochs, config.data.train_size)
 
 
@@ -41,7 +41,7 @@ def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
     images = at_size(config.global_batch_size, size)
     if images % world_size:
         raise InputError(
-            f"global_batch_size: {images} images at {size} px do not divide by {world_size} processes; "
+            f"global_batch_size: {images} images at {size} px are not divisible by {world_size} processes; "
             f"allowed: a multiple of {world_size}"
         )
     return images
@@ -70,12 +70,12 @@ def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
 
 
 class Rate(NamedTuple):
-    """What the optimizer uses for one step."""
+    """Learning rate and momentum of one step."""
 
     lr: float
     """Learning rate."""
     momentum: float | None
-    """Momentum; None where the schedule leaves the optimizer's own."""
+    """Momentum; None if the schedule keeps the optimizer's own."""
 
 
 def _cosine_between(start: float, end: float, fraction: float) -> float:
@@ -98,7 +98,7 @@ def one_cycle(
     max_momentum: float,
     anneal: str,
 ) -> Rate:
-    """One-Cycle policy: the rate rises to `lr` and falls to almost nothing, the momentum does the opposite.
+    """One-Cycle policy: the rate rises to `lr` and falls to almost zero, the momentum does the opposite.
 
     Equal to `torch.optim.lr_scheduler.OneCycleLR` (two phases) at whole steps; the paper is Smith & Topin 2018,
     "Super-Convergence", section 4. `step` counts the steps done, in [0, total_steps - 1], and may be fractional; `lr`
@@ -106,8 +106,7 @@ def one_cycle(
     """
     between = _cosine_between if anneal == "cos" else _linear_between
     first = lr / div_factor
-    # torch counts phases by the index of their last step. In a run so short that the rise has no step of its own,
-    # the run starts at the top.
+    # torch counts phases by the index of their last step. A run too short for a warm-up step starts at the peak.
     peak = warmup * total_steps - 1.0
     last = total_steps - 1.0
     if step < peak:
@@ -136,19 +135,18 @@ def constant(step: float, total_steps: float, *, lr: float) -> Rate:
 
 
 def step_at(epoch: int, batch: int, batches: int, epochs: int, total_steps: int) -> float:
-    """The position (epoch, batch) as a step of an evenly paced run, in [0, total_steps].
+    """The position (epoch, batch) as a step of a run whose epochs all have equally many steps, in [0, total_steps].
 
-    It is the number of steps that a run with batches of one size would have done. `batches` are those of the current
-    epoch, `total_steps` those of all `epochs`.
+    `batches` counts those of the current epoch, `total_steps` those of all `epochs`.
     """
     return (epoch * batches + batch) * total_steps / (batches * epochs)
 
 
 def peak_lr(config: RunConfig, plan: Sequence[EpochPlan]) -> float:
-    """The schedule's highest learning rate: `optimizer.lr`, scaled linearly where `lr_batch_size` asks for it.
+    """The schedule's highest learning rate: `optimizer.lr`, scaled linearly if `lr_batch_size` is set.
 
-    The scale is one number for the whole run, that of the global batch size with most epochs, so the rate does not jump
-    where a stage changes the batch size (linear scaling: Goyal et al. 2017, section 2.1).
+    One factor, that of the global batch size with the most epochs, applies to the whole run, so the rate does not jump
+    when a stage changes the batch size (linear scaling: Goyal et al. 2017, section 2.1).
     """
     if config.optimizer.lr_batch_size is None:
         return config.optimizer.lr

@@ -46,17 +46,17 @@ class Trained:
     network: nn.Module
     """Maps float images (N, 3, H, W) to logits (N, num_classes)."""
     config: RunConfig
-    """The run as it was trained, whatever the YAML says."""
+    """The config that the run was trained with, whatever the YAML says."""
     num_classes: int
     location: str
-    """The checkpoint's address, for people."""
+    """The checkpoint's address, for display."""
     weights: Weights
     weights_sha256: str
     """As in summary.json."""
     manifest: Manifest | None = None
     """None: the weights of another project, about which nothing more is known."""
     summary: dict[str, Any] | None = None
-    """The run's summary.json, if it is about these very weights."""
+    """The run's summary.json, if it describes these weights."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -65,15 +65,16 @@ class Trained:
 
 
 def load_trained(config: RunConfig, checkpoint: str | None = None, weights: Weights | None = None) -> Trained:
-    """Load a network; every process calls it and gets the same weights, which the first process reads.
+    """Load a network; every process calls this and gets the same weights, which the first process reads.
 
     A run's checkpoint determines the architecture, whatever the YAML says. Another project's state dict is loaded into
-    the YAML's network, with or without its techniques, whichever has the same names.
+    the YAML's network, with or without its techniques, whichever has matching names.
 
     Args:
         config: Which run, and where its checkpoints are.
         checkpoint: As in `load_checkpoint`, or a local state dict with a suffix of `FOREIGN`; None: the run's newest.
-        weights: EMA's average or the trained weights; None: the average if there is one, as the run evaluates.
+        weights: EMA's average or the trained weights; None: the average if there is one, as in the run's own
+        evaluation.
 
     Raises:
         InputError: There is no such checkpoint, it is damaged, it lacks these weights, or they do not fit.
@@ -99,7 +100,7 @@ def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None) ->
 
 
 def _choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> tuple[Weights, Tensors]:
-    """The trained weights, which a checkpoint holds as `model`, or EMA's average, which EMA's own state holds."""
+    """The trained weights, stored in a checkpoint as `model`, or EMA's average, stored in EMA's state."""
     model = {bare_name(name): tensor for name, tensor in state["model"].items()}
     average: Tensors | None = None
     for _, algorithm in state["algorithms"]:
@@ -117,7 +118,7 @@ def _choose(state: Mapping[str, Any], weights: Weights | None, location: str) ->
 
 def _config_of(manifest: Manifest, location: str) -> RunConfig:
     """The config with which a checkpoint was trained."""
-    # The manifest leaves the name out. Without autoresume, techniques that cannot be resumed are allowed.
+    # The manifest's config has no run name. Without autoresume, techniques that cannot be resumed are allowed.
     known = {**manifest.config, "run_name": manifest.run_name, "autoresume": False}
     try:
         return RunConfig.model_validate_json(json.dumps(known), strict=True)
@@ -136,7 +137,7 @@ class _Figures(BaseModel):
 
 
 class _Summary(BaseModel):
-    """What is used of a summary.json, which may come from anybody."""
+    """The used keys of a summary.json, which may come from anybody."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -148,7 +149,7 @@ class _Summary(BaseModel):
 
 
 def _summary(taken: Found, places: Places, sha256: str) -> dict[str, Any] | None:
-    """The summary.json of the checkpoint's run, if it is about the weights with this fingerprint."""
+    """The summary.json of the checkpoint's run, if it describes the weights with this SHA-256."""
     for read in _summaries(taken, places):
         try:
             text = read()
@@ -181,7 +182,7 @@ def _build(config: RunConfig, num_classes: int, tensors: Tensors, location: str)
         with torch.device("meta"):
             outline = operated_network(name, num_classes, config.algorithms)
         _fill(outline, tensors, f"{location}: its weights do not fit {name}", assign=True)
-    except NotImplementedError:  # a few networks compute with their first weights
+    except NotImplementedError:  # a few networks compute with their initial weights
         pass
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -217,14 +218,14 @@ def _read_foreign(path: Path) -> Tensors:
         if path.suffix == ".safetensors":
             found: Any = safetensors.torch.load(path.read_bytes())
         else:
-            torch.serialization.clear_safe_globals()  # no type that some library has allowed
+            torch.serialization.clear_safe_globals()  # drop the types that some library has allowed
             found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    except Exception as error:  # torch raises about ten kinds
+    except Exception as error:  # torch raises about ten different exceptions
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: cannot be loaded as weights only: {reason}") from None
-    for key in ("state_dict", "model"):  # as timm and torchvision's reference save them
+    for key in ("state_dict", "model"):  # as timm and torchvision's reference scripts save them
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
         raise InputError(f"{path}: is not a state dict of tensors")
@@ -248,7 +249,7 @@ def to_device(trained: Trained, device: str, *sizes: int) -> tuple[nn.Module, to
     """Move a network to the config's `device`, in channels-last memory, and try it on images of these sizes.
 
     Raises:
-        InputError: It takes no images of such a size.
+        InputError: It does not accept images of such a size.
     """
     place = get_device(device_name(device)).tensor_to_device(torch.zeros(())).device
     trained.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs leave it out
@@ -259,7 +260,7 @@ def to_device(trained: Trained, device: str, *sizes: int) -> tuple[nn.Module, to
                 network(torch.zeros(1, 3, size, size, device=place))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{trained.config.model.name} takes no images of {size} px: {reason}") from None
+            raise InputError(f"{trained.config.model.name} does not accept images of {size} px: {reason}") from None
     return network, place
 
 

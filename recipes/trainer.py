@@ -27,7 +27,7 @@ from recipes.schedule import Rate, peak_lr, rate_function, step_at
 
 
 def device_name(device: str) -> str:
-    """Composer's name of the device: `auto` is the GPU, else Apple's, else the CPU."""
+    """Composer's name of the device; `auto` is the GPU, else Apple's MPS, else the CPU."""
     if device != "auto":
         return device
     if torch.cuda.is_available():
@@ -47,12 +47,12 @@ def build_trainer(
     gate: Gate | None = None,
     profiler: Profiler | None = None,
 ) -> Trainer:
-    """A Trainer at the position from which `fit()` continues.
+    """Build a Trainer at the position from which `fit()` continues.
 
     The recipe's own callbacks come before `callbacks`; `gate` is asked before each batch (data/wait.py).
 
     Raises:
-        InputError: The config names what does not exist, such as a model.
+        InputError: The config names something that does not exist, such as a model.
     """
     device, lr = device_name(config.device), peak_lr(config, sampler.plan)
     reproducibility.seed_all(config.seed)
@@ -93,7 +93,7 @@ def build_trainer(
         profiler=profiler,
     )
     if config.model.activation_checkpointing:
-        # After the surgery of BlurPool and its like, which may put other blocks in a block's place.
+        # After model surgery such as BlurPool's, which may replace blocks.
         checkpoint_activations(trainer.state.model)
     position = trainer.state.timestamp
     try:
@@ -158,12 +158,12 @@ def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate 
 
 
 def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """A batch in portions of at most so many images; Composer's own warns where one portion is the whole."""
+    """A batch as microbatches of at most `images` images; Composer's own warns if one microbatch is the whole batch."""
     return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
 
 
 def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: float) -> torch.optim.Optimizer:
-    """SGD over all parameters in one group; `lr` is the schedule's highest rate.
+    """SGD over all parameters in one group; `lr` is the highest rate of the schedule.
 
     `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
     weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019).
@@ -173,7 +173,7 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
     return build(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
 
 
-# What the recipe does at each step and epoch.
+# The callbacks of the recipe.
 
 
 def position_seed(seed: int, rank: int, batch: int) -> int:
@@ -184,8 +184,8 @@ def position_seed(seed: int, rank: int, batch: int) -> int:
 class PositionSeed(Callback):
     """Seeds the generators of Python, NumPy and torch before each step from (seed, rank, step).
 
-    MixUp, CutMix, stochastic depth, dropout and whatever else draws from them then depend on the position only: not on
-    the loader's workers, not on what was drawn before, and not on where the run was interrupted.
+    MixUp, CutMix, stochastic depth, dropout and everything else that draws from them then depend on the position only:
+    not on the loader's workers, on earlier draws, or on where the run was interrupted.
     """
 
     def __init__(self, seed: int) -> None:
@@ -223,7 +223,7 @@ class Schedule(Callback):
     """Sets the learning rate and the momentum of each step from the run's position alone.
 
     A Composer scheduler would see the first position twice, could not set the momentum, and would convert epochs to
-    batches by the current stage's batch size (see docs on decisions); this has no state to save either.
+    batches by the current stage's batch size (docs/decisions.md); this one has no state to save.
 
     Args:
         rate: The schedule: (step, total steps) -> Rate.
@@ -245,7 +245,7 @@ class Schedule(Callback):
 
 
 class Microbatches(Callback):
-    """Accumulates gradients over portions of `images(size)` images per device and forward pass, size in pixels."""
+    """Accumulates gradients over microbatches of `images(size)` images per device, size in pixels."""
 
     def __init__(self, images: Callable[[int], int]) -> None:
         self.images = images
@@ -258,49 +258,50 @@ class Microbatches(Callback):
 class WholeEpochs(Callback):
     """Tells Composer how many batches the coming epoch has.
 
-    Composer 0.32.1 asks the loader for its length once (`State.set_dataloader`) and ends every epoch after so many
-    batches: where a later stage has smaller batches, and so more of them, the rest of its images would be left out.
+    Composer 0.32.1 asks the loader for its length once (`State.set_dataloader`) and ends every epoch after that many
+    batches. If a later stage has smaller batches, and so more of them, the rest of its images would be left out.
     """
 
     def __init__(self, sampler: PositionSampler) -> None:
         self.sampler = sampler
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """A run that resumes in the middle of an epoch does not start one."""
+        """For a run that resumes in the middle of an epoch, where EPOCH_START does not fire."""
         self.epoch_start(state, logger)
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        """Runs before the loader is iterated, and before Composer tells the sampler which epoch it is."""
+        """Runs before the loader is iterated, and before Composer sets the sampler's epoch."""
         self.sampler.set_epoch(int(state.timestamp.epoch))
         state.dataloader_len = -1  # ask the loader again
 
 
 class SameStatistics(Callback):
-    """Evaluates with the first process's running statistics everywhere.
+    """Evaluates with the first process's running statistics on every process.
 
     DDP copies them before each training step, so after a step each process has added its own batch to them; without
-    this an evaluation shared by several processes would be of several models.
+    this, an evaluation shared by several processes would evaluate several models.
     """
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Runs after EMA and its like have put their weights in place."""
+        """Runs after EMA and the like have swapped in their weights."""
         if torch.distributed.is_initialized():
             for buffer in state.model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
 
 class FixedBuckets(Algorithm):
-    """Makes DDP keep its first gradient buckets, by asking for its `find_unused_parameters`.
+    """Makes DDP keep its first gradient buckets, by requesting its `find_unused_parameters`.
 
-    Without it, DDP orders its buckets anew after a process's first step (`Reducer::should_rebuild_buckets` in torch's
-    reducer.cpp). The first step after a resume would then add the gradients of more than two processes in another order
-    than the same step of a run that was not interrupted, and the two would end with other weights. An algorithm,
-    because Composer's Trainer has no argument for it and asks only these (composer/trainer/trainer.py:1583).
+    Without it, DDP rebuilds its buckets in another order after a process's first step
+    (`Reducer::should_rebuild_buckets` in torch's reducer.cpp). With more than two processes, the first step after a
+    resume would then add the gradients in another order than the same step of an uninterrupted run, and the two runs
+    would end with different weights. It is an algorithm because Composer's Trainer has no argument for it and asks only
+    the algorithms (composer/trainer/trainer.py:1583).
     """
 
     find_unused_parameters = True
 
-    def __init__(self) -> None:  # Composer's has no types
+    def __init__(self) -> None:  # Composer's __init__ has no types
         pass
 
     def match(self, event: Event, state: State) -> bool:
@@ -312,10 +313,10 @@ class FixedBuckets(Algorithm):
 
 
 def sync_strategy(algorithms: Sequence[Algorithm]) -> str:
-    """Composer's name for when gradients are added up: once a step, or after each of its portions.
+    """Composer's name for when gradients are reduced: once per step, or after each microbatch.
 
-    Once is enough, and costs less, unless a technique really leaves parameters unused, which may differ from portion to
-    portion; Composer's own choice cannot tell `FixedBuckets` from such a technique (composer/trainer/trainer.py:494).
+    Once is enough, and cheaper, unless a technique leaves parameters unused, which may differ between microbatches;
+    Composer's own choice cannot tell `FixedBuckets` from such a technique (composer/trainer/trainer.py:494).
     """
     uneven = any(item.find_unused_parameters for item in algorithms if not isinstance(item, FixedBuckets))
     return "multi_auto_sync" if uneven else "single_auto_sync"

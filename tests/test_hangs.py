@@ -132,13 +132,16 @@ def test_a_signal_ends_it_too(run, recipe, untouched, workers, number):
     require_saved(run, recipe, untouched, process, says=signal.Signals(number).name)
 
 
-def test_a_stopped_worker(run, recipe, untouched):
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_stopped_worker(run, recipe, untouched, asked):
     run.hang("train/class1/3.jpg", at=2)
-    process = run.go("data.workers=2")
+    process = run.go("data.workers=2", *(["data.timeout=null"] if asked else []))
     wait_for(run.hangs.exists, process)
     for worker in workers_of(process):
         worker.suspend()
-    require_saved(run, recipe, untouched, process, says="has given nothing for")
+    if asked:
+        process.send_signal(signal.SIGTERM)
+    require_saved(run, recipe, untouched, process, says="SIGTERM" if asked else "has delivered nothing for")
 
 
 def test_a_killed_worker(run, recipe, untouched):

@@ -71,7 +71,7 @@ def test_two_processes_train_as_one_does(one, two, runs):
     # The same sums in another order: rounding at first, which training then amplifies.
     assert losses(runs, "two")[:3] == pytest.approx(losses(runs, "one")[:3], rel=2e-5)
     assert losses(runs, "two") == pytest.approx(losses(runs, "one"), rel=5e-3)
-    # Every evaluation image counts once, though nine do not divide by two processes.
+    # Every evaluation image counts once, though nine are not divisible by two processes.
     assert two["top1"] * 9 == pytest.approx(round(two["top1"] * 9), abs=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""What each technique of a recipe is worth: taken from the recipe, and added to the baseline that has none.
+"""What each technique of a recipe is worth: removed from the recipe, and added to the baseline without any.
 
 Here: the variants of a recipe and the runs of an ablation, each with its config, checked before the first one starts.
 """
@@ -24,7 +24,7 @@ from recipes.results import Results, read_results
 
 
 class Variant(NamedTuple):
-    """A recipe with some of its techniques, which are key paths below `algorithms` in the order of the config."""
+    """A recipe with some of its techniques: key paths below `algorithms`, in the order of the config."""
 
     name: str  # `recipe`, `without-TECHNIQUE`, `baseline` or `with-TECHNIQUE`
     on: tuple[str, ...]
@@ -46,18 +46,18 @@ class PlannedRun(NamedTuple):
 
     @property
     def folder(self) -> Path:
-        """The run's; what it prints is added to console.txt there."""
+        """The run's folder; its output is appended to console.txt there."""
         return Path(self.config.runs_folder) / self.config.run_name
 
     @property
     def state(self) -> Literal["finished", "begun", "new"]:
-        """How far the run is."""
+        """Progress of the run."""
         results = read_results(self.folder)
         return "finished" if results.finished else "begun" if results.summary else "new"
 
 
 class Outcome(NamedTuple):
-    """The results of a run that finished, or why it failed; neither, if it was not started or is not finished."""
+    """The results of a finished run, or why it failed; neither if it was not started or is not finished."""
 
     planned: PlannedRun
     run: Results | None
@@ -72,11 +72,11 @@ class Plan(NamedTuple):
     processes: int  # of each run
     variants: tuple[Variant, ...]
     seeds: tuple[int, ...]
-    runs: tuple[PlannedRun, ...]  # seed by seed, so that an ablation that is stopped has compared all variants once
+    runs: tuple[PlannedRun, ...]  # seed by seed, so that a stopped ablation has compared all variants
 
 
 def techniques(algorithms: AlgorithmsConfig) -> tuple[str, ...]:
-    """The techniques that are on; those under `composer` count one by one."""
+    """The techniques that are on; each one under `composer` counts separately."""
     found: list[str] = []
     for name in type(algorithms).model_fields:
         value = getattr(algorithms, name)
@@ -88,14 +88,14 @@ def techniques(algorithms: AlgorithmsConfig) -> tuple[str, ...]:
 
 
 def choose_variants(names: Sequence[str], words: Sequence[str] = ()) -> tuple[Variant, ...]:
-    """The recipe, the recipe without each technique, the baseline with none, the baseline with each alone.
+    """The recipe, the recipe without each technique, the baseline without any, the baseline with each alone.
 
     Equal variants occur once: of two techniques, `without-a` is `with-b` as well.
 
     Args:
         names: The recipe's techniques.
         words: Variants to choose, or techniques, each of which stands for both of its variants; none: all. What they
-            are compared with is included: the baseline, and the recipe where one of its techniques is taken away.
+        are compared with is included: the baseline, and the recipe if one of its techniques is removed.
 
     Raises:
         InputError: A word names neither a variant nor a technique.
@@ -142,7 +142,7 @@ def make_plan(
     errors = {
         f"{path}: algorithms: no technique is on, so there is nothing to compare": not names,
         "seed: an ablation takes its seeds from --seeds": any(word.startswith("seed=") for word in overrides),
-        "resume: the runs of an ablation start from zero; allowed: null": recipe.resume is not None,
+        "resume: the runs of an ablation start from scratch; allowed: null": recipe.resume is not None,
         "checkpoints.folder: each run needs a folder of its own; write {run_name} in it": "{run_name}"
         not in recipe.checkpoints.folder,
     }
@@ -170,14 +170,14 @@ def make_plan(
 
 
 def _raise_all(wrong: dict[str, list[str]], of: int) -> None:
-    """Raise what was found, each line with the variants that it is about; one about all of them does not name them."""
+    """Raise all errors, each line with the variants it is about; a line about all of them names none."""
     named = {line: list(dict.fromkeys(names)) for line, names in wrong.items()}
     if named:
         raise InputError(*(line if len(all_) == of else f"{', '.join(all_)}: {line}" for line, all_ in named.items()))
 
 
 def conflicts(run: PlannedRun, processes: int) -> list[str]:
-    """Why the content of a run's folder cannot count as that run; empty: it can."""
+    """Why a run's folder cannot be used for that run; empty if it can."""
     summary = read_results(run.folder).summary
     instead = "delete that folder, or choose another run_name"
     if summary and summary.get("config_digest") != run.digest:
@@ -187,7 +187,7 @@ def conflicts(run: PlannedRun, processes: int) -> list[str]:
             difference = "; ".join(lines) or "another number of processes"
         except InputError:
             difference = "its config.yaml cannot be read"
-        return [f"{run.folder}: is a run of another config ({difference}); {instead}"]
+        return [f"{run.folder}: holds a run of another config ({difference}); {instead}"]
     missing = {str(size) for size in run.config.eval.sizes} - set(summary.get("eval_by_size") or {})
     if summary.get("finished") is True and missing:
         return [f"{run.folder}: finished without evaluation at {', '.join(sorted(missing))} px; {instead}"]
@@ -195,7 +195,7 @@ def conflicts(run: PlannedRun, processes: int) -> list[str]:
 
 
 def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
-    """Find what would make a run fail at its start on this machine, before any is started.
+    """Find errors that would make a run fail at its start on this machine, before any is started.
 
     In a process of its own, since it imports torch and may look at the GPU, whose memory the runs need.
 
@@ -213,14 +213,14 @@ def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
 
 
 def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
-    """What would make each run, all on the same images, fail at its start, as a run itself would say it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which waits for the answer
+    """The errors of each run's start, in the run's own words; all runs use the same images."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which waits for the answer, handles Ctrl-C
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
     from data.errors import DataError
     from recipes.preflight import require_ready
     from recipes.run import open_data
 
-    data = lru_cache(lambda: open_data(configs[0]))  # a million files are listed once
+    data = lru_cache(lambda: open_data(configs[0]))  # lists a million files only once
     found: list[list[str]] = []
     for config in configs:
         try:

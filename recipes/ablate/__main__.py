@@ -26,9 +26,9 @@ from recipes.output import Table, show
 from recipes.resolved import resolved
 from recipes.results import epochs_done, read_results
 
-DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline with none,
+DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline without any,
 and the baseline with each technique alone, and compare them: accuracy, time,
-images/s, time to an accuracy. Runs that are finished are not repeated: after an
+images/s, time to an accuracy. Finished runs are not repeated: after an
 interruption (Ctrl-C, SIGTERM: status 75) the same command resumes the ablation.
 A run that fails does not stop the others; the exit status is then 1."""
 EXAMPLES = """examples:
@@ -47,20 +47,20 @@ POLL_SECONDS = 0.5
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("ablate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("words", nargs="*", metavar="YAML [key=value ...]", help="the recipe, and keys that differ")
-    text = "one run of each variant each (default: 0 1)"
+    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
+    text = "seeds; each variant is trained once per seed (default: 0 1)"
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
     text = (
-        "these variants (recipe, without-X, baseline, with-X), or a technique X for both of its; what they are "
-        "compared with is included (default: all)"
+        "only these variants (recipe, without-X, baseline, with-X), or a technique X for both of its variants; "
+        "what they are compared with is included (default: all)"
     )
     add("--only", nargs="+", default=[], metavar="NAME", help=text)
-    text = "in (0, 1], to time (default: the baseline's mean at its end)"
+    text = "top-1 in (0, 1] whose time is compared (default: the baseline's final mean)"
     add("--target", type=float, metavar="TOP1", help=text)
-    text = "of eval.sizes, at which to compare (default: the last of them)"
+    text = "the one of eval.sizes at which to compare (default: the last)"
     add("--size", type=int, metavar="PX", help=text)
-    add("--processes", type=int, default=1, metavar="N", help="of each run, as composer -n N")
-    add("--list", action="store_true", help="show the runs and how far they are, and exit")
+    add("--processes", type=int, default=1, metavar="N", help="processes of each run, as composer -n N")
+    add("--list", action="store_true", help="show the runs and their progress, and exit")
     given = parser.parse_intermixed_args(list(argv))
     if given.target is not None and not 0 < given.target <= 1:
         parser.error(f"--target: got {given.target:g}; allowed: a share above 0 and at most 1, such as 0.97")
@@ -71,7 +71,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Do the runs and show their results; the exit status."""
+    """Run the ablation and show the results; returns the exit status."""
     given = _parse_arguments(sys.argv[1:])
     seeds = list(dict.fromkeys(given.seeds))
     plan = make_plan(given.yaml, given.overrides, seeds=seeds, only=given.only, processes=given.processes)
@@ -105,7 +105,7 @@ def _say(line: str) -> None:
 
 
 def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
-    """Write the results and print them; where no run is finished, the files of earlier runs stay."""
+    """Write and print the results; if no run is finished, existing files stay."""
     from recipes.ablate.compare import compare, describe, write
 
     command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
@@ -113,14 +113,14 @@ def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | 
     files = write(comparison, plan.folder) if any(outcome.run for outcome in outcomes) else []
     others = [px for px in comparison.sizes if px != size]
     show(describe(comparison, [*others[-1:], size]))
-    if files:  # flushed: in a pipe together with stderr, this comes before the last words there
+    if files:  # flushed, so that in a pipe with stderr it comes before the last lines there
         print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
 
 
 class Stop:
-    """Takes SIGINT, SIGTERM and SIGHUP, and forwards them to the current run, which saves its state.
+    """Handles SIGINT, SIGTERM and SIGHUP by stopping the current run, which saves its state.
 
-    The run has a process group of its own, so that a Ctrl-C reaches it once, from here. A second one kills it.
+    The run has its own process group, so that a Ctrl-C reaches it only once, from here. A second one kills it.
     """
 
     def __init__(self) -> None:
@@ -144,7 +144,7 @@ class Stop:
             self._process.terminate()  # the launcher forwards it to its ranks
 
     def watch(self, process: subprocess.Popen[bytes]) -> None:
-        """From now on this is the current run."""
+        """Make this the current run."""
         self._process = process
         if self.requested:  # between the last run and this one
             self._terminate()
@@ -152,10 +152,10 @@ class Stop:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[int]:
-    """Keep other ablations out of a folder, also while a run of a killed ablation is still active in it.
+    """Lock a folder against other ablations, even while a run of a killed ablation is still active in it.
 
-    Yields the file descriptor that the runs must inherit: the system releases the lock when the last process that
-    holds it is gone.
+    Yields the file descriptor that the runs must inherit: the system releases the lock when the last process holding it
+    ends.
 
     Raises:
         InputError: The folder cannot be written, or another process is active there.
@@ -174,7 +174,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def _do_runs(plan: Plan, todo: Sequence[PlannedRun], stop: Stop, lock: int) -> list[Outcome]:
-    """Do the runs that are not finished, in order; one that fails does not stop the others."""
+    """Run all unfinished runs in order; one that fails does not stop the others."""
     outcomes, epochs = [], plan.recipe.epochs
     folders = {run.folder for run in todo}
     with tqdm(total=len(todo) * epochs, unit="ep", unit_scale=True, file=sys.stderr, disable=None, smoothing=0) as bar:
@@ -186,7 +186,7 @@ def _do_runs(plan: Plan, todo: Sequence[PlannedRun], stop: Stop, lock: int) -> l
             status = _execute(run, plan.processes, stop, lock, bar)
             outcome = _judge(run, status)
             if outcome.run is None and (stop.requested or status == EXIT_INTERRUPTED):
-                stop.requested = True  # by others, such as a spot notice that the run itself has seen
+                stop.requested = True  # stopped by something else, such as a spot notice that the run itself received
                 outcomes.append(Outcome(run, None))
                 continue
             bar.update(before + epochs - bar.n)
@@ -203,9 +203,9 @@ def _do_runs(plan: Plan, todo: Sequence[PlannedRun], stop: Stop, lock: int) -> l
 
 
 def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[Any]) -> int:
-    """Start or resume a run, and wait for its end; its exit status.
+    """Start or resume a run, and wait for its end; returns its exit status.
 
-    Its `config.yaml` is written first, its output is added to its `console.txt`, and the bar advances by its epochs.
+    Its `config.yaml` is written first, its output is appended to `console.txt`, and the bar counts its epochs.
     """
     from recipes.watch.files import replace_file  # with OpenCV, which --list does not need
 

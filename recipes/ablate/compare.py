@@ -1,4 +1,4 @@
-"""From the runs of an ablation to its comparison: means and spreads over seeds, tables, charts, files."""
+"""Compare the runs of an ablation: means and spreads over seeds, tables, charts, files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
     variant: Variant
     values: dict[str, list[float]]
-    """Of each finished run: `wall_seconds`, `images_per_second`, `top1` (at the main size) and `top1_SIZEpx`."""
+    """Values of each finished run: `wall_seconds`, `images_per_second`, `top1` (at the main size) and `top1_SIZEpx`."""
     figures: dict[str, float | None]
     """By the columns of table.csv: means and sample standard deviations of the values, and ratios; None: unknown."""
     curve: tuple[Evaluation, ...]  # mean over the seeds, at the main size
@@ -50,12 +50,12 @@ class Row(NamedTuple):
 class Difference(NamedTuple):
     """What adding a technique changes."""
 
-    top1: list[float]  # top-1 with it less top-1 without it, seed by seed
-    seconds_ratio: float  # mean wall time with it over mean wall time without it
+    top1: list[float]  # top-1 with it minus top-1 without it, seed by seed
+    seconds_ratio: float  # mean wall time with it divided by mean wall time without it
 
 
 class Effect(NamedTuple):
-    """What a technique is worth; None where runs are missing."""
+    """What a technique is worth; None if runs are missing."""
 
     technique: str
     alone: Difference | None  # added to the baseline
@@ -71,25 +71,25 @@ class Comparison(NamedTuple):
     rows: tuple[Row, ...]
     effects: tuple[Effect, ...]
     title: str = ""
-    setting: str = ""  # what was run on what
+    setting: str = ""  # which runs on which hardware
     notes: Sequence[str] = ()  # what the numbers mean
-    remarks: Sequence[str] = ()  # failed and missing runs, what makes runs hard to compare
-    command: str = ""  # what was typed
+    remarks: Sequence[str] = ()  # failed and missing runs, and differences that affect the comparison
+    command: str = ""  # the command line
 
     @property
     def most_seeds(self) -> int:
-        """Finished runs of the variant with most of them; 0: nothing to show."""
+        """The largest number of finished runs of a variant; 0: nothing to show."""
         return max(len(row.values["top1"]) for row in self.rows)
 
     @property
     def standard_error(self) -> float | None:
-        """Of the difference between two variants' means of top-1, as a share, from the noise between seeds."""
+        """The standard error of a difference between two variants' mean top-1, from the noise between seeds."""
         noise = pooled_std([row.values["top1"] for row in self.rows])
         return None if noise is None else noise * (2 / self.most_seeds) ** 0.5
 
 
 def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None, command: str) -> Comparison:
-    """Compare the variants of an ablation, given an outcome for each of its runs; see `Comparison` for the rest."""
+    """Compare the variants of an ablation, given an outcome for each run."""
     recipe, variants = plan.recipe, plan.variants
     runs: dict[Variant, dict[int, Results]] = {variant: {} for variant in variants}
     for outcome in outcomes:
@@ -139,16 +139,16 @@ def compare_runs(
     size: int,
     target: float | None,
 ) -> Comparison:
-    """The numbers of a comparison.
+    """Compute a comparison from results.
 
     Args:
-        variants: In the order of the tables.
-        runs: Those that finished, by seed.
-        failed: How many failed.
-        seeds: How many runs of each variant there should be.
-        sizes: Of the evaluation, in pixels.
-        size: That of `sizes` at which accuracies are compared.
-        target: Top-1 in [0, 1]; None: the baseline's mean at its end.
+        variants: The variants, in the order of the tables.
+        runs: The finished runs of each, by seed.
+        failed: Number of failed runs.
+        seeds: Number of planned runs of each variant.
+        sizes: Image sizes of the evaluation in pixels.
+        size: The one of `sizes` at which accuracies are compared.
+        target: Top-1 in [0, 1]; None: the baseline's final mean.
     """
     by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
     baseline = by_techniques.get(frozenset(), {})
@@ -211,7 +211,7 @@ def _add_ratios(rows: Sequence[Row]) -> None:
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
-    """The points (cost, gain) to which no other is at least equal in both and better in one."""
+    """The points (cost, gain) for which no other is at least as good in both and better in one."""
 
     def beaten(mine: tuple[float, float]) -> bool:
         return any(cost <= mine[0] and gain >= mine[1] and (cost, gain) != mine for cost, gain in points)
@@ -222,7 +222,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
 def pooled_std(groups: Sequence[Sequence[float]]) -> float | None:
     """The standard deviation within groups: each variant has few runs, all together have many.
 
-    The root of the mean variance, weighed by degrees of freedom (n - 1 each); None where every group has one value.
+    The root of the mean variance, weighted by degrees of freedom (n - 1 each); None if every group has one value.
     """
     many = [(len(group) - 1, stdev(group)) for group in groups if len(group) > 1]
     freedom = sum(degrees for degrees, _ in many)
@@ -235,27 +235,27 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
     found = [
         f"Top-1 and time are means over n seeds, ± is their sample standard deviation. Gains and ratios are over the "
         f"baseline, gains in percentage points of top-1 at {size} px. A star: on the Pareto front of time and top-1.",
-        "Alone: the technique added to the baseline. In the recipe: the recipe less the recipe without the technique. "
-        "Both seed by seed.",
+        "Alone: the technique added to the baseline. In the recipe: the recipe minus the recipe without the technique. "
+        "Both are computed seed by seed.",
     ]
     if error is not None:
         noise = error * (comparison.most_seeds / 2) ** 0.5
         found.append(
             f"Over all variants a run's top-1 has a standard deviation of {100 * noise:.2f} points between seeds, so "
             f"the difference of two means of n = {comparison.most_seeds} has a standard error of "
-            f"{100 * error:.2f} points: less than about {200 * error:.1f} points may be chance."
+            f"{100 * error:.2f} points: differences below about {200 * error:.1f} points may be chance."
         )
     if target is not None:
         every = "epoch" if eval_interval == 1 else f"{eval_interval} epochs"
         found.append(
-            f"Time to {100 * target:.2f} %: where the mean curve over the seeds first reaches it, on a straight line "
-            f"between two evaluations (one every {every}); the first evaluation counts as it is."
+            f"Time to {100 * target:.2f} %: when the mean curve over the seeds first reaches it, interpolated linearly "
+            f"between evaluations (one every {every}); at the first evaluation there is nothing to interpolate."
         )
-    time = "Time is that of training, loading, evaluation and checkpoints, without the program's start."
+    time = "Time is that of training, loading, evaluation and checkpoints, without starting the program."
     walls = [row.values["wall_seconds"] for row in comparison.rows]
     jitter = pooled_std([[seconds / fmean(group) for seconds in group] for group in walls])
     if jitter is not None:
-        time += f" Between seeds, that of one variant has a standard deviation of {100 * jitter:.0f} %."
+        time += f" Between seeds, it has a standard deviation of {100 * jitter:.0f} % per variant."
     return [*found, time]
 
 
@@ -271,7 +271,7 @@ def _times(ratio: float | None) -> str:
 
 
 def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
-    """Top-1 of each variant at some image sizes, and against the baseline at the main one."""
+    """Top-1 of each variant at the given image sizes, and its gain over the baseline at the main size."""
     names, rows = ["top1" if px == comparison.size else f"top1_{px}px" for px in sizes], []
     for row in comparison.rows:
         figures = row.figures
@@ -314,7 +314,7 @@ def effect_table(comparison: Comparison) -> Table:
 
 
 def csv_table(comparison: Comparison) -> str:
-    """One line per variant: shares for accuracies, seconds for times; empty where nothing is known."""
+    """One line per variant: accuracies as shares, times in seconds; empty if not known."""
     others = [f"top1_{px}px{part}" for px in comparison.sizes if px != comparison.size for part in ("", "_std")]
     columns, rows = [*CSV_FIELDS, *others], list[list[object]]()
     for row in comparison.rows:
@@ -324,7 +324,7 @@ def csv_table(comparison: Comparison) -> str:
 
 
 def describe(comparison: Comparison, sizes: Sequence[int]) -> output.Content:
-    """The tables, with top-1 at some image sizes, and what the numbers mean; without a finished run only remarks."""
+    """The tables, with top-1 at the given image sizes, and explanations; without a finished run, only remarks."""
     content: output.Content = {}
     if comparison.most_seeds:
         if comparison.effects:
@@ -340,7 +340,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write table.md, table.csv, accuracy.png and ablation.html into a folder that exists.
 
     Raises:
-        OSError: A file cannot be written; the one before it is untouched.
+        OSError: A file cannot be written; its previous version is unchanged.
     """
     from recipes.watch.files import replace_text
 
@@ -367,7 +367,7 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
-    """How each variant is drawn: a technique has a colour and a marker, hollow and dashed where it is taken away."""
+    """How each variant is drawn: a technique has a colour and a marker, hollow and dashed when it is removed."""
     names = dict.fromkeys(name for row in comparison.rows for name in (*row.variant.on, *row.variant.off))
     looks = dict(zip(names, zip(cycle(COLORS[:6]), cycle("sD^vP*Xh<>p")), strict=False))
     found = {}
@@ -386,7 +386,7 @@ def _range(values: Sequence[float], scale: float) -> list[list[float]]:
 
 
 def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
-    """Left: how top-1 grew with time; right: where each variant ended, and the Pareto front."""
+    """Left: top-1 over time; right: the final point of each variant, and the Pareto front."""
     finished = [row for row in comparison.rows if row.values["top1"]]
     divisor, unit = output.time_unit(max(max(row.values["wall_seconds"]) for row in finished))
     looks, front = _looks(comparison), []
@@ -427,7 +427,7 @@ def _draw_effects(figure: Figure, comparison: Comparison) -> None:
         axes.axvspan(-200 * error, 200 * error, color="#e3e7eb", zorder=0, label=label)
     for shift, color, label, differences in (
         (-0.19, COLORS[0], "added to the baseline", [effect.alone for effect in shown]),
-        (0.19, COLORS[1], "in the recipe (less the recipe without it)", [effect.in_recipe for effect in shown]),
+        (0.19, COLORS[1], "in the recipe (minus the recipe without it)", [effect.in_recipe for effect in shown]),
     ):
         bars = [(place + shift, one.top1) for place, one in enumerate(differences) if one is not None]
         axes.barh(

@@ -1,4 +1,4 @@
-"""`python -m recipes.checkpoints list|verify|pull|prune YAML [key=value ...]`: look after a run's checkpoints."""
+"""`python -m recipes.checkpoints list|verify|pull|prune YAML [key=value ...]`: manage a run's checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recipes.load import load_config
 _COMMANDS = {
     "list": "show the run's checkpoints, on disk and in the bucket",
     "verify": "compare sizes and SHA-256 with manifests; status 1 if one is damaged",
-    "pull": "fetch the newest good one of the bucket to the disk",
+    "pull": "download the newest good checkpoint from the bucket",
     "prune": "remove all but the best and the newest (checkpoints.keep, keep_remote)",
 }
 _USAGE = "\n".join(
@@ -26,7 +26,7 @@ _USAGE = "\n".join(
 
 
 def _rows(store: Store) -> list[tuple[str, Manifest | None, str]]:
-    """Each checkpoint's stem, manifest (None: unreadable) and state as far as it shows without reading the data."""
+    """Each checkpoint's stem, manifest (None: unreadable) and state, as far as visible without reading the data."""
     listing, rows = survey(store), list[tuple[str, Manifest | None, str]]()
     for stem in sorted({*listing.complete, *listing.incomplete, *listing.torn}):
         if stem in listing.incomplete:
@@ -42,7 +42,7 @@ def _rows(store: Store) -> list[tuple[str, Manifest | None, str]]:
 
 
 def _show(stores: list[Store], *, verify: bool) -> int:
-    """Print a table of all checkpoints; `verify`: read each, and status 1 where one is damaged."""
+    """Print a table of all checkpoints; with `verify`, read each. Returns 1 if one is damaged."""
     bad = 0
     for store in stores:
         rows = _rows(store)
@@ -73,7 +73,7 @@ def _verified(store: Store, manifest: Manifest) -> str:
 
 def _pull(local: LocalStore, remote: Store | None) -> int:
     if remote is None:
-        raise InputError("checkpoints.folder: names no bucket (s3://BUCKET/PREFIX), there is nothing to pull")
+        raise InputError("checkpoints.folder: is not a bucket (s3://BUCKET/PREFIX), so there is nothing to pull")
     found, skipped, _ = newest_good([remote], lambda manifest, location: None, into=local)
     for stem, reason in skipped.items():
         print(f"{stem}  damaged: {escape(reason)}", file=sys.stderr)
@@ -96,7 +96,7 @@ def _prune(saving: CheckpointsConfig, stores: list[Store]) -> int:
 
 
 def main() -> int:
-    """Read the command line and do it; the exit status."""
+    """Read the command line and run the command; returns the exit status."""
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(_USAGE)

@@ -1,4 +1,4 @@
-"""One run, one owner: a lock on the run's folders, and a note in its bucket that the owner renews."""
+"""One run, one owner: a lock on the run's folders, and a note in its bucket that the owner keeps renewing."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ RENEWED_EVERY = 20.0
 DEAD_AFTER = 90.0
 """Seconds without a renewal after which the note's owner counts as dead."""
 _LAST = 2.0
-"""Seconds that giving the bucket's note back may take."""
+"""Seconds allowed for removing the note from the bucket."""
 
 
 def on_first(decide: Callable[[], T]) -> T:
-    """Process 0's answer on every process; where it raises InputError or StoreError, InputError on every process."""
+    """Return process 0's result on every process; its InputError or StoreError becomes an InputError on each."""
     outcome: list[Any] = [None]
     if dist.get_global_rank() == 0:
         try:
@@ -53,15 +53,15 @@ def on_first(decide: Callable[[], T]) -> T:
 
 
 class Owner:
-    """This run's processes as its one owner, from `with` to its end; every process enters it, the first acts.
+    """Makes this run's processes its only owner during `with`; every process enters it, the first one acts.
 
-    On a disk the owner holds a POSIX lock, which the system drops when the process dies, however it dies, and which
-    children do not inherit. A bucket has no locks: there lies a note with the owner's name, renewed by a thread. An
-    owner that finds another's note there, because both started at once or the bucket could not be reached, is
-    superseded: it continues training, and copies nothing more to the bucket.
+    On a disk the owner holds a POSIX lock, which the system releases when the process dies in any way, and which
+    children do not inherit. A bucket has no locks: it holds a note with the owner's name, renewed by a thread. An owner
+    that finds another's note there, because both started at once or the bucket could not be reached, is superseded: it
+    continues training, and copies nothing more to the bucket.
 
     Raises:
-        InputError: On every process, by `with`: another owner is alive; the run's folder cannot be made.
+        InputError: On every process, by `with`: another owner is alive; the run's folder cannot be created.
     """
 
     def __init__(self, places: Places, run_name: str) -> None:
@@ -79,7 +79,7 @@ class Owner:
         self._holds = False
         self._reached = False
         self.superseded = False
-        """Whether the bucket belongs to another by now."""
+        """Whether the bucket now belongs to another owner."""
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
 
@@ -125,17 +125,17 @@ class Owner:
                     "%s: does not support locks (%s); do not start this run twice", folder, os.strerror(refused)
                 )
                 break
-            # On a shared disk, a machine's death shows when its server has missed it for long enough.
+            # On a shared disk, the server releases a dead machine's lock only after some time.
             elsewhere = _boot(other) not in (None, _boot(self._me))
             if not elsewhere or time.monotonic() > deadline:
                 raise InputError(self._refusal(other, str(folder)))
             time.sleep(1.0)
-        with suppress(OSError):  # a full disk: the lock is what counts
+        with suppress(OSError):  # a full disk: only the lock matters
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(self._me).encode(), 0)
 
     def _claim_bucket(self, store: S3Store) -> None:
-        """Put our note into the bucket, once the owner of the one there is certainly dead; else raise InputError."""
+        """Put our note into the bucket once the owner of the existing note is certainly dead; else raise InputError."""
         last = None
         while (found := _read(store)) is not None and not _is_dead(*found):
             other, age = found
@@ -154,7 +154,7 @@ class Owner:
             raise InputError(self._refusal(found[0], store.location))
 
     def renew(self, store: S3Store) -> None:
-        """Renew our note, or find that another's has taken its place; `StoreError` where the bucket failed."""
+        """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
         self._reached = False
         found = _read(store)
         if found is not None and found[0].get("id") != self._me["id"] and (self._holds or not _is_dead(*found)):
@@ -178,7 +178,7 @@ class Owner:
             self.renew(store)
             return store
         except (StoreError, FileNotFoundError) as error:
-            log.debug("the owner's note is not renewed: %s", error)
+            log.debug("the owner's note could not be renewed: %s", error)
             return None  # the next client reads credentials again
 
     def _write(self, store: S3Store) -> None:
@@ -192,7 +192,7 @@ class Owner:
 
 
 def _read(store: S3Store) -> tuple[dict[str, Any], float] | None:
-    """The note in the bucket, and its age in seconds by the bucket's clock."""
+    """The note in the bucket, and its age in seconds by the bucket's clock; None if there is none."""
     try:
         text, age = store.read_with_age(NOTE)
     except FileNotFoundError:
@@ -201,9 +201,9 @@ def _read(store: S3Store) -> tuple[dict[str, Any], float] | None:
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
-    """A note, which anybody may have written: a few short texts and numbers."""
+    """Parse a note, which anybody may have written: a few short texts and numbers."""
     known: dict[str, Any] = {}
-    with suppress(ValueError, RecursionError, AttributeError):  # not JSON, not an object
+    with suppress(ValueError, RecursionError, AttributeError):  # not JSON, or not an object
         for name, value in json.loads(text[:4096]).items():
             if isinstance(value, str):
                 known[name] = ascii(value)[1:-1][:80]
@@ -213,7 +213,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 
 def _machine() -> str | None:
-    """What names this boot of this machine and this container's set of process numbers; None: not known here."""
+    """Identifies this boot of this machine and this container's process namespace; None: not known on this system."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116
@@ -228,7 +228,7 @@ def _boot(note: dict[str, Any]) -> str | None:
 
 
 def _started(pid: int) -> int | None:
-    """When a process started, in ticks since the boot; None: there is no such process, or it is dead."""
+    """When a process started, in ticks since the boot; None if there is no such process, or it is dead."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
@@ -237,7 +237,7 @@ def _started(pid: int) -> int | None:
 
 
 def _lock_error(descriptor: int) -> int | None:
-    """Lock a file; None: it is ours now, else the error's number."""
+    """Lock a file; None if it is now ours, else the error number."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -246,13 +246,13 @@ def _lock_error(descriptor: int) -> int | None:
 
 
 def _is_dead(other: dict[str, Any], age: float) -> bool:
-    """Whether the owner who wrote a note `age` seconds ago is gone."""
+    """Whether the owner that wrote a note `age` seconds ago is dead."""
     lives = _lives(other)
     return bool(other.get("released")) or (age > DEAD_AFTER if lives is None else not lives)
 
 
 def _lives(other: dict[str, Any]) -> bool | None:
-    """Whether a note's process, another than this, is alive; None: in another machine or container, not known here."""
+    """Whether a note's process, not this one, is alive; None if it is on another machine or in another container."""
     if _machine() is None or other.get("machine") != _machine():
         return None
     pid = other.get("pid")

@@ -1,4 +1,4 @@
-"""The newest checkpoint that is complete, verified, and this run's: the one place that looks for it."""
+"""Find the newest checkpoint that is complete, verified, and this run's. All searches go through this module."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose checkpoints count: a run's name, and the digest of the keys that determine its result."""
+    """What a run's checkpoints must match: its name, and the digest of the keys that determine its result."""
 
     run_name: str
     config_digest: str
     config: Mapping[str, Any]
     world_size: int
     train_images: int | None = None
-    """Of the training set, which may lie anywhere but must not change; None: not known, and not compared."""
+    """Images in the training set, which may move but must not change; None: not known, and not compared."""
     classes: tuple[str, ...] = ()
-    """Its class folders' names in label order; likewise."""
+    """Its class folder names in label order; None: not known, and not compared."""
 
     @classmethod
     def of(
         cls, config: RunConfig, world_size: int, train_images: int | None = None, classes: Sequence[str] = ()
     ) -> Identity:
         """The identity of a run of `world_size` processes."""
-        # Whole sections, of which `loggers` may hold keys to a service.
+        # Whole sections, because `loggers` may hold API keys.
         sections = {key for key in NO_EFFECT_ON_WEIGHTS if "." not in key}
         plain = config.model_dump(mode="json", exclude=sections)
         return cls(config.run_name, config_digest(config, world_size), plain, world_size, train_images, tuple(classes))
 
     def fields(self) -> dict[str, Any]:
-        """What a manifest says of the run."""
+        """The manifest's fields about the run."""
         names = ("run_name", "config_digest", "world_size", "train_images", "classes")
         return {name: getattr(self, name) for name in names} | {"config": dict(self.config)}
 
     def differences(self, manifest: Manifest) -> list[str]:
-        """What in the config makes a checkpoint another recipe's, one line a key."""
+        """The keys that make a checkpoint another recipe's, one line per key."""
         lines = differing_keys(self.config, manifest.config, self.world_size, manifest.world_size)
         return [line.replace(": here ", ": now ", 1).replace(", there ", ", in the checkpoint ", 1) for line in lines]
 
@@ -68,16 +68,16 @@ class Identity:
         if manifest.run_name != self.run_name:
             raise InputError(
                 f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {self.run_name!r}; "
-                "choose another checkpoints.folder, or that run's run_name"
+                "choose another checkpoints.folder, or the run_name of that run"
             )
         self.require_same_recipe(manifest, location)
 
     def require_same_recipe(self, manifest: Manifest, location: str) -> None:
-        """As `require_same`, whatever the run's name."""
+        """As `require_same`, but for any run name."""
         again = "to start again, choose another run_name"
         if manifest.config_digest != self.config_digest:
             raise InputError(
-                f"{location}: {manifest.stem} was made by another recipe; to resume from it, set these keys back; "
+                f"{location}: {manifest.stem} was made by another recipe; to resume from it, change these keys back; "
                 f"{again}:",
                 *(f"  {line}" for line in self.differences(manifest)),
             )
@@ -103,7 +103,7 @@ class Found:
     content: dict[str, Any] = field(repr=False)
     """As `read_state` gives it."""
     skipped: tuple[str, ...] = ()
-    """Newer ones that were skipped, one line each with the reason; of `load_checkpoint`."""
+    """Newer checkpoints that were skipped, one line each with the reason; set by `load_checkpoint`."""
 
     @property
     def state(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ class Found:
 
     @property
     def location(self) -> str:
-        """Its address, for people."""
+        """Its address, for display."""
         return f"{self.store.location.rstrip('/')}/{self.manifest.file.name}"
 
 
@@ -122,9 +122,9 @@ class Search(NamedTuple):
 
     found: Found | None
     skipped: dict[str, str]
-    """Why others cannot be used, by stem."""
+    """Why other checkpoints cannot be used, by stem."""
     listings: dict[str, Listing]
-    """What was there before, by the stores' locations."""
+    """What each store holds, by its location."""
 
 
 def newest_good(
@@ -134,18 +134,19 @@ def newest_good(
     into: LocalStore | None,
     algorithms: Sequence[Algorithm] | None = None,
 ) -> Search:
-    """The newest checkpoint that some store has a good copy of.
+    """The newest checkpoint of which some store has a good copy.
 
-    Where the first store's copy is damaged, torn or unsafe, the next store's is taken, then the next older checkpoint.
+    If the first store's copy is damaged or torn, the next store's is used, then the next older checkpoint.
 
     Args:
         stores: Searched in this order for each checkpoint.
-        require: Refuses a manifest of another run at a location by raising InputError.
-        into: Where a bucket's checkpoint is kept; None: only read.
-        algorithms: The run's own, which the checkpoint must have too; None: any.
+        require: Raises InputError for a manifest of another run.
+        into: Where to keep a checkpoint from the bucket; None: only read it.
+        algorithms: The run's own, which the checkpoint must match; None: any.
 
     Raises:
-        StoreError: A store cannot be listed, or a bucket fails: it may work later, and its newest must not be missed.
+        StoreError: A store cannot be listed, or a bucket fails: it may work later, and its newest checkpoint must not
+        be missed.
     """
     listings = {store.location: survey(store) for store in stores}
     known = listings.values()
@@ -173,7 +174,7 @@ def newest_good(
 def read_checkpoint(
     store: Store, manifest: Manifest, into: LocalStore | None, algorithms: Sequence[Algorithm] | None = None
 ) -> dict[str, Any]:
-    """A checkpoint's content (`read_state`); one from another store than `into` is fetched, verified and kept there."""
+    """A checkpoint's content (`read_state`); unless it is in `into`, it is downloaded, verified and kept there."""
     name = manifest.file.name
     if isinstance(store, LocalStore) and (into is None or store.location == into.location):
         return read_state(store.path(name), manifest, algorithms)
@@ -183,7 +184,7 @@ def read_checkpoint(
     fetched = into.path(f".{name}.fetched")
     try:
         size = dict(store.entries()).get(name)
-        if size != manifest.file.size:  # before a disk is filled with it
+        if size != manifest.file.size:  # before it fills a disk
             raise DamagedError(f"{size} bytes instead of {manifest.file.size}" if size else "its data is missing")
         store.fetch(name, fetched)
         content = read_state(fetched, manifest, algorithms)
@@ -198,10 +199,10 @@ def read_checkpoint(
 def find_newest(
     local: LocalStore, remote: Store | None, identity: Identity, *, restart: bool, algorithms: Sequence[Algorithm]
 ) -> Search:
-    """The checkpoint that a run resumes from, fetched if only the bucket has a good copy; says what is skipped.
+    """The checkpoint to resume from, downloaded if only the bucket has a good copy; logs what is skipped.
 
     Raises:
-        InputError: A checkpoint is another run's or another recipe's; or, without `restart`, none can be used.
+        InputError: A checkpoint belongs to another run or recipe; or, without `restart`, none can be used.
         StoreError: As `newest_good`.
     """
     stores: list[Store] = [local] if remote is None else [local, remote]
@@ -215,23 +216,23 @@ def find_newest(
     old = [f"{location}/{stem}.pt" for location, listing in listings.items() for stem in listing.old]
     if found is None and old and not restart:
         raise InputError(
-            f"{old[-1]}: is a checkpoint in an older format, which this version does not read; choose another "
-            "run_name, or start from zero with checkpoints.restart=true"
+            f"{old[-1]}: a checkpoint in an older format, which this version does not read; choose another "
+            "run_name, or start from scratch with checkpoints.restart=true"
         )
     if found is None and skipped and not restart:
         raise InputError(
             *(f"checkpoint {stem}: {reason}" for stem, reason in skipped.items()),
             f"{' and '.join(listings)}: checkpoints of {identity.run_name} exist, but none can be used; repair them, "
-            "choose another run_name, or start from zero with checkpoints.restart=true",
+            "choose another run_name, or start from scratch with checkpoints.restart=true",
         )
     return search
 
 
 def find_named(path: str, key: str) -> tuple[Store, Manifest]:
-    """A checkpoint as the user names it: its file, its manifest, or a folder, whose newest it is; on disk or `s3://`.
+    """The checkpoint that a user names: its file, its manifest, or a folder, meaning its newest; on disk or `s3://`.
 
     Raises:
-        InputError: There is no such checkpoint; the text names the `key` that the user set.
+        InputError: There is no such checkpoint; the message names the `key` that the user set.
         DamagedError: Its manifest is damaged.
     """
     store: Store
@@ -257,17 +258,17 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
 
 
 def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
-    """A checkpoint to look at, not to resume from: nothing is written to the run's folder or its bucket.
+    """A checkpoint to read, not to resume from: nothing is written to the run's folder or its bucket.
 
     Raises:
-        InputError: None as the user named it, or (None) none of the run is good; or a store cannot be read.
+        InputError: The named checkpoint does not exist, or (None) the run has no good one; or a store cannot be read.
     """
 
     def require(manifest: Manifest, location: str) -> None:
         if manifest.run_name != run_name:
             raise InputError(
                 f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {run_name!r}; "
-                "name the one that is meant with --checkpoint"
+                "name a checkpoint with --checkpoint"
             )
 
     try:

@@ -1,16 +1,16 @@
-"""A checkpoint's file: tensors as safetensors, and all else as a JSON tree in one of them. Data, never code.
+"""A checkpoint file: tensors as safetensors, and everything else as a JSON tree in one of them. Data, never code.
 
 There is no pickle. The file is read once into memory, compared with its manifest, and rebuilt as dicts, lists, tuples,
-strings, numbers and tensors. The running Trainer is filled in from these (`restore`), and its algorithms keep their own
-names and texts: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
+strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of algorithms are
+always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
 `_apply_required_algorithms`). Any safetensors reader opens the file:
 
     tensors = safetensors.torch.load_file("ep003-ba000123.safetensors")
     tree = json.loads(bytes(tensors["tree.json"].numpy()))
 
-What JSON lacks is an object in the tree whose first key begins with `$`: `{"$tensor": NAME}`, with `"order"` where the
-dimensions are not stored in their own order (channels last); `$array` (NumPy), `$tuple`, `$dict` (a list of pairs, for
-keys that are not plain strings), `$float` (nan, inf, -inf) and `$timedelta` (microseconds).
+What JSON cannot express is an object in the tree whose first key begins with `$`: `{"$tensor": NAME}`, with `"order"`
+if the dimensions are not stored in their own order (channels last); `$array` (NumPy), `$tuple`, `$dict` (a list of
+pairs, for keys that are not plain strings), `$float` (nan, inf, -inf) and `$timedelta` (microseconds).
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ TREE = "tree.json"
 """Name of the uint8 tensor that holds the tree."""
 
 _RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")
-"""What is kept of Composer's state. The rest (run name, portions, versions) is each process's own."""
+"""The saved part of Composer's state. The rest (run name, microbatch size, versions) is each process's own."""
 _REQUIRED = {"model", "optimizers", "timestamp", "algorithms"}
 _MAX_DEPTH = 48
 _MAX_DIMS = 16
-"""Of a tensor; putting them in order takes time that grows with their square."""
+"""Limit of a tensor's dimensions; putting them in order takes quadratic time."""
 _LARGEST_KEY = 2**60
-"""Of a dict's keys that are numbers; beyond it they can be chosen so that Python's dict takes hours."""
+"""Limit of a dict's numeric keys; larger ones can be chosen so that Python's dict takes hours."""
 _LONGEST_TIME = datetime.timedelta(days=10**6)
 _SMALL = 256 * 1024
 """Bytes that the header and the tree may each have in a file of any size ..."""
 _SHARE = 64
-"""... and else this fraction of the file, as Python needs up to 60 times the memory of the JSON that it parses."""
+"""... or else this fraction of the file, since Python needs up to 60 times the memory of the JSON it parses."""
 _DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -68,18 +68,18 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 def pack(content: Any) -> list[memoryview]:
-    """A file's bytes, in pieces. Tensors are copied to host memory, once, so training may continue when it returns.
+    """A file's bytes, in pieces. Tensors are copied to host memory once, so training may continue when this returns.
 
     Args:
         content: Dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested; TypeError
-            says where something else is among them.
+        says where anything else is.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
     tensors[TREE] = torch.frombuffer(bytearray(tree), dtype=torch.uint8)
     header: dict[str, Any] = {}
     pieces, end = list[memoryview](), 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # which aligns each
+    for name, tensor in sorted(tensors.items(), key=lambda item: -item[1].element_size()):  # to align each
         copied = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         piece = copied.reshape(-1).view(torch.uint8).numpy().data
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": (end, end + len(piece))}
@@ -96,7 +96,7 @@ def require_packable(content: Any) -> None:
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as the tree has it; its tensors go to `tensors`, not copied, named by the path that leads to them."""
+    """A value as a tree node; its tensors go to `tensors`, not copied, named by their path."""
     if isinstance(value, str):
         return str(value)
     if value is None or isinstance(value, bool | int):
@@ -124,7 +124,7 @@ def _encode_tensor(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> dic
         raise TypeError(f"{path.lstrip('/')}: a checkpoint cannot hold a tensor of {tensor.dtype}, {tensor.layout}")
     name = path.lstrip("/")
     while name in tensors or name == TREE:
-        name += "'"  # where a key holds a slash, two paths may read the same
+        name += "'"  # two paths can be equal if a key holds a slash
     order = sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride()[dim], -tensor.shape[dim]))
     turned = tensor.permute(order)
     if order == sorted(order) or turned.stride() != torch.empty(turned.shape, device="meta").stride():
@@ -135,15 +135,15 @@ def _encode_tensor(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> dic
 
 
 def unpack(data: bytes) -> Any:
-    """What `pack` was given, out of a file's bytes, which may be anybody's; `DamagedError` where `pack` writes others.
+    """The content that `pack` was given, from bytes that anybody may have written; DamagedError if malformed.
 
-    Nothing in them takes more than a few times their size of memory; tensors are copies, each used once.
+    Memory use is at most a few times the size of the bytes; tensors are copies, each used once.
     """
     bound = max(_SMALL, len(data) // _SHARE)
     if len(data) < 8 or int.from_bytes(data[:8], "little") > min(bound, len(data) - 8):
         raise DamagedError("is not a checkpoint: no safetensors header of a plausible length")
     try:
-        # It checks that shapes, types and offsets agree with each other and cover the file without gaps.
+        # safetensors checks that shapes, types and offsets agree and cover the file without gaps.
         tensors = dict(safetensors.deserialize(data))  # type: ignore[no-untyped-call]
     except Exception as error:
         raise DamagedError(f"is not a checkpoint: {str(error)[:200]!r}") from None
@@ -151,7 +151,7 @@ def unpack(data: bytes) -> Any:
     if tree is None or tree["dtype"] != "U8" or len(tree["data"]) > bound:
         raise DamagedError(f"is not a checkpoint: {TREE} is missing, or too long for a file of {len(data)} bytes")
     try:
-        # NaN and Infinity, which are not JSON, are refused as numbers that `parse_int` cannot read.
+        # NaN and Infinity, which are not JSON, are refused because `parse_int` cannot read them.
         parsed = json.loads(tree["data"].decode(), parse_int=parse_int, parse_constant=parse_int)
         content = _decode(parsed, tensors, 0)
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError, RuntimeError) as error:
@@ -162,7 +162,7 @@ def unpack(data: bytes) -> Any:
 
 
 def _decode(node: Any, tensors: dict[str, Any], depth: int) -> Any:
-    """The value of a node of the tree; a tensor is taken out of `tensors`, so that no two values share memory."""
+    """The value of a tree node; a tensor is removed from `tensors`, so that no two values share memory."""
     if depth > _MAX_DEPTH:
         raise ValueError(f"more than {_MAX_DEPTH} levels")
     if isinstance(node, list):
@@ -193,7 +193,7 @@ def _decode_marked(kind: str, value: Any, tensors: dict[str, Any], depth: int) -
         return float(value)
     if kind == "$timedelta" and type(value) is int:
         return datetime.timedelta(microseconds=value)
-    raise ValueError(f"{kind[:40]} is not known or malformed")
+    raise ValueError(f"{kind[:40]} is unknown or malformed")
 
 
 def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
@@ -209,7 +209,7 @@ def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
 
 
 def read_verified(path: Path, entry: FileEntry) -> bytes:
-    """A file's bytes, of which at most as many as its manifest says are read; `DamagedError` where they differ."""
+    """A file's bytes, at most as many as its manifest says; `DamagedError` if they differ from it."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) != entry.size:
@@ -218,17 +218,17 @@ def read_verified(path: Path, entry: FileEntry) -> bytes:
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror or error}") from None
     except MemoryError:
-        raise DamagedError(f"has {entry.size} bytes, more than there is memory") from None
+        raise DamagedError(f"has {entry.size} bytes, more than fit into memory") from None
     if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise DamagedError("its SHA-256 is not the manifest's")
+        raise DamagedError("its SHA-256 differs from the manifest's")
     return data
 
 
 def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
-    """A checkpoint's content: `state`, as Composer's `State.state_dict`, and `rng`; tensors on the CPU.
+    """A checkpoint's content: `state`, in the form of Composer's `State.state_dict`, and `rng`; tensors on the CPU.
 
     Raises:
-        DamagedError: It is not what the manifest says, not a training state, or one of other `algorithms` (None: any).
+        DamagedError: It differs from the manifest, is not a training state, or has other `algorithms` (None: any).
     """
     content: dict[str, Any] = unpack(read_verified(path, manifest.file))
     state = content.get("state") if isinstance(content, dict) else None
@@ -247,7 +247,7 @@ def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] |
         if theirs != ours:
             raise DamagedError(f"its algorithms are not this run's: {theirs!r:.200} instead of {ours!r:.200}")
     if _position(state) != (manifest.epoch, manifest.batch_in_epoch, manifest.batch, manifest.samples):
-        raise DamagedError("its position is not the manifest's")
+        raise DamagedError("its position differs from the manifest's")
     return content
 
 
@@ -267,7 +267,7 @@ def _position(state: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint keeps of `State.state_dict()`; of the algorithms not the text that Composer would evaluate."""
+    """The saved part of `State.state_dict()`, without the text of algorithms that Composer would evaluate."""
     algorithms = [
         (name, {key: part for key, part in own.items() if key != "repr"}) for name, own in state["algorithms"]
     ]
@@ -275,10 +275,10 @@ def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: str) -> None:
-    """Fill in a Trainer's state, after surgery and before it is wrapped for several processes, from a checkpoint's.
+    """Fill a Trainer's state from a checkpoint's, after surgery and before the model is wrapped for several processes.
 
     Raises:
-        InputError: A tensor, or an algorithm's or a callback's state, is not one that this run can have.
+        InputError: A tensor, or the state of an algorithm or callback, does not fit this run.
     """
     own: dict[str, Any] = {
         "model": state.get_model_state_dict(),
@@ -300,25 +300,25 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
     algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
     try:
         state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
-    except Exception as error:  # of torch, Composer, and each part's own `load_state_dict`
+    except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{location}: does not fit this run: {type(error).__name__}: {reason}") from None
 
 
 def restore_generators(saved: list[Any], location: str) -> None:
-    """Put this process's random generators where a checkpoint (its `rng`) left them; `InputError` if malformed."""
+    """Restore this process's random generators from a checkpoint's `rng`; `InputError` if malformed."""
     try:
         for generators in saved:
-            if not 0 <= generators["numpy"][2] <= 624:  # NumPy would read memory that is not its own
+            if not 0 <= generators["numpy"][2] <= 624:  # NumPy would read outside its memory
                 raise ValueError("numpy's position")
         reproducibility.load_rng_state(saved)
-    except Exception as error:  # of Python, NumPy, torch
+    except Exception as error:  # from Python, NumPy or torch
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{location}: its random generators are malformed: {type(error).__name__}: {reason}") from None
 
 
 def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
-    """Where a saved value is not of the kind that the run's own value has at its start; None: nowhere."""
+    """Where a saved value differs in kind from the run's own initial value; None if nowhere."""
     if isinstance(own, Mapping):
         if not isinstance(theirs, Mapping) or own.keys() != theirs.keys():
             return f"{path} has other keys than in this run"
@@ -333,7 +333,7 @@ def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
 
 
 def _optimizer_mismatch(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> str | None:
-    """As `_mismatch`: groups of the same settings and parameters, and for a parameter only tensors of its shape."""
+    """As `_mismatch`: groups must have the same settings and parameters, and a parameter only tensors of its shape."""
     if not isinstance(theirs, Mapping) or theirs.keys() != {"state", "param_groups"}:
         return f"{path} has other keys than in this run"
     parameters = dict(model.named_parameters())
@@ -355,7 +355,7 @@ def _optimizer_mismatch(own: torch.optim.Optimizer, theirs: Any, model: nn.Modul
 
 
 def _slots_mismatch(parameters: Mapping[str, Tensor], states: Any, path: str) -> str | None:
-    """An optimizer has no state before its first step: which it is is free, its shape is not."""
+    """An optimizer has no state before its first step, so any entries of the parameter's shape are allowed."""
     if not isinstance(states, Mapping) or not states.keys() <= parameters.keys():
         return f"{path} is of other parameters than in this run"
     for name, state in states.items():

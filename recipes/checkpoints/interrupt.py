@@ -22,18 +22,18 @@ EXIT_NOT_UPLOADED = 74
 """sysexits' EX_IOERR: the run is finished, but its last state is on the local disk only."""
 
 GRACE = 22.0
-"""Seconds from a signal until the state should be saved and uploaded; Slurm and Composer's launcher kill after 30."""
+"""Seconds from a signal until the state must be saved and uploaded; Slurm and Composer's launcher kill after 30."""
 _SPOT_GRACE = 100.0
-"""Seconds from a spot notice, which comes two minutes ahead, until the process should be gone."""
+"""Seconds from a spot notice, which comes two minutes ahead, until the process must have ended."""
 _ASK_EVERY = 5.0
 _TIMEOUT = 2.0
 
-# Never through a proxy: the address is the machine's own.
+# Never through a proxy: the address is local to the machine.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
 class Interrupted(Exception):
-    """Training was asked to stop, and stopped, with the state `saved` or not; raised on every rank."""
+    """Training stopped on request, with the state `saved` or not; raised on every rank."""
 
     def __init__(self, saved: bool, message: str) -> None:
         super().__init__(message)
@@ -46,17 +46,17 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """Remembers that the process was asked to stop; `CheckpointManager` looks at it after each batch.
+    """Records a request to stop; `CheckpointManager` checks it after each batch.
 
     Composer installs handlers of its own when it is imported (composer/core/engine.py), which exit without saving: call
-    `install` after that. The launcher answers a Ctrl-C, which its ranks got too, by sending them SIGTERM as well, so
-    only a second SIGINT exits at once.
+    `install` after that. On Ctrl-C, which its ranks receive too, the launcher also sends them SIGTERM, so only a second
+    SIGINT exits at once.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.deadline = float("inf")
-        """On the clock `time.monotonic`: when the process should be gone."""
+        """When the process must have ended, on the clock `time.monotonic`."""
         self._keyboard = 0
         self._process = os.getpid()
 
@@ -66,24 +66,24 @@ class Interrupt:
         return self.reason is not None
 
     def request(self, reason: str, grace: float) -> None:
-        """Ask for a stop after the current step, and for the process to be gone `grace` seconds from now."""
+        """Request a stop after the current step, and the end of the process within `grace` seconds."""
         if self.reason is None:
             self.reason = reason
         self.deadline = min(self.deadline, time.monotonic() + grace)
 
     def seconds_left(self) -> float:
-        """Seconds until the process should be gone; as after a signal, if only another process was asked."""
+        """Seconds until the process must have ended; as after a signal, if only another process was asked to stop."""
         return GRACE if self.reason is None else max(self.deadline - time.monotonic(), 0.0)
 
     def install(self) -> None:
-        """Take SIGTERM and SIGINT over; call it in the main thread."""
+        """Install handlers for SIGTERM and SIGINT; call it in the main thread."""
         signal.signal(signal.SIGTERM, self._handle)
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del frame
         if os.getpid() != self._process:
-            return  # A loader's worker, forked from us: it works until its parent stops it.
+            return  # A loader worker, forked from this process: its parent stops it.
         if number == signal.SIGINT:
             self._keyboard += 1
             if self._keyboard > 1:
@@ -96,7 +96,7 @@ class Interrupt:
 
 
 class SpotNotices:
-    """Asks the instance's metadata (IMDSv2) in the background, and requests an interrupt when a notice is there.
+    """Polls the instance metadata (IMDSv2) in the background, and requests an interrupt when there is a notice.
 
     Source: "Spot Instance interruption notices" in the EC2 user guide: `spot/instance-action` answers 404 until then.
     """
@@ -109,11 +109,11 @@ class SpotNotices:
         self._token: str | None = None
 
     def start(self) -> None:
-        """Begin to ask."""
+        """Start polling."""
         threading.Thread(target=self._run, name="spot notices", daemon=True).start()
 
     def close(self) -> None:
-        """Ask no more."""
+        """Stop polling."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -125,7 +125,7 @@ class SpotNotices:
             except (OSError, ValueError) as error:
                 if not silent:
                     log.warning(
-                        "%s does not answer; notices of spot interruptions will not be seen: %s", self._address, error
+                        "%s does not answer; spot interruption notices will not be seen: %s", self._address, error
                     )
                 silent = True
                 continue
@@ -135,7 +135,7 @@ class SpotNotices:
                 return
 
     def _ask(self) -> str | None:
-        """The notice's text, or None."""
+        """The text of the notice, or None."""
         try:
             if self._token is None:
                 self._token = self._get("PUT", "api/token", "X-aws-ec2-metadata-token-ttl-seconds", "21600")

@@ -1,7 +1,7 @@
-"""What a checkpoint is in a store: its data, and beside it a small JSON, the manifest, without which it does not count.
+"""A checkpoint in a store: its data and a small JSON, the manifest, without which it does not count.
 
-`ep003-ba000123.safetensors` and `ep003-ba000123.json`. While one is written or removed, `ep003-ba000123.json.tmp` lies
-beside them, so that a death leaves each checkpoint either complete or plainly incomplete.
+`ep003-ba000123.safetensors` and `ep003-ba000123.json`. While one is written or removed, `ep003-ba000123.json.tmp` marks
+it, so that after a crash each checkpoint is either complete or visibly incomplete.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from recipes.checkpoints.store import Store, StoreError
 
 SUFFIX = ".safetensors"
-"""Of a checkpoint's data; its manifest has the same name with `.json`."""
+"""Suffix of a checkpoint's data; its manifest has the same name with `.json`."""
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
 _MAX_BYTES = 4 * 2**20
-"""Of a manifest: far beyond what 20,000 class names need; below `SMALL` of store.py."""
+"""Limit of a manifest's size: far more than 20,000 class names need; below `SMALL` of store.py."""
 
 
 class DamagedError(Exception):
@@ -47,19 +47,19 @@ class Manifest(BaseModel):
     run_name: str
     config_digest: str
     config: dict[str, Any]
-    """The resolved keys that determine the result, to show which differ when another recipe's run finds this."""
+    """The resolved keys that determine the result, to show which differ when a run with another recipe finds this."""
     classes: tuple[str, ...] = ()
     """Class folder names in label order: what the classifier's outputs mean; empty where it was not recorded."""
     epoch: Annotated[int, Field(ge=0)]
-    """Complete ones; `batch` and `samples` count over the whole run and all devices."""
+    """Complete epochs; `batch` and `samples` count over the whole run and all devices."""
     batch_in_epoch: Annotated[int, Field(ge=0)]
     batch: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
     world_size: Annotated[int, Field(ge=1)]
     train_images: int | None = None
-    """Images of the training set; checkpoints of older versions do not say."""
+    """Images in the training set; None in checkpoints of older versions."""
     top1: float | None = None
-    """Top-1 accuracy in [0, 1] of an evaluation of just these weights, where there was one."""
+    """Top-1 accuracy in [0, 1] of an evaluation of exactly these weights, if there was one."""
     finished: bool = False
     created_at: str
     """UTC, ISO 8601."""
@@ -81,12 +81,12 @@ class Manifest(BaseModel):
         return (self.batch, self.epoch)
 
     def to_json(self) -> bytes:
-        """The manifest as it is stored, with a checksum of its own: a flipped bit must not make it another run's."""
+        """The manifest as stored, with its own checksum: a flipped bit must not make it another run's."""
         content = self.model_dump(mode="json")
         return (json.dumps({"manifest": content, "sha256": _checksum(content)}, indent=1) + "\n").encode()
 
     def describe(self) -> str:
-        """Where in the run it was taken, for people."""
+        """Its position in the run, for display."""
         return f"{self.stem} (after {position_in_words(self.epoch, self.batch_in_epoch)}, {self.samples:,} images)"
 
 
@@ -114,20 +114,20 @@ def position_of(stem: str) -> tuple[int, int]:
 
 
 def parse_int(text: str) -> int:
-    """A whole number in somebody else's JSON; ValueError beyond 40 digits, which take long to compute with."""
+    """An integer in untrusted JSON; ValueError beyond 40 digits, which take long to compute with."""
     if len(text) > 40:
         raise ValueError("a number of more than 40 digits")
     return int(text)
 
 
 def parse_manifest(text: bytes, stem: str) -> Manifest:
-    """The manifest stored under `stem`; `DamagedError` where it is none of this format, or another checkpoint's."""
+    """The manifest stored under `stem`; `DamagedError` if it is malformed, or another checkpoint's."""
     if len(text) > _MAX_BYTES:
         raise DamagedError(f"its manifest has {len(text)} bytes")
     try:
         stored = json.loads(text, parse_int=parse_int)
         if _checksum(stored["manifest"]) != stored["sha256"]:
-            raise DamagedError("its manifest's SHA-256 is not the one in it")
+            raise DamagedError("its manifest's SHA-256 differs from the one stored in it")
         manifest = Manifest.model_validate(stored["manifest"])
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -143,7 +143,7 @@ def parse_manifest(text: bytes, stem: str) -> Manifest:
 
 
 def load_manifest(store: Store, stem: str) -> Manifest:
-    """A checkpoint's manifest; `DamagedError` where it is missing or unreadable."""
+    """A checkpoint's manifest; `DamagedError` if it is missing or unreadable."""
     try:
         return parse_manifest(store.read(f"{stem}.json"), stem)
     except FileNotFoundError:
@@ -155,16 +155,16 @@ def _checksum(content: object) -> str:
 
 
 class Listing(NamedTuple):
-    """What a store holds by its files' names alone: stems, from the oldest to the newest."""
+    """The checkpoints in a store, judged by file names alone: stems, from the oldest to the newest."""
 
     complete: tuple[str, ...]
     """With data and manifest (neither was read)."""
     incomplete: tuple[str, ...]
-    """Left by a process that died while it wrote or removed them: nothing is lost with them."""
+    """Left by a process that died while writing or removing them: nothing is lost with them."""
     torn: tuple[str, ...]
-    """Data without manifest or manifest without data, though the writing had ended."""
+    """Data without manifest or manifest without data, although writing had ended."""
     old: tuple[str, ...]
-    """In the pickled format of before October 2026, which is not read."""
+    """In the pickled format used before October 2026, which is not read."""
 
 
 def survey(store: Store) -> Listing:
@@ -180,7 +180,7 @@ def survey(store: Store) -> Listing:
 
 
 def publish(store: Store, manifest: Manifest, put_data: Callable[[], None]) -> None:
-    """Make a checkpoint appear in a store: mark it incomplete, put its data, put its manifest, remove the mark.
+    """Add a checkpoint to a store: mark it incomplete, put its data, put its manifest, remove the mark.
 
     Without the mark, incomplete data would look like a checkpoint whose manifest was lost.
     """
@@ -195,8 +195,8 @@ def publish(store: Store, manifest: Manifest, put_data: Callable[[], None]) -> N
 def remove(store: Store, stems: Iterable[str]) -> None:
     """Remove checkpoints."""
     for stem in stems:
-        # The mark first and the manifest before the data: a death in between leaves one plainly incomplete.
-        with suppress(StoreError):  # There may be no room even for the mark; then the order alone must do.
+        # The mark first and the manifest before the data: a crash in between leaves it visibly incomplete.
+        with suppress(StoreError):  # There may be no room even for the mark; then the order alone must suffice.
             store.put(f"{stem}.json.tmp", b"{}")
         store.delete([f"{stem}.json", f"{stem}{SUFFIX}", f"{stem}.json.tmp"])
 
@@ -208,7 +208,7 @@ def prune(store: Store, keep: int, *, protect: Collection[str] = (), ignore: Col
         store: Where.
         keep: How many of the newest stay, at least one.
         protect: Stems that stay whatever their age: the newest verified one, one being uploaded.
-        ignore: Stems known to be damaged: they neither count nor are removed.
+        ignore: Stems known to be damaged: they are neither counted nor removed.
 
     Returns:
         The stems that were removed.

@@ -1,7 +1,8 @@
-"""Where a run starts or resumes: process 0 decides, all others follow, each node has the file.
+"""Where a run starts or resumes: process 0 decides, all others follow, and each node gets the file.
 
-`resume=X` and `autoresume=false` say how a run begins. Once it has begun so, the same command resumes from the run's
-own newest state. Checkpoints of this run name and recipe that began otherwise are replaced, on disk and in the bucket.
+`resume=X` and `autoresume=false` set how a run begins. Once it has begun that way, the same command resumes from the
+run's own newest state. Checkpoints of this run name and recipe from a run that began otherwise are replaced, on disk
+and in the bucket.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ log = logging.getLogger(__name__)
 
 _PROBE = "write-test"
 _CHUNK = 32 * 2**20
-"""Bytes of a message between nodes: a checkpoint need not fit a device's memory twice."""
+"""Bytes of a message between nodes: a checkpoint need not fit into a device's memory twice."""
 
 
 @dataclass
 class Resume:
-    """From where a run resumes."""
+    """Where a run resumes."""
 
     manifest: Manifest | None = None
-    """Of the verified checkpoint, which is on each node's disk; None: from zero."""
+    """The manifest of the verified checkpoint, which is on each node's disk; None: start from scratch."""
     resumed_from: str | None = None
-    """Where it was found, for people."""
+    """Where it was found, for display."""
     damaged: tuple[str, ...] = ()
     """Stems that were skipped."""
     content: dict[str, Any] | None = field(default=None, repr=False)
-    """The checkpoint's, as `read_state` gives it; None once it has been restored, as it is large."""
+    """The checkpoint's content, from `read_state`; None once restored, because it is large."""
 
     @property
     def finished(self) -> bool:
@@ -54,7 +55,7 @@ class Resume:
 
 
 def find_resume(config: RunConfig, places: Places, identity: Identity, algorithms: Sequence[Algorithm]) -> Resume:
-    """Decide where the run starts or resumes; every process calls it and gets the same answer.
+    """Decide where the run starts or resumes; every process calls this and gets the same answer.
 
     Raises:
         InputError: On every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
@@ -64,7 +65,7 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
     def decide() -> Resume:
         nonlocal content
         found = search.everywhere()
-        content = found.content  # Each process reads its own disk: 300 MB are not sent around.
+        content = found.content  # Each process reads its own disk, which avoids sending 300 MB.
         return replace(found, content=None)
 
     answer = on_first(decide)
@@ -81,16 +82,16 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
 
 @dataclass(frozen=True, order=True)
 class _Beginning:
-    """One beginning of a run, out of a record."""
+    """A recorded beginning of a run."""
 
     at: str
     """UTC, ISO 8601."""
     how: str
-    """`resume=X`, `autoresume=false`, or nothing: the command that resumes from whatever there is."""
+    """`resume=X`, `autoresume=false`, or empty for a command that resumes from any checkpoint."""
 
     @classmethod
     def of(cls, store: Store) -> _Beginning | None:
-        """What a store with checkpoints records; None: nothing, or it has none."""
+        """The record of a store with checkpoints; None if it has no record or no checkpoints."""
         listing = survey(store)
         if listing.complete or listing.incomplete or listing.torn:
             with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
@@ -101,7 +102,7 @@ class _Beginning:
 
 @dataclass(frozen=True)
 class _Search:
-    """Process 0's: which checkpoints of this run's name count, and which of them is the newest good one."""
+    """Process 0's search: which checkpoints of this run name count, and which of them is the newest good one."""
 
     config: RunConfig
     places: Places
@@ -115,13 +116,13 @@ class _Search:
 
     @property
     def how(self) -> str:
-        """What of the command decides where the run begins."""
+        """The part of the command that decides where the run begins."""
         if self.config.resume is not None:
             return f"resume={self.config.resume}"
         return "" if self.config.autoresume else "autoresume=false"
 
     def everywhere(self) -> Resume:
-        """Search the disk and the bucket; only the disk where the bucket cannot be reached and that loses nothing."""
+        """Search the disk and the bucket; only the disk if the bucket cannot be reached and nothing is lost by that."""
         if self.places.remote is None:
             return self._among(None)
         try:
@@ -137,7 +138,7 @@ class _Search:
             raise InputError(
                 reason,
                 f"{self.places.local}: no checkpoint here, and the bucket, which may hold some, cannot be reached; "
-                "try again later, or start from zero with checkpoints.restart=true",
+                "try again later, or start from scratch with checkpoints.restart=true",
             )
         log.error("resuming from the local disk; uploads will be retried while training runs")
         return self._among(None)
@@ -145,16 +146,16 @@ class _Search:
     def _in_both(self) -> Resume:
         assert self.places.remote is not None
         store = S3Store(self.places.remote)
-        try:  # Find out now, not at the first save, that uploads are not allowed; a full store may get room yet.
+        try:  # Find out now, not at the first save, if uploads are not allowed; a full store may get room later.
             store.put(_PROBE, b"may this run write here?")
             store.delete([_PROBE])
         except StoreError as error:
             if error.mistake:
                 raise
-            log.error("the bucket does not accept uploads now: %s", error)
+            log.error("the bucket does not accept uploads at the moment: %s", error)
         resume = self._among(store)
         if resume.manifest is not None and (fetched := restore_logs(self.places.run_folder, store.below(LOGS))):
-            log.info("fetched the logs of the run: %s", ", ".join(fetched))
+            log.info("downloaded the run's logs: %s", ", ".join(fetched))
         return resume
 
     def _among(self, remote: S3Store | None) -> Resume:
@@ -179,7 +180,7 @@ class _Search:
         return Resume(found.manifest, found.location, tuple(search.skipped), found.content)
 
     def _starts_again(self, stores: Sequence[Store]) -> bool:
-        """Whether this command begins a run, instead of resuming one that began so."""
+        """Whether this command begins a new run, instead of resuming one that it began."""
         latest = max(filter(None, map(_Beginning.of, stores)), default=None)
         same = latest is not None and latest.how == self.how
         return bool(self.how) and not (
@@ -187,7 +188,7 @@ class _Search:
         )
 
     def _begin(self, stores: Sequence[Store], again: bool, named: tuple[Store, Manifest] | None) -> None:
-        """Leave in the run's stores only what is of one beginning, and record which.
+        """Keep in the run's stores only the checkpoints of one beginning, and record which.
 
         InputError: checkpoints of another recipe or run would be replaced, or two runs have one name.
         """
@@ -202,7 +203,7 @@ class _Search:
                 f"{self.identity.run_name}, started {' and '.join(one.at for one in known)}; remove one of them, "
                 "choose another run_name, or let the later one replace the earlier with checkpoints.restart=true"
             )
-        # Going back to an own checkpoint keeps it and those before it.
+        # Going back to one of the run's own checkpoints keeps it and those before it.
         back = named is not None and named[0].location in [store.location for store in stores]
         last = named[1].order if named is not None and back else (-1, -1)
         replaced = [
@@ -230,7 +231,7 @@ class _Search:
                 _write_record(store, record)
 
     def _take_over(self, store: Store, manifest: Manifest) -> None:
-        """Make a checkpoint the run's own first one."""
+        """Make a checkpoint the first one of the run."""
         run_name = self.identity.run_name
         read_checkpoint(store, manifest, self.local, self.algorithms)
         if manifest.run_name != run_name:
@@ -250,14 +251,14 @@ def _write_record(store: Store, record: _Beginning) -> None:
     except StoreError as error:
         if error.mistake:
             raise
-        log.warning("%s", error)  # a full disk or bucket, which may get room; an upload writes it, too
+        log.warning("%s", error)  # a full disk or bucket, which may get room; an upload writes the record too
 
 
 def _copy_to_every_node(manifest: Manifest, local: LocalStore) -> None:
-    """Have process 0's checkpoint on each node's disk; every process calls it, and raises InputError if one cannot.
+    """Copy process 0's checkpoint to each node's disk; every process calls this, and all raise InputError if one fails.
 
-    It comes from process 0 and not from the bucket, where it may not have arrived: what a node's death interrupts is
-    often an upload, and the newest checkpoint is then on the disk of process 0 alone.
+    It comes from process 0 and not from the bucket, where it may not have arrived: a node often dies during an upload,
+    and the newest checkpoint is then only on the disk of process 0.
     """
     name, entry = manifest.file.name, manifest.file
     wanted, complaint, data = False, None, bytearray()
@@ -268,7 +269,7 @@ def _copy_to_every_node(manifest: Manifest, local: LocalStore) -> None:
             wanted = True
     if not any(dist.all_gather_object(wanted)):
         return
-    # All take part to the end, whatever happens to one of them, as none may wait for another for ever.
+    # All take part to the end, whatever happens to one of them, so that none waits for another forever.
     for begin in range(0, entry.size, _CHUNK):
         chunk = [b""]
         if dist.get_global_rank() == 0:

@@ -1,4 +1,4 @@
-"""When to take a checkpoint, what goes into it, and how it gets to the disk beside the training."""
+"""When to take a checkpoint, what goes into it, and how it is written to disk while training continues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 _DISK_PATIENCE = 60.0
 """Seconds that training waits for the local disk before it drops a checkpoint."""
 _LAST_LOGS = 20.0
-"""Seconds that the last copy of the logs may take."""
+"""Seconds allowed for the last copy of the logs."""
 
 
 def parse_interval(text: str) -> tuple[float, str]:
@@ -45,15 +45,15 @@ class Snapshot(NamedTuple):
     payload: Sequence[memoryview]
     """The file's bytes, in pieces; empty on every process but the first."""
     about: dict[str, Any]
-    """What its manifest says, but for the file."""
+    """The fields of its manifest, except the file."""
 
     @property
     def stem(self) -> str:
-        """Name of the checkpoint that it becomes."""
+        """Name of the checkpoint."""
         return stem_of(self.about["epoch"], self.about["batch"])
 
     def manifest(self) -> Manifest:
-        """What is stored beside it."""
+        """The manifest that is stored with it."""
         digest = hashlib.sha256()
         for piece in self.payload:
             digest.update(piece)
@@ -64,7 +64,7 @@ class Snapshot(NamedTuple):
 
 
 class Writer:
-    """Writes snapshots to the run's folder, one at a time, beside the training; only process 0 has one.
+    """Writes snapshots to the run's folder, one at a time, in the background; only process 0 has one.
 
     A snapshot that cannot be written is logged and dropped; training continues.
     """
@@ -84,12 +84,12 @@ class Writer:
             self._completed(resume.manifest)
 
     def write(self, snapshot: Snapshot, patience: float) -> None:
-        """Begin to write a snapshot once the one before is written, or drop it after `patience` seconds."""
+        """Start writing a snapshot once the previous one is written, or drop it after `patience` seconds."""
         if not self.wait(patience):
-            log.error("checkpoint %s dropped: the disk is still busy with the one before", snapshot.stem)
+            log.error("checkpoint %s dropped: the previous one is still being written", snapshot.stem)
             return
         if snapshot.stem in self._complete:
-            return  # This very position is on disk and verified; a run's state is a function of its position.
+            return  # This position is on disk and verified; a run's state is a function of its position.
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoints", daemon=True)
         self._thread.start()
 
@@ -101,19 +101,19 @@ class Writer:
         return True
 
     def close(self, patience: float) -> None:
-        """Let a write that has begun end, for at most `patience` seconds, and upload no more."""
+        """Let a write in progress finish, for at most `patience` seconds, and stop uploading."""
         self.wait(patience)
         if self._uploader is not None:
             self._uploader.close()
 
     def exit_status(self, stem: str, patience: float) -> int:
-        """Of a run that ends with this checkpoint, whose upload is waited for: 0, `EXIT_NOT_UPLOADED` or 1."""
+        """The status of a run that ends with this checkpoint, after its upload: 0, `EXIT_NOT_UPLOADED` or 1."""
         if stem not in self._complete:
             return 1
         return 0 if self._uploader is None or self._uploader.wait(stem, patience) else EXIT_NOT_UPLOADED
 
     def save_last(self, stem: str, patience: float) -> tuple[bool, str]:
-        """Upload this checkpoint now if there is a bucket; whether it is saved at all, and where, in words."""
+        """Upload this checkpoint now if there is a bucket; returns whether it is saved at all, and where, in words."""
         manifest = self._complete.get(stem)
         if manifest is None:
             return False, f"{stem} could NOT be saved"
@@ -131,12 +131,12 @@ class Writer:
             except StoreError as error:
                 if not self._prune(keep=1):
                     raise
-                # The newest state is worth the most.
+                # The newest state matters most.
                 log.warning("%s; retrying after removing older checkpoints", error)
                 self._publish(manifest, snapshot.payload)
             self._read_back(manifest)
         except (StoreError, DamagedError) as error:
-            log.error("checkpoint %s could not be saved, trying again at the next interval: %s", manifest.stem, error)
+            log.error("checkpoint %s could not be saved; retrying at the next interval: %s", manifest.stem, error)
             return
         log.info("saved checkpoint %s", manifest.describe())
         self._completed(manifest)
@@ -146,7 +146,7 @@ class Writer:
         publish(self._store, manifest, lambda: self._store.put(manifest.file.name, payload))
 
     def _read_back(self, manifest: Manifest) -> None:
-        digest = hashlib.sha256()  # in chunks: to keep 300 MB more for this would not do
+        digest = hashlib.sha256()  # in chunks, to avoid 300 MB more memory
         try:
             with self._store.path(manifest.file.name).open("rb") as file:
                 while chunk := file.read(4 * 2**20):
@@ -154,7 +154,7 @@ class Writer:
         except OSError as error:
             raise DamagedError(f"cannot be read: {error.strerror or error}") from None
         if digest.hexdigest() != manifest.file.sha256:
-            raise DamagedError("the file does not hold what was written")
+            raise DamagedError("the file differs from what was written")
 
     def _completed(self, manifest: Manifest) -> None:
         self._damaged.discard(manifest.stem)
@@ -176,12 +176,12 @@ class Writer:
 
 
 class CheckpointManager(Callback):
-    """Restores the run, and saves it when it is due, at its end, and when it is interrupted; list it after all others.
+    """Restores the run; saves it when due, at its end, and on an interruption. It must be the last callback.
 
-    The state is copied to memory while training stands still; process 0 writes it in the background. Composer's own
-    CheckpointSaver is not its base, because EMA swaps the averaged weights in for that one: here `model` holds the
-    training weights, and EMA's state the average. `top1` reads the top-1 accuracy in [0, 1] of the evaluation that has
-    just ended, if there is one.
+    Training pauses while the state is copied to memory; process 0 writes it in the background. Composer's
+    CheckpointSaver is not the base class, because EMA swaps in the averaged weights for it: here `model` holds the
+    training weights, and EMA's state the average. `top1` returns the top-1 accuracy in [0, 1] of the evaluation that
+    has just ended, if any.
     """
 
     def __init__(
@@ -221,13 +221,13 @@ class CheckpointManager(Callback):
             self.writer = Writer(local, saving.keep, resume, uploader)
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """Fill in the saved state where Composer would load it: after surgery, before the model is wrapped."""
+        """Fill in the saved state when Composer would load it: after surgery, before the model is wrapped."""
         if (content := self._resume.content) is not None:
             restore(state, content["state"], logger, self._resume.resumed_from or "")
             self._rng, self._resume.content = content["rng"], None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Restore the random generators; InputError, now and not at the first save, if a state cannot be saved."""
+        """Restore the random generators; raise InputError now, not at the first save, if a state cannot be saved."""
         del logger
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
@@ -239,10 +239,10 @@ class CheckpointManager(Callback):
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
     def gate(self, ready: bool, trouble: str | None) -> bool:
-        """While a loader is waited for: stop if any process was asked to, or will get no batch (data/wait.py's Gate).
+        """While waiting for a loader, stop if any process was asked to or will get no batch (data/wait.py's Gate).
 
-        No process begins a step before each has its batch. So nowhere does one wait inside a step for another's loader,
-        and the state of all is that after the last step. Returns whether every process has its batch.
+        No process begins a step before every process has its batch. So none waits inside a step for another's loader,
+        and all are in the state after the last step. Returns whether every process has its batch.
         """
         assert self._state is not None  # since fit_start; a loader is iterated within `fit` only
         stop, wait = _any_process(self._state, [self._interrupt.requested or trouble is not None, not ready])
@@ -258,11 +258,11 @@ class CheckpointManager(Callback):
         return not wait
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """After each batch: stop if any process was asked to, save if it is time."""
+        """After each batch: stop if any process was asked to, save if due."""
         del logger
         stop, late = _any_process(state, [self._interrupt.requested, self._is_late()])
         due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
-        # An evaluation may follow and take minutes: keep the state from before it, to save if interrupted in it.
+        # An evaluation may follow and take minutes: keep the state from before it, in case it is interrupted.
         hold = bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
         self._held = self._snapshot(state) if stop or due or hold else None
         if self._held is not None and stop:
@@ -271,19 +271,19 @@ class CheckpointManager(Callback):
             self._save(self._held)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        """After each batch of an evaluation within `fit`: stop with the state from before it."""
+        """After each batch of an evaluation within `fit`: stop if asked to, with the state from before it."""
         del logger
-        # Whether there is one is the same on all processes: `_held` is set and cleared in step.
+        # All processes agree on whether there is one: `_held` is set and cleared in step.
         if self._held is not None and _any_process(state, [self._interrupt.requested])[0]:
             self._stop(self._held)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """The metrics are those of these weights until the next batch."""
+        """Until the next batch, the metrics belong to the current weights."""
         del logger
         self._evaluated_batch = int(state.timestamp.batch)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """After each epoch and its evaluation: save if it is time, or the end."""
+        """After each epoch and its evaluation: save if due, or at the end of the run."""
         del logger
         self._held = None
         finished = state.max_duration is not None and state.timestamp >= state.max_duration
@@ -306,7 +306,7 @@ class CheckpointManager(Callback):
         return status[0]
 
     def close(self, state: State, logger: Logger) -> None:
-        """Let a write that has begun end, also when training failed, and copy the last logs."""
+        """Let a write in progress finish, even when training failed, and copy the logs a last time."""
         del state, logger
         if self.writer is not None:
             self.writer.close(_DISK_PATIENCE)
@@ -319,7 +319,7 @@ class CheckpointManager(Callback):
         return self._unit == "s" and dist.get_global_rank() == 0 and waited >= self._every
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
-        """The run's state, from every process; raises DivergedError on each if it is not worth keeping."""
+        """The run's state, from every process; all raise DivergedError if it is not finite."""
         if self._stop_on_nan and _any_process(state, [not is_finite(state)])[0]:
             raise diverged(state)
         content = {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
@@ -344,7 +344,7 @@ class CheckpointManager(Callback):
         return self._interrupt.reason or "another process"
 
     def _stop(self, held: Snapshot) -> None:
-        """Save the held snapshot on process 0, tell the others how that went, and raise Interrupted on all."""
+        """Save the held snapshot on process 0, send the outcome to the others, and raise Interrupted on all."""
         outcome: list[Any] = [None]
         if self.writer is not None:
             self._save(held)
@@ -357,7 +357,7 @@ class CheckpointManager(Callback):
 
 
 def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
-    """Each flag, true on all processes if it is on any."""
+    """Each flag, true on all processes if true on any."""
     if dist.get_world_size() == 1:
         return list(flags)
     tensor = state.device.tensor_to_device(torch.tensor(flags, dtype=torch.uint8))
@@ -366,7 +366,7 @@ def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
 
 
 def upload_finished(config: RunConfig, *, places: Places, owner: Owner, resume: Resume) -> bool:
-    """For a run that had finished before: upload its last state if need be; whether it is where it belongs now."""
+    """For a run that had finished before: upload its last state if necessary; returns whether it is now in place."""
     done = [True]
     if dist.get_global_rank() == 0 and places.remote is not None and resume.manifest is not None:
         uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner)

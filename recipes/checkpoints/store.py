@@ -1,7 +1,7 @@
-"""Where checkpoints lie: a local folder and a bucket, behind the same few methods.
+"""Where checkpoints are stored: a local folder or a bucket, behind the same few methods.
 
-Both are flat sets of named files. `put` is atomic: a name shows either the whole file or nothing. Every method raises
-`StoreError`; `read` and `fetch` raise `FileNotFoundError` for a name that is absent, and `delete` ignores it.
+Both are flat sets of named files. `put` is atomic: a name refers to either the whole file or nothing. Every method
+raises `StoreError`; `read` and `fetch` raise `FileNotFoundError` for a missing name, and `delete` ignores it.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHECKPOINTS = "checkpoints"
-"""Of a run's folder: where checkpoints pass through on their way to a bucket."""
+"""Folder in a run's folder for checkpoints on their way to a bucket."""
 LOGS = "logs"
-"""Below a bucket's prefix: the run's logs."""
+"""Folder below a bucket's prefix for the run's logs."""
 SMALL = 8 * 2**20
-"""Bytes that are read of a manifest or a note, whatever lies in its place."""
+"""Bytes read of a manifest or a note, whatever its size."""
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 _CLIENT = {
-    # The callers retry (`retry`, upload.py): a call that cannot work fails soon.
+    # The callers retry (`retry`, upload.py), so a single call should fail soon.
     "connect_timeout": 10,
     "read_timeout": 30,
     "retries": {"mode": "standard", "total_max_attempts": 2},
     "tcp_keepalive": True,
-    # Not every maker's S3 knows the checksums that boto3 sends since 1.36; a manifest's SHA-256 is ours.
+    # Not every S3-compatible server supports the checksums that boto3 has sent since 1.36; the manifest has a SHA-256.
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",
 }
@@ -52,7 +52,7 @@ _MISTAKES = {
     "403": "access denied",
     "AccessDenied": "access denied",
     "AllAccessDisabled": "access denied",
-    "InvalidAccessKeyId": "the access key is not known there",
+    "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret key is wrong",
     "ExpiredToken": "the session token has expired",
     "InvalidToken": "the session token is wrong",
@@ -65,16 +65,16 @@ _MISTAKES = {
 
 
 class StoreError(Exception):
-    """The store did not do what it was asked; the text is for people and holds no credentials."""
+    """An operation of a store failed; the text is for display and holds no credentials."""
 
     def __init__(self, message: str, *, mistake: bool = False) -> None:
         super().__init__(escape(message))
         self.mistake = mistake
-        """Waiting will not help: the bucket is missing, the credentials are wrong or lack a permission."""
+        """Retrying will not help: the bucket is missing, or the credentials are wrong or lack a permission."""
 
 
 class CancelledError(Exception):
-    """An upload was given up because it is no longer wanted."""
+    """An upload was cancelled because it is no longer needed."""
 
 
 class Entry(NamedTuple):
@@ -85,18 +85,18 @@ class Entry(NamedTuple):
 
 
 class LocalStore:
-    """A folder, made when something is first put into it."""
+    """A folder, created when something is first put into it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.location = str(folder)
 
     def path(self, name: str) -> Path:
-        """Where the file of this name is or would be."""
+        """The path of the file with this name, which need not exist."""
         return self.folder / name
 
     def entries(self) -> list[Entry]:
-        """The folder's regular files, without those that are still being written; none if there is no folder."""
+        """The folder's regular files, except those still being written; none if there is no folder."""
         found = []
         with suppress(FileNotFoundError), self._errors(""):
             for path in self.folder.iterdir():
@@ -107,7 +107,7 @@ class LocalStore:
         return sorted(found)
 
     def read(self, name: str) -> bytes:
-        """The first `SMALL` bytes of a file: all of one that is as small as it should be."""
+        """The first `SMALL` bytes of a file, which is all of a valid manifest or note."""
         with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
             return file.read(SMALL)
 
@@ -123,7 +123,7 @@ class LocalStore:
         with self._errors(name, absent=False):
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(self.path(name), [source] if isinstance(source, bytes) else source)
-            with suppress(PermissionError):  # A folder may be writable and not readable.
+            with suppress(PermissionError):  # A folder may be writable but not readable.
                 descriptor = os.open(self.folder, os.O_RDONLY)
                 try:
                     sync(descriptor)
@@ -131,7 +131,7 @@ class LocalStore:
                     os.close(descriptor)
 
     def adopt(self, path: Path, name: str) -> None:
-        """Rename a file of this disk into the folder."""
+        """Move a file on the same disk into the folder."""
         with self._errors(name, absent=False):
             path.replace(self.path(name))
 
@@ -142,14 +142,14 @@ class LocalStore:
                 self.path(name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what writers that died left half written; call it when no writer is alive."""
+        """Remove the incomplete files of writers that died; call it when no writer is alive."""
         with suppress(OSError):
             for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.part")):
                 left.unlink(missing_ok=True)
 
     @contextmanager
     def _errors(self, name: str, *, absent: bool = True) -> Iterator[None]:
-        """Turn an OSError into a StoreError; `absent`: but for one that says that there is no such file."""
+        """Turn an OSError into a StoreError; with `absent`, FileNotFoundError stays as it is."""
         try:
             yield
         except OSError as error:
@@ -161,8 +161,8 @@ class LocalStore:
 class S3Store:
     """The objects `s3://bucket/prefix/NAME`, through Composer's object store.
 
-    Credentials, region and endpoint come the AWS way: environment, profile, or instance role, and `S3_ENDPOINT_URL`
-    for an S3 of another maker. Each thread has a store, and so a client, of its own.
+    Credentials, region and endpoint come from the usual AWS places: environment, profile, or instance role, and
+    `S3_ENDPOINT_URL` for another S3-compatible server. Each thread uses a store, and so a client, of its own.
     """
 
     def __init__(self, url: str) -> None:
@@ -172,7 +172,7 @@ class S3Store:
         with self._errors(""):
             self._objects = S3ObjectStore(bucket, prefix, client_config=dict(_CLIENT), transfer_config=dict(_TRANSFER))
             self._client = self._objects.client
-            # Whatever the credentials come from, and whenever they are renewed: each signature shows those in use.
+            # Wherever the credentials come from, and whenever they are renewed, each signature shows those in use.
             self._client.meta.events.register("before-sign.s3", _hide_credentials)
 
     def below(self, folder: str) -> S3Store:
@@ -213,7 +213,7 @@ class S3Store:
             self._objects.download_object(name, path, overwrite=True)
 
     def put(self, name: str, source: bytes | Path) -> None:
-        """Upload an object, a large file in parts; it shows when it is whole. CancelledError after `cancel`."""
+        """Upload an object, a large file in parts; it becomes visible when complete. CancelledError after `cancel`."""
         with self._errors(name):
             if isinstance(source, Path):
                 self._objects.upload_object(name, source, callback=self._progress)
@@ -227,11 +227,11 @@ class S3Store:
                 self._client.delete_object(**self._key(name))
 
     def cancel(self) -> None:
-        """Make the current upload end soon, and later ones at once."""
+        """Make the current upload fail soon, and later ones at once."""
         self._cancelled = True
 
     def abort_leftovers(self) -> None:
-        """Drop the parts of uploads that a dead process left; they cost storage and show nowhere."""
+        """Delete the uploaded parts that a dead process left; they cost storage and are not listed."""
         bucket = self._objects.bucket
         with self._errors(""):
             answer = self._client.list_multipart_uploads(Bucket=bucket, Prefix=self._objects.prefix)
@@ -249,7 +249,7 @@ class S3Store:
 
     @contextmanager
     def _errors(self, name: str) -> Iterator[None]:
-        """Turn what boto raises into one line that names the object and holds no credentials."""
+        """Turn boto's exceptions into one line that names the object and holds no credentials."""
         where = f"{self.location}/{name}" if name else self.location
         try:
             yield
@@ -257,7 +257,7 @@ class S3Store:
             raise _explained(where, error) from None
         except boto3.exceptions.Boto3Error as error:
             raise _explained(where, error.__cause__ or error.__context__ or error) from None
-        except FileNotFoundError as error:  # Composer takes 403 for "not found".
+        except FileNotFoundError as error:  # Composer turns 403 into "not found".
             raise _explained(where, error.__cause__ or error) from None
         except OSError as error:
             raise StoreError(f"{where}: {scrub(str(error.strerror or error))}") from None
@@ -282,7 +282,7 @@ def _explained(where: str, error: BaseException) -> Exception:
             return StoreError(f"{where}: {_MISTAKES[code]} ({code})", mistake=True)
     if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
         return StoreError(
-            f"{where}: no AWS credentials in the environment, a profile or the instance's role", mistake=True
+            f"{where}: no AWS credentials in the environment, a profile or the instance role", mistake=True
         )
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(where)
@@ -291,7 +291,7 @@ def _explained(where: str, error: BaseException) -> Exception:
 
 
 def retry(action: Callable[[], T], limit: float) -> T:
-    """Run `action` until it raises no StoreError, for at most `limit` seconds; a user's mistake is not retried."""
+    """Retry `action` on StoreError for at most `limit` seconds; a user's mistake is not retried."""
     deadline, pause = time.monotonic() + limit, _FIRST_PAUSE
     while True:
         try:
@@ -307,10 +307,10 @@ def retry(action: Callable[[], T], limit: float) -> T:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a run's checkpoints lie."""
+    """Where a run's checkpoints are stored."""
 
     local: Path
-    """Always: what goes to a bucket passes through it, and a restart on the same machine needs no download."""
+    """Always present: uploads are written here first, and a restart on the same machine needs no download."""
     remote: str | None
     """`s3://bucket/prefix`, if there is a bucket."""
     run_folder: Path

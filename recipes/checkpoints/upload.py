@@ -1,4 +1,4 @@
-"""Copying checkpoints and logs to the bucket beside the training, however long that takes."""
+"""Copy checkpoints and logs to the bucket in the background, however long that takes."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from recipes.checkpoints.store import CHECKPOINTS, LOGS, CancelledError, LocalSt
 log = logging.getLogger(__name__)
 
 RECORD = ".begun"
-"""Lies beside a run's checkpoints: how and when it began."""
+"""File next to a run's checkpoints that records how and when the run began."""
 CONFIG = "config.yaml"
 """Of a run's folder."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _COMPLAIN_EVERY = 300.0
-"""Seconds between two lines that say that the bucket fails."""
+"""Seconds between two log lines about a failing bucket."""
 _COPY_LOGS_EVERY = 30.0
 _IN_MEMORY = 64 * 2**20
 
 
 class Uploader:
-    """Uploads the newest local checkpoint; one that is still waiting when a newer one comes is left out.
+    """Uploads the newest local checkpoint; one that is still waiting when a newer one is submitted is not uploaded.
 
-    So a slow or absent bucket costs neither training time nor disk: at most one checkpoint is kept on disk for it.
+    So a slow or unreachable bucket costs no training time and little disk: at most one checkpoint is kept for it.
     `before` is called before each upload, to copy the logs that belong to the checkpoint.
     """
 
@@ -61,11 +61,11 @@ class Uploader:
         self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
-        """Begin to work in the background."""
+        """Start working in the background."""
         self._thread.start()
 
     def submit(self, manifest: Manifest) -> None:
-        """Have this checkpoint uploaded, instead of one that still waits."""
+        """Upload this checkpoint, instead of one that is still waiting."""
         with self._changed:
             if self._wanted is not None and self._wanted.stem != self._current:
                 log.warning("checkpoint %s was not uploaded: %s is newer", self._wanted.stem, manifest.stem)
@@ -78,13 +78,13 @@ class Uploader:
             return {stem for stem in (self._current, self._wanted and self._wanted.stem) if stem}
 
     def wait(self, stem: str, limit: float) -> bool:
-        """Whether this checkpoint is in the bucket, after at most `limit` seconds."""
+        """Wait at most `limit` seconds; returns whether this checkpoint is in the bucket."""
         with self._changed:
             self._changed.wait_for(lambda: stem in self._uploaded or self._owner.superseded, limit)
             return stem in self._uploaded
 
     def upload_now(self, manifest: Manifest, limit: float) -> bool:
-        """Upload this checkpoint, giving up any other; whether that was done within `limit` seconds."""
+        """Upload this checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
         deadline = time.monotonic() + limit
         with self._changed:
             self._stop()
@@ -93,13 +93,13 @@ class Uploader:
                 self._store.cancel()
             if manifest.stem in self._uploaded:
                 return True
-        # Past a moment of grace: a transfer that hangs would end only at its time limit.
+        # Wait only briefly for the current upload: a transfer that hangs would end only at its time limit.
         self._thread.join(2.0 if self._current != manifest.stem else max(limit - 2.0, 0.0))
         threading.Thread(target=self._retry, args=(manifest, deadline), name="last upload", daemon=True).start()
         return self.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
 
     def close(self) -> None:
-        """Upload no more; the current upload is given up."""
+        """Stop uploading; the current upload is cancelled."""
         with self._changed:
             self._stop()
             if self._store is not None:
@@ -128,7 +128,7 @@ class Uploader:
                 pause = _FIRST_PAUSE
                 self._prune(store)
             except CancelledError:
-                log.info("upload of %s given up", manifest.stem)
+                log.info("upload of %s cancelled", manifest.stem)
             except FileNotFoundError as error:
                 log.error("checkpoint %s is not uploaded: %s is gone", manifest.stem, error)
                 with self._changed:
@@ -145,7 +145,7 @@ class Uploader:
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _next(self) -> Manifest | None:
-        """What to upload; waits for it. None: there will be nothing more."""
+        """Wait for the next checkpoint to upload; None: there will be no more."""
         with self._changed:
             self._current = None
             self._changed.wait_for(lambda: self._stopped or self._wanted is not None)
@@ -196,16 +196,16 @@ class Uploader:
 
 
 def _has(store: S3Store, manifest: Manifest) -> bool:
-    """Whether the bucket has this very checkpoint, not one that another run left at the same position."""
+    """Whether the bucket has exactly this checkpoint, not another run's at the same position."""
     with suppress(DamagedError):
         return manifest.stem in survey(store).complete and load_manifest(store, manifest.stem).files == manifest.files
     return False
 
 
 class LogMirror:
-    """Copies what has changed below the run's folder, but checkpoints, to the bucket, for when this machine dies.
+    """Copies changed files below the run's folder, except checkpoints, to the bucket, in case this machine dies.
 
-    Every so many seconds, while `may_copy` says that the bucket's logs are this process's to write.
+    It copies at a fixed interval, as long as `may_copy` allows this process to write the bucket's logs.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class LogMirror:
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
 
     def start(self) -> None:
-        """Begin to copy in the background."""
+        """Start copying in the background."""
         self._thread.start()
 
     def close(self, limit: float, *, finished: bool) -> None:
@@ -234,7 +234,7 @@ class LogMirror:
         self._thread.join(limit)
 
     def copy(self) -> None:
-        """Copy what has changed now; a failing bucket is logged now and then, and retried the next time."""
+        """Copy what has changed; a failing bucket is logged from time to time, and retried next time."""
         with self._busy:
             try:
                 if self._store is None:
@@ -259,11 +259,11 @@ class LogMirror:
             if self._copied.get(name) == stamp:
                 continue
             if _grows(name) and status.st_size < self._sizes.get(name, 0) and not self._finished:
-                continue  # The bucket's reaches further than what this process has repeated so far.
+                continue  # The bucket's copy reaches further than what this process has repeated so far.
             if not self._may_copy():
                 return
-            with suppress(FileNotFoundError):  # It was a temporary file.
-                # A file that grows meanwhile is copied as it was at one moment.
+            with suppress(FileNotFoundError):  # a temporary file, gone again
+                # A file that grows during the copy is copied as it was at one moment.
                 store.put(name, path.read_bytes() if status.st_size <= _IN_MEMORY else path)
                 self._copied[name] = stamp
 
@@ -274,10 +274,10 @@ class LogMirror:
 
 
 def restore_logs(folder: Path, store: S3Store) -> list[str]:
-    """Fetch the logs that the disk lacks, or has less of, so that curves continue where a dead machine left them.
+    """Download logs that are missing or shorter on disk, so that curves continue where a dead machine stopped.
 
-    What cannot be fetched, and what has a name that no file below `folder` can have, is logged in one line, and left.
-    Returns the names of what was fetched.
+    Logs that cannot be downloaded, or whose names are not valid below `folder`, are skipped with one log line. Returns
+    the names of the downloaded logs.
     """
     fetched, refused = [], []
     entries = store.tree()
@@ -286,11 +286,11 @@ def restore_logs(folder: Path, store: S3Store) -> list[str]:
         after = bisect_left(names, f"{name}/")
         is_folder = size == 0 and after < len(names) and names[after].startswith(f"{name}/")
         if name.endswith("/") or is_folder:
-            continue  # What browsers and mounts of buckets put there for a folder.
+            continue  # a folder marker that browsers and bucket mounts create
         if name == CONFIG:
-            continue  # A config is trusted, and the run writes its own.
+            continue  # A config would be trusted, and the run writes its own.
         try:
-            # Whoever can write to the bucket must not reach beyond the run's folder.
+            # Whoever can write to the bucket must not be able to write outside the run's folder.
             path = folder / relative_path(name)
             if name.startswith((".", f"{CHECKPOINTS}/")) or "/." in name:
                 raise ValueError(f"{shown(name)} is not a log")
@@ -301,10 +301,10 @@ def restore_logs(folder: Path, store: S3Store) -> list[str]:
         except (ValueError, StoreError, OSError) as error:
             refused.append(str(error))
     if refused:
-        log.warning("%d of the run's logs in %s were not fetched: %s", len(refused), store.location, refused[0])
+        log.warning("%d of the run's logs in %s were not downloaded: %s", len(refused), store.location, refused[0])
     return fetched
 
 
 def _grows(name: str) -> bool:
-    """Whether a log is only ever appended to, so that the longer one of two reaches further."""
+    """Whether a log is append-only, so that the longer of two copies reaches further."""
     return name.endswith((".txt", ".jsonl")) or "tfevents" in name

@@ -1,4 +1,4 @@
-"""Export a trained network for use outside this project: the files of the folder, and how its program is run."""
+"""Export a trained network for use outside this project: the exported files, and how to run the ONNX program."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ FILES = {
     "torch_export": "model.pt2",
     "onnx": "model.onnx",
 }
-"""The file of each format."""
+"""File name of each format."""
 PREPROCESSING, CLASSES, CARD = "preprocessing.json", "classes.json", "README.md"
 OURS = (*FILES.values(), PREPROCESSING, CLASSES, CARD)
 
 
 def open_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """Open an ONNX file on the CPU, with as many threads as OMP_NUM_THREADS says; torch is not needed.
+    """Open an ONNX file on the CPU with OMP_NUM_THREADS threads; torch is not needed. Returns a function.
 
     Returns:
-        Maps float32 images (N, 3, H, W) to logits (N, num_classes).
+        The function maps float32 images (N, 3, H, W) to logits (N, num_classes).
     """
     import onnxruntime
 

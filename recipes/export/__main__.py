@@ -1,4 +1,4 @@
-"""`python -m recipes.export YAML --output DIR`: a trained network as files that do not need this project."""
+"""`python -m recipes.export YAML --output DIR`: write a trained network as files that do not need this project."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ EXAMPLES = """examples:
       --evaluation figures.json
 
 DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx,
-preprocessing.json, classes.json and a model card, README.md. The two programs
-are run and must reproduce the network's logits to 1e-4. If a technique changed
-the architecture (BlurPool, squeeze-and-excite), the card shows how to load it."""
+preprocessing.json, classes.json and a model card, README.md. Both programs are
+run and must reproduce the network's logits to 1e-4. If a technique changed the
+architecture (BlurPool, squeeze-and-excite), the card shows how to load it."""
 
 
 def main() -> int:
-    """Read the command line and export; the exit status."""
+    """Read the command line and export; returns the exit status."""
     command = _parser()
     given = command.parse_intermixed_args(sys.argv[1:])
     path, overrides = yaml_and_overrides(command, given.words)
@@ -56,29 +56,29 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, metavar="DIR", required=True, help="where to write; must be empty or not exist"
     )
     command.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
-    formats = f"what to write: {', '.join(FILES)} (default: all)"
+    formats = f"files to write: {', '.join(FILES)} (default: all)"
     command.add_argument(
         "--formats", nargs="+", choices=tuple(FILES), default=tuple(FILES), metavar="FORMAT", help=formats
     )
     command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
     command.add_argument(
-        "--evaluation", type=Path, metavar="FILE", help="what recipes.evaluate --save wrote, for the model card"
+        "--evaluation", type=Path, metavar="FILE", help="a file from recipes.evaluate --save, for the model card"
     )
     return command
 
 
 def _read_evaluation(path: Path | None) -> dict[str, Any] | None:
-    """What `recipes.evaluate --save` wrote."""
+    """Read a file that `recipes.evaluate --save` wrote."""
     if path is None:
         return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"--evaluation: {path}: {error.strerror or error}") from None
-    except ValueError:  # not JSON, or not text
+    except ValueError:  # not JSON, or not UTF-8
         found = None
     if not isinstance(found, dict) or not {"weights_sha256", "results", "data", "flip"} <= found.keys():
-        raise InputError(f"--evaluation: {path} is not what recipes.evaluate --save writes")
+        raise InputError(f"--evaluation: {path} was not written by recipes.evaluate --save")
     return found
 
 
@@ -91,7 +91,7 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
     trained = load_trained(config, given.checkpoint, given.weights)
     run, network = trained.config, trained.network
     if evaluation is not None and evaluation["weights_sha256"] != trained.weights_sha256:
-        raise InputError(f"--evaluation: {given.evaluation} is of other weights than {trained.location}'s")
+        raise InputError(f"--evaluation: {given.evaluation} is about other weights than those of {trained.location}")
     prepared = preprocessing(run, given.size or config.eval.sizes[-1], config.eval.crop_ratio)
     probe = programs.examples(prepared["size"], 4, run.data.mean, run.data.std)
     shape = programs.architecture(trained, probe)
@@ -116,7 +116,7 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
         text = card(trained, shape, prepared, differences, evaluation, files)
         (folder / CARD).write_text(clean(text), encoding="utf-8")
     weights = "EMA's average" if trained.weights == "ema" else "the trained weights"
-    print(f"{escape(trained.location)}: {weights}, into {escape(given.output)}: {', '.join([*files, CARD])}")
+    print(f"{escape(trained.location)}: {weights}, exported to {escape(given.output)}: {', '.join([*files, CARD])}")
     if shape.plain:
         print(f"The weights load strictly into a plain {run.model.name}.")
     else:
@@ -125,7 +125,7 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
 
 
 def preprocessing(run: RunConfig, size: int, crop_ratio: float) -> dict[str, Any]:
-    """What preprocessing.json says: how an image becomes the input of `size` px, and logits become probabilities."""
+    """The content of preprocessing.json: how to make the input of `size` px, and probabilities from logits."""
     return {
         "size": size,
         "crop_ratio": crop_ratio,
@@ -145,12 +145,12 @@ def preprocessing(run: RunConfig, size: int, crop_ratio: float) -> dict[str, Any
 
 
 def _json(content: object) -> bytes:
-    # A byte of a folder's name that is not UTF-8 is JSON's \\udcNN, which Python reads back as that byte.
+    # A byte of a folder name that is not UTF-8 becomes \\udcNN in JSON, which Python reads back as that byte.
     return (to_json(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def _require_free(folder: Path, force: bool) -> None:
-    """Refuse a folder that cannot be written, or that holds something and is not to be replaced."""
+    """Refuse a folder that cannot be written, or is not empty and may not be replaced."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
     if folder.is_dir() and any(folder.iterdir()) and not force:
@@ -162,9 +162,9 @@ def _require_free(folder: Path, force: bool) -> None:
 
 @contextmanager
 def _filled(folder: Path) -> Iterator[Path]:
-    """A folder to write into, whose files move to `folder` at the end unless there is an exception.
+    """A temporary folder whose files move to `folder` at the end unless there is an exception.
 
-    A new folder appears whole. In an existing one, files of an earlier export are replaced or removed; others stay.
+    A new folder appears complete. In an existing one, files of an earlier export are replaced or removed; others stay.
     """
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
     beside = folder.absolute().parent / f".{folder.absolute().name}.{os.getpid()}"

@@ -1,4 +1,4 @@
-"""The model card: what is known of a run and its export, and nothing else."""
+"""The model card: what is known about a run and its export, and nothing else."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def card(
 ) -> str:
     """The model card as Markdown.
 
-    `differences` are those of each program's logits from the network's, by file; `evaluation` is what
-    `recipes.evaluate --save` wrote for these weights, if anything; `files` are the names of the files beside the card.
+    `differences` holds the difference between each program's logits and the network's, by file; `evaluation` is the
+    output of `recipes.evaluate --save` for these weights, if any; `files` are the names of the other exported files.
     """
     config = trained.config
     recipe = {"model": config.model.model_dump()} if trained.manifest is None else _determining(config)
@@ -68,7 +68,7 @@ def card(
 
 
 def _accuracies(trained: Trained, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """What is known of these weights' accuracy: from the end of the run, and from `recipes.evaluate --save`."""
+    """The known accuracies of these weights: from the end of the run, and from `recipes.evaluate --save`."""
     config, names = trained.config, ("top1", "top5", "loss")
     run = {"data": "the run's validation images", "crop_ratio": config.eval.crop_ratio, "flip": False}
     by_size = (trained.summary or {}).get("eval_by_size", {})
@@ -82,7 +82,7 @@ def _accuracies(trained: Trained, evaluation: Mapping[str, Any] | None) -> list[
 
 
 def _facts(trained: Trained) -> list[tuple[str, str]]:
-    """Name and value of what is known of the run, in the card's table."""
+    """Name and value of the known facts about the run, for the card's table."""
     manifest, summary = trained.manifest, trained.summary or {}
     fingerprint = ("SHA-256 of the weights", f"`{trained.weights_sha256}`")
     if manifest is None:
@@ -114,7 +114,7 @@ def _facts(trained: Trained) -> list[tuple[str, str]]:
 
 
 def _stages(trained: Trained) -> str:
-    """`2 epochs at 24 px, then 1 epoch at 32 px`: what was trained until this checkpoint."""
+    """The training up to this checkpoint: `2 epochs at 24 px, then 1 epoch at 32 px`."""
     if trained.manifest is None:
         return ""
     epochs = trained.manifest.epoch + bool(trained.manifest.batch_in_epoch)
@@ -124,7 +124,7 @@ def _stages(trained: Trained) -> str:
 
 
 def _determining(config: RunConfig) -> dict[str, Any]:
-    """The config's keys that determine the weights, without those that are off."""
+    """The config's keys that determine the weights, except those that are off."""
 
     def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         kept = {key: value for key, value in values.items() if f"{prefix}{key}" not in NO_EFFECT_ON_WEIGHTS}

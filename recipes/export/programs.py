@@ -1,4 +1,4 @@
-"""The files that hold a network, each read or run again and compared with the network that it was written from."""
+"""Write a network to files; each is read or run again and compared with the original network."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from recipes.model import build_network
 from recipes.trained import Trained
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit from the network's own, as `difference` measures it."""
+"""Largest allowed `difference` between a program's logits and the network's."""
 OPSET = 17
-"""ONNX operator set, of ONNX 1.12 (2022); onnxruntime runs it since its own 1.12."""
+"""ONNX operator set of ONNX 1.12 (2022); onnxruntime supports it since version 1.12."""
 
 
 def examples(size: int, count: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images to compare two networks on: smooth coloured patterns with some noise, always the same.
+    """Images for comparing two networks: smooth coloured patterns with some noise, always the same.
 
     Normalised by the mean and deviation of images in [0, 1]; float32 (count, 3, size, size).
     """
@@ -50,13 +50,13 @@ class Architecture(NamedTuple):
     """How a network differs from the one of the same name in torchvision or timm."""
 
     plain: bool
-    """The weights load strictly into that one, which then gives the same logits."""
+    """The weights load strictly into that network, which then gives the same logits."""
     blurred: tuple[str, ...]
     """Names of the convolutions that blur their input or output."""
     blurred_pools: tuple[str, ...]
-    """Names of the max-pooling layers that blur."""
+    """Names of the blurred max-pooling layers."""
     blur_first: bool
-    """Blur before the convolution rather than after it."""
+    """Whether blurring comes before the convolution rather than after it."""
     techniques: tuple[str, ...]
     """Fields of `algorithms` that changed the architecture; empty if it is plain."""
 
@@ -80,7 +80,7 @@ def architecture(trained: Trained, probe: Tensor) -> Architecture:
 
 
 class FixedBlurMaxPool(nn.Module):
-    """Composer's BlurMaxPool2d for a known number of channels: ONNX has no convolution of a kernel of unknown shape."""
+    """Composer's BlurMaxPool2d for a known number of channels: an ONNX convolution needs a kernel of known shape."""
 
     kernel: Tensor
 
@@ -112,7 +112,7 @@ def fixed_blurs(network: nn.Module, probe: Tensor) -> nn.Module:
 def write_safetensors(network: nn.Module, path: Path, about: dict[str, str]) -> None:
     """Write the weights, with `about` as metadata, and read them back."""
     tensors = _plain_tensors(network)
-    # Not by its save_file, whose files nobody else may read.
+    # Not with safetensors' save_file, which makes files that only their owner can read.
     path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"} | about))
     _require_equal(safetensors.torch.load_file(path), tensors, path)
 
@@ -125,7 +125,7 @@ def write_pth(network: nn.Module, path: Path) -> None:
 
 
 def _plain_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict as files hold it: on the CPU, in row-major memory, each tensor with memory of its own."""
+    """The state dict for a file: on the CPU, in row-major memory, each tensor with its own memory."""
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
 
 
@@ -141,11 +141,11 @@ def write_torch_export(network: nn.Module, path: Path, probe: Tensor) -> float:
     logits; raises InputError if the network cannot be exported, or the program's logits differ.
     """
     try:
-        # torch.export takes a size of 1 for a constant, hence two images.
+        # torch.export treats a size of 1 as a constant, hence two images.
         program = torch.export.export(network, (probe[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, path)
         run = torch.export.load(path).module()
-    except Exception as error:  # torch raises many kinds
+    except Exception as error:  # torch raises many different exceptions
         raise _refused(path, error) from None
     return _compared(lambda images: run(images), network, path, probe)
 
@@ -156,8 +156,8 @@ def write_onnx(network: nn.Module, path: Path, probe: Tensor) -> float:
     Input `images`, float32 (batch, 3, H, W); output `logits`, float32 (batch, num_classes).
     """
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # it prints whole graphs
-            warnings.simplefilter("ignore")  # of constants in traced code: the comparison below decides
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter prints whole graphs
+            warnings.simplefilter("ignore")  # about constants in traced code: the comparison below decides
             torch.onnx.export(
                 network,
                 (probe[:2],),
@@ -170,7 +170,7 @@ def write_onnx(network: nn.Module, path: Path, probe: Tensor) -> float:
             )
         onnx.checker.check_model(str(path), full_check=True)
         run = open_onnx(path)
-    except Exception as error:  # torch, onnx and onnxruntime each have their own
+    except Exception as error:  # torch, onnx and onnxruntime each raise their own
         raise _refused(path, error) from None
     return _compared(lambda images: torch.from_numpy(run(images.numpy())), network, path, probe)
 

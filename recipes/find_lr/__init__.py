@@ -1,8 +1,8 @@
-"""`python -m recipes.find_lr`: a learning-rate range test over the run's own pipeline.
+"""`python -m recipes.find_lr`: a learning-rate range test with the run's own pipeline.
 
 Here: a test's curve, and the learning rates that it suggests. Needs no torch. Smith 2017, "Cyclical Learning Rates for
 Training Neural Networks", section 3.3, with the exponential ramp that fastai made usual. Each method takes rates
-(rising, equal ratios) and smoothed losses, and returns a rate or None where the curve lacks what it looks for.
+(rising, with equal ratios) and smoothed losses, and returns a rate, or None if the curve lacks what it looks for.
 Multiplying all losses by a number changes no suggestion, and multiplying all rates by a number multiplies the
 suggestions by it.
 """
@@ -24,11 +24,11 @@ ENDS: dict[End, str] = {
     "not finite": "loss no longer finite, stopped",
 }
 SKIP_START = 0.1
-"""Share of the ramp's steps left out at the start, where the average has seen few losses (fastai's lr_find)."""
-SKIP_END = 5  # steps left out at the end, where the loss has risen (fastai, torch-lr-finder)
-FEWEST = 10  # points that must remain for a suggestion
+"""Share of the ramp's steps ignored at the start, where the average covers few losses (fastai's lr_find)."""
+SKIP_END = 5  # steps ignored at the end, where the loss has risen (fastai, torch-lr-finder)
+FEWEST = 10  # points required for a suggestion
 WINDOW = 15  # points between the two ends of the sliding window (fastai's `slide`, made for 100 steps)
-STEADY = 0.005  # difference of slopes per step, over the curve's height, below which the window's ends agree
+STEADY = 0.005  # largest difference of slopes per step, relative to the curve's height, for the window's ends to agree
 
 
 class Ramp(NamedTuple):
@@ -38,15 +38,15 @@ class Ramp(NamedTuple):
     end_lr: float  # of the last step, above `start_lr`
     steps: int  # at least 2
     smoothing: float  # share of the average loss that a step keeps, in [0, 1)
-    divergence: float  # the test stops where the smoothed loss exceeds its minimum by this factor, above 1
+    divergence: float  # the test stops when the smoothed loss exceeds its minimum by this factor, above 1
 
     def lrs(self) -> Values:
-        """The rate of each step, (steps,): equal ratios, both ends included (as in torch-lr-finder)."""
+        """The rate of each step, (steps,): equal ratios, including both ends (as in torch-lr-finder)."""
         return np.geomspace(self.start_lr, self.end_lr, self.steps).astype(np.float64, copy=False)
 
 
 class Curve(NamedTuple):
-    """One run of the test; its arrays are float64 (n,), n the steps that were made."""
+    """One run of the test; its arrays are float64 (n,) for n steps done."""
 
     seed: int
     lrs: Values
@@ -56,7 +56,7 @@ class Curve(NamedTuple):
 
 
 def smooth(losses: Sequence[float] | Values, smoothing: float) -> Values:
-    """Exponential moving average with bias correction; what follows an inf or a NaN is not finite.
+    """Exponential moving average with bias correction; values after an inf or NaN are not finite.
 
     At step i (from 0) it is the mean of losses 0 to i with weights smoothing**(i - k). fastai's `AvgSmoothLoss` and
     Adam's moments (Kingma & Ba 2015, section 3) correct the bias in the same way; torch-lr-finder does not.
@@ -68,7 +68,7 @@ def smooth(losses: Sequence[float] | Values, smoothing: float) -> Values:
 
 
 def end_of(losses: Sequence[float], ramp: Ramp) -> End | None:
-    """Why the test stops after these losses, at least one; None: it continues.
+    """Why the test stops after these losses (at least one); None if it continues.
 
     The rule is fastai's (`LRFinder`, factor 4) and torch-lr-finder's (factor 5), on the smoothed loss.
     """
@@ -87,11 +87,11 @@ def curve_of(losses: Sequence[float], ramp: Ramp, seed: int, end: End) -> Curve:
 
 
 def usable(lrs: Values, losses: Values, steps: int) -> tuple[Values, Values]:
-    """The part of a curve that the methods use, given the ramp's steps; it is finite, and may be empty.
+    """The part of a curve that the methods use, given the number of steps in the ramp; it is finite, and may be empty.
 
-    The first and last points are left out, what follows the first inf or NaN, and what follows the point past the
-    minimum where the loss is back above its start: a network that has diverged may have a loss that falls again, which
-    fastai and torch-lr-finder would take for the steepest descent.
+    The first and last points are left out, everything after the first inf or NaN, and everything after the point beyond
+    the minimum at which the loss is back above its start: the loss of a diverged network may fall again, which fastai
+    and torch-lr-finder would mistake for the steepest descent.
     """
     wrong = np.flatnonzero(~np.isfinite(losses))
     start = int(SKIP_START * steps)
@@ -115,11 +115,11 @@ def steepest(lrs: Values, losses: Values) -> float | None:
 
 
 def valley(lrs: Values, losses: Values) -> float | None:
-    """Half-way down the longest descent: fastai's `valley`, its default; None: the loss never falls.
+    """A point half-way down the longest descent: fastai's default, `valley`; None if the loss never falls.
 
     The descent is the longest subsequence of falling losses, whose points need not be neighbours (the first to end
-    where several are longest). It is taken to begin as many points before its end as it has points; the suggestion is a
-    third and half of a third of these further on.
+    if several are longest). It is assumed to begin as many points before its end as it has points; the suggestion lies
+    a third plus half of a third of these points after that.
     """
     lengths = np.ones(len(losses), dtype=int)
     for index in range(1, len(losses)):
@@ -132,7 +132,7 @@ def valley(lrs: Values, losses: Values) -> float | None:
 
 
 def lowest(lrs: Values, losses: Values) -> float | None:
-    """The rate of the lowest smoothed loss; None: that is the first point, so nothing was learnt.
+    """The rate of the lowest smoothed loss; None if that is the first point, so that nothing was learnt.
 
     Smith 2017, section 3.3: the highest rate of a cyclical schedule is that at which learning "slows, becomes ragged,
     or starts to fall".
@@ -148,11 +148,11 @@ def tenth(lrs: Values, losses: Values) -> float | None:
 
 
 def window(lrs: Values, losses: Values) -> float | None:
-    """The left end of the rightmost window whose two ends have the same slope: fastai's `slide`; None: there is none.
+    """The left end of the rightmost window whose ends have the same slope: fastai's `slide`; None if there is none.
 
-    The window is `WINDOW` points wide and moves down from the highest rate as long as the slopes at its ends differ,
-    to where the descent is steady. fastai compares with 0.005 in units of the loss; here it is that share of the
-    curve's height, so that a sum over classes suggests what a mean does.
+    The window is `WINDOW` points wide and moves down from the highest rate while the slopes at its ends differ, to
+    where the descent is steady. fastai compares with 0.005 in units of the loss; here the limit is relative to the
+    curve's height, so that a loss summed over classes gives the same suggestion as a mean.
     """
     if len(losses) <= WINDOW or losses.argmin() == 0:
         return None
@@ -172,32 +172,33 @@ METHODS: dict[str, Callable[[Values, Values], float | None]] = {
     "minimum": lowest,
 }
 CHOSEN = "minimum"
-"""The method whose rate is proposed, as the highest rate of the schedule.
+"""The method whose rate is proposed as the highest rate of the schedule.
 
-On the demo's digits (4 epochs of One-Cycle, batch 32) neither a tenth of it nor ten times as much trains better: 85.3,
-93.6 and 89.2 % top-1 with timm/resnet10t (3 seeds), 94.6, 96.6 and 78.8 % with ResNet-50 (1 seed). The other four are 3
-to 70 times lower there: they suit a rate that is constant from the start. All values: docs/find_lr.md.
+On the demo's digits (4 epochs of One-Cycle, batch 32) neither a tenth of it nor ten times as much trains better: 85.3 %
+(a tenth), 93.6 % (proposed) and 89.2 % (ten times) top-1 with timm/resnet10t (3 seeds), 94.6, 96.6 and 78.8 % with
+ResNet-50 (1 seed). The other four methods give rates 3 to 70 times lower, which suit a rate that is constant from the
+start. All values: docs/find_lr.md.
 """
 
 
 class Suggestion(NamedTuple):
-    """What one method suggests over the runs."""
+    """What one method suggests, over several runs."""
 
     method: str
     per_run: tuple[float | None, ...]
     mean: float
     median: float
-    geometric_mean: float  # the one that is used: twice too high and half as high are equally wrong
+    geometric_mean: float  # the mean that is used: a factor of two too high or too low is equally wrong
     spread: float  # geometric standard deviation (sample, n - 1), a factor of at least 1; 1.0 for a single run
 
     @property
     def rates(self) -> list[float]:
-        """Those of the runs that have one."""
+        """The rates of the runs that have one."""
         return [rate for rate in self.per_run if rate is not None]
 
 
 def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None:
-    """Combine the runs' suggestions; None where there are none."""
+    """Combine the runs' suggestions; None if there are none."""
     found = np.array([rate for rate in per_run if rate is not None])
     if not len(found):
         return None
@@ -208,7 +209,7 @@ def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None
 
 
 def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
-    """What each method suggests from curves, given their ramp's steps; methods that find nothing are left out."""
+    """What each method suggests from curves, given the ramp's number of steps; methods without a result are omitted."""
     parts = [usable(curve.lrs, curve.smoothed, steps) for curve in curves]
     found = {}
     for name, method in METHODS.items():
@@ -219,6 +220,6 @@ def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
 
 
 def still_falling(curve: Curve, steps: int) -> bool:
-    """Whether the ramp ended before the loss rose, so that higher rates may be better than the suggestions."""
+    """Whether the ramp ended before the loss rose, so that rates above the suggestions may be better."""
     _, losses = usable(curve.lrs, curve.smoothed, steps)
     return curve.end == "complete" and len(losses) > 0 and bool(curve.smoothed[-1] <= losses.min())

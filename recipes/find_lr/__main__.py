@@ -1,4 +1,4 @@
-"""`python -m recipes.find_lr YAML [key=value ...]`: the learning rate to train with, measured on the run itself."""
+"""`python -m recipes.find_lr YAML [key=value ...]`: measure which learning rate to train with."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ DESCRIPTION = """Raise the learning rate from step to step, watch the loss, and 
 for the run.
 
 The test trains fresh models with the run's own loader, model, loss, optimizer
-and techniques (mixing, label smoothing, SAM, ...) at one image size, and throws
-them away. Progressive resizing, FixRes, EMA and SWA are left out. Results go to
-RUNS_FOLDER/RUN_NAME/find_lr/: lr.html, lr.png, lr.csv (the curves), lr.json."""
+and techniques (mixing, label smoothing, SAM, ...) at one image size, and then
+discards them. Progressive resizing, FixRes, EMA and SWA are left out. Results
+go to RUNS_FOLDER/RUN_NAME/find_lr/: lr.html, lr.png, lr.csv (the curves) and
+lr.json."""
 EXAMPLES = """examples:
   python -m recipes.find_lr yamls/demo.yaml
   python -m recipes.find_lr yamls/p3.yaml --batch-size 256 --runs 5
@@ -51,7 +52,7 @@ DEVICES = (1, 2, 4, 8, 16)  # numbers of devices for which the rate is shown
 
 def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("find_lr", DESCRIPTION, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
 
     def option(name: str, kind: Callable[[str], float], low: float, high: float, default: object, text: str) -> None:
         def read(text: str) -> float:
@@ -83,24 +84,24 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def propose(config: RunConfig, rate: float, batch_size: int) -> dict[str, Any]:
-    """The keys of `optimizer` with which `batch_size` images per step train at `rate`, and others in proportion.
+    """The keys of `optimizer` that give `rate` at `batch_size` images per step, and scale linearly with other sizes.
 
-    The rate is given to two significant digits: its spread is rarely below ten percent.
+    The rate is rounded to two significant digits: its spread is rarely below ten percent.
     """
     reference = config.optimizer.lr_batch_size or batch_size
     return {"lr": float(f"{rate * reference / batch_size:.2g}"), "lr_batch_size": reference}
 
 
 def present_lr(config: RunConfig, batch_size: int) -> float:
-    """The config's highest rate at `batch_size` images per step; without `lr_batch_size` it is one for all."""
+    """The config's highest rate at `batch_size` images per step; the same for all sizes without `lr_batch_size`."""
     return config.optimizer.lr * batch_size / (config.optimizer.lr_batch_size or batch_size)
 
 
 def peaks(config: RunConfig, proposal: dict[str, Any]) -> list[tuple[int, int, float]]:
-    """The highest rate of the run with the proposal, for each of `DEVICES` on which it could run.
+    """The highest rate of the run with the proposal, for each number of devices in `DEVICES` that is possible.
 
     Returns:
-        Devices, images per step over all of them in the stage with most epochs, rate.
+        (devices, images per step over all of them in the stage with the most epochs, rate).
     """
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=proposal)})
     found = []
@@ -117,7 +118,7 @@ def peaks(config: RunConfig, proposal: dict[str, Any]) -> list[tuple[int, int, f
 class Result:
     """A finished test."""
 
-    config: RunConfig  # of the run
+    config: RunConfig  # the run's config
     size: int  # side of the images in pixels
     images: int  # per step over all devices
     devices: int
@@ -127,14 +128,14 @@ class Result:
     versions: dict[str, str | None]
 
     def __post_init__(self) -> None:
-        self.suggestions = suggestions(self.curves, self.ramp.steps)  # by method, without those that find nothing
+        self.suggestions = suggestions(self.curves, self.ramp.steps)  # by method, without those that have no result
         self.present = present_lr(self.config, self.images)
         chosen = self.suggestions.get(CHOSEN)
         self.proposal = chosen and propose(self.config, chosen.geometric_mean, self.images)
         self.peaks = peaks(self.config, self.proposal) if self.proposal else []
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, without the curves, which are in lr.csv."""
+        """Plain values, except the curves, which are in lr.csv."""
         return {
             "run_name": self.config.run_name,
             "image_size": self.size,
@@ -153,7 +154,7 @@ class Result:
 
 
 def suggestion_table(found: dict[str, Suggestion]) -> Table:
-    """A row for each method, with dashes where no run had what it looks for."""
+    """A row for each method, with dashes if no run had what it looks for."""
     headers, rows = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest"), []
     for method in METHODS:
         if (one := found.get(method)) is None:
@@ -167,7 +168,7 @@ def suggestion_table(found: dict[str, Suggestion]) -> Table:
 
 
 def _draw(figure: Figure, result: Result) -> None:
-    """Draw the loss against the rate, and below it each method's suggestions, into an empty figure."""
+    """Draw the loss over the rate, and below it each method's suggestions, into an empty figure."""
     from matplotlib.ticker import NullFormatter
 
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
@@ -177,7 +178,7 @@ def _draw(figure: Figure, result: Result) -> None:
         above.plot(curve.lrs, curve.smoothed, color=COLORS[0], alpha=0.8, label=label)
     losses = np.concatenate([curve.losses for curve in result.curves])
     first = [float(curve.losses[0]) for curve in result.curves if np.isfinite(curve.losses[0])]
-    if first:  # above its first values the loss has diverged, and leaves the chart
+    if first:  # cut the chart above the first values: beyond them the loss has diverged
         top, bottom = 1.25 * max(first), float(losses[np.isfinite(losses)].min())
         above.set_ylim(bottom - 0.05 * (top - bottom), top)
     for row, method in enumerate(METHODS):
@@ -214,7 +215,7 @@ def _describe(result: Result) -> output.Content:
     falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
     warning = (
         f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
-        f"{result.ramp.end_lr:g}: higher ones may be better, try a higher --end-lr."
+        f"{result.ramp.end_lr:g}: higher rates may be better; try a higher --end-lr."
     )
     rates = [(devices, images, f"{lr:.3g}") for devices, images, lr in result.peaks]
     return {
@@ -266,7 +267,7 @@ def _write_files(result: Result, content: output.Content, folder: Path) -> None:
 
 
 def main() -> int:
-    """Run the test, write the files and print what to paste; the exit status, 1 where nothing can be suggested."""
+    """Run the test, write the files and print what to paste; returns the exit status, 1 if there is no suggestion."""
     given = _parse_arguments()
     config = load_config(given.yaml, given.overrides)
     # Only now: importing torch and Composer takes seconds, and the errors above need neither.
@@ -278,7 +279,7 @@ def main() -> int:
     devices, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
     size, batch_size = given.size, given.batch_size
     trial = trial_config(given.yaml, given.overrides, size=size, batch_size=batch_size, world_size=devices)
-    # The average covers a twentieth of the ramp, so that a longer ramp smooths over the same range of rates.
+    # The average covers a twentieth of the ramp, so a longer ramp smooths over the same range of rates.
     smoothing = 1 - 5 / given.steps if given.smoothing is None else given.smoothing
     ramp = Ramp(given.start_lr, given.end_lr, given.steps, smoothing, given.divergence)
     curves = run_tests(trial, ramp, given.runs)

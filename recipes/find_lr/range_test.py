@@ -1,4 +1,4 @@
-"""The range test itself: the run's own Trainer and pipeline, with a learning rate that rises from step to step."""
+"""The range test: the run's own Trainer and pipeline, with a learning rate that rises from step to step."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recipes.schedule import epoch_plan, global_batch_size
 from recipes.trainer import build_trainer
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
-"""Techniques that a test leaves out: it keeps one size, and averages do not change what is trained."""
+"""Techniques that a test leaves out: it uses one size, and weight averages do not change the training."""
 
 
 def trial_config(
@@ -33,28 +33,28 @@ def trial_config(
 ) -> RunConfig:
     """The config that a range test trains with.
 
-    It is the run's own, at one image size with random crops and with the momentum that the schedule has where its rate
-    is highest, without `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off.
+    It is the run's own, at one image size with random crops, with the momentum at the schedule's highest rate, and
+    without the techniques in `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off.
 
     Args:
         path: The run's YAML.
         overrides: `key.path=value`.
-        size: In pixels; None: that of most epochs.
-        batch_size: Over all devices; None: the run's at that size.
+        size: Image size in pixels; None: that of most epochs.
+        batch_size: Images per step over all devices; None: the run's at that size.
         world_size: Number of processes.
 
     Raises:
-        InputError: The config is wrong, or the batch does not divide by the processes.
+        InputError: The config is wrong, or the batch size is not divisible by the number of processes.
     """
     config = load_config(path, overrides)
     if batch_size is not None and batch_size % world_size:
         raise InputError(
-            f"--batch-size: {batch_size} images do not divide by {world_size} processes; "
+            f"--batch-size: {batch_size} images are not divisible by {world_size} processes; "
             f"allowed: a multiple of {world_size}"
         )
     if size is None:
         sizes = [entry.size for entry in epoch_plan(config, world_size)]
-        size = max(sizes, key=sizes.count)  # the first of those with equally many
+        size = max(sizes, key=sizes.count)  # the first one if several have equally many epochs
     images = global_batch_size(config, size, world_size) if batch_size is None else batch_size
     schedule = config.scheduler
     momentum = schedule.base_momentum if isinstance(schedule, OneCycleConfig) else config.optimizer.momentum
@@ -73,7 +73,7 @@ def trial_config(
 
 
 class RisingRate(Callback):
-    """Sets each step's rate, keeps its loss, and ends the training where the test stops."""
+    """Sets each step's rate, records its loss, and ends training when the test stops."""
 
     def __init__(self, ramp: Ramp, bar: tqdm[NoReturn]) -> None:
         self.ramp, self.bar, self.lrs = ramp, bar, ramp.lrs()
@@ -87,11 +87,11 @@ class RisingRate(Callback):
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate
             if "initial_lr" in group:
-                # DecoupledSGDW scales its decay by lr / initial_lr, which is 1 where a run's rate is highest.
+                # DecoupledSGDW scales its decay by lr / initial_lr, which is 1 at a run's highest rate.
                 group["initial_lr"] = rate
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """The loss is the mean over all processes, so all of them end together."""
+        """The loss is the mean over all processes, so all of them stop together."""
         del logger
         rate, loss = self.lrs[len(self.losses)], float(state.total_loss_dict["loss/train/total"])
         self.losses.append(loss)
@@ -105,8 +105,8 @@ class RisingRate(Callback):
 def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]) -> Curve:
     """Train a fresh model with a rising rate, and discard it.
 
-    Nothing outside changes: the model and the optimizer are its own, the generators of Python, NumPy and torch are as
-    before, no file is written. Two tests with one config give the same bits.
+    It has no side effects: it has its own model and optimizer, restores the generators of Python, NumPy and torch, and
+    writes no file. Two tests with the same config give the same bits.
     """
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     images = epoch_plan(config, world_size)[0].global_batch_size
@@ -129,7 +129,7 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
             callbacks=[rising],
             loggers=[],
         )
-        trainer.state.evaluators = []  # the end of a training would be followed by an evaluation
+        trainer.state.evaluators = []  # no evaluation after the end of training
         try:
             trainer.fit()
         finally:
@@ -141,7 +141,7 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
 
 
 def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
-    """Run the test with consecutive seeds, the first of which is the config's.
+    """Run the test with consecutive seeds, starting at the config's.
 
     Raises:
         InputError: The config or the data cannot be used; nothing was trained.

@@ -1,7 +1,7 @@
-"""What a run takes, computed from its config before it starts: stages, compute, time, price and memory.
+"""What a run needs, computed from its config before it starts: stages, compute, time, price and memory.
 
-Compute is counted in epochs at 224 px: one is a forward and a backward pass over the training set at that size. The
-forward pass is a third of it, since the backward pass computes gradients of the weights and of the inputs. Only the
+Compute is counted in epochs at 224 px, each a forward and a backward pass over the training set at that size. The
+forward pass is a third of that, since the backward pass computes gradients of the weights and of the inputs. Only the
 functions that take a network need torch, which takes seconds to import.
 
 Images per second are measured by a run or published in throughput.yaml; prices are those in prices.yaml.
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 PRICES = Path(__file__).with_name("prices.yaml")
 THROUGHPUT = Path(__file__).with_name("throughput.yaml")
-REFERENCE_SIZE = 224  # side in pixels of the images in which compute is counted
+REFERENCE_SIZE = 224  # image size in pixels of the unit of compute
 FORWARD = 1 / 3  # share of a training step that is its forward pass
-Work = Callable[[int], float]  # compute of a pass over one image of this size in pixels, over that at 224 px
+Work = Callable[[int], float]  # compute of a pass over one image of this size in pixels, relative to 224 px
 
 _Text = Annotated[str, Field(min_length=1)]
 _Day = Annotated[str, Field(pattern=r"^(after )?[0-9]{4}(-[0-9]{2}){0,2}$", examples=["2026-11-09", "after 2025-08"])]
@@ -45,14 +45,14 @@ class PriceConfig(Part):
 
     usd_per_hour: Annotated[float, Field(ge=0)]
     region: _Text
-    date: _Day  # a day, a month or a year, or `after` one
+    date: _Day  # a day, a month or a year, optionally with `after`
     source: _Text
 
 
 class MachineConfig(Part):
     """A machine that can be rented."""
 
-    device: _Text  # as in throughput.yaml
+    device: _Text  # the name in throughput.yaml
     devices: PositiveInt
     vcpus: PositiveInt | None = None
     device_memory_gb: PositiveFloat | None = None  # usable memory of one device, in GB (1e9 bytes)
@@ -68,7 +68,7 @@ class PricesConfig(Part):
 
 
 class Factor(NamedTuple):
-    """A published figure is multiplied by this for a technique."""
+    """The factor by which a technique changes a published figure."""
 
     name: str
     factor: float
@@ -80,15 +80,15 @@ class Throughput(NamedTuple):
 
     images_per_second_by_size: dict[int, float]  # by image size in pixels
     source: str
-    factors: tuple[Factor, ...] = ()  # already in the figures
-    whole_step: bool = False  # the figures are for the run's own steps, with SAM's second passes and the like
+    factors: tuple[Factor, ...] = ()  # already included in the figures
+    whole_step: bool = False  # the figures are for the run's own steps, including SAM's second passes and the like
     evaluation_seconds: float | None = None  # one evaluation, at all sizes; None: not measured
     checkpoint_seconds: float | None = None  # waiting for checkpoints, per epoch; None: not measured
 
     def rate(self, size: int, cost: float, work: Work) -> float:
-        """Training images per second at any size, scaled by compute from the nearest size that is known.
+        """Training images per second at any size, scaled by compute from the nearest known size.
 
-        `cost` is the compute of a step over that of one forward and backward pass.
+        `cost` is the compute of a step relative to one forward and backward pass.
         """
         known = self.images_per_second_by_size
         near = min(known, key=lambda other: abs(math.log(other / size)))
@@ -97,7 +97,7 @@ class Throughput(NamedTuple):
 
 
 class Images(NamedTuple):
-    """Number of images, and where it comes from."""
+    """Number of images, and the source of that number."""
 
     train: int
     val: int
@@ -105,14 +105,14 @@ class Images(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What a plan is made from."""
+    """The inputs of a plan."""
 
     config: RunConfig
     images: Images
     devices: int
     hardware: str  # in words
     prices: PricesConfig
-    machine_name: str | None = None  # of the price list
+    machine_name: str | None = None  # in the price list
     throughput: Throughput | None = None  # None: unknown
 
     @property
@@ -126,16 +126,16 @@ class Stage(NamedTuple):
 
     first_epoch: int  # counted from 0
     epochs: int
-    loader_size: int  # side in pixels of the loader's images ...
-    size: int  # ... and of those that the network sees, which differ with `progressive_resizing.where: batch`
+    loader_size: int  # side in pixels of the images from the loader ...
+    size: int  # ... and at the network's input, which differs with `progressive_resizing.where: batch`
     crop: Crop
     global_batch_size: int
-    cost: float  # compute of a step over that of one forward and backward pass over all parameters
+    cost: float  # compute of a step relative to one forward and backward pass over all parameters
     steps: int
-    first: Rate  # of the first step ...
-    last: Rate  # ... and of the last
+    first: Rate  # rate of the first step ...
+    last: Rate  # ... and of the last step
     epochs_at_224px: float
-    images_per_second: float | None  # what the devices train, and the loader must supply; None: unknown
+    images_per_second: float | None  # rate at which the devices train, and which the loader must supply; None: unknown
     hours: float | None
     memory_gb: float | None = None  # of one device, in GB (1e9 bytes); None: not computed
 
@@ -146,7 +146,7 @@ class Evaluation(NamedTuple):
     times: int
     sizes: tuple[int, ...]
     images: int
-    epochs_at_224px: float  # of training
+    epochs_at_224px: float  # compute, in training epochs
 
 
 class Cost(NamedTuple):
@@ -158,7 +158,7 @@ class Cost(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The result; the fields are those of --json. The savings are shares of the compute, and may be negative."""
+    """A plan; its fields are those of --json. Savings are shares of the compute, and may be negative."""
 
     run_name: str
     epochs: int
@@ -173,8 +173,8 @@ class Plan(NamedTuple):
     peak_momentum: float  # ... and the momentum there
     stages: tuple[Stage, ...]
     epochs_at_224px: float
-    saving_against_224px: float  # against as many epochs at 224 px with one forward and backward pass a step
-    saving_by_size_alone: float  # without the second passes of SAM and the like
+    saving_against_224px: float  # against as many epochs at 224 px with one forward and backward pass per step
+    saving_by_size_alone: float  # the same, without the second passes of SAM and the like
     train_size: int
     saving_against_train_size: float
     evaluation: Evaluation
@@ -195,13 +195,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return value.model_dump()
     if hasattr(value, "_asdict"):
-        hidden = ("whole_step", "evaluation_seconds", "checkpoint_seconds")  # the plan's hours contain them
+        hidden = ("whole_step", "evaluation_seconds", "checkpoint_seconds")  # included in the plan's hours
         return {name: _plain(item) for name, item in value._asdict().items() if name not in hidden}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def published(config: RunConfig, device: str, devices: int) -> Throughput | None:
-    """The published figure for the run's model, precision and number of devices; None where there is none."""
+    """The published figure for the run's model, precision and number of devices; None if there is none."""
     table, half = yaml.safe_load(THROUGHPUT.read_text(encoding="utf-8")), config.precision != "fp32"
     wanted = {"model": config.model.name, "device": device, "devices": devices, "half": half}
     entry = next((one for one in table["published"] if wanted.items() <= one.items()), None)
@@ -220,7 +220,7 @@ def published(config: RunConfig, device: str, devices: int) -> Throughput | None
 
 
 def measured(run: Path) -> Throughput:
-    """The throughput of a run in RUNS_FOLDER/RUN_NAME, from its metrics.jsonl; waiting for the loader included.
+    """The throughput of a run in RUNS_FOLDER/RUN_NAME, from its metrics.jsonl, including waiting for the loader.
 
     Raises:
         InputError: There is no metrics.jsonl, or it holds too few values.
@@ -236,7 +236,7 @@ def measured(run: Path) -> Throughput:
         float(training[name][-1]) for name in ("epoch", "time/evaluation_seconds", "time/checkpointing_seconds")
     )
     evaluated = [np.isfinite(metrics[f"eval/{size}/top1"]) for size in results.sizes]
-    # An evaluation comes after the line of its batch, whose seconds are those of the evaluations before.
+    # An evaluation is logged after the line of its batch, so that line has the seconds of earlier evaluations only.
     counted = int(np.sum(metrics["batch"][np.any(evaluated, axis=0)] < training["batch"][-1])) if evaluated else 0
     versions = results.summary.get("versions")
     device = versions.get("device") if isinstance(versions, dict) else None
@@ -250,9 +250,9 @@ def measured(run: Path) -> Throughput:
 
 
 def _rates_by_size(training: Metrics) -> dict[int, float]:
-    """Images over seconds at each image size in pixels.
+    """Images per second at each image size in pixels.
 
-    The first line of each size is left out: in it workers start and kernels are chosen.
+    The first line of each size is left out, because workers start and kernels are chosen then.
     """
     rate, size, samples = (training[name] for name in ("train/images_per_second", "train/image_size", "samples"))
     known = (rate > 0) & (size > 0) & np.isfinite(samples)
@@ -264,18 +264,18 @@ def _rates_by_size(training: Metrics) -> dict[int, float]:
 
 
 def by_area(size: int) -> float:
-    """Compute as the area of the image: exact for convolutions, where no feature map's size is rounded."""
+    """Compute by the area of the image: exact for convolutions if no feature map size is rounded."""
     return (size / REFERENCE_SIZE) ** 2
 
 
 def by_flops(network: nn.Module) -> Work:
-    """Compute as FLOPs of a forward pass over those at 224 px; the network is on the meta device."""
+    """Compute by FLOPs of a forward pass relative to those at 224 px; the network is on the meta device."""
     reference = flops(network, REFERENCE_SIZE)
     return cache(lambda size: flops(network, size) / reference)
 
 
 def flops(network: nn.Module, size: int) -> int:
-    """Floating-point operations of a forward pass over one image: convolutions and matrix products, as torch counts.
+    """Floating-point operations of a forward pass over one image: convolutions and matrix products, by torch's count.
 
     Raises:
         InputError: The network, which is on the meta device, does not accept images of this size.
@@ -303,10 +303,10 @@ def _device_memory(network: nn.Module, config: RunConfig, devices: int, stage: S
 
 
 def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
-    """Side in pixels of what the network sees in an epoch (counted from 0).
+    """Side in pixels of the network's input in an epoch (counted from 0).
 
-    With `where: batch` Composer resizes (algorithms/progressive_resizing.py): the size follows the share of the epochs
-    that are complete, and is rounded down once more where a batch is scaled by a factor.
+    With `where: batch` Composer resizes (algorithms/progressive_resizing.py): the size follows the share of complete
+    epochs, and is rounded down once more when a batch is scaled by a factor.
     """
     resizing = config.algorithms.progressive_resizing
     if resizing is None or resizing.where == "loader":
@@ -315,10 +315,10 @@ def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
 
 
 def _step_cost(config: RunConfig, epoch: int) -> float:
-    """Compute of a step in an epoch (counted from 0) over that of one forward and backward pass.
+    """Compute of a step in an epoch (counted from 0), relative to one forward and backward pass.
 
     SAM repeats both passes every `interval` steps, activation checkpointing the forward pass; FixRes on the classifier
-    has almost no backward pass. Averages of weights, mixing and label smoothing are not counted.
+    has almost no backward pass. Weight averaging, mixing and label smoothing are not counted.
     """
     fixres, sam = config.algorithms.fixres, config.algorithms.sam
     cost = 1.0 + (FORWARD if config.model.activation_checkpointing else 0.0)
@@ -330,17 +330,17 @@ def _step_cost(config: RunConfig, epoch: int) -> float:
 def schedule_of(
     config: RunConfig, epochs: Sequence[EpochPlan], samples: int
 ) -> tuple[list[int], Callable[[int, int], Rate]]:
-    """Steps of each epoch, and (epoch, batch) -> learning rate and momentum, as recipes/trainer.py sets them."""
+    """Steps of each epoch, and (epoch, batch) -> learning rate and momentum, as in recipes/trainer.py."""
     steps = [math.ceil(samples / entry.global_batch_size) for entry in epochs]
     total, rate = sum(steps), rate_function(config.scheduler, peak_lr(config, epochs))
     return steps, lambda epoch, batch: rate(step_at(epoch, batch, steps[epoch], len(steps), total), total)
 
 
 def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
-    """Compute a plan; with the run's network on the meta device by its FLOPs instead of by area, and its memory.
+    """Compute a plan; with the run's network on the meta device, by FLOPs instead of area, and with memory.
 
     Raises:
-        InputError: `global_batch_size` does not divide by the number of devices.
+        InputError: `global_batch_size` is not divisible by the number of devices.
     """
     work = by_area if network is None else by_flops(network)
     config, images, machine, throughput = inputs.config, inputs.images, inputs.machine, inputs.throughput
@@ -373,7 +373,7 @@ def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
             stage = stage._replace(memory_gb=_device_memory(network, config, inputs.devices, stage))
         stages.append(stage)
 
-    # 20 steps of each epoch are enough to find the peak of a schedule whose warm-up takes epochs.
+    # 20 steps of each epoch suffice to find the peak of a schedule with a warm-up of epochs.
     points = ((e, rate_at(e, count * part // 20)) for e, count in enumerate(steps) for part in range(20))
     peak_epoch, peak = max(points, key=lambda point: point[1].lr)
     compute, sizes = sum(stage.epochs_at_224px for stage in stages), config.eval.sizes

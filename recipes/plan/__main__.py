@@ -1,4 +1,4 @@
-"""`python -m recipes.plan YAML [key=value ...]`: a run's stages, compute, time, price and memory before it starts."""
+"""`python -m recipes.plan YAML [key=value ...]`: a run's stages, compute, time, price and memory, before it starts."""
 
 from __future__ import annotations
 
@@ -49,25 +49,25 @@ EXAMPLES = """examples:
 
 Prices are read from recipes/plan/prices.yaml, published throughput from
 recipes/plan/throughput.yaml. Each entry names its source."""
-SHOWN = 8  # stages that are shown one by one; with more, short neighbours share a row
+SHOWN = 8  # stages shown one by one; with more, short neighbours share a row
 POINTS = 2_000  # points of a curve in the chart, at most
 
 
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("plan", "Show a run's stages, compute, time and price before it starts.", EXAMPLES)
     add = parser.add_argument
-    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
-    add("--machine", metavar="NAME", help="from the price list (default: the YAML's `# Hardware:`)")
-    add("--prices", type=Path, default=PRICES, metavar="FILE", help="the price list")
+    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
+    add("--machine", metavar="NAME", help="a machine in the price list (default: the YAML's `# Hardware:`)")
+    add("--prices", type=Path, default=PRICES, metavar="FILE", help="price list (default: recipes/plan/prices.yaml)")
     add("--devices", type=int, metavar="N", help="processes (default: the machine's devices)")
-    text = "number of images (default: those at data.path)"
+    text = "number of images (default: counted at data.path)"
     add("--images", type=int, nargs=2, metavar=("TRAIN", "VAL"), help=text)
-    text = "use the throughput measured in this run's folder (default: runs_folder/run_name, if it has any)"
+    text = "folder of a run whose measured throughput to use (default: runs_folder/run_name, if it has any)"
     add("--measured", type=Path, metavar="RUN", help=text)
-    add("--images-per-second", type=float, metavar="N", help="of plain training at 224 px, over all devices")
-    add("--memory", action="store_true", help="build the network: show memory, count FLOPs instead of area")
+    add("--images-per-second", type=float, metavar="N", help="throughput of plain training at 224 px, over all devices")
+    add("--memory", action="store_true", help="build the network to show memory and to count FLOPs instead of area")
     add("--json", action="store_true", help="print JSON, and write no files")
-    text = "for plan.html and schedule.png (default: runs_folder/run_name/plan)"
+    text = "folder for plan.html and schedule.png (default: runs_folder/run_name/plan)"
     add("--out", type=Path, metavar="FOLDER", help=text)
     given = parser.parse_intermixed_args(list(argv))
     given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
@@ -82,14 +82,14 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Images, int]:
-    """The images of the dataset, and its classes; ImageNet-1K's where it is not on this machine."""
+    """The number of images and classes of the dataset; ImageNet-1K's if it is not on this machine."""
     path, limit, classes = config.data.path, config.data.train_samples, 1000
     if given is not None:
         images = Images(given[0], given[1], "given: --images")
     elif is_remote(path) or not Path(path).exists():
         images = Images(1_281_167, 50_000, f"ImageNet-1K; {path} is not on this machine")
     else:
-        from data.source import open_split_pair  # imports OpenCV, which only a dataset needs
+        from data.source import open_split_pair  # imports OpenCV, which is needed only to open a dataset
 
         train, val = open_split_pair(path, config.data.cache_folder)
         images, classes = Images(len(train), len(val), f"counted in {path}"), len(train.classes)
@@ -99,7 +99,7 @@ def _count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Image
 
 
 def _find_throughput(given: argparse.Namespace, config: RunConfig, device: str, devices: int) -> Throughput | None:
-    """Given, else measured by the run that is named or by this one, else published; None: unknown."""
+    """The given throughput, else one measured by the named run or by this one, else a published one; None: unknown."""
     if given.images_per_second is not None:
         return Throughput({REFERENCE_SIZE: given.images_per_second}, "given: --images-per-second")
     if given.measured is not None:
@@ -111,7 +111,7 @@ def _find_throughput(given: argparse.Namespace, config: RunConfig, device: str, 
 
 
 def _gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs, int]:
-    """What the plan is made from, and the dataset's classes."""
+    """The inputs of the plan, and the dataset's classes."""
     prices, hardware = load_table(given.prices, PricesConfig), hardware_of(given.yaml)
     if given.machine is not None and given.machine not in prices.machines:
         allowed = ", ".join(prices.machines)
@@ -141,12 +141,12 @@ def _describe_run(plan: Plan) -> list[str]:
 
 
 def _describe(plan: Plan, inputs: Inputs) -> Content:
-    """The plan as text, in at most 80 columns."""
+    """The plan as text, at most 80 columns wide."""
     stages, times, memory = [], [], []
     vcpus = inputs.machine.vcpus if inputs.machine else None
     for row in _group_rows(plan.stages):
         first, last, hours = row[0], row[-1], sum(stage.hours or 0.0 for stage in row)
-        own = inputs.config.optimizer.momentum  # of a schedule that leaves it unchanged
+        own = inputs.config.optimizer.momentum  # for a schedule that does not set it
         lrs = [_number(rate.lr) for rate in (first.first, last.last)]
         momenta = [f"{own if rate.momentum is None else rate.momentum:.3g}" for rate in (first.first, last.last)]
         epochs = _span(first.first_epoch + 1, last.first_epoch + last.epochs)
@@ -201,7 +201,7 @@ def _describe_throughput(plan: Plan) -> list[str]:
     if throughput is None:
         return [
             "no throughput: none is published for this model, hardware and precision, and no run was measured",
-            "use --measured RUN with a run of yours, or --images-per-second N with a value you know",
+            "use --measured RUN with one of your runs, or --images-per-second N with a known value",
         ]
     known = ", ".join(map(str, throughput.images_per_second_by_size))
     missing = ["start-up", "interruptions"]
@@ -217,7 +217,7 @@ def _describe_throughput(plan: Plan) -> list[str]:
 
 
 def _describe_price(plan: Plan, inputs: Inputs) -> list[str]:
-    """The price of the run, or of an hour where the hours are unknown; each with its date and source."""
+    """The price of the run, or of an hour if the hours are unknown; each with its date and source."""
     if inputs.machine is None:
         return [f"no price: no machine is given; choose one with --machine NAME: {', '.join(inputs.prices.machines)}"]
     lines = []
@@ -233,7 +233,7 @@ def _describe_price(plan: Plan, inputs: Inputs) -> list[str]:
 
 
 def _group_rows(stages: Sequence[Stage]) -> list[list[Stage]]:
-    """A row for each stage; of many, short neighbours that differ in size alone share one."""
+    """A row for each stage; if there are many, short neighbours that differ only in size share one."""
     total = sum(stage.epochs for stage in stages)
 
     def key(numbered: tuple[int, Stage]) -> object:
@@ -255,7 +255,7 @@ def _number(value: float) -> str:
 
 
 def _draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
-    """Draw image size, batch size, learning rate and momentum over the epochs into an empty figure."""
+    """Draw image size, batch size, learning rate and momentum over epochs into an empty figure."""
     config, stages = inputs.config, plan.stages
     steps, rate_at = schedule_of(config, epoch_plan(config, inputs.devices), plan.images.train)
     stride = max(1, sum(steps) // POINTS)

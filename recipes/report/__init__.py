@@ -1,6 +1,6 @@
-"""report.html: one page about a run, or several side by side, from what they left in their folders; without torch.
+"""report.html: one page about a run, or several side by side, from the files in their folders; without torch.
 
-Here: a run's folder as values, and what they say: stages, resumes, confusions. What is damaged becomes a line of text.
+Here: read a run's folder, and derive stages, resumes and confusions. A damaged file becomes a line of text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Predictions(NamedTuple):
     probability: Array  # float (N,), of `predicted`
     label_probability: Array  # float (N,), of `label`
     classes: list[str]  # folder names in label order
-    names: list[str]  # their names for people
+    names: list[str]  # human-readable class names
     size: int  # in pixels
 
     def name(self, label: int) -> str:
@@ -57,7 +57,7 @@ class Predictions(NamedTuple):
 
 
 class Confusions:
-    """Which classes were predicted for which: int (N,) each."""
+    """Which classes were predicted as which, from labels and predictions, int (N,) each."""
 
     def __init__(self, label: Array, predicted: Array) -> None:
         self.counts = Counter(zip(label.tolist(), predicted.tolist(), strict=True))
@@ -76,7 +76,7 @@ class Confusions:
         return sorted(chosen)
 
     def matrix(self, classes: Sequence[int]) -> list[list[int]]:
-        """A row per class: how often it was predicted as each of `classes`, and last as any other."""
+        """A row per class: how often it was predicted as each of `classes`, and in the last column as any other."""
         rows = [[self.counts[label, predicted] for predicted in classes] for label in classes]
         return [[*row, self.totals[label] - sum(row)] for label, row in zip(classes, rows, strict=True)]
 
@@ -87,22 +87,22 @@ class Confusions:
 
 
 class Stage(NamedTuple):
-    """A stretch of a run with one image size, as it was trained."""
+    """A stage of a run, with one image size, as it was trained."""
 
-    first: float  # epochs done at its beginning ...
+    first: float  # epochs done at its start ...
     last: float  # ... and at its end, or so far
     size: int  # of the images, in pixels
-    batch_size: int  # images of its largest step, over all devices; 0 where unknown
-    images_per_second: float  # evaluation and checkpoints left out; nan where unknown
-    wait_fraction: float  # share of that time that rank 0 waited for its loader
+    batch_size: int  # images of its largest step, over all devices; 0 if unknown
+    images_per_second: float  # excluding evaluation and checkpoints; nan if unknown
+    wait_fraction: float  # share of that time for which rank 0 waited for its loader
 
 
 class Resume(NamedTuple):
     """One time that the run resumed from a checkpoint."""
 
     batch: int
-    epoch: float  # nan where the figures do not say when the batch was
-    source: str  # the checkpoint, as the run named it
+    epoch: float  # nan if the figures do not show the epoch of the batch
+    source: str  # the checkpoint's name in summary.json
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Run:
 
     name: str
     results: Results
-    config: dict[str, Any]  # config.yaml; empty where it cannot be read
+    config: dict[str, Any]  # config.yaml; empty if it cannot be read
     pictures: tuple[Path, ...]  # grids of training images, in the order of the epochs
-    predictions: Predictions | None  # None where there are none
+    predictions: Predictions | None  # None if there are none
     problems: tuple[str, ...]  # what could not be used, one line each
 
     @property
@@ -123,22 +123,22 @@ class Run:
 
     @cached_property
     def training(self) -> Metrics:
-        """The figures of the training."""
+        """The training figures."""
         return self.results.training
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """As the figures show them, in order."""
+        """The stages that the figures show, in order."""
         return stages(self.training)
 
     @cached_property
     def resumes(self) -> list[Resume]:
-        """By the checkpoints that the summary names."""
+        """The resumes, from the checkpoints named in the summary."""
         sources = self.summary.get("resumed_from")
         return resumes([str(one) for one in sources] if isinstance(sources, list) else [], self.training)
 
     def setting(self, key: str) -> Any:
-        """A key of the config, such as `data.path`; None where it is missing."""
+        """A key of the config, such as `data.path`; None if it is missing."""
         value: Any = self.config
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
@@ -146,10 +146,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run's folder, finished or not, or parts of it.
+    """Read a run's folder, finished or not, even if files are missing.
 
     Raises:
-        InputError: There is no such folder, or nothing in it is a run's.
+        InputError: There is no such folder, or it has no file of a run.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; allowed: the folder of a run, such as runs/demo")
@@ -185,7 +185,7 @@ def _read_predictions(path: Path, problems: list[str]) -> Predictions | None:
         fit = len({column.shape for column in columns}) == 1 and found.label.ndim == 1 and len(classes) == len(names)
         if not fit or [c.dtype.kind for c in columns] != list("iiff") or not (found.label < len(classes)).all():
             raise ValueError("its parts do not fit each other")
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds for a damaged archive
+    except Exception as error:  # numpy, zipfile and zlib raise many different exceptions for a damaged archive
         problems.append(f"{path}: damaged: {(str(error) or type(error).__name__).splitlines()[0][:200]}")
         return None
     return found
@@ -194,7 +194,7 @@ def _read_predictions(path: Path, problems: list[str]) -> Predictions | None:
 def stages(training: Metrics) -> list[Stage]:
     """The stages that figures show, in order.
 
-    One begins with the epoch in which its size is first seen, or at the last figure of the size before where that is
+    A stage begins with the epoch in which its size is first seen, or at the last figure of the previous size if that is
     later, as with sizes that change within an epoch.
     """
     sizes, epochs = training["train/image_size"], training["epoch"]
@@ -210,9 +210,9 @@ def stages(training: Metrics) -> list[Stage]:
 
 
 def _throughput(training: Metrics, before: int | None, last: int) -> tuple[float, float]:
-    """Images per second, and the share of time spent waiting for the loader, after one row until another.
+    """Images per second, and the share of time spent waiting for the loader, between two rows.
 
-    `before` is None for a stretch from the run's beginning.
+    `before` is None for the start of the run.
     """
 
     def grown(name: str) -> float:
@@ -224,10 +224,10 @@ def _throughput(training: Metrics, before: int | None, last: int) -> tuple[float
 
 
 def throughput_curve(training: Metrics) -> NDArray[np.float64]:
-    """Throughput over the run, in stretches of about equal length that end where stages do.
+    """Throughput over the run, in segments of about equal length that do not cross stages.
 
     Returns:
-        (3, n): epochs in the middle of each stretch, images per second, share of time spent waiting for the loader.
+        (3, n): epoch in the middle of each segment, images per second, share of time spent waiting for the loader.
     """
     sizes, epochs = training["train/image_size"], training["epoch"]
     if not len(epochs):
@@ -242,7 +242,7 @@ def throughput_curve(training: Metrics) -> NDArray[np.float64]:
 
 
 def thin(x: Array, y: Array, points: int = POINTS) -> tuple[Array, Array]:
-    """A curve, float (n,) each, with at most `points` points: means of neighbours; nan where none is finite."""
+    """Reduce a curve, float (n,) each, to at most `points` points, means of neighbours; nan where none is finite."""
     starts = np.arange(0, len(x), max(1, -(-len(x) // points)))
     if len(starts) == len(x):
         return x, y
@@ -252,16 +252,16 @@ def thin(x: Array, y: Array, points: int = POINTS) -> tuple[Array, Array]:
 
 
 def moving_mean(y: Array) -> Array:
-    """A curve, float (n,), as the mean over a twenty-fifth of its points around each; nan where none is finite.
+    """The moving mean of a curve, float (n,), over a twenty-fifth of its points; nan where none is finite.
 
-    With fewer than 50 points it is the curve itself.
+    With fewer than 50 points, it is the curve itself.
     """
     window = np.ones(2 * (len(y) // 50) + 1)
     return y if len(window) == 1 else _finite_means(y, lambda values: np.convolve(values, window, "same"))
 
 
 def _finite_means(y: Array, add_up: Callable[[Array], Array]) -> Array:
-    """Sums of the finite values over their number, as `add_up` groups them."""
+    """Means of the finite values, grouped by `add_up`."""
     finite = np.isfinite(y)
     sums, counts = add_up(np.where(finite, y, 0.0)), add_up(finite.astype(float))
     means: Array = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0.5)
@@ -269,7 +269,7 @@ def _finite_means(y: Array, add_up: Callable[[Array], Array]) -> Array:
 
 
 def resumes(sources: Sequence[str], training: Metrics) -> list[Resume]:
-    """When a run resumed, by the names of the checkpoints; a source that names none is left out."""
+    """When a run resumed, from the names of the checkpoints; a source that is not a checkpoint name is left out."""
     batches, epochs = (np.concatenate([[0.0], training[name]]) for name in ("batch", "epoch"))
     found = []
     for source in sources:

@@ -1,4 +1,4 @@
-"""`python -m recipes.report RUN [RUN ...] [--output FILE]`."""
+"""`python -m recipes.report RUN [RUN ...] [--output FILE]`: write a page about runs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EXAMPLES = """examples:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Write the page and print where it is; the exit status."""
+    """Write the page and print its path; returns the exit status."""
     parser = command_parser("report", DESCRIPTION, EXAMPLES)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, such as runs/demo")
-    text = "the page; without it, report.html in the run's folder, or in this one for several runs"
+    text = "the page (default: report.html in the run's folder, or in the current one for several runs)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
     given = parser.parse_args(argv)
-    # Only now: --help needs no charts.
+    # Only now: --help does not need charts.
     from recipes.report.page import REPORT, write_report
 
     folders = list(dict.fromkeys(given.runs))

@@ -26,12 +26,12 @@ PHASES = {
 
 
 def line_of(index: int) -> dict[str, Any]:
-    """How a run is drawn in all charts: a colour, and another line style for each round through the colours."""
+    """How a run is drawn in all charts: a colour, and another line style after each cycle of colours."""
     return {"color": COLORS[index % len(COLORS)], "linestyle": ("-", "--", ":", "-.")[index // len(COLORS) % 4]}
 
 
 def training_curves(runs: Sequence[Run]) -> Markup:
-    """Loss, learning rate, momentum and top-1 over epochs, under a band with stages and resumes."""
+    """Loss, learning rate, momentum and top-1 over epochs, below a band with stages and resumes."""
 
     def draw(panels: Sequence[Axes]) -> None:
         shown = {"train/loss": "training loss", "train/lr": "learning rate", "train/momentum": "momentum"}
@@ -65,7 +65,7 @@ def throughput_curves(runs: Sequence[Run]) -> Markup:
 
 
 def accuracy_over_time(runs: Sequence[Run]) -> Markup:
-    """Top-1 by size over the time that the run had taken, evaluations and checkpoints included."""
+    """Top-1 by size over the run's time, including evaluations and checkpoints."""
     times = [one.wall_seconds for run in runs for size in run.results.sizes for one in run.results.evaluations(size)]
     divisor, unit = time_unit(max(times, default=0.0))
     with chart(9.6, 3.4) as figure:
@@ -77,7 +77,7 @@ def accuracy_over_time(runs: Sequence[Run]) -> Markup:
 
 
 def time_spent(seconds_by_run: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
-    """Where the time went, a bar per run, given its name and its seconds by phase."""
+    """Where the time went: a bar per run, from its name and its seconds by phase."""
     divisor, unit = time_unit(max(sum(seconds.values()) for _, seconds in seconds_by_run))
     with chart(9.6, 1.4 + 0.4 * len(seconds_by_run)) as figure:
         axes = figure.subplots()
@@ -95,17 +95,17 @@ def time_spent(seconds_by_run: Sequence[tuple[str, Mapping[str, float]]]) -> Mar
 
 
 def same_stages(runs: Sequence[Run]) -> bool:
-    """Whether the borders of one run's stages are those of all."""
+    """Whether all runs have the same stage boundaries."""
     return len({tuple((stage.first, stage.size) for stage in run.stages) for run in runs}) == 1
 
 
 def _over_epochs(
     runs: Sequence[Run], heights: Sequence[float], draw: Callable[[Sequence[Axes]], None], alt: str
 ) -> Markup:
-    """Panels of these heights in inches over epochs, below a band with a row per run.
+    """Panels with these heights in inches, over epochs, below a band with a row per run.
 
-    In the band, stages are blocks, darker the larger the images; resumes are triangles. Both go through the panels as
-    lines, where they are of one run or the same in all.
+    In the band, stages are blocks, darker for larger images; resumes are triangles. Both continue as lines through the
+    panels, if there is one run or they are the same in all runs.
     """
     band_height = 0.32 + 0.3 * len(runs)
     sizes = sorted({stage.size for run in runs for stage in run.stages})
@@ -134,19 +134,19 @@ def _over_epochs(
         band.grid(False)
         band.tick_params(length=0, labelbottom=False)
         band.spines[:].set_visible(False)
-        panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all
+        panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all panels
         panels[-1].set_xlabel("epochs")
         return svg(figure, alt)
 
 
 def _stage_label(stage: Stage, end: float) -> str:
-    """As much as has room on the stage's block."""
+    """As much text as fits on the stage's block."""
     share = (stage.last - stage.first) / (end or 1.0)
     return "" if share < 0.05 else f"{stage.size} px" + (f", batch {stage.batch_size}" if share >= 0.17 else "")
 
 
 def _draw_accuracy(axes: Axes, runs: Sequence[Run], over: str, divisor: float = 1) -> None:
-    """Top-1 by size over `epoch` or `wall_seconds`: of one run a colour per size, of several one per run."""
+    """Top-1 by size over `epoch` or `wall_seconds`: for one run a colour per size, for several one per run."""
     sizes = sorted({size for run in runs for size in run.results.sizes})
     for index, run in enumerate(runs):
         for size in run.results.sizes:

@@ -1,4 +1,4 @@
-"""The report: the values that report.html.jinja shows, and the file."""
+"""The report: the values for report.html.jinja, and writing the page."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from recipes.results import short_commit
 from recipes.watch.files import duration, replace_text
 
 REPORT = "report.html"  # the page's name in a run's folder
-GRIDS, ERRORS = 8, 24  # pictures of one run at most; of several runs, half as many each
+GRIDS, ERRORS = 8, 24  # at most this many pictures of one run; of several runs, half as many each
 MATRIX, PAIRS, HARDEST = 12, 15, 10  # classes in the table of confusions, and rows in the lists below it
-# Pixels: a grid's longer side at most, that of a small one enlarged, and a thumbnail's.
+# Pixels: the longest side of a grid, that of a small grid after enlarging, and that of a thumbnail.
 GRID_WIDTH, GRID_ENLARGED, THUMBNAIL = 1060, 640, 150
 
 
 def write_report(folders: Sequence[Path], output: Path) -> None:
-    """Write the page about runs, given their folders in the order in which they are shown; its folder is made.
+    """Write the page about runs, given their folders in the order of display; creates the page's folder.
 
     Raises:
         InputError: A folder is not a run's, or the page cannot be written.
@@ -91,12 +91,12 @@ def _percent(value: Any) -> str:
 
 
 def _section(value: Any) -> dict[str, Any]:
-    """A dict, empty where a damaged file holds something else."""
+    """A dict; empty if a damaged file holds something else."""
     return value if isinstance(value, dict) else {}
 
 
 def _state(run: Run) -> str:
-    """How far a run is."""
+    """The progress of a run."""
     epochs = run.summary.get("epochs")
     if run.results.finished:
         return f"finished, {_number(epochs, ',')} epochs"
@@ -120,7 +120,7 @@ def _results(runs: Sequence[Run]) -> Table:
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What was trained: the techniques with their settings, the keys that are not at their defaults, and all keys."""
+    """What was trained: the techniques with their settings, the keys that differ from their defaults, and all keys."""
     rest = {key: value for key, value in run.config.items() if key != "algorithms"}
     techniques = {name: value for name, value in _techniques(run.config).items() if isinstance(value, dict)}
     usual = _defaults()
@@ -144,7 +144,7 @@ def _techniques(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(runs: Sequence[Run]) -> Table:
-    """The keys of the config in which several runs differ, each technique with its settings in one line."""
+    """The config keys in which several runs differ, each technique with its settings in one line."""
     flats = []
     for run in runs:
         flat = _flat({key: value for key, value in run.config.items() if key not in ("algorithms", "run_name")})
@@ -249,7 +249,7 @@ def _throughput(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _time(runs: Sequence[Run]) -> dict[str, Any]:
-    """Where the time went, by the numbers in summary.json."""
+    """Where the time went, according to summary.json."""
     found = []
     for run in runs:
         spent = _section(run.summary.get("seconds"))
@@ -271,7 +271,7 @@ def _confusions(found: Predictions) -> dict[str, Any]:
     confusions = Confusions(found.label[kept], found.predicted[kept])
     classes = confusions.most_confused(MATRIX)
     matrix = confusions.matrix(classes)
-    others = any(row[-1] for row in matrix)  # where the table has all classes, there are none
+    others = any(row[-1] for row in matrix)  # if the table has all classes, there are none
     strongest = max((row[j] for i, row in enumerate(matrix) for j in range(len(classes)) if i != j), default=1) or 1
     pairs = [
         [found.name(label), found.name(predicted), count, total, f"{100 * count / total:.1f}"]
@@ -291,7 +291,7 @@ def _confusions(found: Predictions) -> dict[str, Any]:
 
 
 def _grids(run: Run, limit: int) -> list[tuple[str, str, Any]]:
-    """(caption, error, picture) of the grids of training images that the run saved, spread over it."""
+    """(caption, error, picture) of the run's saved grids of training images, spread over the run."""
     shown: list[tuple[str, str, Any]] = []
     for at in np.unique(np.linspace(0, len(run.pictures) - 1, limit).astype(int)) if run.pictures else ():
         path = run.pictures[at]
@@ -300,13 +300,13 @@ def _grids(run: Run, limit: int) -> list[tuple[str, str, Any]]:
         try:
             with Image.open(path, formats=["PNG"]) as image:
                 shown.append((caption, "", _embed(image, GRID_WIDTH, GRID_ENLARGED)))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, of damaged files
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for damaged files
             shown.append((caption, f"{path.name} cannot be shown: {error}", None))
     return shown
 
 
 def _errors(run: Run, found: Predictions, limit: int) -> dict[str, Any]:
-    """The wrong predictions with the highest probability, with their images where these are still there."""
+    """The wrong predictions with the highest probability, with their images if these still exist."""
     source, problem, shown = None, "", []
     chosen = found.most_confident_errors(limit)
     try:
@@ -326,10 +326,10 @@ def _errors(run: Run, found: Predictions, limit: int) -> dict[str, Any]:
 
 
 def _evaluated_images(run: Run, found: Predictions) -> Source:
-    """The images that predictions are of.
+    """The images that the predictions are for.
 
     Raises:
-        DataError: They are not there any more, or others are.
+        DataError: They no longer exist, or have been replaced by others.
     """
     path, cache = run.setting("data.path"), run.setting("data.cache_folder")
     if not isinstance(path, str):
@@ -342,7 +342,7 @@ def _evaluated_images(run: Run, found: Predictions) -> Source:
 
 
 def _thumbnail(data: bytes) -> dict[str, Any]:
-    """A whole evaluation image, small.
+    """An evaluation image, reduced but not cropped.
 
     Raises:
         BadImage: It cannot be decoded.
@@ -353,12 +353,13 @@ def _thumbnail(data: bytes) -> dict[str, Any]:
 
 
 def _embed(image: Image.Image, longest: int, enlarged: int) -> dict[str, Any]:
-    """An image for the page, a few kilobytes: a large one is reduced and compressed, a small one shown enlarged.
+    """An image for the page, a few kilobytes: a large image is reduced and compressed, a small one shown enlarged.
 
     Args:
         image: RGB or grey.
-        longest: Pixels of its longer side on the page at most.
-        enlarged: Pixels up to which the browser enlarges a small one, by a whole factor and without smoothing.
+        longest: Largest length in pixels of its longer side on the page.
+        enlarged: Length in pixels up to which the browser enlarges a small image, by an integer factor without
+        smoothing.
     """
     image, buffer = image.convert("RGB"), io.BytesIO()
     if max(image.size) > longest:

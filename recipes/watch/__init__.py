@@ -1,1 +1,1 @@
-"""Watching a run: `build_watchers` in build.py makes all of it, figures.py computes what the others show and write."""
+"""Watching a run: `build_watchers` in build.py creates it all, figures.py computes what the others show and write."""

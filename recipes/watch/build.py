@@ -1,4 +1,4 @@
-"""All that watches a run."""
+"""Build all callbacks and loggers that watch a run."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ def build_watchers(
     class_names: Sequence[str],
     resumed_from: str | None,
 ) -> Watchers:
-    """Make the watchers of a run, which write to the folder of `text_log`, and open the log.
+    """Create the watchers of a run, which write to the folder of `text_log`, and open the log.
 
     Args:
         config: The run.
-        text_log: Its log, and its console.
+        text_log: Its log file and console.
         samples: Training images in an epoch, over all processes.
-        sizes: Their size in pixels in each epoch.
-        world_size: The run's processes.
+        sizes: Image size in pixels of each epoch.
+        world_size: Number of processes.
         classes: Class folder names in label order.
-        class_names: Their names for people.
+        class_names: Human-readable class names.
         resumed_from: The checkpoint that this process resumes from.
 
     Raises:

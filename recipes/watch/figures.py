@@ -2,10 +2,10 @@
 
 Every `loggers.interval` batches, after the first batch and after the last of each epoch:
 
-- `train/loss`: the step's, mean over the processes; `train/lr` and `train/momentum`: those the step used;
-- `train/image_size`: height in pixels of what the model saw; `train/batch_size`: images of the step, all processes;
-- `train/images_per_second`: over all processes, since the last figures, evaluation and checkpoints left out;
-- `train/loader_wait_fraction`: share of that time that rank 0 waited for its loader;
+- `train/loss`: the step's loss, mean over the processes; `train/lr` and `train/momentum`: as used by the step;
+- `train/image_size`: height in pixels of the model's input; `train/batch_size`: images of the step, all processes;
+- `train/images_per_second`: over all processes, since the last figures, excluding evaluation and checkpoints;
+- `train/loader_wait_fraction`: share of that time for which rank 0 waited for its loader;
 - `train/epoch`: epochs done, with a fraction;
 - `time/train_seconds`, `time/loader_wait_seconds`, `time/evaluation_seconds`, `time/checkpointing_seconds`: cumulative.
 
@@ -23,7 +23,7 @@ from composer import Callback, Event, Logger, State
 Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
 PHASES: tuple[Phase, ...] = ("train", "loader_wait", "evaluation", "checkpointing")
 EVAL_LABEL = "eval_"
-"""Evaluators of the sizes are labelled `eval_SIZE`."""
+"""Evaluators are labelled `eval_SIZE`."""
 
 _PHASE_FROM: Mapping[Event, Phase | None] = {
     Event.FIT_START: "loader_wait",  # its workers start
@@ -31,17 +31,17 @@ _PHASE_FROM: Mapping[Event, Phase | None] = {
     Event.BEFORE_DATALOADER: "loader_wait",
     Event.AFTER_DATALOADER: "train",
     Event.BATCH_CHECKPOINT: "checkpointing",
-    Event.EPOCH_END: "train",  # the wait for a batch that did not come is over
+    Event.EPOCH_END: "train",  # the wait for the batch after the last one is over
     Event.EPOCH_CHECKPOINT: "checkpointing",
-    Event.FIT_END: None,  # an evaluation may follow, and starts the clock again
+    Event.FIT_END: None,  # an evaluation may follow, which starts the clock again
 }
 
 
 class Clock:
-    """Splits wall time into phases, cumulative over all processes that led to the present state of a run.
+    """Splits wall time into phases, cumulative over the run's successive processes (resumes).
 
-    Between runs of `fit` the clock stands still. What a killed process did after its last checkpoint is not counted:
-    the run that resumes from that checkpoint does it again.
+    Between calls of `fit` the clock is stopped. What a killed process did after its last checkpoint is not counted: the
+    process that resumes from that checkpoint does it again.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Clock:
         self._since = 0.0
 
     def enter(self, phase: Phase | None) -> Phase | None:
-        """End the present phase, which is returned, and begin another; None stops the clock."""
+        """End the current phase, which is returned, and begin another; None stops the clock."""
         now = time.perf_counter()
         previous = self._phase
         if previous is not None:
@@ -70,7 +70,7 @@ class Clock:
 
     @property
     def working(self) -> float:
-        """Seconds spent on training steps and waiting for the loader: evaluation and checkpoints left out."""
+        """Seconds spent on training steps and waiting for the loader, excluding evaluation and checkpoints."""
         seconds = self.read()
         return seconds["train"] + seconds["loader_wait"]
 
@@ -80,7 +80,7 @@ class Clock:
 
 
 def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
-    """Figures by name out of a checkpoint, which may hold anything.
+    """Figures by name from a checkpoint, which may hold anything.
 
     Raises:
         TypeError: A value is not a number.
@@ -91,15 +91,15 @@ def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
 
 
 def is_figure(name: str) -> bool:
-    """Tell our figures from what Composer and its callbacks log."""
+    """Whether this is one of our figures, not something that Composer or its callbacks log."""
     return name.startswith(("train/", "eval/")) or (name.startswith("time/") and name.endswith("_seconds"))
 
 
 class Figures(Callback):
-    """Computes the figures and logs them; keeps the clock that others read.
+    """Computes and logs the figures; owns the clock that others read.
 
-    It stands before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin.
-    It never waits for the device: all it reads is on the host already.
+    It comes before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin. It
+    never waits for the device: everything it reads is on the host already.
 
     Args:
         samples: Training images in an epoch, over all processes.
@@ -120,26 +120,26 @@ class Figures(Callback):
         self._before_evaluation: Phase | None = None
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
-        """Set the clock, then do what the event's method does."""
+        """Set the clock, then call the event's method."""
         if event in _PHASE_FROM:
             self.clock.enter(_PHASE_FROM[event])
         super().run_event(event, state, logger)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Begin to measure the speed."""
+        """Start measuring throughput."""
         self._open_window(state)
 
     def after_forward(self, state: State, logger: Logger) -> None:
-        """What the model saw, after the algorithms changed it."""
+        """Record the size of the model's input, after the algorithms changed it."""
         self._step["train/image_size"] = int(state.batch[0].shape[-2])
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Just before the optimizer's step; at the batch's end the rate is the next step's already."""
+        """Runs just before the optimizer step; at the end of the batch the rate is already that of the next step."""
         group = state.optimizers[0].param_groups[0]
         self._step["train/lr"], self._step["train/momentum"] = float(group["lr"]), float(group["momentum"])
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Log, where it is time to."""
+        """Log if due."""
         batch, in_epoch = int(state.timestamp.batch), int(state.timestamp.sample_in_epoch)
         if batch % self.interval == 0 or batch == 1 or in_epoch >= self.samples:
             figures = self._training(state)
@@ -151,7 +151,7 @@ class Figures(Callback):
         self._before_evaluation = self.clock.enter("evaluation")
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """One evaluator is through; its metrics were reduced over the processes and are cached."""
+        """One evaluator has finished; its metrics are reduced over the processes and cached."""
         label = state.dataloader_label or ""
         if not label.startswith(EVAL_LABEL):
             return
@@ -161,7 +161,7 @@ class Figures(Callback):
         self._fresh.update({f"eval/{size}/{name}": value for name, value in figures.items()})
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """All evaluators are through."""
+        """All evaluators have finished."""
         self.clock.enter(self._before_evaluation)
         fresh, self._fresh = self._fresh, {}
         if fresh:

@@ -1,4 +1,4 @@
-"""How a run's files are written: replaced as a whole, so that a reader, and a machine that dies, finds one or other."""
+"""Write a run's files atomically: a reader, or a machine after a crash, finds either the old file or the new one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def sync(descriptor: int) -> None:
-    """`fsync`, where the file system has it: CIFS, shared folders of virtual machines and many FUSE ones do not."""
+    """`fsync`, if the file system supports it: CIFS, shared folders of virtual machines and many FUSE ones do not."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -22,18 +22,18 @@ def sync(descriptor: int) -> None:
 
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
-    """Write beside the file, sync, and rename over it.
+    """Write a temporary file next to it, sync, and rename it over the old one.
 
     Args:
         path: The file, in a folder that exists. Only one process writes it.
         chunks: Its content; may be read from the file itself.
 
     Raises:
-        OSError: It cannot be written; the old file is untouched.
+        OSError: It cannot be written; the old file is unchanged.
     """
     beside = path.with_name(f".{path.name}.new")
     try:
-        beside.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe block for ever
+        beside.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe would block forever
         with beside.open("xb") as file:
             file.writelines(chunks)
             file.flush()
@@ -45,12 +45,12 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text for people, without secrets, as `replace_file` does."""
+    """Write text without secrets, as `replace_file` does."""
     replace_file(path, [clean(text).encode()])
 
 
 def duration(seconds: float) -> str:
-    """`1:02:03`, hours growing without bound; `?` where it is not known."""
+    """`1:02:03`, with any number of hours; `?` if not known."""
     if not 0 <= seconds < 1e7:
         return "?"
     minutes, seconds = divmod(round(seconds), 60)

@@ -24,7 +24,7 @@ from recipes.watch.sinks import IMAGES_NAME
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 NAMED_ON_CONSOLE = 20
 POLL_BATCHES = 100
-"""Batches between two looks for bad images within an epoch: a look may have to go over a byte per image."""
+"""Batches between two checks for bad images within an epoch: a check may scan a byte per image."""
 UNSEEN = -1
 """Prediction for an image that no process evaluated."""
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """Put images side by side, eight in a row, two black pixels between.
+    """Arrange images in a grid, eight in a row, with two black pixels between them.
 
     Args:
         images: Normalised images (N, 3, H, W), floating point, on any device.
@@ -59,7 +59,7 @@ class TrainingImages(Callback):
     """Saves a grid of up to 32 training images, as the model sees them, whenever an epoch begins with a new image size.
 
     The grid goes to the loggers as `train/images` and to `FOLDER/epNNN-SIZEpx.png`, NNN the number of epochs done. It
-    is taken after the forward pass, when the algorithms have mixed, cut and resized the batch; with gradient
+    is taken after the forward pass, when the algorithms have mixed and resized the batch; with gradient
     accumulation, from the first microbatch.
     """
 
@@ -70,7 +70,7 @@ class TrainingImages(Callback):
         self._batch = -1
 
     def after_forward(self, state: State, logger: Logger) -> None:
-        """Save, where an epoch's first batch has another size than the last grid."""
+        """Save if an epoch's first batch has another size than the last grid."""
         if int(state.timestamp.batch_in_epoch) != 0 or self._batch == int(state.timestamp.batch):
             return
         self._batch = int(state.timestamp.batch)
@@ -88,7 +88,7 @@ class TrainingImages(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(grid).save(path)
         except OSError as error:
-            log.warning("%s cannot be written: %s; the training continues", path, error)
+            log.warning("%s cannot be written: %s; training continues", path, error)
 
     def state_dict(self) -> dict[str, Any]:
         """The size of the last grid."""
@@ -102,9 +102,9 @@ class TrainingImages(Callback):
 class BadImages(Callback):
     """Names and counts the images that the loaders could not decode and replaced; too many of them end the run.
 
-    A dataset may have `bad`, with `new() -> list[BadSample]`: those not reported before. It is asked every 100 batches
-    and at the end of each epoch and evaluation; several processes then exchange what they found, so that all count the
-    same and all end together.
+    A dataset may have `bad`, with `new() -> list[BadSample]`: those not reported before. It is called every 100 batches
+    and at the end of each epoch and evaluation; the processes then exchange what they found, so that all count the same
+    and end together.
 
     Args:
         max_bad_fraction: Share of a split, in [0, 1], above which the run fails.
@@ -123,20 +123,20 @@ class BadImages(Callback):
         return sum(len(names) for names in self.found.values())
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Look every now and then."""
+        """Check at a fixed interval."""
         if int(state.timestamp.batch) % POLL_BATCHES == 0:
             self._look("train", state.train_dataloader)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Look after the last batch."""
+        """Check after the last batch."""
         self._look("train", state.train_dataloader)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Look after each evaluator; those of several sizes read the same images."""
+        """Check after each evaluator; those of several sizes read the same images."""
         self._look("val", state.dataloader)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found, as plain text."""
+        """The bad images so far, as plain text."""
         return {"found": {split: dict(names) for split, names in self.found.items()}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -159,7 +159,7 @@ class BadImages(Callback):
                 extra = {"file_only": self.count > NAMED_ON_CONSOLE}
                 log.warning("bad image in %s, replaced: %s: %s", split, name, met[name], extra=extra)
                 if self.count == NAMED_ON_CONSOLE:
-                    log.warning("further bad images are named in log.txt only")
+                    log.warning("further bad images are logged in log.txt only")
         if fresh and len(known) > self.max_bad_fraction * len(loader.dataset):
             raise InputError(
                 f"data.max_bad_fraction: {len(known)} of {len(loader.dataset)} images of {split} cannot be decoded, "
@@ -168,15 +168,15 @@ class BadImages(Callback):
 
 
 class Predictions(Callback):
-    """Keeps the predictions of the run's last evaluation at its main size, from all processes; rank 0 writes them.
+    """Collects the predictions of the run's last evaluation at its main size from all processes; rank 0 writes them.
 
-    It reads the logits that the evaluation computes anyway: EMA's where EMA is on. Per image four numbers stay, on the
-    device until the evaluation's end. The file is an uncompressed npz without pickles:
+    It reads the logits that the evaluation computes anyway, EMA's if EMA is on, and keeps four numbers per image, on
+    the device until the end of the evaluation. The file is an uncompressed npz without pickles:
 
     - `label`, int32 (N,): in the order of the evaluation set; negative where the image could not be decoded;
     - `predicted`, int32 (N,): the class with the highest logit;
     - `probability` and `label_probability`, float32 (N,): softmax of the logits at `predicted` and at `label`;
-    - `classes` and `names`, text (C,): folders in label order, and what people call them;
+    - `classes` and `names`, text (C,): folders in label order, and human-readable names;
     - `size`, in pixels, and `batch`, the run's position: int64 scalars.
 
     Args:
@@ -194,7 +194,7 @@ class Predictions(Callback):
         self._kept: list[torch.Tensor] | None = None
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Keep those of the last evaluation of the run."""
+        """Start collecting at the last evaluation of the run."""
         last = state.max_duration is not None and state.timestamp >= state.max_duration
         self._kept = [] if last and state.dataloader_label == f"{EVAL_LABEL}{self.size}" else None
 
@@ -205,10 +205,10 @@ class Predictions(Callback):
             self._kept.append(answers(state.outputs, state.batch[1]))
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Put together what all processes saw, and write it."""
+        """Combine the predictions of all processes, and write them."""
         if self._kept is None:
             return
-        # The evaluation's sampler is a list of requests in the order of its batches, the same each time it is asked.
+        # Iterating the evaluation's sampler gives the requests in the order of its batches, the same every time.
         indices = np.concatenate([getattr(one, "indices", one) for one in state.dataloader.batch_sampler])
         mine, self._kept = (indices, torch.cat(self._kept).cpu().numpy()), None
         parts = dist.all_gather_object(mine) if dist.get_world_size() > 1 else [mine]
@@ -222,11 +222,11 @@ class Predictions(Callback):
         try:
             replace_file(self.path, [buffer.getbuffer()])
         except OSError as error:
-            log.warning("%s cannot be written: %s; the training continues", self.path, error)
+            log.warning("%s cannot be written: %s; training continues", self.path, error)
 
 
 def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Label, prediction and their probabilities, without waiting for the device.
+    """Labels, predictions and their probabilities, without waiting for the device.
 
     Args:
         logits: (N, C), floating point.

@@ -1,7 +1,7 @@
-"""`profile: true`: a trace of a few steps at each image size, and a page of where a step goes.
+"""`profile: true`: a trace of a few steps at each image size, and a summary of where the time of a step goes.
 
-Composer's profiler marks the events of a step and each algorithm; a trace handler of ours puts these marks into
-torch.profiler's trace and adds up their times. Nothing is drawn at random, and nothing that is trained is changed.
+Composer's profiler marks the events of a step and each algorithm; our trace handler puts these marks into
+torch.profiler's trace and adds up their times. It draws no random numbers and does not change training.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from recipes.json_text import to_json
 from recipes.watch.files import replace_text
 
 WARM_UP = 10
-"""Steps at an image size, or of a process, before some are traced: kernels are chosen, workers have started."""
+"""Steps at an image size, or of a process, before tracing: by then kernels are chosen and workers have started."""
 STEPS = 3
-"""Steps whose time is added up; the trace holds one more before them, in which the profiler itself starts."""
+"""Steps whose times are added up; the trace holds one more before them, in which the profiler itself starts."""
 OPERATORS = 10
 LEAVES = {
     "event/dataloader": "waiting for the loader",
@@ -39,7 +39,7 @@ LEAVES = {
     "event/loss": "loss",
     "event/backward": "backward pass",
 }
-"""Marks that hold no other; so do the algorithms', `algorithm/CLASS/event/EVENT`."""
+"""Marks that contain no other marks, like the algorithms', `algorithm/CLASS/event/EVENT`."""
 INPUT, OPTIMIZER, REST = (
     "to the device, normalisation, gradients to zero",
     "optimizer, loss to the host",
@@ -47,8 +47,8 @@ INPUT, OPTIMIZER, REST = (
 )
 ORDER = ("waiting for the loader", INPUT, "forward pass", "loss", "backward pass", OPTIMIZER, "algorithm ", REST)
 NOTES = """\
-Rank 0 only. The profiler slows a step down, and on a GPU each part waits for the device, so that its time is its
-own: compare the shares, not the milliseconds. The run's whole waiting for the loader is in metrics.jsonl.
+Rank 0 only. The profiler slows a step down, and on a GPU each part waits for the device so that its time is counted to
+it: compare the shares, not the milliseconds. The total time waiting for the loader is in metrics.jsonl.
 
 The traces beside this file, `SIZEpx.pt.trace.json.gz`, open in Perfetto (ui.perfetto.dev) as they are, and in
 TensorBoard with its plugin (`pip install torch-tb-profiler`; `tensorboard --logdir` with this folder)."""
@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 
 
 class Span(NamedTuple):
-    """One mark, in seconds."""
+    """One mark; times in seconds."""
 
     name: str
     begin: float
@@ -65,19 +65,19 @@ class Span(NamedTuple):
 
 
 class StageProfile(NamedTuple):
-    """What was measured at one image size; SIZEpx.json holds it."""
+    """The measurements at one image size, stored in SIZEpx.json."""
 
     size: int
-    """In pixels, of what the loader makes."""
+    """Side in pixels of the loader's images."""
     images: int
-    """Of a step on one device."""
+    """Images per step on one device."""
     batch: int
-    """Batches of the run that were done at the end."""
+    """Batches of the run done at the end of the trace."""
     steps: int
     seconds: float
-    """Of all these steps."""
+    """Seconds of all these steps."""
     plain_step_seconds: float | None
-    """A step before them, without the profiler (median); None: there were none."""
+    """Median seconds of the steps before them, without the profiler; None if there were none."""
     device: str
     shares: dict[str, float]
     """Seconds by part of the step; they add up to `seconds`."""
@@ -88,11 +88,11 @@ class StageProfile(NamedTuple):
 class StepTrace(TraceHandler):
     """Traces STEPS steps of each image size into FOLDER/SIZEpx.pt.trace.json.gz, and keeps FOLDER/summary.md; rank 0.
 
-    A size that has its trace already, from an earlier process of the run, is left alone. Where the folder cannot be
-    written, the training continues.
+    A size that already has a trace, from an earlier process of the run, is skipped. If the folder cannot be written,
+    training continues.
 
     Args:
-        folder: Made where it is needed.
+        folder: Created when needed.
         plan: (image size in pixels, batches) of each epoch.
     """
 
@@ -112,13 +112,13 @@ class StepTrace(TraceHandler):
         self._images = 0
 
     def action(self, state: State) -> ProfilerAction:
-        """For Composer's profiler: whether the present step is recorded."""
+        """For Composer's profiler: whether the current step is recorded."""
         return ProfilerAction.SKIP if self._torch is None else ProfilerAction.ACTIVE
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Where a run resumes inside an epoch, begin the epoch's mark.
+        """If a run resumes inside an epoch, begin the epoch's mark.
 
-        Composer begins it at EPOCH_START, which does not fire there, and ends it with an error at EPOCH_END.
+        Composer begins it at EPOCH_START, which does not fire then, and fails to end it at EPOCH_END.
         """
         if int(state.timestamp.batch_in_epoch) > 0:
             assert state.profiler is not None
@@ -141,7 +141,7 @@ class StepTrace(TraceHandler):
             self._size, self._seen, self._plain = size, 0, []
             self._first = self._first_traced(epoch, batch)
         self._began = None if batch == batches else time.perf_counter()
-        if batch == batches:  # no batch will come
+        if batch == batches:  # there is no further batch
             return
         if self._torch is None and self._seen >= self._first and batches - batch >= min(STEPS + 1, batches):
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device == "gpu" else [])]
@@ -152,7 +152,7 @@ class StepTrace(TraceHandler):
         self._seen += 1
 
     def _first_traced(self, epoch: int, batch: int) -> float:
-        """Steps of this size that pass before one is traced; infinite where there is a trace."""
+        """Steps of this size before the first traced one; infinite if there is a trace."""
         if self._data_file().exists():
             return math.inf
         left = -batch
@@ -163,14 +163,14 @@ class StepTrace(TraceHandler):
         return max(0, min(WARM_UP, left - (STEPS + 1)))
 
     def _stop(self, batches_done: int) -> None:
-        """End the trace, and write it with the times of its steps."""
+        """End the trace, and write it with the step times."""
         assert self._torch is not None
         for _, mark in reversed(self._open.values()):
             mark.__exit__(None, None, None)
         self._open.clear()
         traced, self._torch = self._torch, None
         traced.stop()
-        # Without the step in which the profiler starts, unless it is the only one.
+        # Exclude the step in which the profiler starts, unless it is the only one.
         counted = self._starts[1:] if len(self._starts) > 2 else self._starts
         begin, end = counted[0], counted[-1]
         stage = StageProfile(
@@ -190,7 +190,7 @@ class StepTrace(TraceHandler):
             replace_text(self._data_file(), to_json(stage._asdict(), indent=2) + "\n")
             replace_text(self.folder / "summary.md", summary(self._known()))
         except (OSError, RuntimeError) as error:
-            log.warning("%s: the profile cannot be written: %s; the training continues", self.folder, error)
+            log.warning("%s: the profile cannot be written: %s; training continues", self.folder, error)
 
     def _known(self) -> list[StageProfile]:
         """The sizes traced so far, the smallest first."""
@@ -206,7 +206,7 @@ class StepTrace(TraceHandler):
         return self.folder / f"{self._size}px.json"
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """The batch is here."""
+        """The batch has arrived."""
         self._images = len(state.batch[1])
 
     def process_duration_event(
@@ -217,7 +217,7 @@ class StepTrace(TraceHandler):
         timestamp: Timestamp,
         wall_clock_time_ns: int,
     ) -> None:
-        """A mark of Composer's profiler begins or ends; what began before the trace is left out."""
+        """A mark of Composer's profiler begins or ends; marks that began before the trace are ignored."""
         if self._torch is None:
             return
         if is_start:
@@ -231,7 +231,7 @@ class StepTrace(TraceHandler):
             self._spans.append(Span(name, begin, end))
 
     def _now(self) -> float:
-        """The time in seconds, when the device has done what it was given."""
+        """The time in seconds, once the device has finished its work."""
         if self._device == "gpu":
             torch.cuda.synchronize()
         elif self._device == "mps":
@@ -240,9 +240,9 @@ class StepTrace(TraceHandler):
 
 
 def _operators(traced: profile, device: str) -> list[tuple[str, float, int]]:
-    """The operators with most time of their own: (name, share of all operators' time, calls)."""
+    """The operators with the most self time: (name, share of all operators' time, calls)."""
     key = "self_device_time_total" if device == "gpu" else "self_cpu_time_total"
-    # Kernels have entries of their own, beside those of the operators that launched them.
+    # Kernels have their own entries, in addition to those of the operators that launched them.
     events = [event for event in traced.key_averages() if event.device_type == DeviceType.CPU and "/" not in event.key]
     events = [event for event in events if not event.is_user_annotation]
     total = sum(getattr(event, key) for event in events) or 1.0
@@ -253,11 +253,11 @@ def _operators(traced: profile, device: str) -> list[tuple[str, float, int]]:
 def shares(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
     """Split the time from `begin` to `end`, in seconds, into the parts of a step.
 
-    An instant counts for the innermost mark around it. What is in no leaf is, inside `event/train_batch`, the way of
-    the images to the network; else inside `event/batch` the optimizer's; else the rest.
+    Each instant counts to the innermost mark around it. Time in no leaf is, inside `event/train_batch`, the transfer
+    and preparation of the images; else inside `event/batch`, the optimizer's; else the rest.
 
     Args:
-        spans: Marks inside that time, nested or apart, as Composer makes them: `event/batch` around
+        spans: Marks inside that time, nested or disjoint, as Composer makes them: `event/batch` around
             `event/train_batch` around the leaves.
         begin: When the first step begins.
         end: When the last one ends.
@@ -291,7 +291,7 @@ def _length(spans: Sequence[Span]) -> float:
 
 
 def summary(stages: Sequence[StageProfile]) -> str:
-    """The page, as Markdown."""
+    """The summary, as Markdown."""
 
     def row(name: str, seconds: Sequence[float]) -> str:
         cells = (
@@ -328,7 +328,7 @@ def summary(stages: Sequence[StageProfile]) -> str:
 
 def build_profiler(folder: Path, plan: Sequence[tuple[int, int]]) -> Profiler:
     """Composer's profiler with a `StepTrace`, and none of its own threads and uploads."""
-    # On a machine without a GPU, Kineto reports that as an error.
+    # On a machine without a GPU, Kineto reports its absence as an error.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     warnings.filterwarnings("ignore", message="The profiler is enabled")
     trace = StepTrace(folder, plan)

@@ -1,4 +1,4 @@
-"""The progress bar: how far the whole run is, how fast, how long yet."""
+"""The progress bar: how far the run is, how fast it runs, and how long it will take."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from recipes.watch.files import duration
 
 REPAINT_SECONDS = 0.2
 PLAIN_LINE_SECONDS = 30.0
-"""Time between two lines where the console is no terminal."""
+"""Seconds between two lines if the console is not a terminal."""
 RATE_BATCHES = 20
-"""images/s is that of the last so many batches."""
+"""Number of recent batches over which images/s is computed."""
 
 
 class Progress(LoggerDestination):
-    """One bar over the whole run, on rank 0; on a stream that is no terminal, a plain line every now and then.
+    """One bar over the whole run, on rank 0; on a stream that is not a terminal, a plain line from time to time.
 
     `epoch 3/12 24px |███   | 21% 123 img/s ETA 0:03:10 loss 1.234 top-1 93.21%`
 
     Bar, percentage and ETA count pixels (images times size squared), because a 288 px epoch takes five times as long as
-    a 128 px one. The ETA is the time of this process per pixel, evaluations and checkpoints so far included, times the
-    pixels to come. images/s leaves evaluations and checkpoints out.
+    a 128 px one. The ETA is this process's time per pixel, including evaluations and checkpoints so far, times the
+    remaining pixels. images/s excludes evaluations and checkpoints.
 
     Args:
         figures: The clock, and the last evaluation.
         sizes: Image size in pixels of each epoch.
-        eval_size: top-1 is that of the last evaluation at this size in pixels.
-        stream: Where to; a terminal gets the bar.
+        eval_size: Image size in pixels of the evaluation whose top-1 is shown.
+        stream: The output; only a terminal gets the bar.
     """
 
     def __init__(self, figures: Figures, sizes: Sequence[int], eval_size: int, stream: TextIO) -> None:
@@ -68,7 +68,7 @@ class Progress(LoggerDestination):
             )
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Count the batch; repaint where it is time to."""
+        """Count the batch; repaint if due."""
         if self._start is None:
             return
         self._recent.append((int(state.timestamp.sample), self.figures.clock.working))
@@ -77,7 +77,7 @@ class Progress(LoggerDestination):
             self._paint(state)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        """Say what takes so long."""
+        """Show that an evaluation is running."""
         if self._bar is not None and time.monotonic() - self._painted >= REPAINT_SECONDS:
             size = (state.dataloader_label or "").removeprefix(EVAL_LABEL)
             self._paint(state, f"evaluating {size}px {int(state.eval_timestamp.batch)}/{state.dataloader_len or '?'}")
@@ -92,17 +92,17 @@ class Progress(LoggerDestination):
         self.epoch_end(state, logger)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Leave the bar's last state on the screen; what is printed after the training begins its own line."""
+        """Leave the bar's last state on the screen; later output starts on a new line."""
         self._shut()
 
     def close(self, state: State, logger: Logger) -> None:
-        """Likewise, where the training ended early."""
+        """The same, if training ended early."""
         self._shut()
 
     def texts(self, state: State) -> tuple[str, str]:
-        """What stands before and after the bar."""
+        """The texts before and after the bar."""
         stamp = state.timestamp
-        # Between the end of an epoch and the next's first batch, the one that ended.
+        # Between the end of an epoch and the first batch of the next one, the epoch that ended.
         number = int(stamp.epoch) + (int(stamp.sample_in_epoch) > 0 or int(stamp.epoch) == 0)
         before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
         images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
@@ -118,14 +118,14 @@ class Progress(LoggerDestination):
         return f"{before} |{{bar}}| {{percentage:3.0f}}% {after}"
 
     def _work(self, state: State) -> int:
-        """Pixels done."""
+        """Pixels processed."""
         epoch = int(state.timestamp.epoch)
         if epoch >= len(self.sizes):
             return self._past[-1]
         return self._past[epoch] + int(state.timestamp.sample_in_epoch) * self.sizes[epoch] ** 2
 
     def _remaining(self, state: State) -> float:
-        """Seconds."""
+        """Remaining seconds."""
         assert self._start is not None  # since fit_start
         work, (start, since), total = self._work(state), self._start, self._past[-1]
         if work >= total:

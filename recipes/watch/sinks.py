@@ -1,4 +1,4 @@
-"""Where figures and messages go: log.txt and the console, metrics.jsonl, TensorBoard, W&B and MLflow."""
+"""Destinations of figures and messages: log.txt and the console, metrics.jsonl, TensorBoard, W&B and MLflow."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 IMAGES_NAME = "train/images"
 OURS = ("recipes", "data", "algorithms")
-"""Namespaces whose information is logged; of all others, warnings and worse."""
+"""Loggers whose INFO messages are logged; from all others, only warnings and errors."""
 WARNING_SECONDS = 600.0
 _LINES_HELD = 100_000
-"""Kept until the file may be written."""
+"""Log records held until the file may be written."""
 _FLUSH_SECONDS = 30
-"""A process that is killed loses the points of so many seconds at most, none of them older than its last checkpoint."""
+"""A killed process loses at most this many seconds of points, none of them older than its last checkpoint."""
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class _FileHandler(logging.FileHandler):
 
 
 class _ConsoleHandler(logging.Handler):
-    """Prints above the progress bar; a record with `file_only` is not for the console."""
+    """Prints above the progress bar; skips records with `file_only`."""
 
     def __init__(self, stream: TextIO, level: int = logging.INFO) -> None:
         super().__init__(level)
@@ -71,25 +71,25 @@ class _ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if getattr(record, "file_only", False):
             return
-        # A terminal that went away does not stop the training.
+        # A closed terminal does not stop training.
         with contextlib.suppress(OSError, ValueError):
             tqdm.write(self.format(record), file=self.stream)
             self.stream.flush()
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    """Ours from INFO on, others' from WARNING on."""
+    """INFO and above from our loggers, WARNING and above from others."""
     return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OURS
 
 
 class TextLog(LoggerDestination):
     """Sends Python's logging, warnings and a line per epoch and evaluation to log.txt and the console, on rank 0.
 
-    From the start, what is logged is held for the file, and warnings go to stderr: what is found before the run may
-    touch its folder, such as a damaged checkpoint, belongs into the log too. `open` begins the file, or continues it.
+    From the start, records are held for the file and warnings go to stderr, because what is found before the run may
+    touch its folder, such as a damaged checkpoint, belongs in the log too. `open` creates the file or appends to it.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         stream: The console.
         run_name: For the first line.
 
@@ -128,12 +128,12 @@ class TextLog(LoggerDestination):
         self._handlers = list(handlers)
 
     def open(self) -> None:
-        """Write what was held, and from now on each line at once."""
+        """Write the held records, and from now on each line immediately."""
         if self._held is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb+") as old:  # a process that was killed may have left half a line
+            with self.path.open("rb+") as old:  # a killed process may have left half a line
                 old.seek(-1, 2)
                 if old.read(1) != b"\n":
                     old.write(b"\n")
@@ -145,7 +145,7 @@ class TextLog(LoggerDestination):
         self._held = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Say where the training begins."""
+        """Log where training begins."""
         if int(state.timestamp.batch):
             done = position_in_words(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
             log.info("%s resumes from %s: %s are done", self.run_name, self.resumed_from or "its checkpoint", done)
@@ -153,7 +153,7 @@ class TextLog(LoggerDestination):
             log.info("%s starts", self.run_name)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Keep the training's last figures for the epoch's line; write those of an evaluation."""
+        """Keep the latest training figures for the epoch's line; write those of an evaluation."""
         if "train/loss" in metrics:
             self._figures = metrics
         for size in [name.split("/")[1] for name in metrics if name.startswith("eval/") and name.endswith("/top1")]:
@@ -162,7 +162,7 @@ class TextLog(LoggerDestination):
             log.info(text, size, 100 * top1, 100 * top5, loss)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """One line for the epoch."""
+        """Write one line for the epoch."""
         figures = self._figures
         line = f"epoch {int(state.timestamp.epoch)} done, batch {int(state.timestamp.batch)}"
         if figures:
@@ -177,7 +177,7 @@ class TextLog(LoggerDestination):
         log.info("%s", line)
 
     def shut(self) -> None:
-        """Leave Python's logging as it was."""
+        """Restore Python's logging."""
         for handler in self._handlers:
             logging.getLogger().removeHandler(handler)
             handler.close()
@@ -196,13 +196,14 @@ class TextLog(LoggerDestination):
 
 
 class FigureSink(LoggerDestination):
-    """A file of figures, written on rank 0, without doubled points after a resume.
+    """A file of figures, written on rank 0, without duplicate points after a resume.
 
-    A process that dies has written points after its last checkpoint; the one that resumes from there writes them again.
-    So a checkpoint holds the figures logged at its own batch, and on a resume at batch B everything at B or later that
-    is not among them is dropped. What was logged before a checkpoint is on disk before the checkpoint is.
+    A process that dies may have written points after its last checkpoint, and the one that resumes from there writes
+    them again. So a checkpoint holds the figures logged at its own batch, and on a resume at batch B everything at B or
+    later that is not among them is dropped. Figures logged before a checkpoint reach the disk before the checkpoint
+    does.
 
-    A full disk does not stop the training: a warning every ten minutes, and writing is tried again each time.
+    A full disk does not stop training: it gives a warning every ten minutes, and every write is tried.
     """
 
     def __init__(self) -> None:
@@ -213,28 +214,28 @@ class FigureSink(LoggerDestination):
 
     @abstractmethod
     def start(self, batch: int, figures: dict[str, float]) -> None:
-        """Open the file at this batch, whose `figures` are those that stay; called again at each `fit`."""
+        """Open the file at this batch and keep only `figures` of that batch; called at each `fit`."""
 
     @abstractmethod
     def write(self, batch: int, figures: dict[str, float]) -> None:
-        """Write figures of a batch."""
+        """Write the figures of a batch."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Make what was written outlive this process, and the machine's loss of power where the disk keeps its word."""
+        """Make the written data survive the end of this process and, if the disk syncs, a power failure."""
 
     @abstractmethod
     def shut(self) -> None:
         """Close the file."""
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """The position is known: a checkpoint, if any, was loaded."""
+        """Open the file: the position is known, since a checkpoint, if any, is loaded."""
         self.state = state
         self._go_to(int(state.timestamp.batch))
         self.attempt(self.start, self._batch, dict(self._figures))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write those that are ours."""
+        """Write our figures among the metrics."""
         figures = {name: value for name, value in metrics.items() if is_figure(name)}
         if self.state is not None and figures:
             self._go_to(int(self.state.timestamp.batch) if step is None else step)
@@ -242,7 +243,7 @@ class FigureSink(LoggerDestination):
             self.attempt(self.write, self._batch, figures)
 
     def state_dict(self) -> dict[str, Any]:
-        """The figures of the last batch that had any."""
+        """The figures of the last batch with any."""
         if self.state is not None:
             self.attempt(self.flush)
         return {"batch": self._batch, "figures": dict(self._figures)}
@@ -262,7 +263,7 @@ class FigureSink(LoggerDestination):
             self._batch, self._figures = batch, {}
 
     def attempt(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Do it on rank 0; trouble with the disk is a warning."""
+        """Run an action on rank 0; a disk error becomes a warning."""
         if dist.get_global_rank() != 0:
             return
         try:
@@ -270,14 +271,14 @@ class FigureSink(LoggerDestination):
         except OSError as error:
             if time.monotonic() - self._warned >= WARNING_SECONDS:
                 self._warned = time.monotonic()
-                log.warning("%s cannot be written: %s; the training continues", type(self).__name__, error)
+                log.warning("%s cannot be written: %s; training continues", type(self).__name__, error)
 
 
 def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
-    """The whole lines of a file that a run resuming at `batch` would not write again.
+    """The complete lines of a file that a run resuming at `batch` will not write again.
 
     Args:
-        path: A metrics.jsonl; a torn last line, or any that is no JSON object with a batch, is left out.
+        path: A metrics.jsonl; a torn last line, or any line that is not a JSON object with a batch, is left out.
         batch: Position of the resume: lines before it stay, later ones go.
         figures: Names logged at `batch` itself before the checkpoint was taken; lines with others go.
     """
@@ -296,12 +297,11 @@ def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
 class MetricsFile(FigureSink):
     """Writes `{"batch": 10, "epoch": 0.5, "samples": 320, "wall_seconds": 12.3, "train/loss": 2.3, ...}` per line.
 
-    `batch`, `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all processes of the run. A
-    figure that is not finite is null. Each line is handed to the system whole, so that a killed process leaves whole
-    lines.
+    `batch`, `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all resumes of the run. A
+    figure that is not finite is null. Each line is written in one call, so that a killed process leaves complete lines.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         clock: The run's.
         samples: Training images in an epoch, over all processes.
     """
@@ -314,7 +314,7 @@ class MetricsFile(FigureSink):
         self._file: TextIO | None = None
 
     def start(self, batch: int, figures: dict[str, float]) -> None:
-        """Drop what will be written again, and open for appending."""
+        """Drop lines that will be written again, and open for appending."""
         self.shut()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -355,8 +355,8 @@ class TensorBoard(FigureSink):
     """Writes event files that TensorBoard shows as one run: our figures and our pictures, and nothing else.
 
     Composer's TensorboardLogger writes every name that anyone logs (`time/batch`, hyperparameters again after each
-    evaluation), begins a new file at each flush, and doubles the points between a checkpoint and a death. Here, on a
-    resume at batch B a new file begins that tells readers to drop the points from B on (`purge_step`), and writes those
+    evaluation), begins a new file at each flush, and duplicates the points between a checkpoint and a crash. Here, a
+    resume at batch B begins a new file that tells readers to drop the points from B on (`purge_step`), and writes those
     of B that belong to the checkpoint again.
 
     Args:
@@ -369,7 +369,7 @@ class TensorBoard(FigureSink):
         self._writer: SummaryWriter | None = None
 
     def start(self, batch: int, figures: dict[str, float]) -> None:
-        """Begin a file of events at this batch."""
+        """Begin an event file at this batch."""
         self.shut()
         if self.folder.is_dir() and any(self.folder.iterdir()):
             self.write(batch, figures)
@@ -395,7 +395,7 @@ class TensorBoard(FigureSink):
             self.attempt(self._add_picture, np.asarray(images), step)
 
     def flush(self) -> None:
-        """Hand all events to the system."""
+        """Flush all events to the operating system."""
         if self._writer is not None:
             with self._open(0) as writer:
                 writer.flush()
@@ -413,11 +413,11 @@ class TensorBoard(FigureSink):
 
     @contextlib.contextmanager
     def _open(self, batch: int) -> Iterator[SummaryWriter]:
-        """The writer; a new one where there is none, or where the last one failed, for it never writes again."""
+        """The writer; a new one if there is none or the last one failed, which never writes again."""
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
-            # With a short queue the training waits for the disk.
+            # With a short queue, training would wait for the disk.
             self._writer = SummaryWriter(str(self.folder), purge_step=batch, max_queue=1000, flush_secs=_FLUSH_SECONDS)
         try:
             yield self._writer
@@ -432,12 +432,12 @@ _EXTERNAL: dict[str, tuple[type[LoggerDestination], str]] = {
     "wandb": (WandBLogger, ">=0.19.11,<0.28"),
     "mlflow": (MLFlowLogger, ">=2.14.1,<3"),
 }
-"""Versions that go with Composer 0.32.1, whose WandBLogger calls what wandb 0.30 no longer has, and with the lock's
-protobuf, which wandb before 0.19.11 would replace by one that TensorBoard cannot use."""
+"""Versions that work with Composer 0.32.1, whose WandBLogger calls functions that wandb 0.30 removed, and with the
+lock's protobuf, which wandb before 0.19.11 would replace by a version that TensorBoard cannot use."""
 
 
 def logger_problems(loggers: LoggersConfig) -> Iterator[str]:
-    """Unknown arguments, and packages that are not installed or do not go with Composer, one line each."""
+    """Unknown arguments, and packages that are not installed or do not work with Composer, one line each."""
     for package, (kind, versions) in _EXTERNAL.items():
         arguments = getattr(loggers, package)
         if arguments is None:
@@ -453,11 +453,11 @@ def logger_problems(loggers: LoggersConfig) -> Iterator[str]:
         with contextlib.suppress(metadata.PackageNotFoundError):  # installed under another name, such as mlflow-skinny
             found = metadata.version(package)
             if not SpecifierSet(versions).contains(found, prereleases=True):
-                yield f"loggers.{package}: {package} {found} does not go with Composer; {wanted}"
+                yield f"loggers.{package}: {package} {found} does not work with Composer; {wanted}"
 
 
 def external_loggers(loggers: LoggersConfig, run_name: str, folder: Path) -> list[LoggerDestination]:
-    """Composer's WandBLogger and MLFlowLogger, where they are asked for; a resumed run continues the run of its name.
+    """Composer's WandBLogger and MLFlowLogger, if requested; a resumed run continues the run with its name.
 
     Without a network: for W&B `init_kwargs: {mode: offline}`, or WANDB_MODE=offline in the environment (files go to
     RUN/wandb); for MLflow `tracking_uri`, or MLFLOW_TRACKING_URI in the environment, set to a local folder.
@@ -473,7 +473,7 @@ def external_loggers(loggers: LoggersConfig, run_name: str, folder: Path) -> lis
         if (init.get("mode") or os.environ.get("WANDB_MODE") or "online") == "online":
             import wandb
 
-            if wandb.api.api_key is None and not sys.stdin.isatty():  # nor can a person be asked
+            if wandb.api.api_key is None and not sys.stdin.isatty():  # and nobody can be asked
                 how = "run: wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline to work without"
                 raise InputError(f"loggers.wandb: no API key; {how}")
         made.append(WandBLogger(**{"name": run_name, **wandb_arguments, "init_kwargs": init}))

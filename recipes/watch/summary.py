@@ -1,4 +1,4 @@
-"""summary.json: what a run came to and what it was made with, for people, scripts and CI."""
+"""summary.json: a run's results and the versions it was made with, for people, scripts and CI."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ log = logging.getLogger(__name__)
 
 
 class Summary(Callback):
-    """Writes summary.json at the start, at each checkpoint and epoch's end, and through `finish` at the end; rank 0.
+    """Writes summary.json at the start, at each checkpoint, after each epoch and, by `finish`, at the end; rank 0 only.
 
     `top1` and `top5` are those of the last evaluation at the last size, in [0, 1], null before the first.
-    `wall_seconds` counts all processes that led to the state: training, waiting, evaluation, checkpoints.
-    `images_per_second` leaves the last two out. `weights_sha256` is null until the run is finished.
+    `wall_seconds` covers all resumes of the run: training, waiting, evaluation, checkpoints. `images_per_second`
+    excludes the last two. `weights_sha256` is null until the run is finished.
 
     Args:
-        path: The file; its folder is made.
+        path: The file; its folder is created.
         about: `run_name` and `config_digest`.
         figures: Clock and last evaluation.
-        bad_images: Those found.
+        bad_images: The callback that counts bad images.
         eval_sizes: In pixels.
         resumed_from: The checkpoint that this process resumes from.
     """
@@ -75,13 +75,13 @@ class Summary(Callback):
         self.write()
 
     def finish(self, weights: Mapping[str, object]) -> str:
-        """The run is over; returns the `weights_sha256` of the final model's state dict."""
+        """Mark the run as finished; returns the `weights_sha256` of the final model's state dict."""
         digest = weights_sha256(weights)
         self.write(digest)
         return digest
 
     def write(self, weights_digest: str | None = None) -> None:
-        """Write the file; a full disk is a warning, except at the end, when there is a digest of the weights."""
+        """Write the file; a full disk is only a warning, except at the end, when there is a digest of the weights."""
         if self._state is None or dist.get_global_rank() != 0:
             return
         stamp, seconds, working = self._state.timestamp, self.figures.clock.read(), self.figures.clock.working
@@ -111,15 +111,15 @@ class Summary(Callback):
         except OSError as error:
             if weights_digest is not None:
                 raise
-            log.warning("%s cannot be written: %s; the training continues", self.path, error)
+            log.warning("%s cannot be written: %s; training continues", self.path, error)
 
     def state_dict(self) -> dict[str, Any]:
-        """The names of the checkpoints that the run was resumed from; each save updates the file, too."""
+        """The names of the checkpoints that the run was resumed from; each save also updates the file."""
         self.write()
         return {"resumed_from": list(self.resumed_from)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The run's earlier resumes come before this process's."""
+        """Restore the run's earlier resumes, before this process's."""
         self.resumed_from = [*map(str, state["resumed_from"]), *self.resumed_from]
 
 
@@ -129,7 +129,7 @@ def weights_sha256(state_dict: Mapping[str, object]) -> str:
     Over the tensors in the order of their bare names (Unicode code points), for each: the bare name in UTF-8, a zero
     byte, the dtype (`float32`), a zero byte, the shape (`64,3,7,7`; nothing for a scalar), a zero byte, and the
     elements in row-major order of the logical shape, little-endian. So the hash depends neither on the memory format
-    (channels last) nor on the device, DDP or torch.compile, nor on the order of insertion. Entries that are no tensors
+    (channels last) nor on the device, DDP or torch.compile, nor on the order of insertion. Entries that are not tensors
     are left out.
 
     Raises:
@@ -166,7 +166,7 @@ def versions(device: str) -> dict[str, str | None]:
         **found,
         "commit": commit(Path(__file__).resolve().parents[2]),
         "device": f"{dist.get_world_size()} x {devices}",
-        "cpu": f"{os.cpu_count()} x {_cpu_name()}",  # all that the system sees, for the loader runs on them
+        "cpu": f"{os.cpu_count()} x {_cpu_name()}",  # all cores of the system, since the loader uses them
         "memory": memory,
     }
 
@@ -177,10 +177,10 @@ def _output(*command: str) -> str:
 
 
 def commit(root: Path) -> str | None:
-    """The commit of the checkout at `root`, with `-dirty` where tracked files differ; None where it is no checkout."""
+    """The commit of the checkout at `root`, with `-dirty` if tracked files differ; None if it is not a checkout."""
     git = ("git", "-C", str(root))
     try:
-        # A folder installed somewhere inside another project's checkout has not that one's commit.
+        # A folder installed inside another project's checkout does not have that project's commit.
         if Path(_output(*git, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
             return None
         head = _output(*git, "rev-parse", "HEAD")
@@ -191,11 +191,11 @@ def commit(root: Path) -> str | None:
 
 
 def _cpu_name() -> str:
-    """Such as `Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz`."""
+    """The processor, such as `Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz`."""
     try:
         if platform.system() == "Darwin":
             return _output("sysctl", "-n", "machdep.cpu.brand_string")
         [name] = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
     except (OSError, subprocess.SubprocessError, ValueError):
-        return platform.machine()  # a Linux on ARM does not say
+        return platform.machine()  # Linux on ARM does not name it
     return str(name)

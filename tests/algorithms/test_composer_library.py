@@ -38,8 +38,8 @@ def test_the_arguments_are_composers(name):
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [
-        ({"BlurPool": {}}, [("BlurPool", "has a line of its own; write algorithms.blurpool")]),
-        ({"SAM": {}}, [("SAM", "has a line of its own; write algorithms.sam")]),
+        ({"BlurPool": {}}, [("BlurPool", "has its own key; write algorithms.blurpool")]),
+        ({"SAM": {}}, [("SAM", "has its own key; write algorithms.sam")]),
         ({"Alibi": {}}, [("Alibi", "language models")]),
         ({"Cutout": {}}, [("Cutout", "did you mean CutOut?")]),
         ({"blur_pool": {}}, [("blur_pool", "did you mean BlurPool?")]),

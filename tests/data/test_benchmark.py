@@ -24,7 +24,7 @@ def test_photos_are_compared_in_a_table_as_they_are_prepared_and_by_torchvision(
     for name in ("originals", "prepared"):
         assert 0 < values[f"... to decode the crop, {name}"] < 100
     assert len(values) == 3 * 2 + 2 * 6
-    assert "50 images an epoch, median of 1 rounds" in machine
+    assert "50 images per epoch, median of 1 rounds" in machine
 
 
 def test_what_is_not_there_is_status_2(tmp_path, capsys):

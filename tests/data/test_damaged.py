@@ -170,7 +170,7 @@ def test_verify_names_all_that_is_damaged(prepared, capsys):
     (prepared / SHARD).unlink()
     one_byte_less(prepared / "train/28/00000/shard.00000.mds")
     one_byte_less(prepared / "val/labels.npy")
-    with pytest.raises(DataError, match=r"train/28/00000/shard.00000.mds: has \d+ bytes, .*, and 2 more; for all"):
+    with pytest.raises(DataError, match=r"train/28/00000/shard.00000.mds: has \d+ bytes, .*, and 2 more; to list all"):
         open_split_pair(str(prepared), "")
     assert main([str(prepared), "--workers", "1"]) == 2
     lines = capsys.readouterr().err.splitlines()
@@ -188,7 +188,7 @@ def test_verify_tells_a_foreign_shard_of_the_right_size(prepared, capsys):
     assert main([str(prepared), "--workers", "1", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["broken"] == []
-    assert report["broken_shards"] == [f"{prepared}/{SHARD}: SHA-256 is not that of index.json"]
+    assert report["broken_shards"] == [f"{prepared}/{SHARD}: SHA-256 differs from index.json"]
 
 
 def replaced(loader):

@@ -75,7 +75,7 @@ def test_a_write_that_breaks_off_leaves_no_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "4"], "allowed are 8 to 1024"),
+        (["--size", "4"], "allowed: 8 to 1024"),
         (["--size", "32"], "at 24 px, not 32 px"),
         ([], "at 24 px, not 32 px"),
     ],

@@ -187,7 +187,7 @@ def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(tmp_path):
         (tmp_path / "train" / name / "0000.jpg").symlink_to("/not/mounted/x.jpg")
     train = ImageFolder(tmp_path / "train", None)
     task = Task("train", train, str(tmp_path / "out"), Settings("mds", ("24",), ("24",), 90))
-    with pytest.raises(DataError, match=r"ant/0000.jpg: a link that leads to no file; so are 1 others: .* mounted\?"):
+    with pytest.raises(DataError, match=r"ant/0000.jpg: a broken link \(and 1 more\); .* mounted\?"):
         make_part(task, 0)
     assert not list(tmp_path.glob("out/**/part.npz"))
 

@@ -86,7 +86,7 @@ def test_a_subset_is_even_fixed_and_nested(small_folder):
 
 @pytest.mark.parametrize("samples", [0, 61])
 def test_a_subset_of_more_than_there_is_is_refused(small_folder, samples):
-    with pytest.raises(DataError, match=f"{samples} images was asked for; the training set allows 1 to 60"):
+    with pytest.raises(DataError, match=f"got {samples}; allowed: 1 to 60"):
         subset(ImageFolder(small_folder, None), samples, seed=3)
 
 
@@ -126,7 +126,7 @@ def test_a_link_to_a_parent_folder_is_named_and_not_followed(folder, caplog, loo
     assert names(folder) == WHOLE
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 3
-    expected = f"{folder}/{link}: not followed: it is a link to {(folder / link).resolve()}, a folder that it lies in"
+    expected = f"{folder}/{link}: not followed: it is a link to {(folder / link).resolve()}, a folder that contains it"
     assert expected in said
     assert class_folders(folder) == ["ant", "bee", "é"]
 

@@ -200,7 +200,7 @@ DAMAGED = {
     "a spreadsheet's own format": (lambda text: b"PK\x03\x04" + bytes(range(256)) * 9, "cannot be read as a table"),
     "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
     "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
-    "an unknown class": (lambda text: f"{text}\nx,n99999999 1 2 3 4".encode(), "csv: x is of class n99999999"),
+    "an unknown class": (lambda text: f"{text}\nx,n99999999 1 2 3 4".encode(), "csv: x has class n99999999"),
     "a header alone": (lambda text: text.splitlines()[0].encode(), "lists no image"),
     "a cell without end": (lambda text: f'{text}\n"{200_000 * "x"}'.encode(), "cannot be read as a table"),
 }
@@ -269,7 +269,7 @@ def test_a_member_that_claims_to_be_larger_than_its_tar(ilsvrc, jpegs):
     content[header + 148 : header + 156] = b" " * 8
     content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
     (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"img_val.tar: is cut off in b.JPEG"):
+    with pytest.raises(DataError, match=r"img_val.tar: is truncated in b.JPEG"):
         open_origin(str(ilsvrc))
 
 

@@ -132,7 +132,7 @@ def test_a_killed_preparation_continues(tmp_path, dataset, prepared):
     done = {path: path.stat().st_mtime_ns for path in target.glob("train/original/*/part.npz")}
     assert done
     assert not (target / "dataset.json").exists()
-    with pytest.raises(DataError, match="was begun from another source or with other settings"):
+    with pytest.raises(DataError, match="was started from another source or with other settings"):
         prepare(str(dataset), str(target), settings(part_images=10, quality=80), 1, print)
     go(dataset, target)
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())

@@ -210,7 +210,7 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
         ([str(DEMO), "--seeds", "x"], "--seeds: invalid int value: 'x'"),
         ([str(DEMO), "--seeds", "-1"], "seed: got -1"),
         ([str(DEMO), "seed=3"], "from --seeds"),
-        ([str(DEMO), "resume=x.safetensors"], "resume: the runs of an ablation start from zero"),
+        ([str(DEMO), "resume=x.safetensors"], "resume: the runs of an ablation start from scratch"),
         ([str(DEMO), "checkpoints.folder=s3://bucket/x"], "checkpoints.folder: each run needs a folder of its own"),
         ([str(DEMO), "optimizer.lr=fast"], "optimizer.lr: got 'fast'"),
         ([str(DEMO), "algorithms=off"], "algorithms"),

@@ -118,6 +118,6 @@ def test_what_a_variant_cannot_do_is_found_before_any_run(recipe, tmp_path):
     assert small.startswith(
         "without-fixres, baseline, with-composer.CutOut, with-label_smoothing: model.name: alexnet "
     )
-    assert "takes no images of 32 px" in small
+    assert "does not accept images of 32 px" in small
     assert data.startswith("data.path: /nowhere") or data.startswith("/nowhere")
     assert not (tmp_path / "tiny-ablate").exists()

@@ -60,7 +60,7 @@ def test_the_layers_that_fixres_and_binary_cross_entropy_need(lines):
     plain = ["model.name=vgg11", "algorithms.blurpool=off", "algorithms.fixres={size: 32, train: classifier}"]
     assert lines(*plain) == ["algorithms.fixres.train: classifier: the model has no BatchNorm"]
     assert lines("model.name=squeezenet1_1", "loss.name=binary_cross_entropy", "algorithms.blurpool=off") == [
-        "loss.name: binary_cross_entropy: the model has no linear layer to take for its classifier"
+        "loss.name: binary_cross_entropy: the model has no linear layer that could be its classifier"
     ]
 
 
@@ -78,7 +78,7 @@ def test_a_device_must_be_available(device, lines):
 def test_batches_divide_at_every_size(lines):
     sizes = ["data.train_size=64", "device_batch_size=null"]
     assert lines(*sizes, "global_batch_size={32: 9, 64: 8}", world_size=2) == [
-        "global_batch_size: 9 images at 32 px do not divide by 2 processes; allowed: a multiple of 2"
+        "global_batch_size: 9 images at 32 px are not divisible by 2 processes; allowed: a multiple of 2"
     ]
     assert lines(*sizes, "global_batch_size={32: 10, 64: 8}", "device_microbatch_size=4", world_size=2) == [
         "device_microbatch_size: 4 does not divide the device's batch of 5 images of 32 px; allowed: a divisor of 5"
@@ -104,7 +104,7 @@ def test_classes_and_samples(lines, images):
     ]
     assert lines("model.num_classes=5") == []
     (line,) = lines("data.train_samples=25")
-    assert line.startswith("data.train_samples: a subset of 25 images was asked for; the training set allows 1 to 24")
+    assert line.startswith("data.train_samples: got 25; allowed: 1 to 24")
     train, val = lines(world_size=32)
     assert "24 training images" in train
     assert "9 validation images for 32 devices" in val
@@ -112,9 +112,9 @@ def test_classes_and_samples(lines, images):
 
 def test_models(lines):
     (line,) = lines("model.name=resnet51")
-    assert line.startswith("model.name: 'resnet51' is no classifier of torchvision")
+    assert line.startswith("model.name: 'resnet51' is not a classifier of torchvision")
     (line,) = lines("model.name=timm/vit_tiny_patch16_224", "algorithms.blurpool=off")
-    assert line.startswith("model.name: timm/vit_tiny_patch16_224 takes no images of 32 px: Input height (32)")
+    assert line.startswith("model.name: timm/vit_tiny_patch16_224 does not accept images of 32 px: Input height (32)")
 
 
 def test_memory_is_checked_at_every_stage(lines):
@@ -161,7 +161,7 @@ def test_a_network_with_several_outputs_in_training(lines, monkeypatch):
     plain = ["algorithms.blurpool=off", "device_memory_gb=100"]
     assert lines(*plain, "model.name=googlenet") == []
     small = lines(*plain, "model.name=inception_v3", "data.train_size=128", "eval.sizes=[128]")
-    assert small[-1].startswith("model.name: inception_v3 takes no images of 128 px")
+    assert small[-1].startswith("model.name: inception_v3 does not accept images of 128 px")
     whole = ["data.train_size=299", "algorithms.progressive_resizing=off"]
     assert lines(*plain, *whole, "model.name=inception_v3", "eval.sizes=[128]") == []
     monkeypatch.setattr("recipes.preflight.AUXILIARY_WEIGHTS", {})

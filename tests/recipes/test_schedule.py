@@ -163,7 +163,7 @@ def test_resizing_in_the_batch_leaves_the_loader_at_full_size():
 def test_a_global_batch_size_is_the_same_on_any_number_of_devices():
     config = of(device_batch_size=None, global_batch_size={128: 1024, 224: 512})
     assert epoch_plan(config, 1) == epoch_plan(config, 8)
-    with pytest.raises(InputError, match="global_batch_size: 1024 images at 128 px do not divide by 3 processes"):
+    with pytest.raises(InputError, match="global_batch_size: 1024 images at 128 px are not divisible by 3 processes"):
         epoch_plan(config, 3)
 
 

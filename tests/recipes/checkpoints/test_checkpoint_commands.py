@@ -109,4 +109,4 @@ def test_a_missing_bucket_is_one_line_and_status_2(url, type_in):
     assert "Traceback" not in out + err
     status, _, err = type_in("pull")
     assert status == 2
-    assert err.startswith("checkpoints.folder: names no bucket")
+    assert err.startswith("checkpoints.folder: is not a bucket")

@@ -15,7 +15,7 @@ from tests.recipes.checkpoints.tiny import Dying, damage, identity, look, same, 
 
 OLDER, NEWER = "ep000-ba000001", "ep000-ba000002"
 TORN = "its data or its manifest is missing"
-FROM_ZERO = "choose another run_name, or start from zero with checkpoints.restart=true"
+FROM_ZERO = "choose another run_name, or start from scratch with checkpoints.restart=true"
 
 
 class Place(LocalStore):
@@ -140,7 +140,7 @@ def test_an_older_format_is_said_in_a_line_and_starts_only_with_restart(disk):
     disk.put(f"{NEWER}.pt", b"pickled")
     disk.put(f"{NEWER}.json", b"{}")
     (line,) = refusal(disk)
-    assert line.startswith(f"{disk.folder}/{NEWER}.pt: is a checkpoint in an older format")
+    assert line.startswith(f"{disk.folder}/{NEWER}.pt: a checkpoint in an older format")
     assert line.endswith(FROM_ZERO)
     assert look(disk, restart=True) is None
     save(disk, 3)
@@ -193,14 +193,17 @@ def test_a_run_resumes_past_a_damaged_checkpoint_and_restarts_past_all_to_the_sa
 
 def test_another_run_is_refused(two, bucket, tmp_path):
     other = {"who": identity("other")}
-    rest = "holds checkpoints of run 'tiny', not of 'other'; choose another checkpoints.folder, or that run's run_name"
+    rest = (
+        "holds checkpoints of run 'tiny', not of 'other'; "
+        "choose another checkpoints.folder, or the run_name of that run"
+    )
     assert refusal(two, **other) == (f"{two.folder}: {rest}",)
     assert refusal(Place(tmp_path / "empty"), bucket, **other) == (f"s3://bucket/X/: {rest}",)
 
 
 def test_another_recipe_is_refused_with_the_keys_that_differ(two):
     assert refusal(two, who=identity(lr=0.2)) == (
-        f"{two.folder}: {NEWER} was made by another recipe; to resume from it, set these keys back; to start again, "
+        f"{two.folder}: {NEWER} was made by another recipe; to resume from it, change these keys back; to start again, "
         "choose another run_name:",
         "  optimizer.lr: now 0.2, in the checkpoint 0.1",
     )

@@ -251,7 +251,7 @@ def test_generators_that_are_none_are_refused_in_one_line(saved, generators):
 def test_dimensions_and_keys_that_take_hours_are_refused():
     with pytest.raises(DamagedError, match="20 dimensions"):
         unpack(whole({"w": torch.ones([1] * 20)}))
-    with pytest.raises(DamagedError, match="dict is not known or malformed"):
+    with pytest.raises(DamagedError, match="dict is unknown or malformed"):
         unpack(whole({2**61 - 1: 0}))
 
 

@@ -81,7 +81,10 @@ OTHERS = FILE | {"name": "ep001-ba000004.safetensors"}
         (b"{", "its manifest is unreadable"),
         (b"{}", "its manifest is unreadable"),
         (b"[]", "its manifest is unreadable"),
-        (json.dumps(STORED | {"sha256": "0" * 64}).encode(), "its manifest's SHA-256 is not the one in it"),
+        (
+            json.dumps(STORED | {"sha256": "0" * 64}).encode(),
+            "its manifest's SHA-256 differs from the one stored in it",
+        ),
         (changed(epoch=-1), "its manifest is unreadable: epoch: Input should be greater than or equal to 0"),
         (
             changed(files=[FILE | {"size": 0}]),
@@ -105,7 +108,7 @@ def test_a_file_is_compared_with_its_manifest(tmp_path):
     for content, message in (
         (b"hell", "4 bytes instead of 5"),
         (b"hello!", "6 bytes instead of 5"),
-        (b"hallo", "its SHA-256 is not the manifest's"),
+        (b"hallo", "its SHA-256 differs from the manifest's"),
         (None, "cannot be read: No such file or directory"),
     ):
         path.unlink() if content is None else path.write_bytes(content)

@@ -39,7 +39,7 @@ def test_what_goes_in_comes_out(store, tmp_path):
     ("environment", "where", "message"),
     [
         ({"AWS_SECRET_ACCESS_KEY": "not-the-secret"}, None, "the secret key is wrong"),
-        ({"AWS_ACCESS_KEY_ID": "nobody"}, None, "the access key is not known"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, None, "the access key is unknown"),
         ({"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None}, None, "no AWS credentials"),
         ({"AWS_PROFILE": "missing"}, None, "missing"),
         ({}, "s3://absent-bucket/x", "the bucket does not exist"),
@@ -147,7 +147,7 @@ class Hostile:
 def test_a_log_cannot_be_written_elsewhere(tmp_path, caplog):
     assert restore_logs(tmp_path / "run", Hostile()) == ["harmless", "curves/a"]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["a", "harmless"]
-    assert caplog.text.count("were not fetched") == 1
+    assert caplog.text.count("were not downloaded") == 1
     assert "12 of the run's logs" in caplog.text or "13 of the run's logs" in caplog.text
 
 

@@ -94,7 +94,7 @@ def test_a_new_user_gets_a_line_to_paste_and_four_files(find_lr, tmp_path):
 
 
 def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
-    said = "still falling at the last rate, 0.01: higher ones may be better"
+    said = "still falling at the last rate, 0.01: higher rates may be better"
     status, out, _ = find_lr(
         "--runs", "1", "--steps", "60", "--start-lr", "1e-3", "--end-lr", "1e-2", "--smoothing", "0.98"
     )

@@ -146,8 +146,8 @@ def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
         ([P3, "--images-per-second", "9", "--measured", "x"], "--measured both set the throughput"),
         ([P3, "--prices", "/nowhere.yaml"], "/nowhere.yaml: no such file"),
         ([P3, "seed=x"], "seed: got 'x'"),
-        ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px do not divide by 3 processes"),
-        ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is no classifier"),
+        ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px are not divisible by 3 processes"),
+        ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is not a classifier"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(argv, message, capsys):

@@ -79,7 +79,7 @@ def test_several_runs_side_by_side(run_folder, photos):
     text = text_of(report(run_folder, other))
     assert text.startswith("2 runs")
     assert "two 0 to 3 24 32 128.0 10.0" in text
-    assert "The configs are the same but for the runs' names." in text
+    assert "The configs are the same except for the run names." in text
     config = (other / "config.yaml").read_text()
     (other / "config.yaml").write_text(re.sub(r"  mixup:\n( {4}.*\n)+", "  mixup: off\n", config))
     text = text_of(report(run_folder, other))
@@ -102,7 +102,7 @@ def test_an_unfinished_run(run_folder):
     (run_folder / "metrics.jsonl").unlink()
     shutil.rmtree(run_folder / "images")
     text = text_of(report(run_folder))
-    assert "No figures of the training yet" in text
+    assert "No training figures yet" in text
     assert "The run saved no pictures of its batches" in text
 
 

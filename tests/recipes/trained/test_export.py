@@ -135,7 +135,7 @@ def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
     words = ["--output", tmp_path / "ema", "--evaluation", tmp_path / "raw.json"]
     status, _, err = command("export", tiny.yaml, *words)
     assert status == 2
-    assert "is of other weights than" in err
+    assert "is about other weights than" in err
     assert not (tmp_path / "ema").exists()
 
 
@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_nothing_half_written(command, tiny, tmp_path):
         (["--output", "OUT", "--formats", "tflite"], "argument --formats: invalid choice: 'tflite'"),
         (["--output", "OUT", "--size", "4"], "--size: got 4"),
         (["--output", "FILE"], "is a file"),
-        (["--output", "OUT", "--evaluation", "FILE"], "file is not what recipes.evaluate --save writes"),
+        (["--output", "OUT", "--evaluation", "FILE"], "file was not written by recipes.evaluate --save"),
         (["--output", "OUT", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
         (["--output", "OUT", "modle.name=x"], "did you mean"),
     ],

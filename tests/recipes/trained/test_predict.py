@@ -67,10 +67,10 @@ def test_bad_images_are_named_and_the_others_go_on(command, exported, val, tmp_p
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ([], "which YAML file, or exported folder?"),
-        (["YAML"], "which images?"),
-        (["YAML", "data.workers=0"], "which images?"),
-        (["EXPORTED"], "which images?"),
+        ([], "no YAML file or exported folder given"),
+        (["YAML"], "no images given"),
+        (["YAML", "data.workers=0"], "no images given"),
+        (["EXPORTED"], "no images given"),
         (["YAML", "x.jpg", "--top", "0"], "--top: got 0"),
         (["YAML", "x.jpg", "--crop-ratio", "0"], "--crop-ratio: got 0"),
         (["YAML", "-", "--stdin-image"], "not both"),
@@ -122,11 +122,11 @@ def test_what_is_no_file_is_named_and_a_folder_that_links_to_itself_ends(command
         *(f"{folder}/class2/{name}.jpg" for name in ("1", "2", "caf\\xe9\\n")),
     ]
     assert err.splitlines() == [
-        f"{folder}/class2/up: not followed: it is a link to {folder}, a folder that it lies in",
+        f"{folder}/class2/up: not followed: it is a link to {folder}, a folder that contains it",
         f"{folder}/class0/pipe.jpg: not a regular file",
         f"{folder}/class0/zero.jpg: not a regular file",
         f"{folder}/class1/folder.jpg: not a regular file",
-        f"{folder}/class1/gone.jpg: a link that leads to no file",
+        f"{folder}/class1/gone.jpg: a broken link",
     ]
     status, out, err = command("predict", exported, folder / "class0/pipe.jpg", "/dev/zero", "/dev/stdin")
     assert (status, out, err.count("not a regular file\n")) == (2, "", 3)

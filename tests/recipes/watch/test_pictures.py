@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.source import BadSample
 from recipes.errors import InputError
 from recipes.watch.pictures import picture_grid
 from tests.recipes.watch.test_sinks import events
@@ -108,6 +109,21 @@ def test_a_resume_remembers(run):
     assert bad_images(result) == 2
     result = run(load="ep2", prepare=breaking(3))
     assert isinstance(result.error, InputError)
+
+
+def test_the_console_is_not_flooded(run, monkeypatch):
+    monkeypatch.setattr("recipes.watch.pictures.NAMED_ON_CONSOLE", 5)
+
+    def many(result):
+        for index in range(15):
+            result.train.bad.all.append(BadSample(index, f"n02/{index:02d}.jpeg", REASON))
+
+    result = run(prepare=many, max_bad_fraction=1.0)
+    assert result.error is None
+    console = result.stream.getvalue()
+    assert console.count("bad image in train") == 5
+    assert console.count("further bad images are logged in log.txt only") == 1
+    assert len(named(result)) == 15
 
 
 def load(folder):

@@ -13,6 +13,7 @@ from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from recipes.config import LoggersConfig
+from recipes.errors import InputError
 from recipes.watch.sinks import external_loggers, kept_lines, logger_problems
 
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} "
@@ -226,3 +227,31 @@ def test_a_package_must_be_installed(package, tmp_path):
         return
     [line] = problems(**{package: arguments})
     assert line.startswith(f'loggers.{package}: {package} is not installed; run: pip install "{package}>=')
+
+
+def test_a_version_must_go_with_composer(tmp_path, monkeypatch):
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "__init__.py").touch()
+    (tmp_path / "wandb-0.31.0.dist-info").mkdir()
+    (tmp_path / "wandb-0.31.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: wandb\nVersion: 0.31.0\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    [line] = problems(wandb={})
+    assert "wandb 0.31.0 does not work with Composer; run: pip install" in line
+
+
+@pytest.mark.parametrize("package", ["wandb", "mlflow"])
+def test_unknown_arguments(package):
+    lines = problems(**{package: {"projet": "a", "tags": [], "nme": "b"}})[:2]
+    assert [line.partition(": ")[0] for line in lines] == [f"loggers.{package}.projet", f"loggers.{package}.nme"]
+    assert all("allowed: " in line and "tags" in line for line in lines)
+
+
+def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text("class api: api_key = None\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+    with pytest.raises(InputError, match="no API key; run: wandb login"):
+        external_loggers(LoggersConfig(wandb={}), "run", tmp_path)
