@@ -12,12 +12,13 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _RETRIES_IF_SHORT = 3
 
 _CHUNK = 1 << 24
 """Bytes that a download holds in memory."""
+
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 
 
 def plain_name(name: object) -> str:
@@ -125,17 +128,43 @@ def read_regular(path: str | bytes | Path, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, with its folder; raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
+def sync(descriptor: int) -> None:
+    """`fsync`, where the file system has it: CIFS, shared folders of virtual machines and many FUSE ones do not."""
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def replace_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
+    """Write beside a file, sync, and rename over it, so that a reader, and a machine that dies, finds one or the other.
+
+    Args:
+        path: The file, in a folder that exists. Only one process writes it.
+        chunks: Its content; may be read from the file itself.
+        durable: Sync, which takes milliseconds; without it a loss of power may leave the new file empty.
+
+    Raises:
+        OSError: It cannot be written; the old file is untouched.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe block for ever
+        with beside.open("xb") as file:
+            file.writelines(chunks)
+            file.flush()
+            if durable:
+                sync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text for people, without secrets, as `replace_file` does."""
+    replace_file(path, [clean(text).encode()])
 
 
 def is_remote(path: str) -> bool:

@@ -275,7 +275,8 @@ def _put(store: Any, path: str, data: bytes) -> None:
     if "s3" in store.protocol:
         store.pipe_file(path, data)
     else:
-        replace_file(Path(path), data)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(Path(path), [data], durable=False)
 
 
 def _load(store: Any, path: str) -> Any:

@@ -485,7 +485,7 @@ def cached_metadata(path: str, cache_folder: str) -> Path:
                 return sizes[name]
 
             _open(path, folder, data, None if sizes is None else size_of)
-            replace_file(folder / MANIFEST, data)
+            replace_file(folder / MANIFEST, [data])
     return folder
 
 

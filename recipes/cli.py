@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,14 +19,12 @@ from typing import NamedTuple, NoReturn
 
 from data.errors import DataError, StalledError
 from data.text import guard
-from data.workers import end_workers
 from recipes.errors import InputError
-from recipes.load import load_config
+from recipes.load import YAMLS, load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0
 _LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
-YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
   %(prog)s yamls/p3.yaml max_duration=16ep algorithms.mixup=off
@@ -220,6 +219,27 @@ def run_command(main: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+
+def end_workers(seconds: float = 2.0) -> bool:
+    """Kill this process's workers: at the end of a command nothing in them is worth waiting for.
+
+    Python itself would wait for each without limit when it exits (`multiprocessing.util._exit_function`), and one that
+    was stopped, or that waits for a disk that went away, never ends.
+
+    Args:
+        seconds: To wait for all of them together.
+
+    Returns:
+        Whether one is still there: the kernel ends none that waits for a device. `os._exit` leaves without it.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.kill()
+    deadline = time.monotonic() + seconds
+    for worker in workers:
+        worker.join(max(deadline - time.monotonic(), 0.0))
+    return any(worker.is_alive() for worker in workers)
 
 
 def _status(main: Callable[[], int]) -> int:

@@ -30,11 +30,7 @@ class StopOnNan(LoggerDestination):
         self._state = state
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Look at the loss.
-
-        Raises:
-            DivergedError: It is not finite.
-        """
+        """Look at the loss; DivergedError: it is not finite."""
         if self._state is None or "train/loss" not in metrics:
             return
         lost = not math.isfinite(metrics["train/loss"])

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.files import replace_text
 from data.text import escape, spreadsheet
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
-from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.results import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,6 @@ def main() -> int:
     from data.source import open_evaluation
     from recipes.run import start_processes
     from recipes.trained import load_trained, with_usable_precision
-    from recipes.watch.files import replace_text
 
     config = with_usable_precision(config)
     start_processes(config)

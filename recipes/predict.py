@@ -22,8 +22,8 @@ from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio,
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export import CLASSES, FILES, PREPROCESSING, open_onnx
-from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.results import to_json
 
 if TYPE_CHECKING:
     from recipes.trained import Weights

@@ -16,30 +16,28 @@ from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
 from data.errors import DataError
+from data.files import replace_text
 from data.imagefolder import class_names
 from data.sampler import PositionSampler
 from data.source import Source, open_split_pair, subset
 from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
-from data.workers import end_workers
 from recipes.checkpoints.claim import Owner, on_first
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
-from recipes.checkpoints.upload import CONFIG
-from recipes.cli import require_launched
+from recipes.cli import end_workers, require_launched
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
 from recipes.errors import DivergedError, InputError
 from recipes.preflight import require_ready
 from recipes.resolved import resolved
-from recipes.results import SUMMARY, parse_summary
+from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
 from recipes.trainer import FixedBuckets, build_trainer, device_name
-from recipes.watch.build import build_watchers
-from recipes.watch.files import replace_text
+from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
 from recipes.watch.sinks import TextLog
 from recipes.watch.summary import Summary
@@ -63,7 +61,7 @@ def run(config: RunConfig) -> int:
     interrupt.install()
     # Composer says so where a run resumes from the end of an epoch, which is in order.
     warnings.filterwarnings("ignore", message="No batches were trained")
-    text_log = TextLog(Path(config.runs_folder) / config.run_name / "log.txt", sys.stdout, config.run_name)
+    text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
     with ExitStack() as held:
         held.callback(text_log.shut)
         return _run(config, interrupt, text_log, held)
@@ -105,7 +103,6 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         text_log,
         samples=len(train),
         sizes=sizes,
-        world_size=world_size,
         classes=train.classes,
         class_names=names,
         resumed_from=resume.resumed_from,
@@ -154,11 +151,7 @@ def start_processes(config: RunConfig) -> None:
 
 
 def open_data(config: RunConfig) -> tuple[Source, Source]:
-    """The training and the evaluation images.
-
-    Raises:
-        DataError: They cannot be used as they are.
-    """
+    """The training and the evaluation images; DataError: they cannot be used as they are."""
     train, val = open_split_pair(config.data.path, config.data.cache_folder)
     if config.data.train_samples is not None:
         try:
@@ -175,7 +168,7 @@ def claim_folder(config: RunConfig, folder: Path) -> None:
         InputError: What is in the place of one of its files is no regular file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (folder / name for name in (CONFIG, "log.txt", "metrics.jsonl", SUMMARY)):
+    for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):
         if path.is_symlink() or (path.exists() and not path.is_file()):  # leads elsewhere, or blocks for ever
             raise InputError(f"{path}: not a regular file; move it away")
     replace_text(folder / CONFIG, resolved(config))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from data.files import replace_text
 from data.text import spreadsheet
 from recipes import output
 from recipes.ablate import Outcome, Plan, Variant
@@ -342,8 +343,6 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         OSError: A file cannot be written; the one before it is untouched.
     """
-    from recipes.watch.files import replace_text
-
     content = describe(comparison, comparison.sizes) | {"Command": [output.Code(comparison.command)]}
     names = ("table.md", "table.csv", "accuracy.png", "ablation.html")
     table, values, picture, page = written = [folder / name for name in names]

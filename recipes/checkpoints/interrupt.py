@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from types import FrameType
 
-from data.workers import end_workers
+from recipes.cli import end_workers
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,6 @@ class Interrupt:
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
         if os.getpid() != self._process:
             return  # A loader's worker, forked from us: it works until its parent stops it.
         if number == signal.SIGINT:

@@ -228,7 +228,6 @@ class CheckpointManager(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Restore the random generators; InputError, now and not at the first save, if a state cannot be saved."""
-        del logger
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
@@ -259,7 +258,6 @@ class CheckpointManager(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if it is time."""
-        del logger
         stop, late = _any_process(state, [self._interrupt.requested, self._is_late()])
         due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
         # An evaluation may follow and take minutes: keep the state from before it, to save if interrupted in it.
@@ -272,19 +270,16 @@ class CheckpointManager(Callback):
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
         """After each batch of an evaluation within `fit`: stop with the state from before it."""
-        del logger
         # Whether there is one is the same on all processes: `_held` is set and cleared in step.
         if self._held is not None and _any_process(state, [self._interrupt.requested])[0]:
             self._stop(self._held)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """The metrics are those of these weights until the next batch."""
-        del logger
         self._evaluated_batch = int(state.timestamp.batch)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each epoch and its evaluation: save if it is time, or the end."""
-        del logger
         self._held = None
         finished = state.max_duration is not None and state.timestamp >= state.max_duration
         due = self._unit == "ep" and int(state.timestamp.epoch) % self._every == 0
@@ -307,7 +302,6 @@ class CheckpointManager(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Let a write that has begun end, also when training failed, and copy the last logs."""
-        del state, logger
         if self.writer is not None:
             self.writer.close(_DISK_PATIENCE)
         if self._mirror is not None:

@@ -22,9 +22,8 @@ import boto3.exceptions
 import botocore.exceptions
 from composer.utils.object_store import S3ObjectStore
 
-from data.files import open_regular
+from data.files import open_regular, replace_file, sync
 from data.text import escape, hide, scrub
-from recipes.watch.files import replace_file, sync
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -243,7 +242,6 @@ class S3Store:
         return {"Bucket": self._objects.bucket, "Key": self._objects.get_key(name)}
 
     def _progress(self, sent: int, total: int) -> None:
-        del sent, total
         if self._cancelled:
             raise CancelledError
 

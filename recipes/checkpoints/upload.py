@@ -14,13 +14,12 @@ from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, publish, survey
 from recipes.checkpoints.store import CHECKPOINTS, LOGS, CancelledError, LocalStore, Places, S3Store, StoreError
+from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
 
 RECORD = ".begun"
 """Lies beside a run's checkpoints: how and when it began."""
-CONFIG = "config.yaml"
-"""Of a run's folder."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _COMPLAIN_EVERY = 300.0
 """Seconds between two lines that say that the bucket fails."""

@@ -19,8 +19,8 @@ from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_co
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export import CARD, CLASSES, FILES, OURS, PREPROCESSING
-from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.results import to_json
 
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml --output exported

@@ -82,7 +82,6 @@ class RisingRate(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Runs before every step, after the recipe's own schedule."""
-        del logger
         rate = float(self.lrs[len(self.losses)])
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate
@@ -92,7 +91,6 @@ class RisingRate(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """The loss is the mean over all processes, so all of them end together."""
-        del logger
         rate, loss = self.lrs[len(self.losses)], float(state.total_loss_dict["loss/train/total"])
         self.losses.append(loss)
         self.bar.set_postfix_str(f"lr {rate:.2g}, loss {loss:.3g}", refresh=False)

@@ -20,9 +20,10 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, Field
 
+from algorithms import PositiveFloat, PositiveInt
 from algorithms.fixres import start_epoch
 from data.config import Crop, EpochPlan
-from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
+from recipes.config import Part, RunConfig
 from recipes.errors import InputError
 from recipes.results import METRICS, Metrics, read_results
 from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from data.text import escape
 from recipes.errors import InputError
 from recipes.load import read_document
-from recipes.results import METRICS, SUMMARY, Metrics, Results, read_results
+from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Metrics, Results, read_results
 
-CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 POINTS = 600  # points of a curve at most: about one per pixel of its chart's width
 _CHECKPOINT = re.compile(r"ep\d{3,9}-ba(\d{6,12})")
 Array = NDArray[Any]

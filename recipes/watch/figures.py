@@ -80,11 +80,7 @@ class Clock:
 
 
 def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
-    """Figures by name out of a checkpoint, which may hold anything.
-
-    Raises:
-        TypeError: A value is not a number.
-    """
+    """Figures by name out of a checkpoint, which may hold anything; TypeError: a value is not a number."""
     if not all(isinstance(value, int | float) for value in saved.values()):
         raise TypeError("a figure that is not a number")
     return dict(saved)

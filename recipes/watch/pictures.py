@@ -15,10 +15,10 @@ from composer.utils import dist
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.files import replace_file
 from recipes.config import DataConfig
 from recipes.errors import InputError
 from recipes.watch.figures import EVAL_LABEL
-from recipes.watch.files import replace_file
 from recipes.watch.sinks import IMAGES_NAME
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8

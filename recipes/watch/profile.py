@@ -25,8 +25,8 @@ from composer.utils import dist
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch gives it on from torch._C
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from recipes.json_text import to_json
-from recipes.watch.files import replace_text
+from data.files import replace_text
+from recipes.results import to_json
 
 WARM_UP = 10
 """Steps at an image size, or of a process, before some are traced: kernels are chosen, workers have started."""

@@ -13,8 +13,8 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from recipes.results import clock_time
 from recipes.watch.figures import EVAL_LABEL, Figures
-from recipes.watch.files import duration
 
 REPAINT_SECONDS = 0.2
 PLAIN_LINE_SECONDS = 30.0
@@ -106,7 +106,7 @@ class Progress(LoggerDestination):
         number = int(stamp.epoch) + (int(stamp.sample_in_epoch) > 0 or int(stamp.epoch) == 0)
         before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
         images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
-        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {duration(self._remaining(state))}"
+        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {clock_time(self._remaining(state))}"
         loss = state.total_loss_dict.get("loss/train/total")
         after += "" if loss is None else f" loss {loss:.3f}"
         top1 = self.figures.evaluations.get(self.eval_size, {}).get("top1")

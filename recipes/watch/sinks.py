@@ -25,13 +25,13 @@ from composer.utils import dist
 from packaging.specifiers import SpecifierSet
 from tqdm import tqdm
 
+from data.files import replace_file, sync
 from data.text import Formatter
 from recipes.checkpoints.manifest import position_in_words
 from recipes.config import LoggersConfig
 from recipes.errors import InputError
-from recipes.json_text import to_json
+from recipes.results import clock_time, to_json
 from recipes.watch.figures import Clock, is_figure, numbers
-from recipes.watch.files import duration, replace_file, sync
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -171,8 +171,8 @@ class TextLog(LoggerDestination):
                 f": {figures['train/image_size']:.0f} px, loss {figures['train/loss']:.4f}, lr "
                 f"{figures['train/lr']:.4g}, momentum {figures['train/momentum']:.3f}, "
                 f"{figures['train/images_per_second']:.0f} images/s "
-                f"({100 * figures['train/loader_wait_fraction']:.0f} % waiting for the loader), {duration(seconds)} in "
-                "all"
+                f"({100 * figures['train/loader_wait_fraction']:.0f} % waiting for the loader), {clock_time(seconds)} "
+                "in all"
             )
         log.info("%s", line)
 

@@ -19,9 +19,9 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from algorithms import bare_name
-from recipes.json_text import to_json
+from data.files import replace_text
+from recipes.results import to_json
 from recipes.watch.figures import Figures
-from recipes.watch.files import replace_text
 from recipes.watch.pictures import BadImages
 
 PACKAGES = {"torch": "torch", "torchvision": "torchvision", "composer": "mosaicml", "timm": "timm", "numpy": "numpy"}

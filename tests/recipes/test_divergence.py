@@ -9,7 +9,7 @@ from composer.core import Precision
 
 from recipes.divergence import StopOnNan, is_finite
 from recipes.errors import DivergedError
-from recipes.json_text import to_json
+from recipes.results import to_json
 from tests.support import ROOT
 
 NAN, INF = float("nan"), float("inf")

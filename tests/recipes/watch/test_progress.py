@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from composer.core import Timestamp
 
+from recipes.results import clock_time
 from recipes.watch.figures import Figures
-from recipes.watch.files import duration
 from recipes.watch.progress import Progress
 from tests.support import ROOT
 
@@ -167,4 +167,4 @@ def test_what_is_printed_at_the_end_begins_a_line(train, monkeypatch, stopped, b
     [(0, "0:00:00"), (59.6, "0:01:00"), (3723, "1:02:03"), (360000, "100:00:00"), (float("inf"), "?"), (-1, "?")],
 )
 def test_duration(seconds, text):
-    assert duration(seconds) == text
+    assert clock_time(seconds) == text
