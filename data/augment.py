@@ -78,12 +78,8 @@ def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig
     a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at full
     scale, so every reduction of a picture is cut in the same way.
 
-    Args:
-        height: of the picture in pixels, at full scale.
-        width: of the picture in pixels, at full scale.
-        reduction: 1, 2, 4 or 8.
-        augment: `area` and `aspect_ratio` are used.
-        draws: random numbers in [0, 1): ten areas and ratios in turns, then top and left.
+    `height` and `width` are the picture's in pixels, at full scale; `draws` are random numbers in [0, 1): ten areas and
+    ratios in turns, then top and left.
     """
     (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
     rows, columns = -(-height // reduction), -(-width // reduction)
@@ -235,9 +231,7 @@ def random_erasing(
 class Normalise:
     """A batch transform for Composer's `DataSpec(microbatch_transforms=...)`: images travel as a quarter of the bytes.
 
-    Args:
-        mean: mean of each channel (R, G, B) of images in [0, 1].
-        std: standard deviation of each channel of images in [0, 1], above 0.
+    `mean` and `std` are those of each channel (R, G, B) of images in [0, 1].
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -246,13 +240,9 @@ class Normalise:
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """Normalise a batch on the device where it is.
+        """Normalise a batch (images, labels) on the device where it is.
 
-        Args:
-            batch: (images, labels), images uint8 of shape (N, C, H, W) and values 0 to 255.
-
-        Returns:
-            (images, labels), images (x / 255 - mean) / std as float32 in channels_last memory.
+        From uint8 of shape (N, C, H, W) to (x / 255 - mean) / std, float32 in channels_last memory.
         """
         images, labels = batch
         if images.device not in self._on_device:

@@ -63,11 +63,8 @@ class SharedBuffers:
     """The buffers of one loader's workers, as its dataset holds them in each of its processes.
 
     In a worker it hands out the worker's buffers; in the training process it keeps those that arrived mapped, and lets
-    them go with the loader.
-
-    Args:
-        per_worker: how many a worker may have: those that wait, that are filled and that the model works on; 0 where
-            workers are too short-lived to use one twice.
+    them go with the loader. `per_worker` counts those that wait, that are filled and that the model works on; 0 where
+    workers are too short-lived to use one twice.
     """
 
     def __init__(self, per_worker: int) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
-from data.text import clean
+from data.text import clean, first_line
 
 log = logging.getLogger(__name__)
 
@@ -205,19 +205,15 @@ def named(path: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{path}: not found ({_first_line(error)})") from error
+        raise DataError(f"{path}: not found ({first_line(error)})") from error
     except PermissionError as error:
-        raise DataError(f"{path}: access denied ({_first_line(error)})") from error
+        raise DataError(f"{path}: access denied ({first_line(error)})") from error
     except (OSError, ValueError) as error:  # a ValueError: the endpoint is not an address
-        raise DataError(f"{path}: {_first_line(error)}") from error
+        raise DataError(f"{path}: {first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise
-        raise DataError(f"{path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: {first_line(error)}") from error
 
 
 def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
@@ -250,7 +246,7 @@ def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[byte
             elif (is_bytes or _code(answer) in ("InvalidRange", "416")) and attempt >= _RETRIES_IF_SHORT:
                 found[i] = OSError(errno.EIO, f"s3://{path}: is shorter than its index says")
             else:
-                reason = f"s3://{path}: {_first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
+                reason = f"s3://{path}: {first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
                 waited = time.monotonic() - began
                 if not warned and waited > _WARN_SECONDS:
                     warned = True

@@ -58,24 +58,12 @@ class ImageFolder:
     """One split: a folder with a folder of images per class.
 
     Images are ordered as torchvision's ImageFolder orders them (classes by name, then folders inside a class by path,
-    then files by name), so an index means the same image in both; names that begin with a dot are skipped.
-
-    Attributes:
-        path: the split's folder.
-        classes: class folder names in label order, escaped.
-        labels: label of each image, int64 of shape (len(self),).
+    then files by name), so an index means the same image in both; names that begin with a dot are skipped. `classes`
+    are class folder names in label order, escaped; None: those of the folders, sorted.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None) -> None:
-        """Read the folder's listing.
-
-        Args:
-            path: the split's folder.
-            classes: class names in label order, escaped; None: the names of the class folders, sorted.
-
-        Raises:
-            DataError: there is no class folder or no image, or a class folder that `classes` lacks.
-        """
+        """DataError: there is no class folder or no image, or a class folder that `classes` lacks."""
         self.path = Path(path)
         listing = list_images(self.path)
         found = [escape(name) for name in listing.classes]

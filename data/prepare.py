@@ -102,17 +102,10 @@ class Task:
 
 
 def prepare(source: str, target: str, settings: Settings, workers: int, report: Callable[[str], None]) -> bool:
-    """Prepare the dataset at `source`, see `open_origin`.
+    """Prepare the dataset at `source`, see `open_origin`; whether everything that was written reads back as it should.
 
-    Args:
-        source: a folder, or `s3://bucket/prefix`.
-        target: the same; empty, or left by an interrupted call with the same arguments.
-        settings: what is made of each image.
-        workers: processes.
-        report: is given each line for the user.
-
-    Returns:
-        Whether everything that was written reads back as it should.
+    The target must be empty, or left by an interrupted call with the same arguments. `report` is given each line for
+    the user.
 
     Raises:
         DataError: the source cannot be read, or the target holds something else or cannot be written.
@@ -376,12 +369,8 @@ def each_part(
 ) -> Iterator[tuple[Part, Result]]:
     """Yield each part with `work(held, part)` as soon as it is done, in worker processes; raises WorkerKilledError.
 
-    Args:
-        work: a function of a module.
-        held: sent to each worker once.
-        parts: what to work on.
-        workers: processes.
-        preload: modules that workers start with. Not the one that is started with -m, which has two names.
+    `held` is sent to each worker once. Workers start with the modules `preload`: not the one that is started with -m,
+    which has two names.
     """
     # A server that has everything imported forks the workers: quick to start, and no thread or connection is inherited.
     context = multiprocessing.get_context("forkserver")

@@ -69,17 +69,8 @@ class PositionSampler(_Sampler):
     """Batch sampler of a training set.
 
     Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images whatever the number of
-    ranks. It runs in the training process: workers get everything they need with each request.
-
-    Args:
-        samples: images in the dataset.
-        plan: one entry per epoch; the last holds for any epoch after it.
-        seed: the run's seed.
-        rank: this process among `world_size`.
-        world_size: processes that share each batch.
-
-    Raises:
-        DataError: the dataset or a batch is too small for every rank to get an image.
+    ranks. It runs in the training process: workers get everything they need with each request. `plan` has one entry per
+    epoch; the last holds for any epoch after it. DataError: a batch is too small for every rank to get an image.
     """
 
     def __init__(self, samples: int, plan: Sequence[EpochPlan], seed: int, rank: int, world_size: int) -> None:
@@ -131,10 +122,7 @@ class EvalSampler(_Sampler):
     """Batch sampler of an evaluation set: each image exactly once over all ranks, in order.
 
     All ranks get the same number of batches, so none waits for another. A batch holds `device_batch_size` images per
-    rank, one more where the ranks could not share the images otherwise.
-
-    Raises:
-        DataError: there are fewer images than ranks.
+    rank, one more where the ranks could not share the images otherwise. DataError: there are fewer images than ranks.
     """
 
     def __init__(self, samples: int, size: int, device_batch_size: int, rank: int, world_size: int) -> None:

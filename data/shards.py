@@ -341,12 +341,9 @@ class Resolution:
 
 
 class ShardSource:
-    """One split of a prepared dataset.
+    """One split of a prepared dataset at `url`, a folder or `s3://...`; of a bucket's, `folder` is a cache here.
 
-    Attributes:
-        path: where it lies: a folder or `s3://...`; `folder` is a cache on this machine where that is a bucket's.
-        classes: class folder names in label order.
-        resolutions: what can be read, by name, smallest first.
+    `resolutions` is what can be read, by name, smallest first.
     """
 
     def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Sequence[str]) -> None:

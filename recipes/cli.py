@@ -67,9 +67,15 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_intermixed_args([*first, *rest])
 
 
-def command_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser for `python -m recipes.COMMAND`; add the command's own arguments to it."""
-    return _Parser(f"python -m recipes.{command}", description, epilog)
+def command_parser(command: str, description: str, epilog: str = "", *, words: bool = True) -> argparse.ArgumentParser:
+    """A parser for `python -m recipes.COMMAND`, with `words` (YAML and overrides); add its own arguments to it."""
+    parser = _Parser(f"python -m recipes.{command}", description, epilog)
+    return _with_words(parser) if words else parser
+
+
+def _with_words(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
+    return parser
 
 
 def add_checkpoint_arguments(command: argparse.ArgumentParser) -> None:
@@ -113,15 +119,8 @@ def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) ->
 
 
 def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
-    """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
-
-    Args:
-        argv: The arguments, without the program's name.
-        description: What the command does, for `--help`.
-        prog: The command's name in messages; None: the program's.
-    """
-    parser = _Parser(prog, description, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
+    """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`."""
+    parser = _with_words(_Parser(prog, description, EXAMPLES))
     parser.add_argument("--lr", metavar="X", help="same as optimizer.lr=X")
     parser.add_argument(
         "--resume",
@@ -227,11 +226,8 @@ def end_workers(seconds: float = 2.0) -> bool:
     Python itself would wait for each without limit when it exits (`multiprocessing.util._exit_function`), and one that
     was stopped, or that waits for a disk that went away, never ends.
 
-    Args:
-        seconds: To wait for all of them together.
-
-    Returns:
-        Whether one is still there: the kernel ends none that waits for a device. `os._exit` leaves without it.
+    Returns whether one is still there after so many seconds: the kernel ends none that waits for a device. `os._exit`
+    leaves without it.
     """
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     for worker in workers:

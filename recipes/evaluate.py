@@ -71,8 +71,8 @@ def main() -> int:
         return 0
     if given.csv is not None:
         replace_text(given.csv, _csv(found))
-    shown = found if given.per_class else found | {"results": list(map(_without_classes, found["results"]))}
-    text = to_json(shown, indent=2)
+    short = [{key: value for key, value in one.items() if key != "classes"} for one in found["results"]]
+    text = to_json(found if given.per_class else found | {"results": short}, indent=2)
     if given.save is not None:
         replace_text(given.save, text + "\n")
     if given.json:
@@ -85,7 +85,6 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     about = "Top-1 and top-5 accuracy of a checkpoint on a folder of images, at any image\nsizes and crop ratios."
     command = command_parser("evaluate", about, EXAMPLES)
-    command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     add_checkpoint_arguments(command)
     command.add_argument(
         "--data", metavar="FOLDER", help="class folders, or a folder with val/ (default: the YAML's data.path)"
@@ -135,8 +134,8 @@ def evaluate(
     from data.errors import DataError
     from data.imagefolder import class_names
     from data.loader import eval_loader
-    from recipes.config import seconds
     from recipes.trained import to_device
+    from recipes.trainer import device_name, loading
 
     outputs, manifest = trained.num_classes, trained.manifest
     if len(source.classes) > outputs or (not trained.classes and len(source.classes) < outputs):
@@ -160,10 +159,7 @@ def evaluate(
                 device_batch_size=at_size(config.eval.device_batch_size, size),
                 rank=dist.get_global_rank(),
                 world_size=dist.get_world_size(),
-                workers=config.data.workers,
-                prefetch_factor=config.data.prefetch_factor,
-                limit=None if config.data.timeout is None else seconds(config.data.timeout),
-                pin_memory=device.type == "cuda",
+                **loading(config.data, device_name(config.device)),
             )
             logits_of = (lambda images: (network(images) + network(images.flip(3))) / 2) if flip else network
             counts, loss = _count(logits_of, loader, trained, config.precision, device, bar)
@@ -247,10 +243,6 @@ def _bad_images(loader: DataLoader[Batch]) -> list[str]:
     if dist.get_world_size() == 1:
         return lines
     return sorted(line for part in dist.all_gather_object(lines) for line in part)
-
-
-def _without_classes(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "classes"}
 
 
 def _csv(found: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    command = command_parser("predict", "Print the most probable classes of images.", EXAMPLES)
+    command = command_parser("predict", "Print the most probable classes of images.", EXAMPLES, words=False)
     command.add_argument(
         "words",
         nargs="*",

@@ -18,6 +18,7 @@ from data.config import EpochPlan
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler
 from data.source import Source
+from data.text import first_line
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network, residual_blocks
@@ -143,8 +144,7 @@ def _network_problems(config: RunConfig, network: nn.Module, world_size: int, pl
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
                 return []  # a layer that cannot run on the meta device: nothing is known
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            lines.append(f"model.name: {config.model.name} takes no images of {size} px: {reason}")
+            lines.append(f"model.name: {config.model.name} takes no images of {size} px: {first_line(error)}")
     lines += _last_layers(config, network)
     memory = device_bytes(config)
     return lines if lines or memory is None else check_memory(network, config, world_size, plan, memory)

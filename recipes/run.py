@@ -54,8 +54,7 @@ def run(config: RunConfig) -> int:
         The exit status: 0 finished, 75 interrupted with the state saved, 74 finished but not uploaded, 1 anything else.
 
     Raises:
-        InputError: The config or the data cannot be used, or another process trains the run; nothing was trained.
-        DataError: Likewise.
+        InputError, DataError: The config or the data cannot be used, or another process trains the run.
     """
     interrupt = Interrupt()
     interrupt.install()

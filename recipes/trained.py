@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
 from data.imagefolder import class_folders
-from data.text import escape
+from data.text import escape, first_line
 from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import Found, load_checkpoint
 from recipes.checkpoints.format import is_tensors
@@ -222,8 +222,7 @@ def _read_foreign(path: Path) -> Tensors:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # torch raises about ten kinds
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: cannot be loaded as weights only: {reason}") from None
+        raise InputError(f"{path}: cannot be loaded as weights only: {first_line(error)[:200]}") from None
     for key in ("state_dict", "model"):  # as timm and torchvision's reference save them
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
@@ -258,8 +257,8 @@ def to_device(trained: Trained, device: str, *sizes: int) -> tuple[nn.Module, to
             with torch.no_grad():
                 network(torch.zeros(1, 3, size, size, device=place))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{trained.config.model.name} takes no images of {size} px: {reason}") from None
+            name = trained.config.model.name
+            raise InputError(f"{name} takes no images of {size} px: {first_line(error)}") from None
     return network, place
 
 

@@ -48,7 +48,6 @@ POLL_SECONDS = 0.5
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("ablate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("words", nargs="*", metavar="YAML [key=value ...]", help="the recipe, and keys that differ")
     text = "one run of each variant each (default: 0 1)"
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
     text = (

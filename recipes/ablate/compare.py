@@ -140,16 +140,10 @@ def compare_runs(
     size: int,
     target: float | None,
 ) -> Comparison:
-    """The numbers of a comparison.
+    """The numbers of a comparison of the `runs` that finished, by seed, of the `seeds` that each variant should have.
 
-    Args:
-        variants: In the order of the tables.
-        runs: Those that finished, by seed.
-        failed: How many failed.
-        seeds: How many runs of each variant there should be.
-        sizes: Of the evaluation, in pixels.
-        size: That of `sizes` at which accuracies are compared.
-        target: Top-1 in [0, 1]; None: the baseline's mean at its end.
+    Accuracies are compared at that `size` in pixels of the evaluated `sizes`; without a target (top-1 in [0, 1]), it is
+    the baseline's mean at its end.
     """
     by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
     baseline = by_techniques.get(frozenset(), {})

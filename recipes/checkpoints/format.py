@@ -70,9 +70,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def pack(content: Any) -> list[memoryview]:
     """A file's bytes, in pieces. Tensors are copied to host memory, once, so training may continue when it returns.
 
-    Args:
-        content: Dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested; TypeError
-            says where something else is among them.
+    `content`: dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested; TypeError
+    says where something else is among them.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()

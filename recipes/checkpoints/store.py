@@ -23,7 +23,7 @@ import botocore.exceptions
 from composer.utils.object_store import S3ObjectStore
 
 from data.files import open_regular, replace_file, sync
-from data.text import escape, hide, scrub
+from data.text import escape, first_line, hide, scrub
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -284,8 +284,8 @@ def _explained(where: str, error: BaseException) -> Exception:
         )
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(where)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return StoreError(f"{where}: {scrub(first)[:300]}", mistake=isinstance(error, botocore.exceptions.ProfileNotFound))
+    mistake = isinstance(error, botocore.exceptions.ProfileNotFound)
+    return StoreError(f"{where}: {scrub(first_line(error))[:300]}", mistake=mistake)
 
 
 def retry(action: Callable[[], T], limit: float) -> T:

@@ -50,7 +50,6 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     about = "Write a trained network as weights and programs, with its preprocessing and a\nmodel card."
     command = command_parser("export", about, EXAMPLES)
-    command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     add_checkpoint_arguments(command)
     command.add_argument(
         "--output", type=Path, metavar="DIR", required=True, help="where to write; must be empty or not exist"

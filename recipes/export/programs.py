@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from composer.algorithms.blurpool.blurpool_layers import BlurConv2d, BlurMaxPool2d
 from torch import Tensor, nn
 
+from data.text import first_line
 from recipes.errors import InputError
 from recipes.export import open_onnx
 from recipes.model import build_network
@@ -186,5 +187,5 @@ def _compared(run: Callable[[Tensor], Tensor], network: nn.Module, path: Path, p
 
 
 def _refused(path: Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = first_line(error)[:200]
     return InputError(f"{path.name}: this network cannot be exported in this format: {reason}; choose other --formats")

@@ -52,7 +52,6 @@ DEVICES = (1, 2, 4, 8, 16)  # numbers of devices for which the rate is shown
 
 def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("find_lr", DESCRIPTION, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
 
     def option(name: str, kind: Callable[[str], float], low: float, high: float, default: object, text: str) -> None:
         def read(text: str) -> float:

@@ -34,14 +34,8 @@ def trial_config(
     """The config that a range test trains with.
 
     It is the run's own, at one image size with random crops and with the momentum that the schedule has where its rate
-    is highest, without `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off.
-
-    Args:
-        path: The run's YAML.
-        overrides: `key.path=value`.
-        size: In pixels; None: that of most epochs.
-        batch_size: Over all devices; None: the run's at that size.
-        world_size: Number of processes.
+    is highest, without `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off. Without a `size`,
+    it is that of most epochs; without a `batch_size`, over all devices, the run's at that size.
 
     Raises:
         InputError: The config is wrong, or the batch does not divide by the processes.

@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field
 from algorithms import PositiveFloat, PositiveInt
 from algorithms.fixres import start_epoch
 from data.config import Crop, EpochPlan
+from data.text import first_line
 from recipes.config import Part, RunConfig
 from recipes.errors import InputError
 from recipes.results import METRICS, Metrics, read_results
@@ -289,8 +290,7 @@ def flops(network: nn.Module, size: int) -> int:
         with counter, torch.no_grad():
             network.eval()(torch.empty(1, 3, size, size, device="meta"))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model.name: the network does not accept images of {size} px: {reason}") from None
+        raise InputError(f"model.name: the network does not accept images of {size} px: {first_line(error)}") from None
     return counter.get_total_flops()
 
 

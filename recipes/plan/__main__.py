@@ -56,7 +56,6 @@ POINTS = 2_000  # points of a curve in the chart, at most
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("plan", "Show a run's stages, compute, time and price before it starts.", EXAMPLES)
     add = parser.add_argument
-    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and keys to change")
     add("--machine", metavar="NAME", help="from the price list (default: the YAML's `# Hardware:`)")
     add("--prices", type=Path, default=PRICES, metavar="FILE", help="the price list")
     add("--devices", type=int, metavar="N", help="processes (default: the machine's devices)")

@@ -40,17 +40,8 @@ def build_watchers(
 ) -> Watchers:
     """Make the watchers of a run, which write to the folder of `text_log`, and open the log.
 
-    Args:
-        config: The run.
-        text_log: Its log, and its console.
-        samples: Training images in an epoch, over all processes.
-        sizes: Their size in pixels in each epoch.
-        classes: Class folder names in label order.
-        class_names: Their names for people.
-        resumed_from: The checkpoint that this process resumes from.
-
-    Raises:
-        InputError: W&B has no API key.
+    `samples` training images, over all processes, make an epoch, and have these `sizes` in pixels in each; `classes`
+    are folder names in label order, `class_names` those for people. InputError: W&B has no API key.
     """
     folder, loggers, main_size = text_log.path.parent, config.loggers, config.eval.sizes[-1]
     figures, bad_images = Figures(samples, loggers.interval), BadImages(config.data.max_bad_fraction)

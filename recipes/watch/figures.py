@@ -95,14 +95,8 @@ class Figures(Callback):
     """Computes the figures and logs them; keeps the clock that others read.
 
     It stands before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin.
-    It never waits for the device: all it reads is on the host already.
-
-    Args:
-        samples: Training images in an epoch, over all processes.
-        interval: Batches between two sets of figures.
-
-    Attributes:
-        evaluations: Last evaluation by image size: `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
+    It never waits for the device: all it reads is on the host already. `samples` are the training images in an epoch,
+    over all processes; `evaluations` is the last one by size: `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
     """
 
     def __init__(self, samples: int, interval: int) -> None:

@@ -104,13 +104,8 @@ class BadImages(Callback):
 
     A dataset may have `bad`, with `new() -> list[BadSample]`: those not reported before. It is asked every 100 batches
     and at the end of each epoch and evaluation; several processes then exchange what they found, so that all count the
-    same and all end together.
-
-    Args:
-        max_bad_fraction: Share of a split, in [0, 1], above which the run fails.
-
-    Attributes:
-        found: Name and reason of each bad image of a split (`train` or `val`), over all processes and resumes.
+    same and all end together. `found` has the name and reason of each bad image by split (`train` or `val`), over all
+    processes and resumes.
     """
 
     def __init__(self, max_bad_fraction: float) -> None:
@@ -178,12 +173,6 @@ class Predictions(Callback):
     - `probability` and `label_probability`, float32 (N,): softmax of the logits at `predicted` and at `label`;
     - `classes` and `names`, text (C,): folders in label order, and what people call them;
     - `size`, in pixels, and `batch`, the run's position: int64 scalars.
-
-    Args:
-        path: The file.
-        size: Image size in pixels of the evaluator whose predictions are kept.
-        classes: Class folder names in label order.
-        names: Their names for people.
     """
 
     def __init__(self, path: Path, size: int, classes: Sequence[str], names: Sequence[str]) -> None:

@@ -89,11 +89,7 @@ class StepTrace(TraceHandler):
     """Traces STEPS steps of each image size into FOLDER/SIZEpx.pt.trace.json.gz, and keeps FOLDER/summary.md; rank 0.
 
     A size that has its trace already, from an earlier process of the run, is left alone. Where the folder cannot be
-    written, the training continues.
-
-    Args:
-        folder: Made where it is needed.
-        plan: (image size in pixels, batches) of each epoch.
+    written, the training continues. `plan` has (image size in pixels, batches) of each epoch.
     """
 
     def __init__(self, folder: Path, plan: Sequence[tuple[int, int]]) -> None:

@@ -30,13 +30,8 @@ class Progress(LoggerDestination):
 
     Bar, percentage and ETA count pixels (images times size squared), because a 288 px epoch takes five times as long as
     a 128 px one. The ETA is the time of this process per pixel, evaluations and checkpoints so far included, times the
-    pixels to come. images/s leaves evaluations and checkpoints out.
-
-    Args:
-        figures: The clock, and the last evaluation.
-        sizes: Image size in pixels of each epoch.
-        eval_size: top-1 is that of the last evaluation at this size in pixels.
-        stream: Where to; a terminal gets the bar.
+    pixels to come. images/s leaves evaluations and checkpoints out. top-1 is that of the last evaluation at `eval_size`
+    pixels; `sizes` are those of each epoch's images.
     """
 
     def __init__(self, figures: Figures, sizes: Sequence[int], eval_size: int, stream: TextIO) -> None:

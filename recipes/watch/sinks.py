@@ -87,14 +87,7 @@ class TextLog(LoggerDestination):
 
     From the start, what is logged is held for the file, and warnings go to stderr: what is found before the run may
     touch its folder, such as a damaged checkpoint, belongs into the log too. `open` begins the file, or continues it.
-
-    Args:
-        path: The file; its folder is made.
-        stream: The console.
-        run_name: For the first line.
-
-    Attributes:
-        resumed_from: The checkpoint that this process resumes from.
+    `stream` is the console; `resumed_from` names the checkpoint that this process resumes from.
     """
 
     def __init__(self, path: Path, stream: TextIO, run_name: str) -> None:
@@ -274,12 +267,10 @@ class FigureSink(LoggerDestination):
 
 
 def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
-    """The whole lines of a file that a run resuming at `batch` would not write again.
+    """The whole lines of a metrics.jsonl that a run resuming at `batch` would not write again.
 
-    Args:
-        path: A metrics.jsonl; a torn last line, or any that is no JSON object with a batch, is left out.
-        batch: Position of the resume: lines before it stay, later ones go.
-        figures: Names logged at `batch` itself before the checkpoint was taken; lines with others go.
+    Lines before it stay, later ones go; of those at `batch` itself, those whose names are among `figures`, which were
+    logged before the checkpoint was taken. A torn last line, or any that is no JSON object with a batch, is left out.
     """
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -298,12 +289,7 @@ class MetricsFile(FigureSink):
 
     `batch`, `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all processes of the run. A
     figure that is not finite is null. Each line is handed to the system whole, so that a killed process leaves whole
-    lines.
-
-    Args:
-        path: The file; its folder is made.
-        clock: The run's.
-        samples: Training images in an epoch, over all processes.
+    lines. `samples`: training images in an epoch, over all processes.
     """
 
     def __init__(self, path: Path, clock: Clock, samples: int) -> None:
@@ -358,9 +344,6 @@ class TensorBoard(FigureSink):
     evaluation), begins a new file at each flush, and doubles the points between a checkpoint and a death. Here, on a
     resume at batch B a new file begins that tells readers to drop the points from B on (`purge_step`), and writes those
     of B that belong to the checkpoint again.
-
-    Args:
-        folder: Where the event files are.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -34,15 +34,8 @@ class Summary(Callback):
 
     `top1` and `top5` are those of the last evaluation at the last size, in [0, 1], null before the first.
     `wall_seconds` counts all processes that led to the state: training, waiting, evaluation, checkpoints.
-    `images_per_second` leaves the last two out. `weights_sha256` is null until the run is finished.
-
-    Args:
-        path: The file; its folder is made.
-        about: `run_name` and `config_digest`.
-        figures: Clock and last evaluation.
-        bad_images: Those found.
-        eval_sizes: In pixels.
-        resumed_from: The checkpoint that this process resumes from.
+    `images_per_second` leaves the last two out. `weights_sha256` is null until the run is finished. `about` has
+    `run_name` and `config_digest`; `resumed_from` names the checkpoint that this process resumes from.
     """
 
     def __init__(
