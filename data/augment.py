@@ -20,11 +20,9 @@ from data.config import AugmentConfig, ColorJitterConfig, RandomErasingConfig
 from data.decode import REDUCTIONS, Picture
 
 Image = NDArray[np.uint8]
-Color = tuple[float, float, float]
-"""One value for each of R, G and B."""
+Color = tuple[float, float, float]  # one value for each of R, G and B
 
-_GREY = (0.299, 0.587, 0.114)
-"""Luma of R, G and B (ITU-R BT.601), as Pillow and OpenCV weigh them."""
+_GREY = (0.299, 0.587, 0.114)  # luma of R, G and B (ITU-R BT.601), as Pillow and OpenCV weigh them
 
 
 class Box(NamedTuple):

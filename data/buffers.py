@@ -39,20 +39,16 @@ class Buffer:
         self.number = number
         self.memory = shared_bytes(capacity + 1)
         self.bytes = self.memory.numpy()
-        self.is_known = False
-        """Whether the training process has been sent the memory."""
+        self.is_known = False  # whether the training process has been sent the memory
 
 
 class Message(NamedTuple):
     """A batch on its way from a worker: where it lies. Unpickled, it is the batch itself."""
 
     key: str
-    place: tuple[int, int]
-    """Worker, and which of its buffers."""
-    memory: torch.Tensor | None
-    """The buffer, where it is sent for the first time."""
-    shape: tuple[int, ...]
-    """Of the images, uint8: (N, H, W, 3)."""
+    place: tuple[int, int]  # worker, and which of its buffers
+    memory: torch.Tensor | None  # the buffer, where it is sent for the first time
+    shape: tuple[int, ...]  # of the images, uint8: (N, H, W, 3)
     labels: NDArray[np.int64]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:

@@ -15,12 +15,9 @@ Crop = Literal["random", "center"]
 class EpochPlan(NamedTuple):
     """What one epoch's batches look like."""
 
-    size: int
-    """Side of the images in pixels."""
-    crop: Crop
-    """`random`: RandomResizedCrop; `center`: the test-time resize and centre crop."""
-    global_batch_size: int
-    """Images per step over all devices, at most."""
+    size: int  # side of the images in pixels
+    crop: Crop  # `random`: RandomResizedCrop; `center`: the test-time resize and centre crop
+    global_batch_size: int  # images per step over all devices, at most
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:

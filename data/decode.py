@@ -27,9 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 """A larger picture is refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
 
-MAX_BYTES = 2**28
-"""A larger file is refused: the size of the largest picture, uncompressed."""
-
+MAX_BYTES = 2**28  # a larger file is refused: the size of the largest picture, uncompressed
 MAX_PASSED_PIXELS = 50 * MAX_PIXELS
 """A JPEG whose scans cover more pixels in all is refused: a scan costs a few bytes and takes 3 ns a pixel. Cameras and
 encoders write at most a dozen."""
@@ -182,19 +180,13 @@ def is_damaged(data: bytes) -> bool:
 class Header(NamedTuple):
     """Of a plain JPEG: 8 bits, baseline, extended or progressive, grey or three channels."""
 
-    height: int
-    """As stored, before the picture is turned upright."""
+    height: int  # as stored, before the picture is turned upright
     width: int
-    orientation: int
-    """EXIF's, 1 (upright) to 8."""
-    frame: int
-    """Offset of the frame's marker."""
-    scan: int
-    """Offset of the first coded byte; 0 where rows cannot be left out: several scans, or no end marker."""
-    block_rows: int
-    """Pixel rows in a row of blocks (MCU)."""
-    has_row_restarts: bool
-    """A restart marker ends each row of blocks."""
+    orientation: int  # EXIF's, 1 (upright) to 8
+    frame: int  # offset of the frame's marker
+    scan: int  # offset of the first coded byte; 0 where rows cannot be left out: several scans, or no end marker
+    block_rows: int  # pixel rows in a row of blocks (MCU)
+    has_row_restarts: bool  # a restart marker ends each row of blocks
 
 
 def read_header(data: bytes) -> Header | None:

@@ -22,22 +22,14 @@ from data.text import clean, first_line
 
 log = logging.getLogger(__name__)
 
-LONGEST = 255
-"""Bytes of a file's name that every usual file system takes."""
-
+LONGEST = 255  # bytes of a file's name that every usual file system takes
 _RETRY_SECONDS = 900.0
 """How long a bucket that is out of reach, or denies access, is tried again: longer than a training loader waits for its
 worker, which then ends the run with its state saved."""
 
-_WARN_SECONDS = 10.0
-"""After which each process that waits for a bucket says so, once."""
-
-_RETRIES_IF_SHORT = 3
-"""An object with fewer bytes than were asked for is read again, in case it was the connection."""
-
-_CHUNK = 1 << 24
-"""Bytes that a download holds in memory."""
-
+_WARN_SECONDS = 10.0  # after which each process that waits for a bucket says so, once
+_RETRIES_IF_SHORT = 3  # an object with fewer bytes than were asked for is read again, in case it was the connection
+_CHUNK = 1 << 24  # bytes that a download holds in memory
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 
 

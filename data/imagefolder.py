@@ -24,9 +24,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """Files with these endings, in either case, are images: torchvision's list (`torchvision/datasets/folder.py`), .gif
 and .jfif. What a file really holds is seen when it is decoded."""
 
-_NOTES = 10
-"""Folders that were skipped and are named; the others are counted."""
-
+_NOTES = 10  # folders that were skipped and are named; the others are counted
 _ALSO_CALLED = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "test", "testing", "eval"}}
 """What other datasets call a split. Which one to choose weights by is the user's choice, so none is chosen here."""
 
@@ -185,7 +183,8 @@ class Listing(NamedTuple):
 
 def list_images(path: Path) -> Listing:
     """List a split; folders that are skipped are named in the log; raises DataError."""
-    classes, notes = _class_folders(path)
+    notes: list[str] = []
+    classes = class_folders(path, notes)
     files: list[bytes] = []
     counts = []
     for name in classes:
@@ -205,26 +204,23 @@ def list_images(path: Path) -> Listing:
     return Listing(classes, np.array(counts, dtype=np.int64), ends, np.frombuffer(b"".join(files), dtype=np.uint8))
 
 
-def class_folders(path: Path) -> list[str]:
-    """Names of the class folders, sorted, without links to a parent folder; raises DataError."""
-    return _class_folders(path)[0]
-
-
-def _class_folders(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the class folders, and a note for each link that is skipped."""
-    place, names, notes = os.path.realpath(path), [], []
+def class_folders(path: Path, notes: list[str] | None = None) -> list[str]:
+    """Names of the class folders, sorted, without links to a parent folder, which are noted; raises DataError."""
+    place, names, skipped = os.path.realpath(path), [], list[str]()
     try:
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or not _is_folder(entry):
                     continue
                 if entry.is_symlink() and _holds(target := os.path.realpath(entry.path), place):
-                    notes.append(_loop(entry.path, target))
+                    skipped.append(_loop(entry.path, target))
                 else:
                     names.append(entry.name)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    return sorted(names), sorted(notes)
+    if notes is not None:
+        notes += sorted(skipped)
+    return sorted(names)
 
 
 def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:

@@ -28,7 +28,7 @@ from data.config import AugmentConfig
 from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
-from data.source import BadImages, Source
+from data.source import FaultTable, Source
 from data.text import guard
 from data.wait import Gate, WaitingLoader
 
@@ -40,13 +40,9 @@ MakePicture = Callable[[bytes, Request, int], NDArray[np.uint8]]
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be left out of metrics."""
 
-_TRIES = 100
-"""Replacements tried for a bad training image before the dataset counts as unusable."""
-
+_TRIES = 100  # replacements tried for a bad training image before the dataset counts as unusable
 _NOTHING = -1
-_NAMED = 4
-"""Files that are named where several workers hang."""
-
+_NAMED = 4  # files that are named where several workers hang
 _BEYOND_PREFETCH = 2
 """Buffers that a worker has beyond its prefetched batches: the one it fills, and one that the model works on."""
 
@@ -54,16 +50,11 @@ _BEYOND_PREFETCH = 2
 class Loading(TypedDict):
     """How batches are loaded, which changes nothing in them."""
 
-    workers: int
-    """Processes; 0: load in this one."""
-    prefetch_factor: int
-    """Batches that each worker prepares ahead."""
-    pin_memory: bool
-    """Copy batches to page-locked memory, for transfers to a GPU."""
-    limit: NotRequired[float | None]
-    """Seconds to wait for a batch; None: for ever."""
-    gate: NotRequired[Gate | None]
-    """Decides whether to wait on, see data/wait.py."""
+    workers: int  # processes; 0: load in this one
+    prefetch_factor: int  # batches that each worker prepares ahead
+    pin_memory: bool  # copy batches to page-locked memory, for transfers to a GPU
+    limit: NotRequired[float | None]  # seconds to wait for a batch; None: for ever
+    gate: NotRequired[Gate | None]  # decides whether to wait on, see data/wait.py
 
 
 class BatchDataset(Dataset[Batch]):
@@ -77,7 +68,7 @@ class BatchDataset(Dataset[Batch]):
         self, source: Source, picture: MakePicture, *, seed: int | None, buffers_per_worker: int, workers: int
     ) -> None:
         self.source = source
-        self.bad = BadImages(source)
+        self.bad = FaultTable(source)
         self._picture = picture
         self._seed = seed
         self._buffers = SharedBuffers(buffers_per_worker)

@@ -50,14 +50,11 @@ Result = TypeVar("Result")
 class Settings:
     """What is made of each image."""
 
-    layout: str
-    """`mds` or `folder`."""
-    train_sizes: tuple[str, ...]
-    """Resolutions of the training images: short sides in pixels, or `original`."""
+    layout: str  # `mds` or `folder`
+    train_sizes: tuple[str, ...]  # resolutions of the training images: short sides in pixels, or `original`
     val_sizes: tuple[str, ...]
     quality: int
-    part_images: int = 512
-    """Per shard: 7 MB at 160 px, 15 at 256, 57 of original photos."""
+    part_images: int = 512  # per shard: 7 MB at 160 px, 15 at 256, 57 of original photos
 
 
 @dataclass(frozen=True)

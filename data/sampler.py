@@ -20,8 +20,7 @@ class Request(NamedTuple):
     epoch: int
     size: int
     crop: Crop
-    indices: NDArray[np.int64]
-    """Images to load, int64."""
+    indices: NDArray[np.int64]  # images to load, int64
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:

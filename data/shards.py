@@ -47,21 +47,17 @@ from data.files import (
 
 MANIFEST = "dataset.json"
 FORMAT = "composer-resnet/1"
-ORIGINAL = "original"
-"""The resolution at which the encoded images are the source's own bytes."""
+ORIGINAL = "original"  # the resolution at which the encoded images are the source's own bytes
 SHARD = "shard.00000.mds"
-USED = ".used"
-"""A file in a cached resolution's folder whose time tells data/stage.py which is being read."""
+USED = ".used"  # a file in a cached resolution's folder whose time tells data/stage.py which is being read
 CROP_RATIO = 0.875
 """A resolution suffices for images of `size` px when its short side is size / CROP_RATIO or more: that to which the
 usual evaluation resizes, and so the usual meaning of training at a size."""
-_MAX_JSON = 1 << 26
-"""Bytes of `dataset.json` and `index.json`, at most: room for a hundred thousand shards."""
+_MAX_JSON = 1 << 26  # bytes of `dataset.json` and `index.json`, at most: room for a hundred thousand shards
 _BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
 """Bytes of a sample before its image (the lengths of image and name) and after it (the label); of a name, at most."""
 
-SizeOf = Callable[[str], int]
-"""Bytes of a file by its full name; raises DataError where it is not there."""
+SizeOf = Callable[[str], int]  # bytes of a file by its full name; raises DataError where it is not there
 
 
 def short_side(resolution: str) -> float:

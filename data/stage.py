@@ -34,10 +34,8 @@ from data.text import guard
 log = logging.getLogger(__name__)
 
 _CONNECTIONS = 8
-_LOOK_AGAIN = 2.0
-"""Seconds between two looks at which resolution is in use."""
-_KEPT_FREE = 1e9
-"""Bytes that stay free on the cache's disk: the run's checkpoints may lie on it."""
+_LOOK_AGAIN = 2.0  # seconds between two looks at which resolution is in use
+_KEPT_FREE = 1e9  # bytes that stay free on the cache's disk: the run's checkpoints may lie on it
 _PARTIAL = ".part-"
 _READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
 

@@ -17,11 +17,8 @@ from torch.utils.data import DataLoader
 from data.buffers import Batch
 from data.errors import StalledError
 
-_POLL_SECONDS = 1.0
-"""Between two checks of whether to wait on."""
-
-_LOGGED_AFTER = 60.0
-"""Seconds of waiting for one batch after which the log names what is being read."""
+_POLL_SECONDS = 1.0  # between two checks of whether to wait on
+_LOGGED_AFTER = 60.0  # seconds of waiting for one batch after which the log names what is being read
 
 Gate = Callable[[bool, str | None], bool]
 """`gate(ready, trouble)` is asked every second while a batch is waited for, with `ready` false, and then until it

@@ -415,8 +415,7 @@ class Schema:
         return words.get(kind, "any value") + joined
 
 
-ANY = Schema({}, {})
-"""Takes anything."""
+ANY = Schema({}, {})  # takes anything
 
 
 @functools.lru_cache

@@ -11,8 +11,6 @@ from composer.loggers import LoggerDestination
 
 from recipes.errors import DivergedError
 
-_LOSS = "loss/train/total"
-
 
 class StopOnNan(LoggerDestination):
     """Ends the run where a loss that is logged is not finite; it reads nothing that is not logged anyway.
@@ -69,7 +67,7 @@ def diverged(state: State) -> DivergedError:
 
 
 def _loss(state: State) -> float:
-    return float(state.total_loss_dict.get(_LOSS, 0.0))
+    return float(state.total_loss_dict.get("loss/train/total", 0.0))
 
 
 def _scaled(state: State) -> bool:

@@ -298,7 +298,11 @@ def _print_classes(results: list[dict[str, Any]]) -> None:
     sizes = [f"{one['size']} px" + (f", {one['crop_ratio']:g}" if crops else "") for one in shown]
     top1 = [{row["class"]: f"{100 * row['top1']:.1f}" for row in one["classes"]} for one in shown]
     rows = [
-        (_cut(row["name"], 30), *(one.get(row["class"], "-") for one in top1), row["images"])
+        (
+            row["name"] if len(row["name"]) <= 30 else f"{row['name'][:29]}…",
+            *(one.get(row["class"], "-") for one in top1),
+            row["images"],
+        )
         for row in classes[:SHOWN_CLASSES]
     ]
     _print_table(("class", *sizes, "images"), rows, numbers=range(1, 2 + len(sizes)))
@@ -311,10 +315,6 @@ def _print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], numbe
 
     console = Console(highlight=False)
     console.print(Table(headers, rows, numbers).terminal(console.width))
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 if __name__ == "__main__":

@@ -28,8 +28,7 @@ from recipes.results import to_json
 if TYPE_CHECKING:
     from recipes.trained import Weights
 
-BATCH = 16
-"""Images that are decoded and computed together."""
+BATCH = 16  # images that are decoded and computed together
 STDIN = "-"
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml photo.jpg holiday/
@@ -51,12 +50,9 @@ class Classifier(NamedTuple):
 
     probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
     """Of images, uint8 (N, size, size, 3): (N, num_classes), in [0, 1]."""
-    classes: list[str]
-    """Class folder names, in the order of the outputs."""
-    names: list[str]
-    """Their English names."""
-    size: int
-    """Side of an image in pixels."""
+    classes: list[str]  # class folder names, in the order of the outputs
+    names: list[str]  # their English names
+    size: int  # side of an image in pixels
     crop_ratio: float
 
 

@@ -169,10 +169,8 @@ def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
 # convolutions, BatchNorm and ReLU autocast keeps the same tensors in the same types, and its half copies of the weights
 # are added. Networks with LayerNorm or softmax keep some of theirs in FP32, and need more than is said here.
 
-CONTEXT_BYTES = 0.7e9
-"""CUDA's context and the handles of cuDNN and cuBLAS."""
-NCCL_BYTES = 0.4e9
-"""NCCL's buffers, where several processes train; an assumption, not a measurement."""
+CONTEXT_BYTES = 0.7e9  # CUDA's context and the handles of cuDNN and cuBLAS
+NCCL_BYTES = 0.4e9  # NCCL's buffers, where several processes train; an assumption, not a measurement
 OVERHEAD = 1.06
 """Bytes taken for each byte of activations: gradients on their way back, cuDNN's workspace, fragments.
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+# The files of a run's folder.
 CONFIG, LOG, SUMMARY, METRICS = "config.yaml", "log.txt", "summary.json", "metrics.jsonl"
 PREDICTIONS = "predictions.npz"
-"""The files of a run's folder."""
 COLUMNS = (
     *("batch", "epoch", "samples", "wall_seconds"),
     *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size", "train/images_per_second"),

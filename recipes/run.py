@@ -36,7 +36,7 @@ from recipes.errors import DivergedError, InputError
 from recipes.preflight import require_ready
 from recipes.resolved import resolved
 from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
-from recipes.trainer import FixedBuckets, build_trainer, device_name
+from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name
 from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
 from recipes.watch.sinks import TextLog
@@ -72,11 +72,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     train, val, plan = require_ready(config, world_size, lambda: open_data(config))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
-    try:
-        algorithms = [*config.algorithms.build(sum(batches), config.epochs), FixedBuckets()]
-    except ValueError as error:  # Composer's own checks of the values under `composer:`
-        raise InputError(*str(error).strip().splitlines()) from None
-
+    algorithms = [*build_algorithms(config, batches), FixedBuckets()]
     identity = Identity.of(config, world_size, len(train), train.classes)
     saving = config.checkpoints
     places = Places.of(saving.folder, config.runs_folder, config.run_name)

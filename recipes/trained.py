@@ -35,28 +35,21 @@ from recipes.watch.summary import weights_sha256
 
 Weights = Literal["ema", "raw"]
 Tensors = dict[str, Tensor]
-FOREIGN = (".pt", ".pth", ".bin", ".tar", ".safetensors")
-"""Suffixes of another project's state dict."""
+FOREIGN = (".pt", ".pth", ".bin", ".tar", ".safetensors")  # suffixes of another project's state dict
 
 
 @dataclass(frozen=True)
 class Trained:
     """A network with trained weights, in evaluation mode on the CPU, and where they come from."""
 
-    network: nn.Module
-    """Maps float images (N, 3, H, W) to logits (N, num_classes)."""
-    config: RunConfig
-    """The run as it was trained, whatever the YAML says."""
+    network: nn.Module  # maps float images (N, 3, H, W) to logits (N, num_classes)
+    config: RunConfig  # the run as it was trained, whatever the YAML says
     num_classes: int
-    location: str
-    """The checkpoint's address, for people."""
+    location: str  # the checkpoint's address, for people
     weights: Weights
-    weights_sha256: str
-    """As in summary.json."""
-    manifest: Manifest | None = None
-    """None: the weights of another project, about which nothing more is known."""
-    summary: dict[str, Any] | None = None
-    """The run's summary.json, if it is about these very weights."""
+    weights_sha256: str  # as in summary.json
+    manifest: Manifest | None = None  # None: the weights of another project, about which nothing more is known
+    summary: dict[str, Any] | None = None  # the run's summary.json, if it is about these very weights
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -103,6 +103,14 @@ def build_trainer(
     return trainer
 
 
+def build_algorithms(config: RunConfig, batches: Sequence[int]) -> list[Algorithm]:
+    """The techniques of a run with so many batches in each epoch; InputError where Composer refuses their values."""
+    try:
+        return config.algorithms.build(sum(batches), len(batches))
+    except ValueError as error:  # Composer's own checks of the values under `composer:`
+        raise InputError(*str(error).strip().splitlines()) from None
+
+
 def build_train_data(
     config: RunConfig, source: Source, sampler: PositionSampler, device: str, gate: Gate | None = None
 ) -> DataSpec:

@@ -40,8 +40,7 @@ class Identity:
     world_size: int
     train_images: int | None = None
     """Of the training set, which may lie anywhere but must not change; None: not known, and not compared."""
-    classes: tuple[str, ...] = ()
-    """Its class folders' names in label order; likewise."""
+    classes: tuple[str, ...] = ()  # its class folders' names in label order; likewise
 
     @classmethod
     def of(
@@ -98,12 +97,9 @@ class Found:
     """A verified checkpoint."""
 
     manifest: Manifest
-    store: Store
-    """Where it was found."""
-    content: dict[str, Any] = field(repr=False)
-    """As `read_state` gives it."""
-    skipped: tuple[str, ...] = ()
-    """Newer ones that were skipped, one line each with the reason; of `load_checkpoint`."""
+    store: Store  # where it was found
+    content: dict[str, Any] = field(repr=False)  # as `read_state` gives it
+    skipped: tuple[str, ...] = ()  # newer ones that were skipped, one line each with the reason; of `load_checkpoint`
 
     @property
     def state(self) -> dict[str, Any]:
@@ -121,10 +117,8 @@ class Search(NamedTuple):
     """The outcome of looking for the newest good checkpoint."""
 
     found: Found | None
-    skipped: dict[str, str]
-    """Why others cannot be used, by stem."""
-    listings: dict[str, Listing]
-    """What was there before, by the stores' locations."""
+    skipped: dict[str, str]  # why others cannot be used, by stem
+    listings: dict[str, Listing]  # what was there before, by the stores' locations
 
 
 def newest_good(

@@ -35,20 +35,16 @@ from data.files import open_regular
 from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest, parse_int
 from recipes.errors import InputError
 
-TREE = "tree.json"
-"""Name of the uint8 tensor that holds the tree."""
-
+TREE = "tree.json"  # name of the uint8 tensor that holds the tree
 _RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")
 """What is kept of Composer's state. The rest (run name, portions, versions) is each process's own."""
 _REQUIRED = {"model", "optimizers", "timestamp", "algorithms"}
 _MAX_DEPTH = 48
-_MAX_DIMS = 16
-"""Of a tensor; putting them in order takes time that grows with their square."""
+_MAX_DIMS = 16  # of a tensor; putting them in order takes time that grows with their square
 _LARGEST_KEY = 2**60
 """Of a dict's keys that are numbers; beyond it they can be chosen so that Python's dict takes hours."""
 _LONGEST_TIME = datetime.timedelta(days=10**6)
-_SMALL = 256 * 1024
-"""Bytes that the header and the tree may each have in a file of any size ..."""
+_SMALL = 256 * 1024  # bytes that the header and the tree may each have in a file of any size ...
 _SHARE = 64
 """... and else this fraction of the file, as Python needs up to 60 times the memory of the JSON that it parses."""
 _DTYPES: dict[str, torch.dtype] = {

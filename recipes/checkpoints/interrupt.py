@@ -16,15 +16,11 @@ from recipes.cli import end_workers
 
 log = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED = 75
-"""sysexits' EX_TEMPFAIL: run the same command again."""
-EXIT_NOT_UPLOADED = 74
-"""sysexits' EX_IOERR: the run is finished, but its last state is on the local disk only."""
-
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: run the same command again
+EXIT_NOT_UPLOADED = 74  # sysexits' EX_IOERR: the run is finished, but its last state is on the local disk only
 GRACE = 22.0
 """Seconds from a signal until the state should be saved and uploaded; Slurm and Composer's launcher kill after 30."""
-_SPOT_GRACE = 100.0
-"""Seconds from a spot notice, which comes two minutes ahead, until the process should be gone."""
+_SPOT_GRACE = 100.0  # seconds from a spot notice, which comes two minutes ahead, until the process should be gone
 _ASK_EVERY = 5.0
 _TIMEOUT = 2.0
 
@@ -55,8 +51,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self.deadline = float("inf")
-        """On the clock `time.monotonic`: when the process should be gone."""
+        self.deadline = float("inf")  # on the clock `time.monotonic`: when the process should be gone
         self._keyboard = 0
         self._process = os.getpid()
 

@@ -17,11 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from recipes.checkpoints.store import Store, StoreError
 
-SUFFIX = ".safetensors"
-"""Of a checkpoint's data; its manifest has the same name with `.json`."""
+SUFFIX = ".safetensors"  # of a checkpoint's data; its manifest has the same name with `.json`
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
-_MAX_BYTES = 4 * 2**20
-"""Of a manifest: far beyond what 20,000 class names need; below `SMALL` of store.py."""
+_MAX_BYTES = 4 * 2**20  # of a manifest: far beyond what 20,000 class names need; below `SMALL` of store.py
 
 
 class DamagedError(Exception):
@@ -157,14 +155,10 @@ def _checksum(content: object) -> str:
 class Listing(NamedTuple):
     """What a store holds by its files' names alone: stems, from the oldest to the newest."""
 
-    complete: tuple[str, ...]
-    """With data and manifest (neither was read)."""
-    incomplete: tuple[str, ...]
-    """Left by a process that died while it wrote or removed them: nothing is lost with them."""
-    torn: tuple[str, ...]
-    """Data without manifest or manifest without data, though the writing had ended."""
-    old: tuple[str, ...]
-    """In the pickled format of before October 2026, which is not read."""
+    complete: tuple[str, ...]  # with data and manifest (neither was read)
+    incomplete: tuple[str, ...]  # left by a process that died while it wrote or removed them: nothing is lost with them
+    torn: tuple[str, ...]  # data without manifest or manifest without data, though the writing had ended
+    old: tuple[str, ...]  # in the pickled format of before October 2026, which is not read
 
 
 def survey(store: Store) -> Listing:

@@ -30,20 +30,16 @@ from recipes.errors import InputError
 log = logging.getLogger(__name__)
 
 _PROBE = "write-test"
-_CHUNK = 32 * 2**20
-"""Bytes of a message between nodes: a checkpoint need not fit a device's memory twice."""
+_CHUNK = 32 * 2**20  # bytes of a message between nodes: a checkpoint need not fit a device's memory twice
 
 
 @dataclass
 class Resume:
     """From where a run resumes."""
 
-    manifest: Manifest | None = None
-    """Of the verified checkpoint, which is on each node's disk; None: from zero."""
-    resumed_from: str | None = None
-    """Where it was found, for people."""
-    damaged: tuple[str, ...] = ()
-    """Stems that were skipped."""
+    manifest: Manifest | None = None  # of the verified checkpoint, which is on each node's disk; None: from zero
+    resumed_from: str | None = None  # where it was found, for people
+    damaged: tuple[str, ...] = ()  # stems that were skipped
     content: dict[str, Any] | None = field(default=None, repr=False)
     """The checkpoint's, as `read_state` gives it; None once it has been restored, as it is large."""
 
@@ -59,19 +55,19 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
     Raises:
         InputError: On every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
-    search, content = _Search(config, places, identity, algorithms), None
+    decision, content = _Decision(config, places, identity, algorithms), None
 
     def decide() -> Resume:
         nonlocal content
-        found = search.everywhere()
+        found = decision.everywhere()
         content = found.content  # Each process reads its own disk: 300 MB are not sent around.
         return replace(found, content=None)
 
     answer = on_first(decide)
     if answer.manifest is not None:
         if dist.get_world_size() > dist.get_local_world_size():
-            _copy_to_every_node(answer.manifest, search.local)
-        path = search.local.path(answer.manifest.file.name)
+            _copy_to_every_node(answer.manifest, decision.local)
+        path = decision.local.path(answer.manifest.file.name)
         try:
             content = content or read_state(path, answer.manifest, algorithms)
         except DamagedError as error:
@@ -83,10 +79,8 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
 class _Beginning:
     """One beginning of a run, out of a record."""
 
-    at: str
-    """UTC, ISO 8601."""
-    how: str
-    """`resume=X`, `autoresume=false`, or nothing: the command that resumes from whatever there is."""
+    at: str  # UTC, ISO 8601
+    how: str  # `resume=X`, `autoresume=false`, or nothing: the command that resumes from whatever there is
 
     @classmethod
     def of(cls, store: Store) -> _Beginning | None:
@@ -100,7 +94,7 @@ class _Beginning:
 
 
 @dataclass(frozen=True)
-class _Search:
+class _Decision:
     """Process 0's: which checkpoints of this run's name count, and which of them is the newest good one."""
 
     config: RunConfig
@@ -181,10 +175,9 @@ class _Search:
     def _starts_again(self, stores: Sequence[Store]) -> bool:
         """Whether this command begins a run, instead of resuming one that began so."""
         latest = max(filter(None, map(_Beginning.of, stores)), default=None)
-        same = latest is not None and latest.how == self.how
-        return bool(self.how) and not (
-            same and (not self.config.algorithms.not_resumable or any(map(_is_finished, stores)))
-        )
+        if not self.how or latest is None or latest.how != self.how:
+            return bool(self.how)
+        return bool(self.config.algorithms.not_resumable) and not any(map(_is_finished, stores))
 
     def _begin(self, stores: Sequence[Store], again: bool, named: tuple[Store, Manifest] | None) -> None:
         """Leave in the run's stores only what is of one beginning, and record which.

@@ -28,10 +28,8 @@ from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_DISK_PATIENCE = 60.0
-"""Seconds that training waits for the local disk before it drops a checkpoint."""
-_LAST_LOGS = 20.0
-"""Seconds that the last copy of the logs may take."""
+_DISK_PATIENCE = 60.0  # seconds that training waits for the local disk before it drops a checkpoint
+_LAST_LOGS = 20.0  # seconds that the last copy of the logs may take
 
 
 def parse_interval(text: str) -> tuple[float, str]:
@@ -42,10 +40,8 @@ def parse_interval(text: str) -> tuple[float, str]:
 class Snapshot(NamedTuple):
     """A run's state at one position, serialised."""
 
-    payload: Sequence[memoryview]
-    """The file's bytes, in pieces; empty on every process but the first."""
-    about: dict[str, Any]
-    """What its manifest says, but for the file."""
+    payload: Sequence[memoryview]  # the file's bytes, in pieces; empty on every process but the first
+    about: dict[str, Any]  # what its manifest says, but for the file
 
     @property
     def stem(self) -> str:

@@ -28,12 +28,9 @@ from data.text import escape, first_line, hide, scrub
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CHECKPOINTS = "checkpoints"
-"""Of a run's folder: where checkpoints pass through on their way to a bucket."""
-LOGS = "logs"
-"""Below a bucket's prefix: the run's logs."""
-SMALL = 8 * 2**20
-"""Bytes that are read of a manifest or a note, whatever lies in its place."""
+CHECKPOINTS = "checkpoints"  # of a run's folder: where checkpoints pass through on their way to a bucket
+LOGS = "logs"  # below a bucket's prefix: the run's logs
+SMALL = 8 * 2**20  # bytes that are read of a manifest or a note, whatever lies in its place
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 _CLIENT = {
@@ -141,9 +138,9 @@ class LocalStore:
                 self.path(name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what writers that died left half written; call it when no writer is alive."""
+        """Remove what writers and downloads that died left half written; call it when none is alive."""
         with suppress(OSError):
-            for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.part")):
+            for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.fetched*")):
                 left.unlink(missing_ok=True)
 
     @contextmanager
@@ -307,12 +304,9 @@ def retry(action: Callable[[], T], limit: float) -> T:
 class Places:
     """Where a run's checkpoints lie."""
 
-    local: Path
-    """Always: what goes to a bucket passes through it, and a restart on the same machine needs no download."""
-    remote: str | None
-    """`s3://bucket/prefix`, if there is a bucket."""
-    run_folder: Path
-    """The run's folder, whose logs go to the bucket too."""
+    local: Path  # always: what goes to a bucket passes through it, and a restart on the same machine needs no download
+    remote: str | None  # `s3://bucket/prefix`, if there is a bucket
+    run_folder: Path  # the run's folder, whose logs go to the bucket too
 
     @classmethod
     def of(cls, folder: str, runs_folder: str, run_name: str) -> Places:

@@ -18,11 +18,9 @@ from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
 
-RECORD = ".begun"
-"""Lies beside a run's checkpoints: how and when it began."""
+RECORD = ".begun"  # lies beside a run's checkpoints: how and when it began
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-_COMPLAIN_EVERY = 300.0
-"""Seconds between two lines that say that the bucket fails."""
+_COMPLAIN_EVERY = 300.0  # seconds between two lines that say that the bucket fails
 _COPY_LOGS_EVERY = 30.0
 _IN_MEMORY = 64 * 2**20
 

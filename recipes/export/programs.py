@@ -23,10 +23,8 @@ from recipes.export import open_onnx
 from recipes.model import build_network
 from recipes.trained import Trained
 
-TOLERANCE = 1e-4
-"""Largest difference of a logit from the network's own, as `difference` measures it."""
-OPSET = 17
-"""ONNX operator set, of ONNX 1.12 (2022); onnxruntime runs it since its own 1.12."""
+TOLERANCE = 1e-4  # largest difference of a logit from the network's own, as `difference` measures it
+OPSET = 17  # ONNX operator set, of ONNX 1.12 (2022); onnxruntime runs it since its own 1.12
 
 
 def examples(size: int, count: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -50,16 +48,11 @@ def difference(found: Tensor, expected: Tensor) -> float:
 class Architecture(NamedTuple):
     """How a network differs from the one of the same name in torchvision or timm."""
 
-    plain: bool
-    """The weights load strictly into that one, which then gives the same logits."""
-    blurred: tuple[str, ...]
-    """Names of the convolutions that blur their input or output."""
-    blurred_pools: tuple[str, ...]
-    """Names of the max-pooling layers that blur."""
-    blur_first: bool
-    """Blur before the convolution rather than after it."""
-    techniques: tuple[str, ...]
-    """Fields of `algorithms` that changed the architecture; empty if it is plain."""
+    plain: bool  # the weights load strictly into that one, which then gives the same logits
+    blurred: tuple[str, ...]  # names of the convolutions that blur their input or output
+    blurred_pools: tuple[str, ...]  # names of the max-pooling layers that blur
+    blur_first: bool  # blur before the convolution rather than after it
+    techniques: tuple[str, ...]  # fields of `algorithms` that changed the architecture; empty if it is plain
 
 
 def architecture(trained: Trained, probe: Tensor) -> Architecture:

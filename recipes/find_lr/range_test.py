@@ -22,7 +22,7 @@ from recipes.load import load_config
 from recipes.preflight import require_ready
 from recipes.run import open_data, start_processes
 from recipes.schedule import epoch_plan, global_batch_size
-from recipes.trainer import build_trainer
+from recipes.trainer import build_algorithms, build_trainer
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
 """Techniques that a test leaves out: it keeps one size, and averages do not change what is trained."""
@@ -101,25 +101,15 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
     before, no file is written. Two tests with one config give the same bits.
     """
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
-    images = epoch_plan(config, world_size)[0].global_batch_size
-    epochs = -(-ramp.steps // -(-len(train) // images))
+    epochs = -(-ramp.steps // -(-len(train) // epoch_plan(config, world_size)[0].global_batch_size))
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
     sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
     rising = RisingRate(ramp, bar)
     before = reproducibility.get_rng_state()
     try:
-        try:
-            algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(epochs)), epochs)
-        except ValueError as error:  # Composer's own checks of the values under `composer:`
-            raise InputError(*str(error).strip().splitlines()) from None
+        algorithms = build_algorithms(config, [sampler.batches(epoch) for epoch in range(epochs)])
         trainer = build_trainer(
-            config,
-            train=train,
-            val=val,
-            sampler=sampler,
-            algorithms=algorithms,
-            callbacks=[rising],
-            loggers=[],
+            config, train=train, val=val, sampler=sampler, algorithms=algorithms, callbacks=[rising], loggers=[]
         )
         trainer.state.evaluators = []  # the end of a training would be followed by an evaluation
         try:

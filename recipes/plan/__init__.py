@@ -142,7 +142,7 @@ class Stage(NamedTuple):
     memory_gb: float | None = None  # of one device, in GB (1e9 bytes); None: not computed
 
 
-class Evaluation(NamedTuple):
+class Evaluations(NamedTuple):
     """All evaluations of a run."""
 
     times: int
@@ -179,7 +179,7 @@ class Plan(NamedTuple):
     saving_by_size_alone: float  # without the second passes of SAM and the like
     train_size: int
     saving_against_train_size: float
-    evaluation: Evaluation
+    evaluation: Evaluations
     throughput: Throughput | None
     evaluation_hours: float | None
     checkpoint_hours: float | None
@@ -412,7 +412,7 @@ def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
         saving_by_size_alone=1.0 - sum(stage.epochs * work(stage.size) for stage in stages) / config.epochs,
         train_size=config.data.train_size,
         saving_against_train_size=1.0 - compute / (config.epochs * work(config.data.train_size)),
-        evaluation=Evaluation(times, sizes, images.val, evaluated),
+        evaluation=Evaluations(times, sizes, images.val, evaluated),
         throughput=throughput,
         evaluation_hours=evaluation_hours,
         checkpoint_hours=checkpoint_hours,

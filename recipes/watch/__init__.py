@@ -24,8 +24,7 @@ class Watchers(NamedTuple):
 
     loggers: list[LoggerDestination]
     callbacks: list[Callback]
-    summary: Summary
-    """Its `finish` is called when `fit` has returned."""
+    summary: Summary  # its `finish` is called when `fit` has returned
 
 
 def build_watchers(

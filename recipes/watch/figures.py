@@ -22,9 +22,7 @@ from composer import Callback, Event, Logger, State
 
 Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
 PHASES: tuple[Phase, ...] = ("train", "loader_wait", "evaluation", "checkpointing")
-EVAL_LABEL = "eval_"
-"""Evaluators of the sizes are labelled `eval_SIZE`."""
-
+EVAL_LABEL = "eval_"  # evaluators of the sizes are labelled `eval_SIZE`
 _PHASE_FROM: Mapping[Event, Phase | None] = {
     Event.FIT_START: "loader_wait",  # its workers start
     Event.EPOCH_START: "loader_wait",

@@ -25,8 +25,7 @@ GRID_IMAGES, GRID_COLUMNS = 32, 8
 NAMED_ON_CONSOLE = 20
 POLL_BATCHES = 100
 """Batches between two looks for bad images within an epoch: a look may have to go over a byte per image."""
-UNSEEN = -1
-"""Prediction for an image that no process evaluated."""
+UNSEEN = -1  # prediction for an image that no process evaluated
 
 log = logging.getLogger(__name__)
 

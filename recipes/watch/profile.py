@@ -30,8 +30,7 @@ from recipes.results import to_json
 
 WARM_UP = 10
 """Steps at an image size, or of a process, before some are traced: kernels are chosen, workers have started."""
-STEPS = 3
-"""Steps whose time is added up; the trace holds one more before them, in which the profiler itself starts."""
+STEPS = 3  # steps whose time is added up; the trace holds one more before them, in which the profiler itself starts
 OPERATORS = 10
 LEAVES = {
     "event/dataloader": "waiting for the loader",
@@ -67,22 +66,15 @@ class Span(NamedTuple):
 class StageProfile(NamedTuple):
     """What was measured at one image size; SIZEpx.json holds it."""
 
-    size: int
-    """In pixels, of what the loader makes."""
-    images: int
-    """Of a step on one device."""
-    batch: int
-    """Batches of the run that were done at the end."""
+    size: int  # in pixels, of what the loader makes
+    images: int  # of a step on one device
+    batch: int  # batches of the run that were done at the end
     steps: int
-    seconds: float
-    """Of all these steps."""
-    plain_step_seconds: float | None
-    """A step before them, without the profiler (median); None: there were none."""
+    seconds: float  # of all these steps
+    plain_step_seconds: float | None  # a step before them, without the profiler (median); None: there were none
     device: str
-    shares: dict[str, float]
-    """Seconds by part of the step; they add up to `seconds`."""
-    operators: Sequence[Sequence[Any]]
-    """(name, share of all operators' time, calls)."""
+    shares: dict[str, float]  # seconds by part of the step; they add up to `seconds`
+    operators: Sequence[Sequence[Any]]  # (name, share of all operators' time, calls)
 
 
 class StepTrace(TraceHandler):

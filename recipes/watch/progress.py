@@ -17,10 +17,8 @@ from recipes.results import clock_time
 from recipes.watch.figures import EVAL_LABEL, Figures
 
 REPAINT_SECONDS = 0.2
-PLAIN_LINE_SECONDS = 30.0
-"""Time between two lines where the console is no terminal."""
-RATE_BATCHES = 20
-"""images/s is that of the last so many batches."""
+PLAIN_LINE_SECONDS = 30.0  # time between two lines where the console is no terminal
+RATE_BATCHES = 20  # images/s is that of the last so many batches
 
 
 class Progress(LoggerDestination):

@@ -37,11 +37,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 IMAGES_NAME = "train/images"
-OURS = ("recipes", "data", "algorithms")
-"""Namespaces whose information is logged; of all others, warnings and worse."""
+OURS = ("recipes", "data", "algorithms")  # namespaces whose information is logged; of all others, warnings and worse
 WARNING_SECONDS = 600.0
-_LINES_HELD = 100_000
-"""Kept until the file may be written."""
+_LINES_HELD = 100_000  # kept until the file may be written
 _FLUSH_SECONDS = 30
 """A process that is killed loses the points of so many seconds at most, none of them older than its last checkpoint."""
 
