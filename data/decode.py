@@ -157,11 +157,6 @@ class Picture:
         return pixels
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """The whole picture in RGB, upright, uint8 of shape (H, W, 3); raises BadImage."""
-    return Picture(data).decode(1)
-
-
 def is_damaged(data: bytes) -> bool:
     """Whether a plain JPEG, though it decodes, has codes that make no sense: part of the picture is then noise or grey.
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data import decode as module
-from data.decode import BadImage, Fault, Picture, decode, only_rows, read_header
+from data.decode import BadImage, Fault, Picture, only_rows, read_header
+from tests.support import decode
 
 H, W = 61, 90
 

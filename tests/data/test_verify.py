@@ -4,10 +4,9 @@ import sys
 
 import pytest
 
-from data.decode import decode
 from data.source import open_split_pair
 from data.verify import main
-from tests.support import ROOT
+from tests.support import ROOT, decode
 
 
 @pytest.fixture
