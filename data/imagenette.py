@@ -33,13 +33,6 @@ _ARCHIVES = {
 def download(folder: Path, size: str) -> Path:
     """Download, verify and unpack; the folder gets its name when it is whole, and is then left alone.
 
-    Args:
-        folder: where to; must be missing or empty, or hold train/ and val/ already.
-        size: short side of the images: "160", "320" or "full".
-
-    Returns:
-        `folder`.
-
     Raises:
         DataError: the folder holds something else, the download fails, or what came is not what is pinned.
     """

@@ -34,11 +34,8 @@ class WaitingLoader(DataLoader[Batch]):
     wherever the program is when a worker is killed, in the middle of an optimizer's step too, is taken out: that a
     worker is gone is noticed when its batch is waited for.
 
-    Args:
-        limit: Seconds to wait for a batch; None: for ever.
-        gate: Decides whether to wait on; None: only `limit` and a dead worker end it, with StalledError.
-        reading: Names what a worker is reading, or all are.
-        options: DataLoader's.
+    `limit`: seconds to wait for a batch; None: for ever. Without a `gate`, that and a dead worker end the waiting, with
+    StalledError. `reading` names what a worker is reading, or all are.
     """
 
     def __init__(

@@ -103,23 +103,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def evaluate(
-    trained: Trained,
-    source: Source,
-    config: RunConfig,
-    settings: Sequence[tuple[int, float]],
-    *,
-    data: str,
-    flip: bool,
+    trained: Trained, source: Source, config: RunConfig, settings: Sequence[tuple[int, float]], *, data: str, flip: bool
 ) -> dict[str, Any]:
     """Evaluate a network; each process of the run calls it, and all get the same figures.
 
-    Args:
-        trained: The network.
-        source: The images; their labels are the network's outputs.
-        config: Device, precision, batch sizes and workers.
-        settings: (size in pixels, crop ratio) of each pass.
-        data: Where the images are, for people.
-        flip: Average the logits of each image and its mirror image, as libffcv/ffcv-imagenet does.
+    The source's labels are the network's outputs. `settings` has (size in pixels, crop ratio) of each pass; `data` says
+    where the images are, for people; `flip` averages the logits of each image and its mirror image, as
+    libffcv/ffcv-imagenet does.
 
     Returns:
         What `--json --per-class` prints: escaped names, accuracies in [0, 1].

@@ -249,12 +249,8 @@ def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: in
 def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool, checkpointing: bool) -> Memory:
     """What autograd keeps for the backward pass; in a frozen stage, also what passes in the forward one.
 
-    Args:
-        network: Maps images (N, 3, size, size) to logits; on the meta device.
-        size: Side of the images in pixels.
-        half: Mixed precision.
-        frozen: Only the classifier and the last BatchNorm are trained.
-        checkpointing: Residual blocks keep their inputs only.
+    The network is on the meta device. `half`: mixed precision; `frozen`: only the classifier and the last BatchNorm are
+    trained; `checkpointing`: residual blocks keep their inputs only.
     """
     network = copy.deepcopy(network).train()
     if frozen:

@@ -61,35 +61,39 @@ def run(config: RunConfig) -> int:
     # Composer says so where a run resumes from the end of an epoch, which is in order.
     warnings.filterwarnings("ignore", message="No batches were trained")
     text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
-    with ExitStack() as held:
-        held.callback(text_log.shut)
-        return _run(config, interrupt, text_log, held)
+    with ExitStack() as stack:
+        stack.callback(text_log.shut)
+        return _run(config, interrupt, text_log, stack)
 
 
-def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitStack) -> int:
+def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: ExitStack) -> int:
+    # What is refused before anything is trained.
     start_processes(config)
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     train, val, plan = require_ready(config, world_size, lambda: open_data(config))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
     algorithms = [*build_algorithms(config, batches), FixedBuckets()]
+
+    # Whose run it is, and where it resumes.
     identity = Identity.of(config, world_size, len(train), train.classes)
     saving = config.checkpoints
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
-    owner = held.enter_context(Owner(places, config.run_name))
+    owner = stack.enter_context(Owner(places, config.run_name))
     resume = find_resume(config, places, identity, algorithms)
-    kept = True
+    uploaded = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():
             replace_text(folder / CONFIG, resolved(config))
-        kept = upload_finished(config, places=places, owner=owner, resume=resume)
+        uploaded = upload_finished(config, places=places, owner=owner, resume=resume)
         if on_first(lambda: _has_summary(folder)):
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
-            return 0 if kept else EXIT_NOT_UPLOADED
+            return 0 if uploaded else EXIT_NOT_UPLOADED
 
-    where, leader = config.data, dist.get_local_rank() == 0
-    stage_dataset(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
+    # What watches it, saves it and trains it.
+    data, leader = config.data, dist.get_local_rank() == 0
+    stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=leader)
     if rank == 0:
         claim_folder(config, folder)
     names, sizes = class_names(train.classes), [entry.size for entry in plan]
@@ -127,7 +131,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()
     status = _train(trainer, checkpoints, watchers.summary)
-    return status or (0 if kept else EXIT_NOT_UPLOADED)
+    return status or (0 if uploaded else EXIT_NOT_UPLOADED)
 
 
 def start_processes(config: RunConfig) -> None:

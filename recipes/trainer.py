@@ -140,18 +140,19 @@ def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate 
 
     evaluators = []
     for size in config.eval.sizes:
+        images = at_size(config.eval.device_batch_size, size)
         loader = eval_loader(
             source,
             size=size,
             crop_ratio=config.eval.crop_ratio,
-            device_batch_size=(microbatch := at_size(config.eval.device_batch_size, size)),
+            device_batch_size=images,
             rank=dist.get_global_rank(),
             world_size=dist.get_world_size(),
             **loading(data, device, gate),
         )
         spec = DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
         evaluators.append(
-            Evaluator(label=f"eval_{size}", dataloader=spec, eval_interval=due, device_eval_microbatch_size=microbatch)
+            Evaluator(label=f"eval_{size}", dataloader=spec, eval_interval=due, device_eval_microbatch_size=images)
         )
     return evaluators
 

@@ -48,19 +48,15 @@ class Manifest(BaseModel):
     """The resolved keys that determine the result, to show which differ when another recipe's run finds this."""
     classes: tuple[str, ...] = ()
     """Class folder names in label order: what the classifier's outputs mean; empty where it was not recorded."""
-    epoch: Annotated[int, Field(ge=0)]
-    """Complete ones; `batch` and `samples` count over the whole run and all devices."""
+    epoch: Annotated[int, Field(ge=0)]  # complete ones; `batch` and `samples` count over the whole run and all devices
     batch_in_epoch: Annotated[int, Field(ge=0)]
     batch: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
     world_size: Annotated[int, Field(ge=1)]
-    train_images: int | None = None
-    """Images of the training set; checkpoints of older versions do not say."""
-    top1: float | None = None
-    """Top-1 accuracy in [0, 1] of an evaluation of just these weights, where there was one."""
+    train_images: int | None = None  # images of the training set; checkpoints of older versions do not say
+    top1: float | None = None  # Top-1 accuracy in [0, 1] of an evaluation of just these weights, where there was one
     finished: bool = False
-    created_at: str
-    """UTC, ISO 8601."""
+    created_at: str  # UTC, ISO 8601
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=1)]
 
     @property

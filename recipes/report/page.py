@@ -347,10 +347,8 @@ def _thumbnail(data: bytes) -> dict[str, Any]:
 def _embed(image: Image.Image, longest: int, enlarged: int) -> dict[str, Any]:
     """An image for the page, a few kilobytes: a large one is reduced and compressed, a small one shown enlarged.
 
-    Args:
-        image: RGB or grey.
-        longest: Pixels of its longer side on the page at most.
-        enlarged: Pixels up to which the browser enlarges a small one, by a whole factor and without smoothing.
+    It has at most `longest` pixels on its longer side; up to `enlarged`, the browser enlarges a small one by a whole
+    factor, without smoothing.
     """
     image, buffer = image.convert("RGB"), io.BytesIO()
     if max(image.size) > longest:

@@ -31,15 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """Put images side by side, eight in a row, two black pixels between.
+    """Put normalised images (N, 3, H, W) side by side, eight in a row, two black pixels between.
 
-    Args:
-        images: Normalised images (N, 3, H, W), floating point, on any device.
-        mean: Mean per channel of images in [0, 1].
-        std: Standard deviation per channel.
-
-    Returns:
-        uint8 (rows * (H + 2) - 2, columns * (W + 2) - 2, 3).
+    Returns uint8 (rows * (H + 2) - 2, columns * (W + 2) - 2, 3).
     """
     pixels = images.detach().to("cpu", torch.float32).numpy().transpose(0, 2, 3, 1)
     pixels = (pixels * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
