@@ -138,9 +138,9 @@ class LocalStore:
                 self.path(name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove what writers and downloads that died left half written; call it when none is alive."""
+        """Remove what writers that died left half written; call it when no writer is alive."""
         with suppress(OSError):
-            for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.fetched*")):
+            for left in self.folder.glob(".ep*.new"):
                 left.unlink(missing_ok=True)
 
     @contextmanager
