@@ -11,8 +11,7 @@ from algorithms import Fraction, PositiveInt, Technique
 if TYPE_CHECKING:
     from composer.core import Algorithm
 
-TOLERANCE = 1e-9
-"""Shares of a run that differ by less than this count as equal; one batch is a larger share of any run."""
+TOLERANCE = 1e-9  # shares of a run that differ by less than this count as equal; one batch is a larger share of any run
 
 
 class ProgressiveResizingConfig(Technique):

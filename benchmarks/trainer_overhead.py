@@ -37,7 +37,7 @@ from recipes.trainer import (
     exempt_norms_and_biases,
     split,
 )
-from recipes.watch.build import build_watchers
+from recipes.watch import build_watchers
 from recipes.watch.sinks import TextLog
 
 CLASSES = 10
@@ -102,7 +102,6 @@ def ours(batches: Batches, device: torch.device, folder: Path) -> float:
         TextLog(folder / "log.txt", io.StringIO(), "overhead"),
         samples=samples,
         sizes=[batches[0][0].shape[-1]],
-        world_size=1,
         classes=[],
         class_names=[],
         resumed_from=None,

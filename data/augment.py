@@ -20,11 +20,9 @@ from data.config import AugmentConfig, ColorJitterConfig, RandomErasingConfig
 from data.decode import REDUCTIONS, Picture
 
 Image = NDArray[np.uint8]
-Color = tuple[float, float, float]
-"""A value for each of R, G and B."""
+Color = tuple[float, float, float]  # a value for each of R, G and B
 
-_GREY = (0.299, 0.587, 0.114)
-"""Weights of R, G and B in the luma (ITU-R BT.601), as in Pillow and OpenCV."""
+_GREY = (0.299, 0.587, 0.114)  # weights of R, G and B in the luma (ITU-R BT.601), as in Pillow and OpenCV
 
 
 class Box(NamedTuple):
@@ -78,12 +76,8 @@ def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig
     grid of a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at
     full scale, so every reduction of a picture is cropped in the same way.
 
-    Args:
-        height: of the picture in pixels, at full scale.
-        width: of the picture in pixels, at full scale.
-        reduction: 1, 2, 4 or 8.
-        augment: `area` and `aspect_ratio` are used.
-        draws: random numbers in [0, 1): ten areas and ratios in alternation, then top and left.
+    `height` and `width` are the picture's in pixels, at full scale; `draws` are random numbers in [0, 1): ten areas and
+    ratios in alternation, then top and left.
     """
     (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
     rows, columns = -(-height // reduction), -(-width // reduction)
@@ -235,9 +229,7 @@ def random_erasing(
 class Normalise:
     """A batch transform for Composer's `DataSpec(microbatch_transforms=...)`: uint8 travels in a quarter of the bytes.
 
-    Args:
-        mean: mean of each channel (R, G, B) of images in [0, 1].
-        std: standard deviation of each channel of images in [0, 1], above 0.
+    `mean` and `std` are those of each channel (R, G, B) of images in [0, 1].
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -246,13 +238,9 @@ class Normalise:
         self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """Normalise a batch on its own device.
+        """Normalise a batch (images, labels) on its own device.
 
-        Args:
-            batch: (images, labels), images uint8 of shape (N, C, H, W) and values 0 to 255.
-
-        Returns:
-            (images, labels), images (x / 255 - mean) / std as float32 in channels_last memory.
+        From uint8 of shape (N, C, H, W) to (x / 255 - mean) / std, float32 in channels_last memory.
         """
         images, labels = batch
         if images.device not in self._on_device:

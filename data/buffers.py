@@ -38,20 +38,16 @@ class Buffer:
         self.number = number
         self.memory = shared_bytes(capacity + 1)
         self.bytes = self.memory.numpy()
-        self.is_known = False
-        """Whether the memory has been sent to the training process."""
+        self.is_known = False  # whether the memory has been sent to the training process
 
 
 class Message(NamedTuple):
     """Refers to a batch sent by a worker; unpickling it gives the batch itself."""
 
     key: str
-    place: tuple[int, int]
-    """Number of the worker, and of its buffer."""
-    memory: torch.Tensor | None
-    """The buffer, when it is sent for the first time."""
-    shape: tuple[int, ...]
-    """Shape of the images, uint8: (N, H, W, 3)."""
+    place: tuple[int, int]  # number of the worker, and of its buffer
+    memory: torch.Tensor | None  # the buffer, when it is sent for the first time
+    shape: tuple[int, ...]  # of the images, uint8: (N, H, W, 3)
     labels: NDArray[np.int64]
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
@@ -62,11 +58,8 @@ class SharedBuffers:
     """The buffers of a loader's workers; its dataset has one of these in each process.
 
     In a worker it hands out the worker's buffers; in the training process it keeps received ones mapped, and releases
-    them with the loader.
-
-    Args:
-        per_worker: limit per worker: buffers that are waiting, being filled or in use by the model; 0 if workers are
-        too short-lived to reuse one.
+    them with the loader. `per_worker` limits each worker's buffers: those waiting, being filled or in use by the model;
+    0 if workers are too short-lived to reuse one.
     """
 
     def __init__(self, per_worker: int) -> None:

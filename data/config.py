@@ -15,12 +15,9 @@ Crop = Literal["random", "center"]
 class EpochPlan(NamedTuple):
     """The parameters of one epoch's batches."""
 
-    size: int
-    """Side of the images in pixels."""
-    crop: Crop
-    """`random`: RandomResizedCrop; `center`: the test-time resize and centre crop."""
-    global_batch_size: int
-    """Maximum number of images per step over all devices."""
+    size: int  # side of the images in pixels
+    crop: Crop  # `random`: RandomResizedCrop; `center`: the test-time resize and centre crop
+    global_batch_size: int  # maximum number of images per step over all devices
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:

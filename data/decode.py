@@ -27,9 +27,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
 
-MAX_BYTES = 2**28
-"""Larger files are refused: the size of the largest picture, uncompressed."""
-
+MAX_BYTES = 2**28  # larger files are refused: the size of the largest picture, uncompressed
 MAX_PASSED_PIXELS = 50 * MAX_PIXELS
 """A JPEG whose scans cover more pixels in total is refused: a scan costs a few bytes and takes 3 ns per pixel. Cameras
 and encoders write at most a dozen."""
@@ -159,11 +157,6 @@ class Picture:
         return pixels
 
 
-def decode(data: bytes) -> NDArray[np.uint8]:
-    """The whole picture in RGB, upright, uint8 of shape (H, W, 3); raises BadImage."""
-    return Picture(data).decode(1)
-
-
 def is_damaged(data: bytes) -> bool:
     """Whether a plain JPEG decodes but has invalid codes, so that part of the picture is noise or grey.
 
@@ -182,19 +175,13 @@ def is_damaged(data: bytes) -> bool:
 class Header(NamedTuple):
     """The header of a plain JPEG: 8 bits, baseline, extended or progressive, grey or three channels."""
 
-    height: int
-    """Size as stored, before the picture is turned upright."""
+    height: int  # as stored, before the picture is turned upright
     width: int
-    orientation: int
-    """EXIF orientation, 1 (upright) to 8."""
-    frame: int
-    """Offset of the frame marker."""
-    scan: int
-    """Offset of the first coded byte; 0 if rows cannot be left out: several scans, or no end marker."""
-    block_rows: int
-    """Pixel rows in a row of blocks (MCU)."""
-    has_row_restarts: bool
-    """Whether a restart marker ends each row of blocks."""
+    orientation: int  # EXIF orientation, 1 (upright) to 8
+    frame: int  # offset of the frame marker
+    scan: int  # offset of the first coded byte; 0 if rows cannot be left out: several scans, or no end marker
+    block_rows: int  # pixel rows in a row of blocks (MCU)
+    has_row_restarts: bool  # whether a restart marker ends each row of blocks
 
 
 def read_header(data: bytes) -> Header | None:

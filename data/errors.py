@@ -10,11 +10,7 @@ class StalledError(Exception):
 
 
 class DataError(Exception):
-    """A dataset cannot be used: the message names the folder or the image, and what is expected.
-
-    Args:
-        message: One line; names in it are escaped here.
-    """
+    """A dataset cannot be used: the message, one line, names the folder or the image, and what is expected."""
 
     def __init__(self, message: str) -> None:
         # torch re-raises a loader worker's exception with the worker's traceback in front of its message.

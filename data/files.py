@@ -12,30 +12,25 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from data.errors import DataError
+from data.text import clean, first_line
 
 log = logging.getLogger(__name__)
 
-LONGEST = 255
-"""Longest file name, in bytes, that every common file system accepts."""
-
+LONGEST = 255  # longest file name, in bytes, that every common file system accepts
 _RETRY_SECONDS = 900.0
 """How long to retry a bucket that is unreachable or denies access: longer than a training loader waits for its worker,
 after which the run ends with its state saved."""
 
-_WARN_SECONDS = 10.0
-"""Seconds after which a process that waits for a bucket logs it, once."""
-
-_RETRIES_IF_SHORT = 3
-"""How often to reread an object that returned too few bytes, in case the connection failed."""
-
-_CHUNK = 1 << 24
-"""Bytes that a download holds in memory."""
+_WARN_SECONDS = 10.0  # after which a process that waits for a bucket logs it, once
+_RETRIES_IF_SHORT = 3  # how often to reread an object that returned too few bytes, in case the connection failed
+_CHUNK = 1 << 24  # bytes that a download holds in memory
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 
 
 def plain_name(name: object) -> str:
@@ -125,17 +120,43 @@ def read_regular(path: str | bytes | Path, limit: int) -> bytes:
         os.close(descriptor)
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all, with its folder; raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
+def sync(descriptor: int) -> None:
+    """`fsync`, if the file system supports it: CIFS, shared folders of virtual machines and many FUSE ones do not."""
     try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink()
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def replace_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
+    """Write a temporary file next to it, sync, and rename it over the old one.
+
+    Args:
+        path: The file, in a folder that exists. Only one process writes it.
+        chunks: Its content; may be read from the file itself.
+        durable: Sync, which takes milliseconds; without it a loss of power may leave the new file empty.
+
+    Raises:
+        OSError: It cannot be written; the old file is unchanged.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe would block forever
+        with beside.open("xb") as file:
+            file.writelines(chunks)
+            file.flush()
+            if durable:
+                sync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write text without secrets, as `replace_file` does."""
+    replace_file(path, [clean(text).encode()])
 
 
 def is_remote(path: str) -> bool:
@@ -177,19 +198,15 @@ def named(path: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{path}: not found ({_first_line(error)})") from error
+        raise DataError(f"{path}: not found ({first_line(error)})") from error
     except PermissionError as error:
-        raise DataError(f"{path}: access denied ({_first_line(error)})") from error
+        raise DataError(f"{path}: access denied ({first_line(error)})") from error
     except (OSError, ValueError) as error:  # ValueError: the endpoint is not an address
-        raise DataError(f"{path}: {_first_line(error)}") from error
+        raise DataError(f"{path}: {first_line(error)}") from error
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise
-        raise DataError(f"{path}: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{path}: {first_line(error)}") from error
 
 
 def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
@@ -222,7 +239,7 @@ def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[byte
             elif (is_bytes or _code(answer) in ("InvalidRange", "416")) and attempt >= _RETRIES_IF_SHORT:
                 found[i] = OSError(errno.EIO, f"s3://{path}: is shorter than its index says")
             else:
-                reason = f"s3://{path}: {_first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
+                reason = f"s3://{path}: {first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
                 waited = time.monotonic() - began
                 if not warned and waited > _WARN_SECONDS:
                     warned = True

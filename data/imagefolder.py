@@ -24,9 +24,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 """Files with these endings, in either case, are images: torchvision's list (`torchvision/datasets/folder.py`), .gif
 and .jfif. The actual format is determined when a file is decoded."""
 
-_NOTES = 10
-"""How many skipped folders to log by name; the others are only counted."""
-
+_NOTES = 10  # how many skipped folders to log by name; the others are only counted
 _ALSO_CALLED = {"train": {"train", "training"}, "val": {"val", "valid", "validation", "test", "testing", "eval"}}
 """Other common names of a split. Which set to validate on is the user's choice, so these are only suggested."""
 
@@ -58,24 +56,12 @@ class ImageFolder:
     """One split: a folder with a folder of images per class.
 
     Images are ordered as torchvision's ImageFolder orders them (classes by name, then folders inside a class by path,
-    then files by name), so an index means the same image in both; names that begin with a dot are skipped.
-
-    Attributes:
-        path: the split's folder.
-        classes: class folder names in label order, escaped.
-        labels: label of each image, int64 of shape (len(self),).
+    then files by name), so an index means the same image in both; names that begin with a dot are skipped. `classes`
+    are class folder names in label order, escaped; None: those of the folders, sorted.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None) -> None:
-        """Read the folder's listing.
-
-        Args:
-            path: the split's folder.
-            classes: class names in label order, escaped; None: the sorted names of the class folders.
-
-        Raises:
-            DataError: there is no class folder, no image, or a class folder that is not in `classes`.
-        """
+        """DataError: there is no class folder, no image, or a class folder that is not in `classes`."""
         self.path = Path(path)
         listing = list_images(self.path)
         found = [escape(name) for name in listing.classes]
@@ -197,7 +183,8 @@ class Listing(NamedTuple):
 
 def list_images(path: Path) -> Listing:
     """List a split, and log skipped folders; raises DataError."""
-    classes, notes = _class_folders(path)
+    notes: list[str] = []
+    classes = class_folders(path, notes)
     files: list[bytes] = []
     counts = []
     for name in classes:
@@ -217,26 +204,23 @@ def list_images(path: Path) -> Listing:
     return Listing(classes, np.array(counts, dtype=np.int64), ends, np.frombuffer(b"".join(files), dtype=np.uint8))
 
 
-def class_folders(path: Path) -> list[str]:
-    """Sorted names of the class folders, without links to a parent folder; raises DataError."""
-    return _class_folders(path)[0]
-
-
-def _class_folders(path: Path) -> tuple[list[str], list[str]]:
-    """Names of the class folders, and a note for each link that is skipped."""
-    place, names, notes = os.path.realpath(path), [], []
+def class_folders(path: Path, notes: list[str] | None = None) -> list[str]:
+    """Sorted names of the class folders, without links to a parent folder (added to `notes`); raises DataError."""
+    place, names, skipped = os.path.realpath(path), [], list[str]()
     try:
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.name.startswith(".") or not _is_folder(entry):
                     continue
                 if entry.is_symlink() and _holds(target := os.path.realpath(entry.path), place):
-                    notes.append(_loop(entry.path, target))
+                    skipped.append(_loop(entry.path, target))
                 else:
                     names.append(entry.name)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
-    return sorted(names), sorted(notes)
+    if notes is not None:
+        notes += sorted(skipped)
+    return sorted(names)
 
 
 def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:

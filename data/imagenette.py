@@ -33,13 +33,6 @@ _ARCHIVES = {
 def download(folder: Path, size: str) -> Path:
     """Download, verify and unpack; the folder gets its name when complete, and is not changed afterwards.
 
-    Args:
-        folder: the destination; must be missing or empty, or already hold train/ and val/.
-        size: short side of the images: "160", "320" or "full".
-
-    Returns:
-        `folder`.
-
     Raises:
         DataError: the folder holds something else, the download fails, or its SHA-256 is wrong.
     """

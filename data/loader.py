@@ -28,7 +28,7 @@ from data.config import AugmentConfig
 from data.decode import BadImage, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
-from data.source import BadImages, Source
+from data.source import FaultTable, Source
 from data.text import guard
 from data.wait import Gate, WaitingLoader
 
@@ -40,13 +40,9 @@ MakePicture = Callable[[bytes, Request, int], NDArray[np.uint8]]
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be excluded from metrics."""
 
-_TRIES = 100
-"""Replacements tried for a bad training image before the dataset is considered unusable."""
-
+_TRIES = 100  # replacements tried for a bad training image before the dataset is considered unusable
 _NOTHING = -1
-_NAMED = 4
-"""How many files to name if several workers hang."""
-
+_NAMED = 4  # how many files to name if several workers hang
 _BEYOND_PREFETCH = 2
 """Buffers of a worker besides its prefetched batches: one being filled, and one in use by the model."""
 
@@ -54,16 +50,11 @@ _BEYOND_PREFETCH = 2
 class Loading(TypedDict):
     """How batches are loaded, which does not change their content."""
 
-    workers: int
-    """Worker processes; 0: load in this process."""
-    prefetch_factor: int
-    """Batches that each worker prepares ahead."""
-    pin_memory: bool
-    """Copy batches to page-locked memory, for transfers to a GPU."""
-    limit: NotRequired[float | None]
-    """Seconds to wait for a batch; None: forever."""
-    gate: NotRequired[Gate | None]
-    """Decides whether to keep waiting, see data/wait.py."""
+    workers: int  # worker processes; 0: load in this process
+    prefetch_factor: int  # batches that each worker prepares ahead
+    pin_memory: bool  # copy batches to page-locked memory, for transfers to a GPU
+    limit: NotRequired[float | None]  # seconds to wait for a batch; None: forever
+    gate: NotRequired[Gate | None]  # decides whether to keep waiting, see data/wait.py
 
 
 class BatchDataset(Dataset[Batch]):
@@ -77,7 +68,7 @@ class BatchDataset(Dataset[Batch]):
         self, source: Source, picture: MakePicture, *, seed: int | None, buffers_per_worker: int, workers: int
     ) -> None:
         self.source = source
-        self.bad = BadImages(source)
+        self.bad = FaultTable(source)
         self._picture = picture
         self._seed = seed
         self._buffers = SharedBuffers(buffers_per_worker)

@@ -32,11 +32,9 @@ _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
 _COLUMNS = ("ImageId", "PredictionString")
-_LARGEST_TABLE = 2**26
-"""Limit in bytes of the table, and of the unpacked devkit: many times their actual sizes."""
+_LARGEST_TABLE = 2**26  # limit in bytes of the table, and of the unpacked devkit: many times their actual sizes
 
-_Member = tuple[str, int, int]
-"""Name, offset and length of a file in a tar file."""
+_Member = tuple[str, int, int]  # name, offset and length of a file in a tar file
 
 
 class Files:

@@ -50,14 +50,11 @@ Result = TypeVar("Result")
 class Settings:
     """What to write for each image."""
 
-    layout: str
-    """`mds` or `folder`."""
-    train_sizes: tuple[str, ...]
-    """Resolutions of the training images: short side in pixels, or `original`."""
+    layout: str  # `mds` or `folder`
+    train_sizes: tuple[str, ...]  # resolutions of the training images: short side in pixels, or `original`
     val_sizes: tuple[str, ...]
     quality: int
-    part_images: int = 512
-    """Images per shard: 7 MB at 160 px, 15 MB at 256 px, 57 MB for original photos."""
+    part_images: int = 512  # images per shard: 7 MB at 160 px, 15 MB at 256 px, 57 MB for original photos
 
 
 @dataclass(frozen=True)
@@ -102,17 +99,10 @@ class Task:
 
 
 def prepare(source: str, target: str, settings: Settings, workers: int, report: Callable[[str], None]) -> bool:
-    """Prepare the dataset at `source` (see `open_origin`).
+    """Prepare the dataset at `source` (see `open_origin`); return whether everything written reads back correctly.
 
-    Args:
-        source: a folder, or `s3://bucket/prefix`.
-        target: likewise; empty, or left by an interrupted call with the same arguments.
-        settings: what to write for each image.
-        workers: processes.
-        report: called with each line for the user.
-
-    Returns:
-        Whether everything written reads back correctly.
+    The target must be empty, or left by an interrupted call with the same arguments. `report` is called with each line
+    for the user.
 
     Raises:
         DataError: the source cannot be read, or the target holds something else or cannot be written.
@@ -275,7 +265,8 @@ def _put(store: Any, path: str, data: bytes) -> None:
     if "s3" in store.protocol:
         store.pipe_file(path, data)
     else:
-        replace_file(Path(path), data)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        replace_file(Path(path), [data], durable=False)
 
 
 def _load(store: Any, path: str) -> Any:
@@ -375,12 +366,8 @@ def each_part(
 ) -> Iterator[tuple[Part, Result]]:
     """Yield each part with `work(held, part)`, computed in worker processes, when done; raises WorkerKilledError.
 
-    Args:
-        work: a module-level function.
-        held: sent to each worker once.
-        parts: the arguments, one per call.
-        workers: processes.
-        preload: modules to import before forking workers; not the one started with -m, which has two names.
+    `held` is sent to each worker once. `preload` are modules to import before forking workers; not the one started with
+    -m, which has two names.
     """
     # A server with the imports done forks the workers: they start quickly and inherit no thread or connection.
     context = multiprocessing.get_context("forkserver")

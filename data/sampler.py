@@ -20,8 +20,7 @@ class Request(NamedTuple):
     epoch: int
     size: int
     crop: Crop
-    indices: NDArray[np.int64]
-    """Images to load, int64."""
+    indices: NDArray[np.int64]  # images to load, int64
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -69,17 +68,8 @@ class PositionSampler(_Sampler):
     """Batch sampler of a training set.
 
     Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images for any number of
-    ranks. It runs in the training process: workers get everything they need with each request.
-
-    Args:
-        samples: images in the dataset.
-        plan: one entry per epoch; the last applies to any later epoch.
-        seed: the run's seed.
-        rank: this process among `world_size`.
-        world_size: processes that share each batch.
-
-    Raises:
-        DataError: the dataset or a batch is too small for every rank to get an image.
+    ranks. It runs in the training process: workers get everything they need with each request. `plan` has one entry per
+    epoch; the last applies to any later epoch. DataError: a batch is too small for every rank to get an image.
     """
 
     def __init__(self, samples: int, plan: Sequence[EpochPlan], seed: int, rank: int, world_size: int) -> None:
@@ -131,10 +121,7 @@ class EvalSampler(_Sampler):
     """Batch sampler of an evaluation set: each image exactly once over all ranks, in order.
 
     All ranks get the same number of batches, so none waits for another. A batch holds `device_batch_size` images per
-    rank, or one more if the images could not be shared otherwise.
-
-    Raises:
-        DataError: there are fewer images than ranks.
+    rank, or one more if the images could not be shared otherwise. DataError: there are fewer images than ranks.
     """
 
     def __init__(self, samples: int, size: int, device_batch_size: int, rank: int, world_size: int) -> None:

@@ -47,21 +47,17 @@ from data.files import (
 
 MANIFEST = "dataset.json"
 FORMAT = "composer-resnet/1"
-ORIGINAL = "original"
-"""The resolution at which the encoded images are the source's own bytes."""
+ORIGINAL = "original"  # the resolution at which the encoded images are the source's own bytes
 SHARD = "shard.00000.mds"
-USED = ".used"
-"""A file in the folder of a cached resolution whose modification time tells data/stage.py which one is in use."""
+USED = ".used"  # in the folder of a cached resolution; its modification time tells data/stage.py which one is in use
 CROP_RATIO = 0.875
 """A resolution suffices for images of `size` px if its short side is at least size / CROP_RATIO, the size to which the
 usual evaluation resizes, and so the usual meaning of training at a size."""
-_MAX_JSON = 1 << 26
-"""Limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards."""
+_MAX_JSON = 1 << 26  # limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards
 _BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
 """Bytes of a sample before its image (the lengths of image and name) and after it (the label); the longest name."""
 
-SizeOf = Callable[[str], int]
-"""Returns a file's size in bytes, by its full name; raises DataError if it is missing."""
+SizeOf = Callable[[str], int]  # returns a file's size in bytes, by its full name; raises DataError if it is missing
 
 
 def short_side(resolution: str) -> float:
@@ -341,12 +337,9 @@ class Resolution:
 
 
 class ShardSource:
-    """One split of a prepared dataset.
+    """One split of a prepared dataset at `url`, a folder or `s3://...`; of a bucket's, `folder` is a cache here.
 
-    Attributes:
-        path: the dataset: a folder or `s3://...`; for a bucket, `folder` is the cache on this machine.
-        classes: class folder names in label order.
-        resolutions: by name, smallest first.
+    `resolutions` are those that can be read, by name, smallest first.
     """
 
     def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Sequence[str]) -> None:
@@ -485,7 +478,7 @@ def cached_metadata(path: str, cache_folder: str) -> Path:
                 return sizes[name]
 
             _open(path, folder, data, None if sizes is None else size_of)
-            replace_file(folder / MANIFEST, data)
+            replace_file(folder / MANIFEST, [data])
     return folder
 
 

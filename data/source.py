@@ -24,8 +24,7 @@ class Source(Protocol):
     image: reference counting on a million objects would copy their pages into every forked worker.
     """
 
-    classes: list[str]
-    """Class folder names in label order."""
+    classes: list[str]  # class folder names in label order
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -168,7 +167,7 @@ class BadSample:
     reason: str
 
 
-class BadImages:
+class FaultTable:
     """The bad images of a split found so far: a byte per image, shared by a loader's processes."""
 
     def __init__(self, source: Source) -> None:
@@ -178,10 +177,6 @@ class BadImages:
         self._reported: set[int] = set()
         self.faults = torch.zeros(len(source), dtype=torch.uint8).share_memory_()
         """`Fault` of each image, uint8 of shape (len(source),); ranks can be merged by taking the maximum."""
-
-    def count(self) -> int:
-        """Bad images found so far."""
-        return int(self.faults.count_nonzero())
 
     def new(self) -> list[BadSample]:
         """The bad images that no earlier call returned."""

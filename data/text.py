@@ -112,6 +112,11 @@ def spreadsheet(name: object) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def markdown(text: object) -> str:
     """A text for a line or a cell of Markdown, shown literally: no markup, no HTML."""
     return re.sub(r"[\\`*_\[\]<>|#&]", r"\\\g<0>", escape(text))

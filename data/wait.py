@@ -17,11 +17,8 @@ from torch.utils.data import DataLoader
 from data.buffers import Batch
 from data.errors import StalledError
 
-_POLL_SECONDS = 1.0
-"""Seconds between two checks of whether to keep waiting."""
-
-_LOGGED_AFTER = 60.0
-"""Seconds of waiting for one batch after which the log says what is being read."""
+_POLL_SECONDS = 1.0  # seconds between two checks of whether to keep waiting
+_LOGGED_AFTER = 60.0  # seconds of waiting for one batch after which the log says what is being read
 
 Gate = Callable[[bool, str | None], bool]
 """`gate(ready, trouble)` is called every second: with `ready` false while waiting for a batch, then with `ready` true
@@ -38,11 +35,8 @@ class WaitingLoader(DataLoader[Batch]):
     raises wherever the program is when a worker is killed, even in the middle of an optimizer step; a dead worker is
     noticed when its batch is waited for.
 
-    Args:
-        limit: Seconds to wait for a batch; None: forever.
-        gate: Decides whether to keep waiting; None: only `limit` and a dead worker end the wait, with StalledError.
-        reading: Says what a worker, or (None) all workers, are reading.
-        options: Arguments of DataLoader.
+    `limit`: seconds to wait for a batch; None: forever. Without a `gate`, only `limit` and a dead worker end the wait,
+    with StalledError. `reading` says what a worker, or (None) all workers, are reading.
     """
 
     def __init__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import re
 import shutil
@@ -18,14 +19,12 @@ from typing import NamedTuple, NoReturn
 
 from data.errors import DataError, StalledError
 from data.text import guard
-from data.workers import end_workers
 from recipes.errors import InputError
-from recipes.load import load_config
+from recipes.load import YAMLS, load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0
 _LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
-YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml
   %(prog)s yamls/p3.yaml max_duration=16ep algorithms.mixup=off
@@ -68,9 +67,15 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_intermixed_args([*first, *rest])
 
 
-def command_parser(command: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
-    """A parser for `python -m recipes.COMMAND`; add the command's own arguments to it."""
-    return _Parser(f"python -m recipes.{command}", description, epilog)
+def command_parser(command: str, description: str, epilog: str = "", *, words: bool = True) -> argparse.ArgumentParser:
+    """A parser for `python -m recipes.COMMAND`, with `words` (YAML and overrides); add its own arguments to it."""
+    parser = _Parser(f"python -m recipes.{command}", description, epilog)
+    return _with_words(parser) if words else parser
+
+
+def _with_words(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
+    return parser
 
 
 def add_checkpoint_arguments(command: argparse.ArgumentParser) -> None:
@@ -114,15 +119,8 @@ def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) ->
 
 
 def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
-    """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`.
-
-    Args:
-        argv: The arguments, without the program name.
-        description: What the command does, for `--help`.
-        prog: The command's name in messages; None: the program's own.
-    """
-    parser = _Parser(prog, description, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
+    """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`."""
+    parser = _with_words(_Parser(prog, description, EXAMPLES))
     parser.add_argument("--lr", metavar="X", help="same as optimizer.lr=X")
     parser.add_argument(
         "--resume",
@@ -221,6 +219,24 @@ def run_command(main: Callable[[], int]) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+
+
+def end_workers(seconds: float = 2.0) -> bool:
+    """Kill this process's workers: at the end of a command they have nothing left to finish.
+
+    On exit, Python would wait for each without limit (`multiprocessing.util._exit_function`), and a worker that is
+    stopped, or waits for an unreachable disk, never ends.
+
+    Returns whether one is still alive after so many seconds, because the kernel cannot end it while it waits for a
+    device; `os._exit` does not wait for it.
+    """
+    workers = [child for child in multiprocessing.active_children() if child.daemon]
+    for worker in workers:
+        worker.kill()
+    deadline = time.monotonic() + seconds
+    for worker in workers:
+        worker.join(max(deadline - time.monotonic(), 0.0))
+    return any(worker.is_alive() for worker in workers)
 
 
 def _status(main: Callable[[], int]) -> int:

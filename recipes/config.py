@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
+from algorithms import Fraction, PositiveFloat, PositiveInt, Technique
 from algorithms.config import AlgorithmsConfig
 from data.config import AugmentConfig
 
@@ -25,11 +26,9 @@ class Part(BaseModel):
     strictly and as JSON, so a `before` validator must return tuples where tuples are expected.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = Technique.model_config
 
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
 ImageSize = Annotated[int, Field(ge=8, le=4096)]
 
 
@@ -128,9 +127,6 @@ class ConstantConfig(Part):
 
 
 SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")]
-
-
-PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class DataConfig(Part):
@@ -419,8 +415,7 @@ class Schema:
         return words.get(kind, "any value") + joined
 
 
-ANY = Schema({}, {})
-"""Accepts anything."""
+ANY = Schema({}, {})  # accepts anything
 
 
 @functools.lru_cache

@@ -11,8 +11,6 @@ from composer.loggers import LoggerDestination
 
 from recipes.errors import DivergedError
 
-_LOSS = "loss/train/total"
-
 
 class StopOnNan(LoggerDestination):
     """Ends the run when a logged loss is not finite; it reads only what is logged anyway.
@@ -30,11 +28,7 @@ class StopOnNan(LoggerDestination):
         self._state = state
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Check the loss.
-
-        Raises:
-            DivergedError: It is not finite.
-        """
+        """Check the loss; DivergedError: it is not finite."""
         if self._state is None or "train/loss" not in metrics:
             return
         lost = not math.isfinite(metrics["train/loss"])
@@ -73,7 +67,7 @@ def diverged(state: State) -> DivergedError:
 
 
 def _loss(state: State) -> float:
-    return float(state.total_loss_dict.get(_LOSS, 0.0))
+    return float(state.total_loss_dict.get("loss/train/total", 0.0))
 
 
 def _scaled(state: State) -> bool:

@@ -12,9 +12,7 @@ class DivergedError(Exception):
 class InputError(Exception):
     """The config or the input is wrong: exit status 2, one line each, no traceback.
 
-    Args:
-        lines: What to print, one error per line: where it is, what is wrong, what is allowed. Names in it are escaped
-        here.
+    Each says where it is, what is wrong, what is allowed. Names in it are escaped here.
     """
 
     def __init__(self, *lines: str) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.files import replace_text
 from data.text import escape, spreadsheet
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
-from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.results import to_json
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +60,6 @@ def main() -> int:
     from data.source import open_evaluation
     from recipes.run import start_processes
     from recipes.trained import load_trained, with_usable_precision
-    from recipes.watch.files import replace_text
 
     config = with_usable_precision(config)
     start_processes(config)
@@ -71,8 +71,8 @@ def main() -> int:
         return 0
     if given.csv is not None:
         replace_text(given.csv, _csv(found))
-    shown = found if given.per_class else found | {"results": list(map(_without_classes, found["results"]))}
-    text = to_json(shown, indent=2)
+    short = [{key: value for key, value in one.items() if key != "classes"} for one in found["results"]]
+    text = to_json(found if given.per_class else found | {"results": short}, indent=2)
     if given.save is not None:
         replace_text(given.save, text + "\n")
     if given.json:
@@ -85,7 +85,6 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     about = "Top-1 and top-5 accuracy of a checkpoint on a folder of images, at any image\nsizes and crop ratios."
     command = command_parser("evaluate", about, EXAMPLES)
-    command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     add_checkpoint_arguments(command)
     command.add_argument(
         "--data", metavar="FOLDER", help="class folders, or a folder with val/ (default: the YAML's data.path)"
@@ -104,23 +103,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def evaluate(
-    trained: Trained,
-    source: Source,
-    config: RunConfig,
-    settings: Sequence[tuple[int, float]],
-    *,
-    data: str,
-    flip: bool,
+    trained: Trained, source: Source, config: RunConfig, settings: Sequence[tuple[int, float]], *, data: str, flip: bool
 ) -> dict[str, Any]:
     """Evaluate a network; every process of the run calls this, and all get the same figures.
 
-    Args:
-        trained: The network.
-        source: The images; their labels are the network's outputs.
-        config: Device, precision, batch sizes and workers.
-        settings: (size in pixels, crop ratio) of each pass.
-        data: Where the images are, for display.
-        flip: Average the logits of each image and its mirror image, as libffcv/ffcv-imagenet does.
+    The source's labels are the network's outputs. `settings` has (size in pixels, crop ratio) of each pass; `data` says
+    where the images are, for display; `flip` averages the logits of each image and its mirror image, as
+    libffcv/ffcv-imagenet does.
 
     Returns:
         What `--json --per-class` prints: escaped names, accuracies in [0, 1].
@@ -135,8 +124,8 @@ def evaluate(
     from data.errors import DataError
     from data.imagefolder import class_names
     from data.loader import eval_loader
-    from recipes.config import seconds
     from recipes.trained import to_device
+    from recipes.trainer import device_name, loading
 
     outputs, manifest = trained.num_classes, trained.manifest
     if len(source.classes) > outputs or (not trained.classes and len(source.classes) < outputs):
@@ -160,10 +149,7 @@ def evaluate(
                 device_batch_size=at_size(config.eval.device_batch_size, size),
                 rank=dist.get_global_rank(),
                 world_size=dist.get_world_size(),
-                workers=config.data.workers,
-                prefetch_factor=config.data.prefetch_factor,
-                limit=None if config.data.timeout is None else seconds(config.data.timeout),
-                pin_memory=device.type == "cuda",
+                **loading(config.data, device_name(config.device)),
             )
             logits_of = (lambda images: (network(images) + network(images.flip(3))) / 2) if flip else network
             counts, loss = _count(logits_of, loader, trained, config.precision, device, bar)
@@ -249,10 +235,6 @@ def _bad_images(loader: DataLoader[Batch]) -> list[str]:
     return sorted(line for part in dist.all_gather_object(lines) for line in part)
 
 
-def _without_classes(result: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result.items() if key != "classes"}
-
-
 def _csv(found: dict[str, Any]) -> str:
     """The figures of each class, one line per setting and class.
 
@@ -306,7 +288,11 @@ def _print_classes(results: list[dict[str, Any]]) -> None:
     sizes = [f"{one['size']} px" + (f", {one['crop_ratio']:g}" if crops else "") for one in shown]
     top1 = [{row["class"]: f"{100 * row['top1']:.1f}" for row in one["classes"]} for one in shown]
     rows = [
-        (_cut(row["name"], 30), *(one.get(row["class"], "-") for one in top1), row["images"])
+        (
+            row["name"] if len(row["name"]) <= 30 else f"{row['name'][:29]}…",
+            *(one.get(row["class"], "-") for one in top1),
+            row["images"],
+        )
         for row in classes[:SHOWN_CLASSES]
     ]
     _print_table(("class", *sizes, "images"), rows, numbers=range(1, 2 + len(sizes)))
@@ -319,10 +305,6 @@ def _print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], numbe
 
     console = Console(highlight=False)
     console.print(Table(headers, rows, numbers).terminal(console.width))
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from recipes.config import ANY, KeyPath, RunConfig, Schema, schema_of
 from recipes.errors import InputError
 
 Table = TypeVar("Table", bound=BaseModel)
+YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 MAX_BYTES = 100_000
 MAX_DEPTH = 40
 MAX_VALUES = 10_000
@@ -75,11 +76,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def load_table(path: Path, table: type[Table]) -> Table:
-    """Read and check a YAML file that is not a run's config.
-
-    Raises:
-        InputError: Every error, as in `load_config`.
-    """
+    """Read and check a YAML file that is not a run's config; InputError: every error, as in `load_config`."""
     schema = schema_of(table)
     document = read_document(path, schema)
     try:
@@ -115,7 +112,7 @@ def _read_layers(path: Path, schema: Schema) -> tuple[list[Document], list[str]]
 
 def _suggest_file(path: Path) -> str:
     """A hint with YAML files of similar names: in that folder, else in `./yamls/`, else in this project's `yamls/`."""
-    for place in (path.parent, Path("yamls"), Path(__file__).resolve().parent.parent / "yamls"):
+    for place in (path.parent, Path("yamls"), YAMLS):
         found = {other.stem: other for other in sorted(place.glob("*.y*ml"))} if place.is_dir() else {}
         close = difflib.get_close_matches(path.stem, list(found), n=2, cutoff=0.6)
         if close:

@@ -109,9 +109,7 @@ def _recompute(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any
 def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross-entropy, summed over the classes and averaged over the images, as in MosaicML's ResNet recipes.
 
-    Args:
-        logits: Shape (N, num_classes).
-        target: Labels, int64 (N,), or soft targets, float (N, num_classes) in [0, 1].
+    Logits (N, num_classes); targets are labels, int64 (N,), or soft, float (N, num_classes) in [0, 1].
     """
     if target.ndim == 1:
         target = F.one_hot(target, logits.shape[1])
@@ -141,10 +139,8 @@ class _OfLastStep(list[Tensor]):
 class Classifier(ComposerModel):
     """An image classifier with its loss and its evaluation metrics.
 
-    Args:
-        network: Maps float images (N, 3, H, W) to logits (N, num_classes).
-        num_classes: Number of logits.
-        loss: `cross_entropy` or `binary_cross_entropy`; both take labels (N,) or soft targets (N, num_classes).
+    `network` maps float images (N, 3, H, W) to logits (N, num_classes); `loss`, `cross_entropy` or
+    `binary_cross_entropy`, takes labels (N,) or soft targets (N, num_classes).
     """
 
     def __init__(self, network: nn.Module, num_classes: int, loss: str) -> None:

@@ -22,6 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from rich.console import Console
 
+from data.files import replace_file
 from data.text import markdown as markdown_text
 
 if TYPE_CHECKING:
@@ -180,8 +181,6 @@ def svg(drawn: Figure, alt: str) -> Markup:
 
 def save(drawn: Figure, path: Path) -> None:
     """Write a figure as a PNG file of 150 dots per inch; creates its folder."""
-    from recipes.watch.files import replace_file  # with OpenCV, which a command without files does not need
-
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -22,14 +22,13 @@ from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio,
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export import CLASSES, FILES, PREPROCESSING, open_onnx
-from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.results import to_json
 
 if TYPE_CHECKING:
     from recipes.trained import Weights
 
-BATCH = 16
-"""Images that are decoded and predicted together."""
+BATCH = 16  # images that are decoded and predicted together
 STDIN = "-"
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml photo.jpg holiday/
@@ -51,12 +50,9 @@ class Classifier(NamedTuple):
 
     probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
     """Maps images, uint8 (N, size, size, 3), to probabilities (N, num_classes) in [0, 1]."""
-    classes: list[str]
-    """Class folder names, in the order of the outputs."""
-    names: list[str]
-    """Their English names."""
-    size: int
-    """Side of an image in pixels."""
+    classes: list[str]  # class folder names, in the order of the outputs
+    names: list[str]  # their English names
+    size: int  # side of an image in pixels
     crop_ratio: float
 
 
@@ -87,7 +83,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    command = command_parser("predict", "Print the most probable classes of images.", EXAMPLES)
+    command = command_parser("predict", "Print the most probable classes of images.", EXAMPLES, words=False)
     command.add_argument(
         "words",
         nargs="*",

@@ -18,6 +18,7 @@ from data.config import EpochPlan
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler
 from data.source import Source
+from data.text import first_line
 from recipes.config import RunConfig, at_size
 from recipes.errors import InputError
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network, residual_blocks
@@ -143,8 +144,7 @@ def _network_problems(config: RunConfig, network: nn.Module, world_size: int, pl
         except Exception as error:
             if isinstance(error, NotImplementedError) or "meta" in str(error):
                 return []  # a layer that cannot run on the meta device: nothing can be checked
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            lines.append(f"model.name: {config.model.name} does not accept images of {size} px: {reason}")
+            lines.append(f"model.name: {config.model.name} does not accept images of {size} px: {first_line(error)}")
     lines += _last_layers(config, network)
     memory = device_bytes(config)
     return lines if lines or memory is None else check_memory(network, config, world_size, plan, memory)
@@ -170,10 +170,8 @@ def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
 # the weights are added. Networks with LayerNorm or softmax keep some tensors in FP32, and need more than is computed
 # here.
 
-CONTEXT_BYTES = 0.7e9
-"""CUDA's context and the handles of cuDNN and cuBLAS."""
-NCCL_BYTES = 0.4e9
-"""NCCL's buffers, where several processes train; an assumption, not a measurement."""
+CONTEXT_BYTES = 0.7e9  # CUDA's context and the handles of cuDNN and cuBLAS
+NCCL_BYTES = 0.4e9  # NCCL's buffers, where several processes train; an assumption, not a measurement
 OVERHEAD = 1.06
 """Bytes allocated per byte of activations: gradients in the backward pass, cuDNN's workspace, fragmentation.
 
@@ -252,12 +250,8 @@ def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: in
 def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool, checkpointing: bool) -> Memory:
     """What autograd keeps for the backward pass; in a frozen stage, also the peak of the forward pass.
 
-    Args:
-        network: Maps images (N, 3, size, size) to logits; on the meta device.
-        size: Side of the images in pixels.
-        half: Mixed precision.
-        frozen: Only the classifier and the last BatchNorm are trained.
-        checkpointing: Residual blocks keep their inputs only.
+    The network is on the meta device. `half`: mixed precision; `frozen`: only the classifier and the last BatchNorm are
+    trained; `checkpointing`: residual blocks keep their inputs only.
     """
     network = copy.deepcopy(network).train()
     if frozen:

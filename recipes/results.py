@@ -1,4 +1,7 @@
-"""Read what a run wrote, for all commands: summary.json as a dict, metrics.jsonl as columns of numbers."""
+"""Read what a run wrote, for all commands: summary.json as a dict, metrics.jsonl as columns of numbers.
+
+At the end, functions that write figures in the same form everywhere.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SUMMARY, METRICS = "summary.json", "metrics.jsonl"
+# The files of a run's folder.
+CONFIG, LOG, SUMMARY, METRICS = "config.yaml", "log.txt", "summary.json", "metrics.jsonl"
+PREDICTIONS = "predictions.npz"
 COLUMNS = (
     *("batch", "epoch", "samples", "wall_seconds"),
     *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size", "train/images_per_second"),
@@ -86,11 +91,7 @@ def read_results(folder: Path) -> Results:
 
 
 def parse_summary(data: bytes) -> dict[str, Any]:
-    """The content of a summary.json.
-
-    Raises:
-        ValueError: It is not a JSON object.
-    """
+    """The content of a summary.json; ValueError: it is not a JSON object."""
 
     def whole(digits: str) -> float:  # a number beyond any run becomes infinity, so that no later conversion overflows
         return int(digits) if len(digits) < 19 else float(digits)
@@ -183,3 +184,26 @@ def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | No
 def short_commit(text: str) -> str:
     """A commit hash cut to twelve digits, which suffice to find it; other text unchanged."""
     return re.sub(r"^([0-9a-f]{12})[0-9a-f]{28}", r"\1", text)
+
+
+def clock_time(seconds: float) -> str:
+    """`1:02:03`, with any number of hours; `?` if not known."""
+    if not 0 <= seconds < 1e7:
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def to_json(content: object, **options: Any) -> str:
+    """JSON in which a number that is not finite is null (RFC 8259 does not allow it); `options` are `json.dumps`'s."""
+    return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value

@@ -16,30 +16,28 @@ from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
 from data.errors import DataError
+from data.files import replace_text
 from data.imagefolder import class_names
 from data.sampler import PositionSampler
 from data.source import Source, open_split_pair, subset
 from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
-from data.workers import end_workers
 from recipes.checkpoints.claim import Owner, on_first
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
-from recipes.checkpoints.upload import CONFIG
-from recipes.cli import require_launched
+from recipes.cli import end_workers, require_launched
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
 from recipes.errors import DivergedError, InputError
 from recipes.preflight import require_ready
 from recipes.resolved import resolved
-from recipes.results import SUMMARY, parse_summary
-from recipes.trainer import FixedBuckets, build_trainer, device_name
-from recipes.watch.build import build_watchers
-from recipes.watch.files import replace_text
+from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
+from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name
+from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
 from recipes.watch.sinks import TextLog
 from recipes.watch.summary import Summary
@@ -56,47 +54,46 @@ def run(config: RunConfig) -> int:
         The exit status: 0 finished, 75 interrupted with the state saved, 74 finished but not uploaded, 1 anything else.
 
     Raises:
-        InputError: The config or the data cannot be used, or another process trains the run; nothing was trained.
-        DataError: Likewise.
+        InputError, DataError: The config or the data cannot be used, or another process trains the run.
     """
     interrupt = Interrupt()
     interrupt.install()
     # Composer warns of this when a run resumes from the end of an epoch, which is fine.
     warnings.filterwarnings("ignore", message="No batches were trained")
-    text_log = TextLog(Path(config.runs_folder) / config.run_name / "log.txt", sys.stdout, config.run_name)
-    with ExitStack() as held:
-        held.callback(text_log.shut)
-        return _run(config, interrupt, text_log, held)
+    text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
+    with ExitStack() as stack:
+        stack.callback(text_log.shut)
+        return _run(config, interrupt, text_log, stack)
 
 
-def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitStack) -> int:
+def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: ExitStack) -> int:
+    # What is refused before anything is trained.
     start_processes(config)
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     train, val, plan = require_ready(config, world_size, lambda: open_data(config))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
-    try:
-        algorithms = [*config.algorithms.build(sum(batches), config.epochs), FixedBuckets()]
-    except ValueError as error:  # Composer's own checks of the values under `composer:`
-        raise InputError(*str(error).strip().splitlines()) from None
+    algorithms = [*build_algorithms(config, batches), FixedBuckets()]
 
+    # Whose run it is, and where it resumes.
     identity = Identity.of(config, world_size, len(train), train.classes)
     saving = config.checkpoints
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
-    owner = held.enter_context(Owner(places, config.run_name))
+    owner = stack.enter_context(Owner(places, config.run_name))
     resume = find_resume(config, places, identity, algorithms)
-    kept = True
+    uploaded = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():
             replace_text(folder / CONFIG, resolved(config))
-        kept = upload_finished(config, places=places, owner=owner, resume=resume)
+        uploaded = upload_finished(config, places=places, owner=owner, resume=resume)
         if on_first(lambda: _has_summary(folder)):
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
-            return 0 if kept else EXIT_NOT_UPLOADED
+            return 0 if uploaded else EXIT_NOT_UPLOADED
 
-    where, leader = config.data, dist.get_local_rank() == 0
-    stage_dataset(where.path, where.cache_folder, where.cache_gb, first=where.stage_first, leader=leader)
+    # What watches it, saves it and trains it.
+    data, leader = config.data, dist.get_local_rank() == 0
+    stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=leader)
     if rank == 0:
         claim_folder(config, folder)
     names, sizes = class_names(train.classes), [entry.size for entry in plan]
@@ -105,7 +102,6 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
         text_log,
         samples=len(train),
         sizes=sizes,
-        world_size=world_size,
         classes=train.classes,
         class_names=names,
         resumed_from=resume.resumed_from,
@@ -135,7 +131,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, held: ExitS
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()
     status = _train(trainer, checkpoints, watchers.summary)
-    return status or (0 if kept else EXIT_NOT_UPLOADED)
+    return status or (0 if uploaded else EXIT_NOT_UPLOADED)
 
 
 def start_processes(config: RunConfig) -> None:
@@ -154,11 +150,7 @@ def start_processes(config: RunConfig) -> None:
 
 
 def open_data(config: RunConfig) -> tuple[Source, Source]:
-    """The training and the evaluation images.
-
-    Raises:
-        DataError: The dataset cannot be used.
-    """
+    """The training and the evaluation images; DataError: the dataset cannot be used."""
     train, val = open_split_pair(config.data.path, config.data.cache_folder)
     if config.data.train_samples is not None:
         try:
@@ -175,7 +167,7 @@ def claim_folder(config: RunConfig, folder: Path) -> None:
         InputError: One of its files is not a regular file.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (folder / name for name in (CONFIG, "log.txt", "metrics.jsonl", SUMMARY)):
+    for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):
         if path.is_symlink() or (path.exists() and not path.is_file()):  # a link leads elsewhere, a pipe blocks forever
             raise InputError(f"{path}: not a regular file; move it away")
     replace_text(folder / CONFIG, resolved(config))

@@ -72,10 +72,8 @@ def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
 class Rate(NamedTuple):
     """Learning rate and momentum of one step."""
 
-    lr: float
-    """Learning rate."""
-    momentum: float | None
-    """Momentum; None if the schedule keeps the optimizer's own."""
+    lr: float  # learning rate
+    momentum: float | None  # momentum; None if the schedule keeps the optimizer's own
 
 
 def _cosine_between(start: float, end: float, fraction: float) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
 from data.imagefolder import class_folders
-from data.text import escape
+from data.text import escape, first_line
 from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import Found, load_checkpoint
 from recipes.checkpoints.format import is_tensors
@@ -35,28 +35,21 @@ from recipes.watch.summary import weights_sha256
 
 Weights = Literal["ema", "raw"]
 Tensors = dict[str, Tensor]
-FOREIGN = (".pt", ".pth", ".bin", ".tar", ".safetensors")
-"""Suffixes of another project's state dict."""
+FOREIGN = (".pt", ".pth", ".bin", ".tar", ".safetensors")  # suffixes of another project's state dict
 
 
 @dataclass(frozen=True)
 class Trained:
     """A network with trained weights, in evaluation mode on the CPU, and where they come from."""
 
-    network: nn.Module
-    """Maps float images (N, 3, H, W) to logits (N, num_classes)."""
-    config: RunConfig
-    """The config that the run was trained with, whatever the YAML says."""
+    network: nn.Module  # maps float images (N, 3, H, W) to logits (N, num_classes)
+    config: RunConfig  # the config that the run was trained with, whatever the YAML says
     num_classes: int
-    location: str
-    """The checkpoint's address, for display."""
+    location: str  # the checkpoint's address, for display
     weights: Weights
-    weights_sha256: str
-    """As in summary.json."""
-    manifest: Manifest | None = None
-    """None: the weights of another project, about which nothing more is known."""
-    summary: dict[str, Any] | None = None
-    """The run's summary.json, if it describes these weights."""
+    weights_sha256: str  # as in summary.json
+    manifest: Manifest | None = None  # None: the weights of another project, about which nothing more is known
+    summary: dict[str, Any] | None = None  # the run's summary.json, if it describes these weights
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -223,8 +216,7 @@ def _read_foreign(path: Path) -> Tensors:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # torch raises about ten different exceptions
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: cannot be loaded as weights only: {reason}") from None
+        raise InputError(f"{path}: cannot be loaded as weights only: {first_line(error)[:200]}") from None
     for key in ("state_dict", "model"):  # as timm and torchvision's reference scripts save them
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
@@ -259,8 +251,8 @@ def to_device(trained: Trained, device: str, *sizes: int) -> tuple[nn.Module, to
             with torch.no_grad():
                 network(torch.zeros(1, 3, size, size, device=place))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(f"{trained.config.model.name} does not accept images of {size} px: {reason}") from None
+            name = trained.config.model.name
+            raise InputError(f"{name} does not accept images of {size} px: {first_line(error)}") from None
     return network, place
 
 

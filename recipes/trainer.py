@@ -16,11 +16,11 @@ from composer.utils import dist, reproducibility
 from torch.nn import Parameter
 
 from data.augment import Normalise
-from data.loader import eval_loader, train_loader
+from data.loader import Loading, eval_loader, train_loader
 from data.sampler import PositionSampler
 from data.source import Source
 from data.wait import Gate
-from recipes.config import OptimizerConfig, RunConfig, at_size, seconds
+from recipes.config import DataConfig, OptimizerConfig, RunConfig, at_size, seconds
 from recipes.errors import InputError
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.schedule import Rate, peak_lr, rate_function, step_at
@@ -103,6 +103,14 @@ def build_trainer(
     return trainer
 
 
+def build_algorithms(config: RunConfig, batches: Sequence[int]) -> list[Algorithm]:
+    """The techniques of a run with so many batches in each epoch; InputError where Composer refuses their values."""
+    try:
+        return config.algorithms.build(sum(batches), len(batches))
+    except ValueError as error:  # Composer's own checks of the values under `composer:`
+        raise InputError(*str(error).strip().splitlines()) from None
+
+
 def build_train_data(
     config: RunConfig, source: Source, sampler: PositionSampler, device: str, gate: Gate | None = None
 ) -> DataSpec:
@@ -117,11 +125,7 @@ def build_train_data(
         image_transforms=config.algorithms.image_transforms(),
         eval_crop_ratio=config.eval.crop_ratio,
         seed=config.seed,
-        workers=data.workers,
-        prefetch_factor=data.prefetch_factor,
-        pin_memory=device == "gpu",
-        limit=None if data.timeout is None else seconds(data.timeout),
-        gate=gate,
+        **loading(data, device, gate),
     )
     return DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
 
@@ -136,25 +140,32 @@ def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate 
 
     evaluators = []
     for size in config.eval.sizes:
+        images = at_size(config.eval.device_batch_size, size)
         loader = eval_loader(
             source,
             size=size,
             crop_ratio=config.eval.crop_ratio,
-            device_batch_size=at_size(config.eval.device_batch_size, size),
+            device_batch_size=images,
             rank=dist.get_global_rank(),
             world_size=dist.get_world_size(),
-            workers=data.workers,
-            prefetch_factor=data.prefetch_factor,
-            pin_memory=device == "gpu",
-            limit=None if data.timeout is None else seconds(data.timeout),
-            gate=gate,
+            **loading(data, device, gate),
         )
         spec = DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
-        microbatch = at_size(config.eval.device_batch_size, size)
         evaluators.append(
-            Evaluator(label=f"eval_{size}", dataloader=spec, eval_interval=due, device_eval_microbatch_size=microbatch)
+            Evaluator(label=f"eval_{size}", dataloader=spec, eval_interval=due, device_eval_microbatch_size=images)
         )
     return evaluators
+
+
+def loading(data: DataConfig, device: str, gate: Gate | None = None) -> Loading:
+    """How the loaders work, for a device by Composer's name."""
+    return {
+        "workers": data.workers,
+        "prefetch_factor": data.prefetch_factor,
+        "pin_memory": device == "gpu",
+        "limit": None if data.timeout is None else seconds(data.timeout),
+        "gate": gate,
+    }
 
 
 def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -223,11 +234,8 @@ class Schedule(Callback):
     """Sets the learning rate and the momentum of each step from the run's position alone.
 
     A Composer scheduler would see the first position twice, could not set the momentum, and would convert epochs to
-    batches by the current stage's batch size (docs/decisions.md); this one has no state to save.
-
-    Args:
-        rate: The schedule: (step, total steps) -> Rate.
-        batches: Batches of each epoch of the run.
+    batches by the current stage's batch size (docs/decisions.md); this one has no state to save. `rate` is the
+    schedule, (step, total steps) -> Rate; `batches` are those of each epoch of the run.
     """
 
     def __init__(self, rate: Callable[[float, float], Rate], batches: Sequence[int]) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.decode import Picture
+
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
 
@@ -29,6 +31,11 @@ def write_images(folder, classes=3, train=8, val=3, size=40, seed=0):
                 pixels = rng.integers(0, 120, (size, size + 8, 3)) + np.eye(3)[label % 3] * 130
                 Image.fromarray(pixels.astype(np.uint8)).save(place / f"{number}.jpg", quality=90)
     return folder
+
+
+def decode(data):
+    """The whole picture in RGB, uint8 (H, W, 3)."""
+    return Picture(data).decode(1)
 
 
 @contextmanager

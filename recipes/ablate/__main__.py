@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data.files import replace_file
 from data.text import escape
 from recipes.ablate import Outcome, Plan, PlannedRun, make_plan, preflight
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
@@ -47,7 +48,6 @@ POLL_SECONDS = 0.5
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("ablate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
-    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     text = "seeds; each variant is trained once per seed (default: 0 1)"
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
     text = (
@@ -131,7 +131,6 @@ class Stop:
                 signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
         again, self.requested = self.requested, True
         if not again:
             os.write(2, b"\nstopping: the current run saves its state; press Ctrl-C again to kill it\n")
@@ -207,8 +206,6 @@ def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[A
 
     Its `config.yaml` is written first, its output is appended to `console.txt`, and the bar counts its epochs.
     """
-    from recipes.watch.files import replace_file  # with OpenCV, which --list does not need
-
     before = bar.n
     bar.set_description(run.label)
     run.folder.mkdir(parents=True, exist_ok=True)

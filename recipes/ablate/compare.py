@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from data.files import replace_text
 from data.text import spreadsheet
 from recipes import output
 from recipes.ablate import Outcome, Plan, Variant
@@ -139,16 +140,10 @@ def compare_runs(
     size: int,
     target: float | None,
 ) -> Comparison:
-    """Compute a comparison from results.
+    """Compute a comparison from the finished `runs` by seed, of the `seeds` planned runs of each variant.
 
-    Args:
-        variants: The variants, in the order of the tables.
-        runs: The finished runs of each, by seed.
-        failed: Number of failed runs.
-        seeds: Number of planned runs of each variant.
-        sizes: Image sizes of the evaluation in pixels.
-        size: The one of `sizes` at which accuracies are compared.
-        target: Top-1 in [0, 1]; None: the baseline's final mean.
+    Accuracies are compared at `size`, one of the evaluation's `sizes` in pixels; without a target (top-1 in [0, 1]), it
+    is the baseline's final mean.
     """
     by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
     baseline = by_techniques.get(frozenset(), {})
@@ -342,8 +337,6 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         OSError: A file cannot be written; its previous version is unchanged.
     """
-    from recipes.watch.files import replace_text
-
     content = describe(comparison, comparison.sizes) | {"Command": [output.Code(comparison.command)]}
     names = ("table.md", "table.csv", "accuracy.png", "ablation.html")
     table, values, picture, page = written = [folder / name for name in names]

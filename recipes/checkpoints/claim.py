@@ -26,12 +26,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 NOTE = ".owner"
-RENEWED_EVERY = 20.0
-"""Seconds between two renewals of the note in the bucket."""
-DEAD_AFTER = 90.0
-"""Seconds without a renewal after which the note's owner counts as dead."""
-_LAST = 2.0
-"""Seconds allowed for removing the note from the bucket."""
+RENEWED_EVERY = 20.0  # seconds between two renewals of the note in the bucket
+DEAD_AFTER = 90.0  # seconds without a renewal after which the note's owner counts as dead
+_LAST = 2.0  # seconds allowed for removing the note from the bucket
 
 
 def on_first(decide: Callable[[], T]) -> T:
@@ -78,8 +75,7 @@ class Owner:
         }
         self._holds = False
         self._reached = False
-        self.superseded = False
-        """Whether the bucket now belongs to another owner."""
+        self.superseded = False  # whether the bucket now belongs to another owner
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
 

@@ -40,8 +40,7 @@ class Identity:
     world_size: int
     train_images: int | None = None
     """Images in the training set, which may move but must not change; None: not known, and not compared."""
-    classes: tuple[str, ...] = ()
-    """Its class folder names in label order; None: not known, and not compared."""
+    classes: tuple[str, ...] = ()  # its class folder names in label order; None: not known, and not compared
 
     @classmethod
     def of(
@@ -98,10 +97,8 @@ class Found:
     """A verified checkpoint."""
 
     manifest: Manifest
-    store: Store
-    """Where it was found."""
-    content: dict[str, Any] = field(repr=False)
-    """As `read_state` gives it."""
+    store: Store  # where it was found
+    content: dict[str, Any] = field(repr=False)  # as `read_state` gives it
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that were skipped, one line each with the reason; set by `load_checkpoint`."""
 
@@ -121,10 +118,8 @@ class Search(NamedTuple):
     """The outcome of looking for the newest good checkpoint."""
 
     found: Found | None
-    skipped: dict[str, str]
-    """Why other checkpoints cannot be used, by stem."""
-    listings: dict[str, Listing]
-    """What each store holds, by its location."""
+    skipped: dict[str, str]  # why other checkpoints cannot be used, by stem
+    listings: dict[str, Listing]  # what each store holds, by its location
 
 
 def newest_good(

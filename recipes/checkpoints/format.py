@@ -35,20 +35,16 @@ from data.files import open_regular
 from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest, parse_int
 from recipes.errors import InputError
 
-TREE = "tree.json"
-"""Name of the uint8 tensor that holds the tree."""
-
+TREE = "tree.json"  # name of the uint8 tensor that holds the tree
 _RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")
 """The saved part of Composer's state. The rest (run name, microbatch size, versions) is each process's own."""
 _REQUIRED = {"model", "optimizers", "timestamp", "algorithms"}
 _MAX_DEPTH = 48
-_MAX_DIMS = 16
-"""Limit of a tensor's dimensions; putting them in order takes quadratic time."""
+_MAX_DIMS = 16  # limit of a tensor's dimensions; putting them in order takes quadratic time
 _LARGEST_KEY = 2**60
 """Limit of a dict's numeric keys; larger ones can be chosen so that Python's dict takes hours."""
 _LONGEST_TIME = datetime.timedelta(days=10**6)
-_SMALL = 256 * 1024
-"""Bytes that the header and the tree may each have in a file of any size ..."""
+_SMALL = 256 * 1024  # bytes that the header and the tree may each have in a file of any size ...
 _SHARE = 64
 """... or else this fraction of the file, since Python needs up to 60 times the memory of the JSON it parses."""
 _DTYPES: dict[str, torch.dtype] = {
@@ -70,9 +66,8 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def pack(content: Any) -> list[memoryview]:
     """A file's bytes, in pieces. Tensors are copied to host memory once, so training may continue when this returns.
 
-    Args:
-        content: Dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested; TypeError
-        says where anything else is.
+    `content`: dicts, lists, tuples, strings, numbers, None, tensors, NumPy arrays and time spans, nested; TypeError
+    says where anything else is.
     """
     tensors: dict[str, Tensor] = {}
     tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()

@@ -12,19 +12,15 @@ import urllib.error
 import urllib.request
 from types import FrameType
 
-from data.workers import end_workers
+from recipes.cli import end_workers
 
 log = logging.getLogger(__name__)
 
-EXIT_INTERRUPTED = 75
-"""sysexits' EX_TEMPFAIL: run the same command again."""
-EXIT_NOT_UPLOADED = 74
-"""sysexits' EX_IOERR: the run is finished, but its last state is on the local disk only."""
-
+EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: run the same command again
+EXIT_NOT_UPLOADED = 74  # sysexits' EX_IOERR: the run is finished, but its last state is on the local disk only
 GRACE = 22.0
 """Seconds from a signal until the state must be saved and uploaded; Slurm and Composer's launcher kill after 30."""
-_SPOT_GRACE = 100.0
-"""Seconds from a spot notice, which comes two minutes ahead, until the process must have ended."""
+_SPOT_GRACE = 100.0  # seconds from a spot notice, which comes two minutes ahead, until the process must have ended
 _ASK_EVERY = 5.0
 _TIMEOUT = 2.0
 
@@ -55,8 +51,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.reason: str | None = None
-        self.deadline = float("inf")
-        """When the process must have ended, on the clock `time.monotonic`."""
+        self.deadline = float("inf")  # when the process must have ended, on the clock `time.monotonic`
         self._keyboard = 0
         self._process = os.getpid()
 
@@ -81,7 +76,6 @@ class Interrupt:
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        del frame
         if os.getpid() != self._process:
             return  # A loader worker, forked from this process: its parent stops it.
         if number == signal.SIGINT:

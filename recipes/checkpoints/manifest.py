@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from recipes.checkpoints.store import Store, StoreError
 
-SUFFIX = ".safetensors"
-"""Suffix of a checkpoint's data; its manifest has the same name with `.json`."""
+SUFFIX = ".safetensors"  # suffix of a checkpoint's data; its manifest has the same name with `.json`
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
 _MAX_BYTES = 4 * 2**20
 """Limit of a manifest's size: far more than 20,000 class names need; below `SMALL` of store.py."""
@@ -56,13 +55,10 @@ class Manifest(BaseModel):
     batch: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
     world_size: Annotated[int, Field(ge=1)]
-    train_images: int | None = None
-    """Images in the training set; None in checkpoints of older versions."""
-    top1: float | None = None
-    """Top-1 accuracy in [0, 1] of an evaluation of exactly these weights, if there was one."""
+    train_images: int | None = None  # images in the training set; None in checkpoints of older versions
+    top1: float | None = None  # Top-1 accuracy in [0, 1] of an evaluation of exactly these weights, if there was one
     finished: bool = False
-    created_at: str
-    """UTC, ISO 8601."""
+    created_at: str  # UTC, ISO 8601
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=1)]
 
     @property
@@ -157,14 +153,11 @@ def _checksum(content: object) -> str:
 class Listing(NamedTuple):
     """The checkpoints in a store, judged by file names alone: stems, from the oldest to the newest."""
 
-    complete: tuple[str, ...]
-    """With data and manifest (neither was read)."""
+    complete: tuple[str, ...]  # with data and manifest (neither was read)
     incomplete: tuple[str, ...]
     """Left by a process that died while writing or removing them: nothing is lost with them."""
-    torn: tuple[str, ...]
-    """Data without manifest or manifest without data, although writing had ended."""
-    old: tuple[str, ...]
-    """In the pickled format used before October 2026, which is not read."""
+    torn: tuple[str, ...]  # data without manifest or manifest without data, although writing had ended
+    old: tuple[str, ...]  # in the pickled format used before October 2026, which is not read
 
 
 def survey(store: Store) -> Listing:

@@ -31,8 +31,7 @@ from recipes.errors import InputError
 log = logging.getLogger(__name__)
 
 _PROBE = "write-test"
-_CHUNK = 32 * 2**20
-"""Bytes of a message between nodes: a checkpoint need not fit into a device's memory twice."""
+_CHUNK = 32 * 2**20  # bytes of a message between nodes: a checkpoint need not fit into a device's memory twice
 
 
 @dataclass
@@ -41,10 +40,8 @@ class Resume:
 
     manifest: Manifest | None = None
     """The manifest of the verified checkpoint, which is on each node's disk; None: start from scratch."""
-    resumed_from: str | None = None
-    """Where it was found, for display."""
-    damaged: tuple[str, ...] = ()
-    """Stems that were skipped."""
+    resumed_from: str | None = None  # where it was found, for display
+    damaged: tuple[str, ...] = ()  # stems that were skipped
     content: dict[str, Any] | None = field(default=None, repr=False)
     """The checkpoint's content, from `read_state`; None once restored, because it is large."""
 
@@ -60,19 +57,19 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
     Raises:
         InputError: On every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
-    search, content = _Search(config, places, identity, algorithms), None
+    decision, content = _Decision(config, places, identity, algorithms), None
 
     def decide() -> Resume:
         nonlocal content
-        found = search.everywhere()
+        found = decision.everywhere()
         content = found.content  # Each process reads its own disk, which avoids sending 300 MB.
         return replace(found, content=None)
 
     answer = on_first(decide)
     if answer.manifest is not None:
         if dist.get_world_size() > dist.get_local_world_size():
-            _copy_to_every_node(answer.manifest, search.local)
-        path = search.local.path(answer.manifest.file.name)
+            _copy_to_every_node(answer.manifest, decision.local)
+        path = decision.local.path(answer.manifest.file.name)
         try:
             content = content or read_state(path, answer.manifest, algorithms)
         except DamagedError as error:
@@ -84,10 +81,8 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
 class _Beginning:
     """A recorded beginning of a run."""
 
-    at: str
-    """UTC, ISO 8601."""
-    how: str
-    """`resume=X`, `autoresume=false`, or empty for a command that resumes from any checkpoint."""
+    at: str  # UTC, ISO 8601
+    how: str  # `resume=X`, `autoresume=false`, or empty for a command that resumes from any checkpoint
 
     @classmethod
     def of(cls, store: Store) -> _Beginning | None:
@@ -101,8 +96,8 @@ class _Beginning:
 
 
 @dataclass(frozen=True)
-class _Search:
-    """Process 0's search: which checkpoints of this run name count, and which of them is the newest good one."""
+class _Decision:
+    """Process 0's decision: which checkpoints of this run name count, and which of them is the newest good one."""
 
     config: RunConfig
     places: Places
@@ -182,10 +177,9 @@ class _Search:
     def _starts_again(self, stores: Sequence[Store]) -> bool:
         """Whether this command begins a new run, instead of resuming one that it began."""
         latest = max(filter(None, map(_Beginning.of, stores)), default=None)
-        same = latest is not None and latest.how == self.how
-        return bool(self.how) and not (
-            same and (not self.config.algorithms.not_resumable or any(map(_is_finished, stores)))
-        )
+        if not self.how or latest is None or latest.how != self.how:
+            return bool(self.how)
+        return bool(self.config.algorithms.not_resumable) and not any(map(_is_finished, stores))
 
     def _begin(self, stores: Sequence[Store], again: bool, named: tuple[Store, Manifest] | None) -> None:
         """Keep in the run's stores only the checkpoints of one beginning, and record which.

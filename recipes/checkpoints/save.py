@@ -28,10 +28,8 @@ from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_DISK_PATIENCE = 60.0
-"""Seconds that training waits for the local disk before it drops a checkpoint."""
-_LAST_LOGS = 20.0
-"""Seconds allowed for the last copy of the logs."""
+_DISK_PATIENCE = 60.0  # seconds that training waits for the local disk before it drops a checkpoint
+_LAST_LOGS = 20.0  # seconds allowed for the last copy of the logs
 
 
 def parse_interval(text: str) -> tuple[float, str]:
@@ -42,10 +40,8 @@ def parse_interval(text: str) -> tuple[float, str]:
 class Snapshot(NamedTuple):
     """A run's state at one position, serialised."""
 
-    payload: Sequence[memoryview]
-    """The file's bytes, in pieces; empty on every process but the first."""
-    about: dict[str, Any]
-    """The fields of its manifest, except the file."""
+    payload: Sequence[memoryview]  # the file's bytes, in pieces; empty on every process but the first
+    about: dict[str, Any]  # the fields of its manifest, except the file
 
     @property
     def stem(self) -> str:
@@ -228,7 +224,6 @@ class CheckpointManager(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Restore the random generators; raise InputError now, not at the first save, if a state cannot be saved."""
-        del logger
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
@@ -259,7 +254,6 @@ class CheckpointManager(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if due."""
-        del logger
         stop, late = _any_process(state, [self._interrupt.requested, self._is_late()])
         due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
         # An evaluation may follow and take minutes: keep the state from before it, in case it is interrupted.
@@ -272,19 +266,16 @@ class CheckpointManager(Callback):
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
         """After each batch of an evaluation within `fit`: stop if asked to, with the state from before it."""
-        del logger
         # All processes agree on whether there is one: `_held` is set and cleared in step.
         if self._held is not None and _any_process(state, [self._interrupt.requested])[0]:
             self._stop(self._held)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Until the next batch, the metrics belong to the current weights."""
-        del logger
         self._evaluated_batch = int(state.timestamp.batch)
 
     def epoch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each epoch and its evaluation: save if due, or at the end of the run."""
-        del logger
         self._held = None
         finished = state.max_duration is not None and state.timestamp >= state.max_duration
         due = self._unit == "ep" and int(state.timestamp.epoch) % self._every == 0
@@ -307,7 +298,6 @@ class CheckpointManager(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Let a write in progress finish, even when training failed, and copy the logs a last time."""
-        del state, logger
         if self.writer is not None:
             self.writer.close(_DISK_PATIENCE)
         if self._mirror is not None:

@@ -22,19 +22,15 @@ import boto3.exceptions
 import botocore.exceptions
 from composer.utils.object_store import S3ObjectStore
 
-from data.files import open_regular
-from data.text import escape, hide, scrub
-from recipes.watch.files import replace_file, sync
+from data.files import open_regular, replace_file, sync
+from data.text import escape, first_line, hide, scrub
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CHECKPOINTS = "checkpoints"
-"""Folder in a run's folder for checkpoints on their way to a bucket."""
-LOGS = "logs"
-"""Folder below a bucket's prefix for the run's logs."""
-SMALL = 8 * 2**20
-"""Bytes read of a manifest or a note, whatever its size."""
+CHECKPOINTS = "checkpoints"  # folder in a run's folder for checkpoints on their way to a bucket
+LOGS = "logs"  # folder below a bucket's prefix for the run's logs
+SMALL = 8 * 2**20  # bytes read of a manifest or a note, whatever its size
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
 _CLIENT = {
@@ -144,7 +140,7 @@ class LocalStore:
     def sweep(self) -> None:
         """Remove the incomplete files of writers that died; call it when no writer is alive."""
         with suppress(OSError):
-            for left in (*self.folder.glob(".ep*.new"), *self.folder.glob(".ep*.part")):
+            for left in self.folder.glob(".ep*.new"):
                 left.unlink(missing_ok=True)
 
     @contextmanager
@@ -243,7 +239,6 @@ class S3Store:
         return {"Bucket": self._objects.bucket, "Key": self._objects.get_key(name)}
 
     def _progress(self, sent: int, total: int) -> None:
-        del sent, total
         if self._cancelled:
             raise CancelledError
 
@@ -286,8 +281,8 @@ def _explained(where: str, error: BaseException) -> Exception:
         )
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(where)
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return StoreError(f"{where}: {scrub(first)[:300]}", mistake=isinstance(error, botocore.exceptions.ProfileNotFound))
+    mistake = isinstance(error, botocore.exceptions.ProfileNotFound)
+    return StoreError(f"{where}: {scrub(first_line(error))[:300]}", mistake=mistake)
 
 
 def retry(action: Callable[[], T], limit: float) -> T:
@@ -311,10 +306,8 @@ class Places:
 
     local: Path
     """Always present: uploads are written here first, and a restart on the same machine needs no download."""
-    remote: str | None
-    """`s3://bucket/prefix`, if there is a bucket."""
-    run_folder: Path
-    """The run's folder, whose logs go to the bucket too."""
+    remote: str | None  # `s3://bucket/prefix`, if there is a bucket
+    run_folder: Path  # the run's folder, whose logs go to the bucket too
 
     @classmethod
     def of(cls, folder: str, runs_folder: str, run_name: str) -> Places:

@@ -14,16 +14,13 @@ from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, publish, survey
 from recipes.checkpoints.store import CHECKPOINTS, LOGS, CancelledError, LocalStore, Places, S3Store, StoreError
+from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
 
-RECORD = ".begun"
-"""File next to a run's checkpoints that records how and when the run began."""
-CONFIG = "config.yaml"
-"""Of a run's folder."""
+RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
-_COMPLAIN_EVERY = 300.0
-"""Seconds between two log lines about a failing bucket."""
+_COMPLAIN_EVERY = 300.0  # seconds between two log lines about a failing bucket
 _COPY_LOGS_EVERY = 30.0
 _IN_MEMORY = 64 * 2**20
 

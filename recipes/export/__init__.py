@@ -9,12 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-FILES = {
-    "safetensors": "model.safetensors",
-    "pth": "model.pth",
-    "torch_export": "model.pt2",
-    "onnx": "model.onnx",
-}
+FILES = {"safetensors": "model.safetensors", "pth": "model.pth", "torch_export": "model.pt2", "onnx": "model.onnx"}
 """File name of each format."""
 PREPROCESSING, CLASSES, CARD = "preprocessing.json", "classes.json", "README.md"
 OURS = (*FILES.values(), PREPROCESSING, CLASSES, CARD)

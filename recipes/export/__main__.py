@@ -19,8 +19,8 @@ from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_co
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export import CARD, CLASSES, FILES, OURS, PREPROCESSING
-from recipes.json_text import to_json
 from recipes.load import load_config
+from recipes.results import to_json
 
 EXAMPLES = """examples:
   %(prog)s yamls/demo.yaml --output exported
@@ -50,7 +50,6 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     about = "Write a trained network as weights and programs, with its preprocessing and a\nmodel card."
     command = command_parser("export", about, EXAMPLES)
-    command.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     add_checkpoint_arguments(command)
     command.add_argument(
         "--output", type=Path, metavar="DIR", required=True, help="where to write; must be empty or not exist"

@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from composer.algorithms.blurpool.blurpool_layers import BlurConv2d, BlurMaxPool2d
 from torch import Tensor, nn
 
+from data.text import first_line
 from recipes.errors import InputError
 from recipes.export import open_onnx
 from recipes.model import build_network
 from recipes.trained import Trained
 
-TOLERANCE = 1e-4
-"""Largest allowed `difference` between a program's logits and the network's."""
-OPSET = 17
-"""ONNX operator set of ONNX 1.12 (2022); onnxruntime supports it since version 1.12."""
+TOLERANCE = 1e-4  # largest allowed `difference` between a program's logits and the network's
+OPSET = 17  # ONNX operator set of ONNX 1.12 (2022); onnxruntime supports it since version 1.12
 
 
 def examples(size: int, count: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -49,16 +48,11 @@ def difference(found: Tensor, expected: Tensor) -> float:
 class Architecture(NamedTuple):
     """How a network differs from the one of the same name in torchvision or timm."""
 
-    plain: bool
-    """The weights load strictly into that network, which then gives the same logits."""
-    blurred: tuple[str, ...]
-    """Names of the convolutions that blur their input or output."""
-    blurred_pools: tuple[str, ...]
-    """Names of the blurred max-pooling layers."""
-    blur_first: bool
-    """Whether blurring comes before the convolution rather than after it."""
-    techniques: tuple[str, ...]
-    """Fields of `algorithms` that changed the architecture; empty if it is plain."""
+    plain: bool  # the weights load strictly into that network, which then gives the same logits
+    blurred: tuple[str, ...]  # names of the convolutions that blur their input or output
+    blurred_pools: tuple[str, ...]  # names of the blurred max-pooling layers
+    blur_first: bool  # whether blurring comes before the convolution rather than after it
+    techniques: tuple[str, ...]  # fields of `algorithms` that changed the architecture; empty if it is plain
 
 
 def architecture(trained: Trained, probe: Tensor) -> Architecture:
@@ -186,5 +180,5 @@ def _compared(run: Callable[[Tensor], Tensor], network: nn.Module, path: Path, p
 
 
 def _refused(path: Path, error: Exception) -> InputError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    reason = first_line(error)[:200]
     return InputError(f"{path.name}: this network cannot be exported in this format: {reason}; choose other --formats")

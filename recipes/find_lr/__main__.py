@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from data.files import replace_text
 from recipes import output
 from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.find_lr import CHOSEN, ENDS, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
-from recipes.json_text import to_json
 from recipes.load import load_config
 from recipes.output import ABSENT, COLORS, DIM, Table, chart, svg
+from recipes.results import to_json
 from recipes.schedule import epoch_plan, peak_lr
 
 if TYPE_CHECKING:
@@ -52,7 +53,6 @@ DEVICES = (1, 2, 4, 8, 16)  # numbers of devices for which the rate is shown
 
 def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("find_lr", DESCRIPTION, EXAMPLES)
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
 
     def option(name: str, kind: Callable[[str], float], low: float, high: float, default: object, text: str) -> None:
         def read(text: str) -> float:
@@ -234,8 +234,6 @@ def _describe(result: Result) -> output.Content:
 
 def _write_files(result: Result, content: output.Content, folder: Path) -> None:
     """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole."""
-    from recipes.watch.files import replace_text
-
     alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
     runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
     versions = [(name, value or ABSENT) for name, value in result.versions.items()]

@@ -22,7 +22,7 @@ from recipes.load import load_config
 from recipes.preflight import require_ready
 from recipes.run import open_data, start_processes
 from recipes.schedule import epoch_plan, global_batch_size
-from recipes.trainer import build_trainer
+from recipes.trainer import build_algorithms, build_trainer
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
 """Techniques that a test leaves out: it uses one size, and weight averages do not change the training."""
@@ -34,14 +34,8 @@ def trial_config(
     """The config that a range test trains with.
 
     It is the run's own, at one image size with random crops, with the momentum at the schedule's highest rate, and
-    without the techniques in `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off.
-
-    Args:
-        path: The run's YAML.
-        overrides: `key.path=value`.
-        size: Image size in pixels; None: that of most epochs.
-        batch_size: Images per step over all devices; None: the run's at that size.
-        world_size: Number of processes.
+    without the techniques in `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off. Without a
+    `size`, it is that of most epochs; without a `batch_size` (over all devices), it is the run's at that size.
 
     Raises:
         InputError: The config is wrong, or the batch size is not divisible by the number of processes.
@@ -82,7 +76,6 @@ class RisingRate(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Runs before every step, after the recipe's own schedule."""
-        del logger
         rate = float(self.lrs[len(self.losses)])
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate
@@ -92,7 +85,6 @@ class RisingRate(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """The loss is the mean over all processes, so all of them stop together."""
-        del logger
         rate, loss = self.lrs[len(self.losses)], float(state.total_loss_dict["loss/train/total"])
         self.losses.append(loss)
         self.bar.set_postfix_str(f"lr {rate:.2g}, loss {loss:.3g}", refresh=False)
@@ -109,25 +101,15 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
     writes no file. Two tests with the same config give the same bits.
     """
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
-    images = epoch_plan(config, world_size)[0].global_batch_size
-    epochs = -(-ramp.steps // -(-len(train) // images))
+    epochs = -(-ramp.steps // -(-len(train) // epoch_plan(config, world_size)[0].global_batch_size))
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
     sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
     rising = RisingRate(ramp, bar)
     before = reproducibility.get_rng_state()
     try:
-        try:
-            algorithms = config.algorithms.build(sum(sampler.batches(epoch) for epoch in range(epochs)), epochs)
-        except ValueError as error:  # Composer's own checks of the values under `composer:`
-            raise InputError(*str(error).strip().splitlines()) from None
+        algorithms = build_algorithms(config, [sampler.batches(epoch) for epoch in range(epochs)])
         trainer = build_trainer(
-            config,
-            train=train,
-            val=val,
-            sampler=sampler,
-            algorithms=algorithms,
-            callbacks=[rising],
-            loggers=[],
+            config, train=train, val=val, sampler=sampler, algorithms=algorithms, callbacks=[rising], loggers=[]
         )
         trainer.state.evaluators = []  # no evaluation after the end of training
         try:

@@ -20,9 +20,11 @@ import numpy as np
 import yaml
 from pydantic import BaseModel, Field
 
+from algorithms import PositiveFloat, PositiveInt
 from algorithms.fixres import start_epoch
 from data.config import Crop, EpochPlan
-from recipes.config import Part, PositiveFloat, PositiveInt, RunConfig
+from data.text import first_line
+from recipes.config import Part, RunConfig
 from recipes.errors import InputError
 from recipes.results import METRICS, Metrics, read_results
 from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at
@@ -140,7 +142,7 @@ class Stage(NamedTuple):
     memory_gb: float | None = None  # of one device, in GB (1e9 bytes); None: not computed
 
 
-class Evaluation(NamedTuple):
+class Evaluations(NamedTuple):
     """All evaluations of a run."""
 
     times: int
@@ -177,7 +179,7 @@ class Plan(NamedTuple):
     saving_by_size_alone: float  # the same, without the second passes of SAM and the like
     train_size: int
     saving_against_train_size: float
-    evaluation: Evaluation
+    evaluation: Evaluations
     throughput: Throughput | None
     evaluation_hours: float | None
     checkpoint_hours: float | None
@@ -288,8 +290,7 @@ def flops(network: nn.Module, size: int) -> int:
         with counter, torch.no_grad():
             network.eval()(torch.empty(1, 3, size, size, device="meta"))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"model.name: the network does not accept images of {size} px: {reason}") from None
+        raise InputError(f"model.name: the network does not accept images of {size} px: {first_line(error)}") from None
     return counter.get_total_flops()
 
 
@@ -411,7 +412,7 @@ def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
         saving_by_size_alone=1.0 - sum(stage.epochs * work(stage.size) for stage in stages) / config.epochs,
         train_size=config.data.train_size,
         saving_against_train_size=1.0 - compute / (config.epochs * work(config.data.train_size)),
-        evaluation=Evaluation(times, sizes, images.val, evaluated),
+        evaluation=Evaluations(times, sizes, images.val, evaluated),
         throughput=throughput,
         evaluation_hours=evaluation_hours,
         checkpoint_hours=checkpoint_hours,

@@ -11,12 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.files import is_remote
+from data.files import is_remote, replace_text
 from recipes import output
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
-from recipes.json_text import to_json
 from recipes.load import load_config, load_table
 from recipes.output import ABSENT, COLORS, Content, Table, chart, duration, svg
 from recipes.plan import (
@@ -33,6 +32,7 @@ from recipes.plan import (
     published,
     schedule_of,
 )
+from recipes.results import to_json
 from recipes.schedule import epoch_plan
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ POINTS = 2_000  # points of a curve in the chart, at most
 def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = command_parser("plan", "Show a run's stages, compute, time and price before it starts.", EXAMPLES)
     add = parser.add_argument
-    add("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
     add("--machine", metavar="NAME", help="a machine in the price list (default: the YAML's `# Hardware:`)")
     add("--prices", type=Path, default=PRICES, metavar="FILE", help="price list (default: recipes/plan/prices.yaml)")
     add("--devices", type=int, metavar="N", help="processes (default: the machine's devices)")
@@ -301,8 +300,6 @@ def main(argv: Sequence[str]) -> int:
     content = _describe(plan, inputs)
     output.show(content, *_describe_run(plan))
     sys.stdout.flush()  # the chart takes another second
-    from recipes.watch.files import replace_text
-
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
     with chart(9, 8) as drawn:
         _draw_schedule(drawn, plan, inputs)

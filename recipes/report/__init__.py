@@ -17,12 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from data.text import escape
+from data.text import escape, first_line
 from recipes.errors import InputError
 from recipes.load import read_document
-from recipes.results import METRICS, SUMMARY, Metrics, Results, read_results
+from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Metrics, Results, read_results
 
-CONFIG, PREDICTIONS = "config.yaml", "predictions.npz"
 POINTS = 600  # points of a curve at most: about one per pixel of its chart's width
 _CHECKPOINT = re.compile(r"ep\d{3,9}-ba(\d{6,12})")
 Array = NDArray[Any]
@@ -186,7 +185,7 @@ def _read_predictions(path: Path, problems: list[str]) -> Predictions | None:
         if not fit or [c.dtype.kind for c in columns] != list("iiff") or not (found.label < len(classes)).all():
             raise ValueError("its parts do not fit each other")
     except Exception as error:  # numpy, zipfile and zlib raise many different exceptions for a damaged archive
-        problems.append(f"{path}: damaged: {(str(error) or type(error).__name__).splitlines()[0][:200]}")
+        problems.append(f"{path}: damaged: {first_line(error)[:200]}")
         return None
     return found
 

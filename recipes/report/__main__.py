@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page and print its path; returns the exit status."""
-    parser = command_parser("report", DESCRIPTION, EXAMPLES)
+    parser = command_parser("report", DESCRIPTION, EXAMPLES, words=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, such as runs/demo")
     text = "the page (default: report.html in the run's folder, or in the current one for several runs)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)

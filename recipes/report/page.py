@@ -18,14 +18,14 @@ from PIL import Image
 
 from data.decode import BadImage, Picture
 from data.errors import DataError
+from data.files import replace_text
 from data.source import Source, open_evaluation
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.output import ABSENT, Table, render_page
 from recipes.report import POINTS, Confusions, Predictions, Run, charts, read_run
 from recipes.resolved import resolved_values
-from recipes.results import short_commit
-from recipes.watch.files import duration, replace_text
+from recipes.results import clock_time, short_commit
 
 REPORT = "report.html"  # the page's name in a run's folder
 GRIDS, ERRORS = 8, 24  # at most this many pictures of one run; of several runs, half as many each
@@ -110,7 +110,7 @@ def _results(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         summary, seconds = run.summary, run.summary.get("wall_seconds")
-        time = duration(seconds) if isinstance(seconds, int | float) else ABSENT
+        time = clock_time(seconds) if isinstance(seconds, int | float) else ABSENT
         sources = summary.get("resumed_from")
         resumed = (len(sources) if isinstance(sources, list) else 0) if summary else ABSENT
         shares = [_percent(summary.get(name)) for name in ("top1", "top5")]
@@ -259,8 +259,8 @@ def _time(runs: Sequence[Run]) -> dict[str, Any]:
     rows = []
     for name, known in found:
         whole, shares = sum(known.values()), [known.get(phase, 0.0) for phase in charts.PHASES]
-        cells = [f"{duration(share)} ({100 * share / whole:.1f} %)" for share in shares]
-        rows.append([name, *cells, duration(whole)])
+        cells = [f"{clock_time(share)} ({100 * share / whole:.1f} %)" for share in shares]
+        rows.append([name, *cells, clock_time(whole)])
     headers = ["run", *(label for label, _ in charts.PHASES.values()), "in all (h:mm:ss)"]
     return {"table": Table(headers, rows, range(1, 6)), "chart": charts.time_spent(found) if found else None}
 
@@ -326,11 +326,7 @@ def _errors(run: Run, found: Predictions, limit: int) -> dict[str, Any]:
 
 
 def _evaluated_images(run: Run, found: Predictions) -> Source:
-    """The images that the predictions are for.
-
-    Raises:
-        DataError: They no longer exist, or have been replaced by others.
-    """
+    """The images that the predictions are for; DataError: they no longer exist, or have been replaced by others."""
     path, cache = run.setting("data.path"), run.setting("data.cache_folder")
     if not isinstance(path, str):
         raise DataError("the config does not say where the images are")
@@ -342,11 +338,7 @@ def _evaluated_images(run: Run, found: Predictions) -> Source:
 
 
 def _thumbnail(data: bytes) -> dict[str, Any]:
-    """An evaluation image, reduced but not cropped.
-
-    Raises:
-        BadImage: It cannot be decoded.
-    """
+    """An evaluation image, reduced but not cropped; BadImage: it cannot be decoded."""
     image = Picture(data)
     reduction = next((one for one in (8, 4, 2) if max(image.height, image.width) // one >= THUMBNAIL), 1)
     return _embed(Image.fromarray(image.decode(reduction)), THUMBNAIL, THUMBNAIL)
@@ -355,11 +347,8 @@ def _thumbnail(data: bytes) -> dict[str, Any]:
 def _embed(image: Image.Image, longest: int, enlarged: int) -> dict[str, Any]:
     """An image for the page, a few kilobytes: a large image is reduced and compressed, a small one shown enlarged.
 
-    Args:
-        image: RGB or grey.
-        longest: Largest length in pixels of its longer side on the page.
-        enlarged: Length in pixels up to which the browser enlarges a small image, by an integer factor without
-        smoothing.
+    Its longer side has at most `longest` pixels on the page; the browser enlarges a small image to at most `enlarged`
+    pixels, by an integer factor without smoothing.
     """
     image, buffer = image.convert("RGB"), io.BytesIO()
     if max(image.size) > longest:

@@ -22,9 +22,7 @@ from composer import Callback, Event, Logger, State
 
 Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
 PHASES: tuple[Phase, ...] = ("train", "loader_wait", "evaluation", "checkpointing")
-EVAL_LABEL = "eval_"
-"""Evaluators are labelled `eval_SIZE`."""
-
+EVAL_LABEL = "eval_"  # evaluators are labelled `eval_SIZE`
 _PHASE_FROM: Mapping[Event, Phase | None] = {
     Event.FIT_START: "loader_wait",  # its workers start
     Event.EPOCH_START: "loader_wait",
@@ -80,11 +78,7 @@ class Clock:
 
 
 def numbers(saved: Mapping[str, Any]) -> dict[str, float]:
-    """Figures by name from a checkpoint, which may hold anything.
-
-    Raises:
-        TypeError: A value is not a number.
-    """
+    """Figures by name from a checkpoint, which may hold anything; TypeError: a value is not a number."""
     if not all(isinstance(value, int | float) for value in saved.values()):
         raise TypeError("a figure that is not a number")
     return dict(saved)
@@ -99,14 +93,9 @@ class Figures(Callback):
     """Computes and logs the figures; owns the clock that others read.
 
     It comes before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin. It
-    never waits for the device: everything it reads is on the host already.
-
-    Args:
-        samples: Training images in an epoch, over all processes.
-        interval: Batches between two sets of figures.
-
-    Attributes:
-        evaluations: Last evaluation by image size: `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
+    never waits for the device: everything it reads is on the host already. `samples` are the training images in an
+    epoch, over all processes; `evaluations` is the last evaluation by image size:
+    `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
     """
 
     def __init__(self, samples: int, interval: int) -> None:

@@ -15,32 +15,25 @@ from composer.utils import dist
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.files import replace_file
 from recipes.config import DataConfig
 from recipes.errors import InputError
 from recipes.watch.figures import EVAL_LABEL
-from recipes.watch.files import replace_file
 from recipes.watch.sinks import IMAGES_NAME
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 NAMED_ON_CONSOLE = 20
 POLL_BATCHES = 100
 """Batches between two checks for bad images within an epoch: a check may scan a byte per image."""
-UNSEEN = -1
-"""Prediction for an image that no process evaluated."""
+UNSEEN = -1  # prediction for an image that no process evaluated
 
 log = logging.getLogger(__name__)
 
 
 def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """Arrange images in a grid, eight in a row, with two black pixels between them.
+    """Arrange normalised images (N, 3, H, W) in a grid, eight in a row, with two black pixels between them.
 
-    Args:
-        images: Normalised images (N, 3, H, W), floating point, on any device.
-        mean: Mean per channel of images in [0, 1].
-        std: Standard deviation per channel.
-
-    Returns:
-        uint8 (rows * (H + 2) - 2, columns * (W + 2) - 2, 3).
+    Returns uint8 (rows * (H + 2) - 2, columns * (W + 2) - 2, 3).
     """
     pixels = images.detach().to("cpu", torch.float32).numpy().transpose(0, 2, 3, 1)
     pixels = (pixels * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
@@ -104,13 +97,8 @@ class BadImages(Callback):
 
     A dataset may have `bad`, with `new() -> list[BadSample]`: those not reported before. It is called every 100 batches
     and at the end of each epoch and evaluation; the processes then exchange what they found, so that all count the same
-    and end together.
-
-    Args:
-        max_bad_fraction: Share of a split, in [0, 1], above which the run fails.
-
-    Attributes:
-        found: Name and reason of each bad image of a split (`train` or `val`), over all processes and resumes.
+    and end together. `found` has the name and reason of each bad image by split (`train` or `val`), over all processes
+    and resumes.
     """
 
     def __init__(self, max_bad_fraction: float) -> None:
@@ -178,12 +166,6 @@ class Predictions(Callback):
     - `probability` and `label_probability`, float32 (N,): softmax of the logits at `predicted` and at `label`;
     - `classes` and `names`, text (C,): folders in label order, and human-readable names;
     - `size`, in pixels, and `batch`, the run's position: int64 scalars.
-
-    Args:
-        path: The file.
-        size: Image size in pixels of the evaluator whose predictions are kept.
-        classes: Class folder names in label order.
-        names: Their names for people.
     """
 
     def __init__(self, path: Path, size: int, classes: Sequence[str], names: Sequence[str]) -> None:

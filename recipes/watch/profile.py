@@ -25,13 +25,12 @@ from composer.utils import dist
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch gives it on from torch._C
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from recipes.json_text import to_json
-from recipes.watch.files import replace_text
+from data.files import replace_text
+from recipes.results import to_json
 
 WARM_UP = 10
 """Steps at an image size, or of a process, before tracing: by then kernels are chosen and workers have started."""
-STEPS = 3
-"""Steps whose times are added up; the trace holds one more before them, in which the profiler itself starts."""
+STEPS = 3  # steps whose times are added up; the trace holds one more before them, in which the profiler itself starts
 OPERATORS = 10
 LEAVES = {
     "event/dataloader": "waiting for the loader",
@@ -67,33 +66,22 @@ class Span(NamedTuple):
 class StageProfile(NamedTuple):
     """The measurements at one image size, stored in SIZEpx.json."""
 
-    size: int
-    """Side in pixels of the loader's images."""
-    images: int
-    """Images per step on one device."""
-    batch: int
-    """Batches of the run done at the end of the trace."""
+    size: int  # side in pixels of the loader's images
+    images: int  # per step on one device
+    batch: int  # batches of the run done at the end of the trace
     steps: int
-    seconds: float
-    """Seconds of all these steps."""
-    plain_step_seconds: float | None
-    """Median seconds of the steps before them, without the profiler; None if there were none."""
+    seconds: float  # of all these steps
+    plain_step_seconds: float | None  # median of the steps before them, without the profiler; None if there were none
     device: str
-    shares: dict[str, float]
-    """Seconds by part of the step; they add up to `seconds`."""
-    operators: Sequence[Sequence[Any]]
-    """(name, share of all operators' time, calls)."""
+    shares: dict[str, float]  # seconds by part of the step; they add up to `seconds`
+    operators: Sequence[Sequence[Any]]  # (name, share of all operators' time, calls)
 
 
 class StepTrace(TraceHandler):
     """Traces STEPS steps of each image size into FOLDER/SIZEpx.pt.trace.json.gz, and keeps FOLDER/summary.md; rank 0.
 
     A size that already has a trace, from an earlier process of the run, is skipped. If the folder cannot be written,
-    training continues.
-
-    Args:
-        folder: Created when needed.
-        plan: (image size in pixels, batches) of each epoch.
+    training continues. `plan` has (image size in pixels, batches) of each epoch.
     """
 
     def __init__(self, folder: Path, plan: Sequence[tuple[int, int]]) -> None:

@@ -13,14 +13,12 @@ from composer.loggers import LoggerDestination
 from composer.utils import dist
 from tqdm import tqdm
 
+from recipes.results import clock_time
 from recipes.watch.figures import EVAL_LABEL, Figures
-from recipes.watch.files import duration
 
 REPAINT_SECONDS = 0.2
-PLAIN_LINE_SECONDS = 30.0
-"""Seconds between two lines if the console is not a terminal."""
-RATE_BATCHES = 20
-"""Number of recent batches over which images/s is computed."""
+PLAIN_LINE_SECONDS = 30.0  # between two lines if the console is not a terminal
+RATE_BATCHES = 20  # number of recent batches over which images/s is computed
 
 
 class Progress(LoggerDestination):
@@ -30,13 +28,8 @@ class Progress(LoggerDestination):
 
     Bar, percentage and ETA count pixels (images times size squared), because a 288 px epoch takes five times as long as
     a 128 px one. The ETA is this process's time per pixel, including evaluations and checkpoints so far, times the
-    remaining pixels. images/s excludes evaluations and checkpoints.
-
-    Args:
-        figures: The clock, and the last evaluation.
-        sizes: Image size in pixels of each epoch.
-        eval_size: Image size in pixels of the evaluation whose top-1 is shown.
-        stream: The output; only a terminal gets the bar.
+    remaining pixels. images/s excludes evaluations and checkpoints. top-1 is that of the last evaluation at `eval_size`
+    pixels; `sizes` has the image size in pixels of each epoch.
     """
 
     def __init__(self, figures: Figures, sizes: Sequence[int], eval_size: int, stream: TextIO) -> None:
@@ -106,7 +99,7 @@ class Progress(LoggerDestination):
         number = int(stamp.epoch) + (int(stamp.sample_in_epoch) > 0 or int(stamp.epoch) == 0)
         before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
         images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
-        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {duration(self._remaining(state))}"
+        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {clock_time(self._remaining(state))}"
         loss = state.total_loss_dict.get("loss/train/total")
         after += "" if loss is None else f" loss {loss:.3f}"
         top1 = self.figures.evaluations.get(self.eval_size, {}).get("top1")

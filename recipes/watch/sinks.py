@@ -25,23 +25,21 @@ from composer.utils import dist
 from packaging.specifiers import SpecifierSet
 from tqdm import tqdm
 
+from data.files import replace_file, sync
 from data.text import Formatter
 from recipes.checkpoints.manifest import position_in_words
 from recipes.config import LoggersConfig
 from recipes.errors import InputError
-from recipes.json_text import to_json
+from recipes.results import clock_time, to_json
 from recipes.watch.figures import Clock, is_figure, numbers
-from recipes.watch.files import duration, replace_file, sync
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 IMAGES_NAME = "train/images"
-OURS = ("recipes", "data", "algorithms")
-"""Loggers whose INFO messages are logged; from all others, only warnings and errors."""
+OURS = ("recipes", "data", "algorithms")  # their INFO is logged; from all others, only warnings and errors
 WARNING_SECONDS = 600.0
-_LINES_HELD = 100_000
-"""Log records held until the file may be written."""
+_LINES_HELD = 100_000  # log records held until the file may be written
 _FLUSH_SECONDS = 30
 """A killed process loses at most this many seconds of points, none of them older than its last checkpoint."""
 
@@ -87,14 +85,7 @@ class TextLog(LoggerDestination):
 
     From the start, records are held for the file and warnings go to stderr, because what is found before the run may
     touch its folder, such as a damaged checkpoint, belongs in the log too. `open` creates the file or appends to it.
-
-    Args:
-        path: The file; its folder is created.
-        stream: The console.
-        run_name: For the first line.
-
-    Attributes:
-        resumed_from: The checkpoint that this process resumes from.
+    `stream` is the console; `resumed_from` names the checkpoint that this process resumes from.
     """
 
     def __init__(self, path: Path, stream: TextIO, run_name: str) -> None:
@@ -171,8 +162,8 @@ class TextLog(LoggerDestination):
                 f": {figures['train/image_size']:.0f} px, loss {figures['train/loss']:.4f}, lr "
                 f"{figures['train/lr']:.4g}, momentum {figures['train/momentum']:.3f}, "
                 f"{figures['train/images_per_second']:.0f} images/s "
-                f"({100 * figures['train/loader_wait_fraction']:.0f} % waiting for the loader), {duration(seconds)} in "
-                "all"
+                f"({100 * figures['train/loader_wait_fraction']:.0f} % waiting for the loader), {clock_time(seconds)} "
+                "in all"
             )
         log.info("%s", line)
 
@@ -275,12 +266,11 @@ class FigureSink(LoggerDestination):
 
 
 def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
-    """The complete lines of a file that a run resuming at `batch` will not write again.
+    """The complete lines of a metrics.jsonl that a run resuming at `batch` will not write again.
 
-    Args:
-        path: A metrics.jsonl; a torn last line, or any line that is not a JSON object with a batch, is left out.
-        batch: Position of the resume: lines before it stay, later ones go.
-        figures: Names logged at `batch` itself before the checkpoint was taken; lines with others go.
+    Lines before it stay, later ones go; of those at `batch` itself, those stay whose names are among `figures`, which
+    were logged before the checkpoint was taken. A torn last line, or any line that is not a JSON object with a batch,
+    is left out.
     """
     with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
@@ -299,11 +289,7 @@ class MetricsFile(FigureSink):
 
     `batch`, `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all resumes of the run. A
     figure that is not finite is null. Each line is written in one call, so that a killed process leaves complete lines.
-
-    Args:
-        path: The file; its folder is created.
-        clock: The run's.
-        samples: Training images in an epoch, over all processes.
+    `samples`: training images in an epoch, over all processes.
     """
 
     def __init__(self, path: Path, clock: Clock, samples: int) -> None:
@@ -358,9 +344,6 @@ class TensorBoard(FigureSink):
     evaluation), begins a new file at each flush, and duplicates the points between a checkpoint and a crash. Here, a
     resume at batch B begins a new file that tells readers to drop the points from B on (`purge_step`), and writes those
     of B that belong to the checkpoint again.
-
-    Args:
-        folder: Where the event files are.
     """
 
     def __init__(self, folder: Path) -> None:

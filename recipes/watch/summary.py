@@ -19,9 +19,9 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from algorithms import bare_name
-from recipes.json_text import to_json
+from data.files import replace_text
+from recipes.results import to_json
 from recipes.watch.figures import Figures
-from recipes.watch.files import replace_text
 from recipes.watch.pictures import BadImages
 
 PACKAGES = {"torch": "torch", "torchvision": "torchvision", "composer": "mosaicml", "timm": "timm", "numpy": "numpy"}
@@ -34,15 +34,8 @@ class Summary(Callback):
 
     `top1` and `top5` are those of the last evaluation at the last size, in [0, 1], null before the first.
     `wall_seconds` covers all resumes of the run: training, waiting, evaluation, checkpoints. `images_per_second`
-    excludes the last two. `weights_sha256` is null until the run is finished.
-
-    Args:
-        path: The file; its folder is created.
-        about: `run_name` and `config_digest`.
-        figures: Clock and last evaluation.
-        bad_images: The callback that counts bad images.
-        eval_sizes: In pixels.
-        resumed_from: The checkpoint that this process resumes from.
+    excludes the last two. `weights_sha256` is null until the run is finished. `about` has `run_name` and
+    `config_digest`; `resumed_from` names the checkpoint that this process resumes from.
     """
 
     def __init__(

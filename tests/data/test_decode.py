@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data.decode import BadImage, Fault, Picture, decode, read_header
+from data.decode import BadImage, Fault, Picture, read_header
+from tests.support import decode
 
 H, W = 61, 90
 

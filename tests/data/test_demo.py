@@ -5,10 +5,10 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data import demo
-from data.decode import decode
 from data.demo import write_digits
 from data.errors import DataError
 from data.imagefolder import open_folders
+from tests.support import decode
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from data.decode import decode
 from data.source import open_split_pair
 from data.verify import main
+from tests.support import decode
 
 
 @pytest.fixture

@@ -83,7 +83,6 @@ def test_help_is_read_on_80_columns(module, monkeypatch, capsys):
 
 def test_overrides_may_follow_an_option_of_several_values():
     parser = command_parser("bake", "Bakes.")
-    parser.add_argument("words", nargs="*")
     parser.add_argument("--seeds", nargs="+", type=int)
     parser.add_argument("--output")
     parser.add_argument("--list", action="store_true")

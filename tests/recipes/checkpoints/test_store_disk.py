@@ -6,8 +6,8 @@ import stat
 
 import pytest
 
+from data.files import replace_file
 from recipes.checkpoints.store import Entry, LocalStore, StoreError
-from recipes.watch.files import replace_file
 
 
 def failing(monkeypatch, number, of):

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from data.source import BadSample
 from recipes.config import RunConfig
-from recipes.watch.build import Watchers, build_watchers
+from recipes.watch import Watchers, build_watchers
 from recipes.watch.figures import is_figure
 from recipes.watch.sinks import TextLog
 
@@ -214,7 +214,6 @@ def train_tiny(
         TextLog(root / folder / "log.txt", stream, "tiny"),
         samples=SAMPLES,
         sizes=sizes,
-        world_size=1,
         classes=[f"n{label:02d}" for label in range(CLASSES)],
         class_names=[f"class {label}" for label in range(CLASSES)],
         resumed_from=f"{load}.pt" if load else None,
