@@ -75,6 +75,8 @@ class Owner:
         }
         self._holds = False
         self._reached = False
+        self._predecessor: object = self._me["id"]
+        """The id of the dead owner's note that ours replaced; a slow store may still store that one after ours."""
         self.superseded = False  # whether the bucket now belongs to another owner
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
@@ -144,16 +146,20 @@ class Owner:
                 )
             last = found
             time.sleep(1.0)
+        self._predecessor = self._me["id"] if found is None else found[0].get("id")
         self._write(store)
         found = _read(store)
-        if found is not None and found[0].get("id") != self._me["id"]:  # both started at once
+        if found is not None and self._is_anothers(found[0]):  # both started at once
             raise InputError(self._refusal(found[0], store.location))
+
+    def _is_anothers(self, note: dict[str, Any]) -> bool:
+        return note.get("id") not in (self._me["id"], self._predecessor)
 
     def renew(self, store: S3Store) -> None:
         """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
         self._reached = False
         found = _read(store)
-        if found is not None and found[0].get("id") != self._me["id"] and (self._holds or not _is_dead(*found)):
+        if found is not None and self._is_anothers(found[0]) and (self._holds or not _is_dead(*found)):
             if not self.superseded:
                 log.error("%s; nothing more will be copied there", self._refusal(found[0], store.location))
             self.superseded = True

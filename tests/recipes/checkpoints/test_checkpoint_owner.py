@@ -123,6 +123,18 @@ def test_a_superseded_owner_copies_nothing_more_and_leaves_the_note(tmp_path, ur
     assert json.loads(store.read(NOTE))["id"] == "other"
 
 
+def test_a_dead_owners_note_that_a_slow_bucket_stores_late_supersedes_nobody(tmp_path, url):
+    store = S3Store(url)
+    with Owner(places(tmp_path / "first", url), "x"):
+        pass
+    late = store.read(NOTE)
+    with Owner(places(tmp_path / "second", url), "x") as owner:
+        store.put(NOTE, late)
+        owner.renew(store)
+        assert not owner.superseded
+        assert json.loads(store.read(NOTE))["id"] != json.loads(late)["id"]
+
+
 def test_an_owner_that_could_not_reach_the_bucket_at_its_start_does_not_take_it_from_a_live_one(tmp_path, proxy, url):
     proxy.set("refuse")
     with Owner(places(tmp_path, url), "x") as owner:
