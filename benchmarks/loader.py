@@ -72,17 +72,21 @@ class Rate(NamedTuple):
 def ours(source: Source, size: int, images: int, workers: int, batch_size: int) -> DataLoader[Any]:
     """Our training loader over a source, repeated up to `images`, with RandomResizedCrop and the flip."""
     repeated = sources.Subset(source, np.arange(images) % len(source))
-    sampler = PositionSampler(images, [EpochPlan(size, "random", batch_size)], 0, 0, 1)
+    return plain_loader(repeated, size, batch_size, workers, prefetch_factor=4)
+
+
+def plain_loader(source: Source, size: int, batch_size: int, workers: int, prefetch_factor: int) -> DataLoader[Any]:
+    """Our training loader over each image of a source once, with RandomResizedCrop and the flip."""
     return train_loader(
-        repeated,
-        sampler,
+        source,
+        PositionSampler(len(source), [EpochPlan(size, "random", batch_size)], 0, 0, 1),
         augment=PLAIN,
         **NORMAL,
         image_transforms=(),
         eval_crop_ratio=0.875,
         seed=0,
         workers=workers,
-        prefetch_factor=4,
+        prefetch_factor=prefetch_factor,
         pin_memory=False,
     )
 

@@ -22,10 +22,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-from benchmarks.loader import NORMAL, PLAIN
-from data.config import EpochPlan
-from data.loader import train_loader
-from data.sampler import PositionSampler
+from benchmarks.loader import plain_loader
 from data.source import open_split_pair
 
 PER_CLASS = 1000
@@ -53,19 +50,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     start = time.perf_counter()
     train, _ = open_split_pair(str(folder), "")
     opened = time.perf_counter() - start
-    sampler = PositionSampler(len(train), [EpochPlan(32, "random", 8)], 0, 0, 1)
-    loader = train_loader(
-        train,
-        sampler,
-        augment=PLAIN,
-        **NORMAL,
-        image_transforms=(),
-        eval_crop_ratio=0.875,
-        seed=0,
-        workers=workers,
-        prefetch_factor=2,
-        pin_memory=False,
-    )
+    loader = plain_loader(train, 32, 8, workers, prefetch_factor=2)
     iterator = iter(loader)
     for _ in itertools.islice(iterator, min(40 * workers, len(loader) - 2 * workers)):
         pass

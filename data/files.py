@@ -29,7 +29,7 @@ after which the run ends with its state saved."""
 
 _WARN_SECONDS = 10.0  # after which a process that waits for a bucket logs it, once
 _RETRIES_IF_SHORT = 3  # how often to reread an object that returned too few bytes, in case the connection failed
-_CHUNK = 1 << 24  # bytes that a download holds in memory
+_CHUNK = 1 << 24  # bytes of a file or a download that are held in memory
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 
 
@@ -118,6 +118,15 @@ def read_regular(path: str | bytes | Path, limit: int) -> bytes:
         return data
     finally:
         os.close(descriptor)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sync(descriptor: int) -> None:

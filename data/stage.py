@@ -221,7 +221,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache-gb", type=float, default=float("inf"), help="limit in GB, 1e9 bytes (default: none)")
     parser.add_argument("--follow", action="store_true", help="keep running as long as the parent process lives")
     options = parser.parse_args(arguments)
-    if not options.url.startswith("s3://"):
+    if not is_remote(options.url):
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
     limit = options.cache_gb * 1e9
     try:

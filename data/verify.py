@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
-from data.files import named
+from data.files import file_sha256, named
 from data.imagefolder import ImageFolder
 from data.prepare import WorkerKilledError, each_part
 from data.shards import Damaged, ShardSource
@@ -39,11 +38,9 @@ def _broken_shards(source: Source) -> Iterator[str]:
     """The shards in a folder whose SHA-256 is wrong; those in a bucket are checked when downloaded."""
     for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
         for file, name, shard in resolution.local_shards():
-            digest = hashlib.sha256()
-            with named(name), file.open("rb") as stream:
-                while block := stream.read(1 << 20):
-                    digest.update(block)
-            if digest.hexdigest() != shard.sha256:
+            with named(name):
+                sha256 = file_sha256(file)
+            if sha256 != shard.sha256:
                 yield f"{name}: SHA-256 differs from index.json"
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from composer import Algorithm
 
+from data.files import is_remote
 from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import (
     DamagedError,
@@ -233,7 +234,7 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
     store: Store
     folder = Path(path)
     stem = folder.name.split(".")[0]
-    if path.startswith("s3://"):
+    if is_remote(path):
         parent, _, _ = path.rstrip("/").rpartition("/")
         store = S3Store(parent if is_stem(stem) else path)
     elif folder.is_dir():

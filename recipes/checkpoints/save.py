@@ -14,6 +14,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
+from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.format import pack, require_packable, restore, restore_generators, to_save
@@ -142,14 +143,11 @@ class Writer:
         publish(self._store, manifest, lambda: self._store.put(manifest.file.name, payload))
 
     def _read_back(self, manifest: Manifest) -> None:
-        digest = hashlib.sha256()  # in chunks, to avoid 300 MB more memory
         try:
-            with self._store.path(manifest.file.name).open("rb") as file:
-                while chunk := file.read(4 * 2**20):
-                    digest.update(chunk)
+            sha256 = file_sha256(self._store.path(manifest.file.name))
         except OSError as error:
             raise DamagedError(f"cannot be read: {error.strerror or error}") from None
-        if digest.hexdigest() != manifest.file.sha256:
+        if sha256 != manifest.file.sha256:
             raise DamagedError("the file differs from what was written")
 
     def _completed(self, manifest: Manifest) -> None:

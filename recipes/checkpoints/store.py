@@ -22,7 +22,7 @@ import boto3.exceptions
 import botocore.exceptions
 from composer.utils.object_store import S3ObjectStore
 
-from data.files import open_regular, replace_file, sync
+from data.files import is_remote, open_regular, replace_file, sync
 from data.text import escape, first_line, hide, scrub
 
 log = logging.getLogger(__name__)
@@ -313,7 +313,7 @@ class Places:
     def of(cls, folder: str, runs_folder: str, run_name: str) -> Places:
         """The places of a run; `folder` is `checkpoints.folder` of its config."""
         filled, run_folder = folder.format(runs_folder=runs_folder, run_name=run_name), Path(runs_folder) / run_name
-        if filled.startswith("s3://"):
+        if is_remote(filled):
             return cls(run_folder / CHECKPOINTS, filled.rstrip("/"), run_folder)
         return cls(Path(filled), None, run_folder)
 

@@ -9,24 +9,17 @@ from typing import Any
 
 import torch
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from data.text import markdown
+from recipes import output
 from recipes.config import RunConfig
 from recipes.export.programs import OPSET, TOLERANCE, Architecture
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS
 from recipes.schedule import image_size
 from recipes.trained import Trained
 
-TEMPLATES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=False,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
-TEMPLATES.filters["markdown"] = markdown
+TEMPLATES = output.TEMPLATES.overlay(autoescape=False, keep_trailing_newline=True)
+TEMPLATES.filters = TEMPLATES.filters | {"markdown": markdown}
 
 
 def card(
@@ -44,7 +37,7 @@ def card(
     """
     config = trained.config
     recipe = {"model": config.model.model_dump()} if trained.manifest is None else _determining(config)
-    return TEMPLATES.get_template("card.md.jinja").render(
+    return TEMPLATES.get_template("export/card.md.jinja").render(
         trained=trained,
         run=config,
         library="timm" if config.model.name.startswith("timm/") else "torchvision",
