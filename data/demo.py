@@ -9,11 +9,10 @@ DIR/train/0..9 (1,500) and DIR/val/0..9 (297).
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -29,33 +28,26 @@ def write_digits(folder: Path, size: int) -> Path:
     """Write the digits as an ImageFolder of images of `size` px, at least 8; do nothing if they already exist.
 
     The split is stratified and always the same. The folder gets its name when complete, so a half-written one is never
-    used, and if several processes write it at once, one wins.
-
-    Raises:
-        DataError: the folder holds something else, or cannot be written.
+    used, and if several processes write it at once, one wins. Raises DataError if it cannot be written, or holds
+    something else.
     """
-    if not _is_whole(folder, size):
-        try:
+    try:
+        if not _is_whole(folder, size):
             _write(folder, size)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot write the digits: {error.strerror or error}") from error
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write the digits: {error.strerror or error}") from error
     return folder
 
 
 def _is_whole(folder: Path, size: int) -> bool:
-    if not folder.exists():
-        return False
-    if not folder.is_dir():
-        raise DataError(f"{folder}: not a folder; expected one to write the digits to")
-    if not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     mark = folder / _MARK
     if not mark.is_file():
         raise DataError(f"{folder}: holds something else; expected a new or empty folder to write the digits to")
-    written = mark.read_text(encoding="utf-8").strip()
-    if written != str(size):
+    if (written := mark.read_text(encoding="utf-8").strip()) != str(size):
         raise DataError(
-            f"{folder}: holds the digits at {written} px, not {size} px: choose another folder or delete it"
+            f"{folder}: holds the digits at {written} px, not {size} px; choose another folder or delete it"
         )
     return True
 
@@ -65,11 +57,11 @@ def _write(folder: Path, size: int) -> None:
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    names = list(range(len(digits.target)))
-    train, val = train_test_split(names, test_size=_VAL_SAMPLES, stratify=digits.target, random_state=0)
+    numbers = range(len(digits.target))
+    train, val = train_test_split(numbers, test_size=_VAL_SAMPLES, stratify=digits.target, random_state=0)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
+        partial = Path(scratch) / "digits"
         for split, indices in (("train", train), ("val", val)):
             for label in range(10):
                 (partial / split / str(label)).mkdir(parents=True)
@@ -79,20 +71,16 @@ def _write(folder: Path, size: int) -> None:
                 _, jpeg = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 95))
                 (partial / split / str(digits.target[index]) / f"{index:04}.jpg").write_bytes(jpeg.tobytes())
         (partial / _MARK).write_text(f"{size}\n", encoding="utf-8")
-        partial.chmod(0o755)
-        with contextlib.suppress(OSError):  # another process finished first
+        with suppress(OSError):  # another process finished first
             os.replace(partial, folder)  # noqa: PTH105 (Path.replace, but it says what happens to an empty folder)
-        if not _is_whole(folder, size):
-            raise DataError(f"{folder}: cannot be written")
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if not _is_whole(folder, size):
+        raise DataError(f"{folder}: cannot be written")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.demo", description="Write scikit-learn's handwritten digits as JPEGs in train/ and val/."
-    )
+    about = "Write scikit-learn's handwritten digits as JPEGs in train/ and val/."
+    parser = argparse.ArgumentParser(prog="python -m data.demo", description=about)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write; left alone if already complete")
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (default: %(default)s)")
     options = parser.parse_args(arguments)

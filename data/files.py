@@ -34,11 +34,7 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def plain_name(name: object) -> str:
-    """Return the name if it is one path component, so that joined to a folder it stays in that folder.
-
-    Raises:
-        ValueError: it is not; the message has the escaped and shortened name, and the reason.
-    """
+    """Return the name if it is one path component, which joined to a folder stays in it; else raise ValueError."""
     reason = _name_fault(name) if isinstance(name, str) else "it is not text"
     if reason:
         raise ValueError(f"the name {shown(name)} is refused: {reason}")
@@ -53,11 +49,9 @@ def is_file_name(name: str) -> bool:
 def _name_fault(name: str, errors: str = "strict") -> str:
     """Why a name is not one path component; empty if it is."""
     if name in ("", ".", ".."):
-        return "it is empty" if not name else "it leads to another folder"
-    if "/" in name:
-        return "it is a path"
-    if "\0" in name:
-        return "it has a NUL character"
+        return "it leads to another folder" if name else "it is empty"
+    if "/" in name or "\0" in name:
+        return "it is a path" if "/" in name else "it has a NUL character"
     try:
         size = len(name.encode(errors=errors))
     except UnicodeEncodeError:
@@ -66,11 +60,7 @@ def _name_fault(name: str, errors: str = "strict") -> str:
 
 
 def relative_path(path: object) -> str:
-    """Return the path, with `/` between its components, if it stays below the folder that it is joined to.
-
-    Raises:
-        ValueError: one of its components is not a plain name.
-    """
+    """Return the path if all between `/` are plain names, so that it stays below its folder; else raise ValueError."""
     for name in path.split("/") if isinstance(path, str) else [path]:
         try:
             plain_name(name)
@@ -90,12 +80,7 @@ class NotRegularError(OSError):
 
 
 def open_regular(path: str | bytes | Path) -> int:
-    """Open a regular file, or a link to one, for reading; returns the descriptor.
-
-    Raises:
-        NotRegularError: it is something else.
-        OSError: it cannot be opened.
-    """
+    """Open a regular file, or a link to one, for reading; raises `NotRegularError` for anything else, and OSError."""
     # Checked before opening too, because opening a device, such as a watchdog, can have effects.
     if stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -107,17 +92,11 @@ def open_regular(path: str | bytes | Path) -> int:
 
 def read_regular(path: str | bytes | Path, limit: int) -> bytes:
     """The bytes of a regular file (else `NotRegularError`), at most `limit` (else an OSError with errno EFBIG)."""
-    descriptor = open_regular(path)
-    try:
-        size = os.fstat(descriptor).st_size
+    with os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise OSError(errno.EFBIG, f"{size} bytes, more than the {limit} allowed", os.fsdecode(path))
-        data = os.read(descriptor, size)
-        while len(data) < size and (more := os.read(descriptor, size - len(data))):
-            data += more
-        return data
-    finally:
-        os.close(descriptor)
+        return file.read(size)
 
 
 def file_sha256(path: Path) -> str:
@@ -139,15 +118,10 @@ def sync(descriptor: int) -> None:
 
 
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
-    """Write a temporary file next to it, sync, and rename it over the old one.
+    """Write a temporary file next to it, sync, and rename it over the old one, which an OSError leaves unchanged.
 
-    Args:
-        path: The file, in a folder that exists. Only one process writes it.
-        chunks: Its content; may be read from the file itself.
-        durable: Sync, which takes milliseconds; without it a loss of power may leave the new file empty.
-
-    Raises:
-        OSError: It cannot be written; the old file is unchanged.
+    Only one process may write it. `chunks` may be read from the file itself. Without `durable`, nothing is synced,
+    which saves milliseconds, but a loss of power may leave the new file empty.
     """
     beside = path.with_name(f".{path.name}.new")
     try:
@@ -176,8 +150,7 @@ def is_remote(path: str) -> bool:
 def open_store(path: str) -> tuple[Any, str]:
     """The fsspec file system of a folder or of `s3://bucket/prefix`, and the path in it without a trailing slash.
 
-    Credentials and region come from the usual AWS places, the endpoint from `S3_ENDPOINT_URL`, as for Composer and
-    Streaming.
+    Credentials and region come from the usual AWS places, the endpoint from `S3_ENDPOINT_URL`, as for Composer.
     """
     import fsspec  # not needed to open regular files, as checkpoints do
 
@@ -206,32 +179,23 @@ def named(path: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: not found ({first_line(error)})") from error
-    except PermissionError as error:
-        raise DataError(f"{path}: access denied ({first_line(error)})") from error
-    except (OSError, ValueError) as error:  # ValueError: the endpoint is not an address
-        raise DataError(f"{path}: {first_line(error)}") from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
+        # ValueError: the endpoint is not an address.
+        known = isinstance(error, OSError | ValueError)
+        if not known and type(error).__module__.split(".")[0] not in ("botocore", "aiobotocore", "aiohttp"):
             raise
-        raise DataError(f"{path}: {first_line(error)}") from error
+        reason = first_line(error)
+        if isinstance(error, FileNotFoundError | PermissionError):
+            reason = f"{'not found' if isinstance(error, FileNotFoundError) else 'access denied'} ({reason})"
+        raise DataError(f"{path}: {reason}") from error
 
 
 def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
-    """Read byte ranges of objects concurrently, with retries, so that a transient error does not cost an image.
+    """Read ranges (path, begin, end) of objects concurrently, with retries: a transient error costs no image.
 
-    If access is denied, the credentials are read again: session credentials expire and are renewed during a run.
-
-    Args:
-        store: an fsspec file system.
-        ranges: (path, first byte, byte after the last) of each.
-
-    Returns:
-        The bytes of each; an OSError, such as FileNotFoundError, if the object does not have them.
-
-    Raises:
-        DataError: the store stayed unreachable, or access stayed denied.
+    If access is denied, the credentials are read again: session credentials expire and are renewed during a run. An
+    object that lacks the bytes gives an OSError, such as FileNotFoundError. Raises DataError if the store stayed
+    unreachable, or access stayed denied.
     """
     # An empty range cannot be requested: a store would return the whole object.
     found: dict[int, bytes | OSError] = {i: b"" for i, (_, begin, end) in enumerate(ranges) if begin >= end}
@@ -242,13 +206,13 @@ def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[byte
         answers = store.cat_ranges(*(list(part) for part in zip(*(ranges[i] for i in missing), strict=True)))
         for i, answer in zip(missing, answers, strict=True):
             path, begin, end = ranges[i]
-            is_bytes = isinstance(answer, bytes)
-            if (is_bytes and len(answer) == end - begin) or isinstance(answer, FileNotFoundError):
+            is_short = isinstance(answer, bytes) or _code(answer) in ("InvalidRange", "416")
+            if isinstance(answer, FileNotFoundError) or (isinstance(answer, bytes) and len(answer) == end - begin):
                 found[i] = answer
-            elif (is_bytes or _code(answer) in ("InvalidRange", "416")) and attempt >= _RETRIES_IF_SHORT:
+            elif is_short and attempt >= _RETRIES_IF_SHORT:
                 found[i] = OSError(errno.EIO, f"s3://{path}: is shorter than its index says")
             else:
-                reason = f"s3://{path}: {first_line(answer) if isinstance(answer, Exception) else 'is shorter'}"
+                reason = f"s3://{path}: {'is shorter' if isinstance(answer, bytes) else first_line(answer)}"
                 waited = time.monotonic() - began
                 if not warned and waited > _WARN_SECONDS:
                     warned = True
@@ -268,20 +232,12 @@ def _code(error: object) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def download(store: Any, path: str, size: int, target: Path) -> str:
-    """Copy an object of `size` bytes to a file, piece by piece; returns its SHA-256 in hexadecimal digits.
-
-    Raises:
-        DataError: the store stayed unreachable, or its object is missing or too short.
-        OSError: the file cannot be written.
-    """
-    digest = hashlib.sha256()
+def download(store: Any, path: str, size: int, target: Path) -> None:
+    """Copy an object of `size` bytes to a file, in pieces; raises DataError for the store, OSError for the disk."""
     with target.open("wb") as file:
         for begin in range(0, size, _CHUNK):
             with named(f"s3://{path}"):
                 (piece,) = read_ranges(store, [(path, begin, min(begin + _CHUNK, size))])
                 if isinstance(piece, OSError):
                     raise piece
-            digest.update(piece)
             file.write(piece)
-    return digest.hexdigest()

@@ -33,8 +33,7 @@ _ARCHIVES = {
 def download(folder: Path, size: str) -> Path:
     """Download, verify and unpack; the folder gets its name when complete, and is not changed afterwards.
 
-    Raises:
-        DataError: the folder holds something else, the download fails, or its SHA-256 is wrong.
+    Raises DataError if the folder holds something else, the download fails, or its SHA-256 is wrong.
     """
     name, sha256 = _ARCHIVES[size]
     if (folder / "train").is_dir() and (folder / "val").is_dir():
@@ -59,9 +58,8 @@ def download(folder: Path, size: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data.imagenette", description="Download Imagenette (320 px: 342 MB)."
-    )
+    about = "Download Imagenette (320 px: 342 MB)."
+    parser = argparse.ArgumentParser(prog="python -m data.imagenette", description=about)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write; left alone if already complete")
     parser.add_argument("--size", choices=list(_ARCHIVES), default="320", help="short side (default: %(default)s px)")
     options = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
 from data.files import is_file_name, is_remote, named, open_regular, open_store, read_regular, relative_path
-from data.imagefolder import EXTENSIONS, ImageFolder, open_folders, read_image
+from data.imagefolder import EXTENSIONS, ImageFolder, check_classes, open_folders, read_image
 from data.source import Source
 from data.text import escape
 
@@ -37,15 +37,13 @@ _LARGEST_TABLE = 2**26  # limit in bytes of the table, and of the unpacked devki
 _Member = tuple[str, int, int]  # name, offset and length of a file in a tar file
 
 
-class Files:
-    """A list of files under one folder or `s3://bucket/prefix`, each with its label."""
+class Files(Source):
+    """A list of files under one folder or `s3://bucket/prefix`, each with its class."""
 
-    def __init__(self, path: str, files: Sequence[str], labels: Sequence[int], classes: Sequence[str]) -> None:
-        self.path, self.classes, self.labels = path, list(classes), np.asarray(labels, dtype=np.int64)
-        self._files = list(files)
-
-    def __len__(self) -> int:
-        return len(self._files)
+    def __init__(self, path: str, files: Sequence[str], of_class: Sequence[str], classes: Sequence[str]) -> None:
+        label = {name: number for number, name in enumerate(classes)}
+        self.path, self.classes, self._files = path, list(classes), list(files)
+        self.labels = np.array([label[name] for name in of_class], dtype=np.int64)
 
     def read(self, index: int) -> bytes:
         """The file's bytes; raises OSError or BadImage."""
@@ -55,10 +53,6 @@ class Files:
         data: bytes = store.cat_file(f"{root}/{self._files[index]}")
         return data
 
-    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
-        """`read`."""
-        return self.read
-
     def name(self, index: int) -> str:
         """The file's path, escaped."""
         return escape(f"{self.path}/{self._files[index]}")
@@ -67,8 +61,8 @@ class Files:
 class TarMembers(Files):
     """Files inside a tar file, read without unpacking."""
 
-    def __init__(self, path: str, members: Sequence[_Member], labels: Sequence[int], classes: Sequence[str]) -> None:
-        super().__init__(path, [name for name, _, _ in members], labels, classes)
+    def __init__(self, path: str, members: Sequence[_Member], of_class: Sequence[str], classes: Sequence[str]) -> None:
+        super().__init__(path, [name for name, _, _ in members], of_class, classes)
         self._places = np.array([place for _, *place in members], dtype=np.int64).reshape(-1, 2)
 
     def read(self, index: int) -> bytes:
@@ -76,18 +70,15 @@ class TarMembers(Files):
         offset, length = self._places[index].tolist()
         if length > MAX_BYTES:
             raise BadImage(Fault.TOO_MANY_BYTES)
-        descriptor = open_regular(self.path)
-        try:
-            return os.pread(descriptor, length, offset)
-        finally:
-            os.close(descriptor)
+        with os.fdopen(open_regular(self.path), "rb") as file:
+            file.seek(offset)
+            return file.read(length)
 
 
 def open_origin(path: str) -> dict[str, Source]:
     """Open the splits `train` and `val` of any known layout in a folder, or of an ImageFolder in a bucket.
 
-    Raises:
-        DataError: the layout is unknown or incomplete.
+    Raises DataError if the layout is unknown or incomplete.
     """
     if is_remote(path):
         return _remote_folder(path)
@@ -106,11 +97,10 @@ def open_origin(path: str) -> dict[str, Source]:
 
 
 def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
-    """The images among the keys of a split in a bucket, as and in the order that data/imagefolder.py would list them.
+    """The images `CLASS/.../IMAGE` among the keys of a split in a bucket, in the order of data/imagefolder.py.
 
-    Returns:
-        Keys `CLASS/.../IMAGE`, and the number of keys that no disk could hold; keys that a disk's listing would skip,
-        such as names that begin with a dot, are in neither.
+    Returns them and the number of keys that no disk could hold; keys that a disk's listing would skip, such as names
+    that begin with a dot, are in neither.
     """
     listed = list(keys)
     folders = {key[:end] for key in listed for end, letter in enumerate(key) if letter == "/"}
@@ -145,16 +135,8 @@ def _remote_folder(path: str) -> dict[str, Source]:
         log.warning("%s: %d keys skipped: they stand for folders, or no disk can hold their names", path, skipped)
     folders = {split: [key.split("/")[0] for key in found] for split, found in splits.items()}
     classes = sorted(set(folders["train"]))
-    if len(classes) < 2:
-        raise DataError(f"{path}/train: one class folder ({classes[0]}); at least two classes are needed")
-    unknown = sorted(set(folders["val"]) - set(classes))
-    if unknown:
-        raise DataError(f"{path}/val: class folder {unknown[0]} is not in {path}/train")
-    label = {name: number for number, name in enumerate(classes)}
-    return {
-        split: Files(f"{path}/{split}", found, [label[name] for name in folders[split]], classes)
-        for split, found in splits.items()
-    }
+    check_classes(f"{path}/train", classes, f"{path}/val", sorted(set(folders["val"])))
+    return {split: Files(f"{path}/{split}", found, folders[split], classes) for split, found in splits.items()}
 
 
 def _kaggle(folder: Path) -> dict[str, Source]:
@@ -163,16 +145,12 @@ def _kaggle(folder: Path) -> dict[str, Source]:
     if root is None:
         raise DataError(f"{folder}: has {_SOLUTION} but no {_KAGGLE[0]}/train")
     train = ImageFolder(root / "train", None)
-    label = {name: number for number, name in enumerate(train.classes)}
-    rows = sorted(_solution(folder / _SOLUTION).items())
-    for image, name in rows:
-        if name not in label:
+    found = dict(sorted(_solution(folder / _SOLUTION).items()))
+    for image, name in found.items():
+        if name not in train.classes:
             raise DataError(f"{folder / _SOLUTION}: {image} has class {name}, which {train.path} lacks")
-    labels = [label[name] for _, name in rows]
-    return {
-        "train": train,
-        "val": Files(str(root / "val"), [f"{image}.JPEG" for image, _ in rows], labels, train.classes),
-    }
+    val = Files(str(root / "val"), [f"{image}.JPEG" for image in found], list(found.values()), train.classes)
+    return {"train": train, "val": val}
 
 
 def _solution(path: Path) -> dict[str, str]:
@@ -181,24 +159,18 @@ def _solution(path: Path) -> dict[str, str]:
     with named(str(path)):
         data = read_regular(path, _LARGEST_TABLE)
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        first, _, rest = text.partition("\n")
-        if first.strip('"').startswith("sep="):  # Excel's line for itself
-            text, (first, _, _) = rest, rest.partition("\n")
-        # Spreadsheets separate by semicolons where the comma is the decimal sign.
-        separator = next((sign for sign in ";\t" if sign in first), ",")
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
             raise DataError(f"{path}: expected the columns {' and '.join(_COLUMNS)}")
         for row in rows:
             image, classes = ((row[name] or "").strip() for name in _COLUMNS)
+            place = f"{path}:{rows.line_num}: {image or 'a row'}"
             if not image or not classes:
-                missing = _COLUMNS[1] if image else _COLUMNS[0]
-                raise DataError(f"{path}:{rows.line_num}: {image or 'a row'} has no {missing}")
+                raise DataError(f"{place} has no {_COLUMNS[1] if image else _COLUMNS[0]}")
             if not is_file_name(f"{image}.JPEG"):
-                raise DataError(f"{path}:{rows.line_num}: {image}: not a name that a file can have")
+                raise DataError(f"{place}: not a name that a file can have")
             if image in found:
-                raise DataError(f"{path}:{rows.line_num}: {image} occurs twice")
+                raise DataError(f"{place} occurs twice")
             found[image] = classes.split()[0]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a table: {error}") from error
@@ -214,23 +186,21 @@ def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
             raise DataError(f"{folder / file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
     classes: list[str] = []
     members: list[_Member] = []
-    labels: list[int] = []
-    for label, (name, offset, size) in enumerate(sorted(_members(folder / _TRAIN_TAR))):
+    of_class: list[str] = []
+    for name, offset, size in sorted(_members(folder / _TRAIN_TAR)):
         classes.append(escape(Path(name).stem))
         inner = sorted(_members(folder / _TRAIN_TAR, offset, size))
-        members += [(f"{classes[label]}/{image}", at, length) for image, at, length in inner]
-        labels += [label] * len(inner)
+        members += [(f"{classes[-1]}/{image}", at, length) for image, at, length in inner]
+        of_class += [classes[-1]] * len(inner)
     val = sorted(_members(folder / _VAL_TAR))
     wnids = _val_classes(folder / _DEVKIT)
     if len(wnids) != len(val):
         raise DataError(f"{folder / _VAL_TAR}: {len(val)} images, but the devkit has {len(wnids)} labels")
-    number = {name: label for label, name in enumerate(classes)}
-    unknown = sorted(set(wnids) - set(classes))
-    if unknown:
+    if unknown := sorted(set(wnids) - set(classes)):
         raise DataError(f"{folder / _TRAIN_TAR}: lacks class {unknown[0]}, which the devkit has")
     return {
-        "train": TarMembers(str(folder / _TRAIN_TAR), members, labels, classes),
-        "val": TarMembers(str(folder / _VAL_TAR), val, [number[name] for name in wnids], classes),
+        "train": TarMembers(str(folder / _TRAIN_TAR), members, of_class, classes),
+        "val": TarMembers(str(folder / _VAL_TAR), val, wnids, classes),
     }
 
 

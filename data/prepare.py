@@ -22,7 +22,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -32,18 +32,14 @@ from data.decode import BadImage, Fault, Picture
 from data.errors import DataError
 from data.files import is_file_name, named, open_store, renew_credentials, replace_file
 from data.origins import open_origin
-from data.shards import FORMAT, MANIFEST, ORIGINAL, SHARD, image_bytes, short_side
+from data.shards import BEFORE_IMAGE, FORMAT, MANIFEST, ORIGINAL, SHARD, short_side
 from data.source import Source
 from data.text import escape, guard
 
 _COLUMNS = {"image": "bytes", "label": "int", "name": "str"}
-_SETTINGS, _DONE = "settings.json", "part.npz"
+_SETTINGS = "settings.json"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jfif")
 _PRELOAD = ("data.origins", "streaming.base.format.mds.writer")
-
-Held = TypeVar("Held")
-Part = TypeVar("Part")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,10 +77,13 @@ class Task:
         size = self.settings.part_images
         return range(part * size, min((part + 1) * size, len(self.source)))
 
-    def place(self, part: int, resolution: str) -> str:
-        """Path of a part, below the target."""
-        folder = f"{self.split}/{resolution}/{part:05}"
-        return f".parts/{folder}" if self.settings.layout == "folder" else folder
+    def load(self, part: int) -> Any:
+        """The record that `make_part` wrote with a part."""
+        return np.load(BytesIO(open_store(self.target)[0].cat_file(self.record(part))))
+
+    def record(self, part: int) -> str:
+        """Path of a part's record in the target's file system."""
+        return f"{open_store(self.target)[1]}/.parts/{self.split}/{part:05}.npz"
 
     def name(self, index: int) -> str:
         """An image's path below its split's folder, class first, escaped; raises DataError if no disk could hold it."""
@@ -102,34 +101,31 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
     """Prepare the dataset at `source` (see `open_origin`); return whether everything written reads back correctly.
 
     The target must be empty, or left by an interrupted call with the same arguments. `report` is called with each line
-    for the user.
-
-    Raises:
-        DataError: the source cannot be read, or the target holds something else or cannot be written.
+    for the user. Raises DataError if the source cannot be read or the target cannot be written.
     """
     splits = open_origin(source)
     _claim(target, settings, splits)
-    tasks = [Task(name, split, target, settings) for name, split in splits.items()]
-    left_out = {task.split: 0 for task in tasks}
+    tasks = {name: Task(name, split, target, settings) for name, split in splits.items()}
+    left_out = dict.fromkeys(tasks, 0)
     wrong: list[str] = []
-    jobs = [(number, part) for number, task in enumerate(tasks) for part in task.parts]
-    total = sum(len(task.source) for task in tasks)
+    jobs = [(name, part) for name, task in tasks.items() for part in task.parts]
+    total = sum(map(len, splits.values()))
     with tqdm(total=total, unit="img", desc="writing", smoothing=0.05, file=sys.stderr) as bar:
-        for (number, part), (lines, damage) in each_part(_write_and_check, tasks, jobs, workers, _PRELOAD):
-            left_out[tasks[number].split] += len(lines)
+        for (name, part), (lines, damage) in each_part(_write_and_check, tasks, jobs, workers, _PRELOAD):
+            left_out[name] += len(lines)
             for line in lines:
                 report(f"left out: {line}")
             wrong += damage
-            bar.update(len(tasks[number].indices(part)))
+            bar.update(len(tasks[name].indices(part)))
+    for line in wrong:
+        report(f"wrong: {line}")
     if wrong:
-        for line in wrong:
-            report(f"wrong: {line}")
         report("run the same command again to rewrite these parts")
         return False
     renew_credentials()
     finish = _finish_folder if settings.layout == "folder" else _finish_shards
     with named(target):
-        report(finish(tasks, left_out))
+        report(finish(list(tasks.values()), left_out))
     return True
 
 
@@ -154,7 +150,7 @@ def _claim(target: str, settings: Settings, splits: dict[str, Source]) -> None:
         _put(store, f"{root}/{_SETTINGS}", content)
 
 
-def _write_and_check(tasks: Sequence[Task], job: tuple[int, int]) -> tuple[list[str], list[str]]:
+def _write_and_check(tasks: dict[str, Task], job: tuple[str, int]) -> tuple[list[str], list[str]]:
     """Write one part and read it back; returns the skipped images and the errors."""
     task, part = tasks[job[0]], job[1]
     try:
@@ -165,18 +161,16 @@ def _write_and_check(tasks: Sequence[Task], job: tuple[int, int]) -> tuple[list[
 
 
 def make_part(task: Task, part: int) -> list[str]:
-    """Write one part at every resolution, atomically, unless it exists; raises DataError.
+    """Write one part at every resolution, and then its record, unless it exists; raises DataError.
 
-    Returns:
-        The images that were left out, each with the reason.
+    Returns the images that were left out, each with the reason.
     """
     store, root = open_store(task.target)
     with named(task.target):
-        done = [f"{root}/{task.place(part, resolution)}/{_DONE}" for resolution in task.resolutions]
-        if all(store.exists(path) for path in done):
-            return [str(line) for line in _load(store, done[0])["left_out"]]
+        if store.exists(task.record(part)):
+            return [str(line) for line in task.load(part)["left_out"]]
     encoded: dict[str, list[dict[str, Any]]] = {resolution: [] for resolution in task.resolutions}
-    left_out = []
+    left_out: list[str] = []
     broken_links = 0
     for index in task.indices(part):
         name = task.name(index)
@@ -194,13 +188,40 @@ def make_part(task: Task, part: int) -> list[str]:
             encoded[one].append({"image": image, "label": int(task.source.labels[index]), "name": name})
     if broken_links == len(task.indices(part)) > 1:
         raise DataError(f"{left_out[0]} (and {broken_links - 1} more); is the disk with the links' targets mounted?")
-    write = _write_folder if task.settings.layout == "folder" else _write_shard
+    labels = [sample["label"] for sample in encoded[task.resolutions[0]]]
+    record: dict[str, Any] = {"left_out": np.array(left_out, dtype=str), "labels": np.array(labels, dtype=np.int64)}
+    sha256: dict[str, str] = {}  # of each file
     for resolution, samples in encoded.items():
-        with named(task.target):
-            record = write(task, part, resolution, samples)
-            np.savez(stream := BytesIO(), left_out=np.array(left_out, dtype=str), **record)
-            _put(store, f"{root}/{task.place(part, resolution)}/{_DONE}", stream.getvalue())
+        if task.settings.layout == "folder":
+            files = _as_files(f"{resolution}/{task.split}", samples)
+        else:
+            places, shards, files = _as_shard(f"{task.split}/{resolution}", f"{part:05}/{SHARD}", samples)
+            record[f"images_{resolution}"] = np.array(places, dtype=np.uint32).reshape(-1, 2)
+            record[f"shards_{resolution}"] = np.array(json.dumps(shards))
+        for path, data in files.items():
+            sha256[path] = hashlib.sha256(data).hexdigest()
+            with named(task.target):
+                _put(store, f"{root}/{path}", data)
+    np.savez(stream := BytesIO(), sha256=np.array(json.dumps(sha256)), **record)
+    with named(task.target):
+        _put(store, task.record(part), stream.getvalue())
     return left_out
+
+
+def check_part(task: Task, part: int) -> list[str]:
+    """Verify the SHA-256 of the written files; a bad part counts as not written. Returns one line per error."""
+    store, root = open_store(task.target)
+    wrong = []
+    try:
+        for name, digest in json.loads(str(task.load(part)["sha256"])).items():
+            if hashlib.sha256(store.cat_file(f"{root}/{name}")).hexdigest() != digest:
+                wrong.append(f"{root}/{name}: SHA-256 differs from that of the written data")
+    except Exception as error:  # a damaged file may raise anything
+        wrong.append(f"{task.record(part)}: {str(error) or type(error).__name__}")
+    if wrong:
+        with named(task.target):
+            store.rm(task.record(part))
+    return wrong
 
 
 def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> bytes:
@@ -216,48 +237,40 @@ def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> byte
         return data
     image = Image.fromarray(picture.decode(1))
     if scale < 1:
-        image = image.resize(
-            (max(1, round(picture.width * scale)), max(1, round(picture.height * scale))), Image.Resampling.BICUBIC
-        )
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        image = image.resize(size, Image.Resampling.BICUBIC)
     image.save(stream := BytesIO(), "JPEG", quality=quality, optimize=True, restart_marker_rows=1)
     return stream.getvalue()
 
 
-def _write_shard(task: Task, part: int, resolution: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write a part as an MDS shard, with Streaming's writer; returns the record for `_finish_shards` and the check."""
+def _as_shard(
+    folder: str, name: str, samples: Sequence[dict[str, Any]]
+) -> tuple[list[Any], list[Any], dict[str, bytes]]:
+    """An MDS shard, by Streaming's writer: each image's offset and length, index entry, file; of no images, nothing."""
     from streaming.base.format.mds.writer import MDSWriter  # imports torch, which takes a second
 
-    store, root = open_store(task.target)
-    shards: list[dict[str, Any]] = []
-    places: list[tuple[int, int]] = []
-    if samples:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch) / "part"
-            with MDSWriter(out=str(folder), columns=_COLUMNS, hashes=["sha256"], size_limit=None) as writer:
-                for sample in samples:
-                    writer.write(sample)
-            shards = json.loads((folder / "index.json").read_text())["shards"]
-            data = (folder / SHARD).read_bytes()
-        bounds = np.frombuffer(data, np.uint32, len(samples) + 1, 4).tolist()
-        places = [image_bytes(data[begin : begin + 4], begin) for begin in bounds[:-1]]
-        _put(store, f"{root}/{task.place(part, resolution)}/{SHARD}", data)
-    return {
-        "images": np.array(places, dtype=np.uint32).reshape(-1, 2),
-        "labels": np.array([sample["label"] for sample in samples], dtype=np.int64),
-        "shards": np.array(json.dumps(shards)),
-    }
+    if not samples:
+        return [], [], {}
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) / "part"
+        with MDSWriter(out=str(place), columns=_COLUMNS, hashes=["sha256"], size_limit=None) as writer:
+            for sample in samples:
+                writer.write(sample)
+        (shard,) = json.loads((place / "index.json").read_text())["shards"]
+        data = (place / SHARD).read_bytes()
+    shard["raw_data"]["basename"] = name
+    begins = np.frombuffer(data, np.uint32, len(samples), 4).tolist()
+    places = [(at + BEFORE_IMAGE, len(sample["image"])) for at, sample in zip(begins, samples, strict=True)]
+    return places, [shard], {f"{folder}/{name}": data}
 
 
-def _write_folder(task: Task, part: int, resolution: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Write a part as files RESOLUTION/SPLIT/CLASS/NAME; returns the record for the check."""
-    store, root = open_store(task.target)
-    digests = []
+def _as_files(folder: str, samples: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """Files FOLDER/CLASS/NAME."""
+    files = {}
     for sample in samples:
         converted = sample["image"][:2] == b"\xff\xd8" and not sample["name"].lower().endswith(_JPEG_NAMES)
-        name = f"{resolution}/{task.split}/{sample['name']}{'.jpg' if converted else ''}"
-        _put(store, f"{root}/{name}", sample["image"])
-        digests.append(f"{hashlib.sha256(sample['image']).hexdigest()} {name}")
-    return {"digests": np.array(digests, dtype=str)}
+        files[f"{folder}/{sample['name']}{'.jpg' if converted else ''}"] = sample["image"]
+    return files
 
 
 def _put(store: Any, path: str, data: bytes) -> None:
@@ -269,37 +282,6 @@ def _put(store: Any, path: str, data: bytes) -> None:
         replace_file(Path(path), [data], durable=False)
 
 
-def _load(store: Any, path: str) -> Any:
-    return np.load(BytesIO(store.cat_file(path)))
-
-
-def check_part(task: Task, part: int) -> list[str]:
-    """Verify the SHA-256 of the written files; a bad part counts as not written. Returns one line per error."""
-    store, root = open_store(task.target)
-    wrong = []
-    for resolution in task.resolutions:
-        place = f"{root}/{task.place(part, resolution)}"
-        problems = []
-        try:
-            record = _load(store, f"{place}/{_DONE}")
-            if "digests" in record:
-                files = [line.split(" ", 1) for line in record["digests"].tolist()]
-                digests = {f"{root}/{name}": digest for digest, name in files}
-            else:
-                shards = json.loads(str(record["shards"]))
-                digests = {f"{place}/{SHARD}": shard["raw_data"]["hashes"]["sha256"] for shard in shards}
-            for name, digest in digests.items():
-                if hashlib.sha256(store.cat_file(name)).hexdigest() != digest:
-                    problems.append(f"{name}: SHA-256 differs from that of the written data")
-        except Exception as error:  # a damaged file may raise anything
-            problems.append(f"{place}: {str(error) or type(error).__name__}")
-        if problems:
-            wrong += problems
-            with named(place):
-                store.rm(f"{place}/{_DONE}")
-    return wrong
-
-
 def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
     """Join the parts: one index per resolution, one table of labels per split, and the manifest last."""
     target = tasks[0].target
@@ -307,17 +289,13 @@ def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
     splits: dict[str, Any] = {}
     lines = []
     for task in tasks:
+        records = [task.load(part) for part in task.parts]
         resolutions: dict[str, Any] = {}
         for resolution in task.resolutions:
-            records = [_load(store, f"{root}/{task.place(part, resolution)}/{_DONE}") for part in task.parts]
-            shards = [
-                shard | {"raw_data": shard["raw_data"] | {"basename": f"{part:05}/{SHARD}"}}
-                for part, record in enumerate(records)
-                for shard in json.loads(str(record["shards"]))
-            ]
+            shards = [shard for record in records for shard in json.loads(str(record[f"shards_{resolution}"]))]
             place = f"{root}/{task.split}/{resolution}"
             _put(store, f"{place}/index.json", json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode())
-            _put_array(store, f"{place}/images.npy", [record["images"] for record in records])
+            _put_array(store, f"{place}/images.npy", [record[f"images_{resolution}"] for record in records])
             size = sum(shard["raw_data"]["bytes"] for shard in shards)
             resolutions[resolution] = {"bytes": size, "shards": len(shards)}
             lines.append(f"{task.split} at {resolution}: {size / 1e9:.3f} GB in {len(shards)} shards")
@@ -334,8 +312,7 @@ def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
 
 def _put_array(store: Any, path: str, parts: Sequence[Any]) -> int:
     """Write the concatenated arrays as a .npy file; returns the length."""
-    joined = np.concatenate(parts)
-    np.save(stream := BytesIO(), joined)
+    np.save(stream := BytesIO(), joined := np.concatenate(parts))
     _put(store, path, stream.getvalue())
     return len(joined)
 
@@ -343,12 +320,9 @@ def _put_array(store: Any, path: str, parts: Sequence[Any]) -> int:
 def _finish_folder(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
     """Report the size of each resolution."""
     store, root = open_store(tasks[0].target)
-    lines = []
-    for resolution in dict.fromkeys(name for task in tasks for name in task.resolutions):
-        size = store.du(f"{root}/{resolution}") / 1e9
-        lines.append(f"{resolution}: {size:.3f} GB, data.path={tasks[0].target}/{resolution}")
-    lines += [f"{task.split}: {len(task.source) - left_out[task.split]} images" for task in tasks]
-    return "\n".join(lines)
+    sizes = {one: store.du(f"{root}/{one}") / 1e9 for task in tasks for one in task.resolutions}
+    lines = [f"{one}: {size:.3f} GB, data.path={tasks[0].target}/{one}" for one, size in sizes.items()]
+    return "\n".join(lines + [f"{task.split}: {len(task.source) - left_out[task.split]} images" for task in tasks])
 
 
 class WorkerKilledError(Exception):
@@ -362,8 +336,8 @@ class WorkerKilledError(Exception):
 
 
 def each_part(
-    work: Callable[[Held, Part], Result], held: Held, parts: Sequence[Part], workers: int, preload: Sequence[str]
-) -> Iterator[tuple[Part, Result]]:
+    work: Callable[[Any, Any], Any], held: Any, parts: Sequence[Any], workers: int, preload: Sequence[str]
+) -> Iterator[tuple[Any, Any]]:
     """Yield each part with `work(held, part)`, computed in worker processes, when done; raises WorkerKilledError.
 
     `held` is sent to each worker once. `preload` are modules to import before forking workers; not the one started with
@@ -407,38 +381,25 @@ def _size(text: str) -> str:
     raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 8 to 4096, {ORIGINAL}")
 
 
-def _quality(text: str) -> int:
-    if text.isdecimal() and 1 <= int(text) <= 100:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}; allowed: 1 to 100")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status: 1 if something does not read back correctly, 2 for wrong input."""
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("source", metavar="SRC", help="the dataset: a folder, or s3://BUCKET/PREFIX")
     parser.add_argument("target", metavar="DST", help="the target: a new folder, or s3://BUCKET/PREFIX")
     parser.add_argument("--format", choices=["mds", "folder"], default="mds", help="shards, or an ImageFolder per size")
-    parser.add_argument(
-        "--train-sizes",
-        nargs="+",
-        type=_size,
-        default=["160", "256", "384"],
-        metavar="PX",
-        help="short sides of the training images; a stage of S px uses the smallest that is at least S / 0.875 "
-        "(default: 160 256 384, for stages up to 140, 224 and 336 px)",
+    sizes: dict[str, Any] = {"nargs": "+", "type": _size, "metavar": "PX"}
+    what = (
+        "short sides of the training images; a stage of S px uses the smallest that is at least S / 0.875 (default: "
+        "160 256 384, for stages up to 140, 224 and 336 px)"
     )
-    parser.add_argument(
-        "--val-sizes",
-        nargs="+",
-        type=_size,
-        default=[ORIGINAL],
-        metavar="PX",
-        help=f"short sides of the validation images; {ORIGINAL} (default) copies them, so that results stay comparable",
-    )
-    parser.add_argument("--quality", type=_quality, default=90, help="JPEG quality, 1 to 100 (default: %(default)s)")
+    parser.add_argument("--train-sizes", default=["160", "256", "384"], help=what, **sizes)
+    what = f"short sides of the validation images; {ORIGINAL} (default) copies them, so that results stay comparable"
+    parser.add_argument("--val-sizes", default=[ORIGINAL], help=what, **sizes)
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100 (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     options = parser.parse_args(arguments)
+    if not 1 <= options.quality <= 100:
+        parser.error(f"--quality: got {options.quality}; allowed: 1 to 100")
     train, val = (tuple(sorted(set(sizes), key=short_side)) for sizes in (options.train_sizes, options.val_sizes))
     if options.format == "folder":
         val = train  # each resolution is a whole dataset
@@ -448,11 +409,8 @@ def main(arguments: list[str] | None = None) -> int:
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 1
-    except WorkerKilledError as error:
-        print(error, file=sys.stderr)
+    except (WorkerKilledError, KeyboardInterrupt) as error:
+        print(str(error) or "interrupted; run the same command again to continue", file=sys.stderr)
         return 1
 
 

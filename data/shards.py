@@ -20,8 +20,8 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -32,7 +32,6 @@ from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, Va
 
 from data.errors import DataError
 from data.files import (
-    download,
     is_remote,
     named,
     open_store,
@@ -40,10 +39,10 @@ from data.files import (
     read_ranges,
     read_regular,
     relative_path,
-    renew_credentials,
     replace_file,
     shown,
 )
+from data.source import Source
 
 MANIFEST = "dataset.json"
 FORMAT = "composer-resnet/1"
@@ -54,10 +53,11 @@ CROP_RATIO = 0.875
 """A resolution suffices for images of `size` px if its short side is at least size / CROP_RATIO, the size to which the
 usual evaluation resizes, and so the usual meaning of training at a size."""
 _MAX_JSON = 1 << 26  # limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards
-_BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
+BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
 """Bytes of a sample before its image (the lengths of image and name) and after it (the label); the longest name."""
 
-SizeOf = Callable[[str], int]  # returns a file's size in bytes, by its full name; raises DataError if it is missing
+_Model = TypeVar("_Model", bound=BaseModel)
+SizeOf = Callable[[str], "int | None"]  # returns a file's size in bytes by its full name, None if it is missing
 
 
 def short_side(resolution: str) -> float:
@@ -65,31 +65,14 @@ def short_side(resolution: str) -> float:
     return float("inf") if resolution == ORIGINAL else int(resolution)
 
 
-def resolution_for(resolutions: Sequence[str], size: int) -> str:
+def resolution_for(resolutions: Iterable[str], size: int) -> str:
     """The smallest resolution that suffices for images of `size` px; the largest if none does."""
     ordered = sorted(resolutions, key=short_side)
     return next((one for one in ordered if short_side(one) * CROP_RATIO >= size - 1e-6), ordered[-1])
 
 
-def image_bytes(sample: bytes, start: int) -> tuple[int, int]:
-    """Where the image lies in an encoded MDS sample that begins at `start`: (offset in the shard, length)."""
-    return start + _BEFORE_IMAGE, int.from_bytes(sample[:4], "little")
-
-
 class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
-
-
-def _format(name: str) -> str:
-    if name != FORMAT:
-        raise ValueError(f"not in the format {FORMAT}; prepare the dataset again")
-    return name
-
-
-def _resolution_name(name: str) -> str:
-    if name != ORIGINAL and not (name.isascii() and name.isdecimal() and len(name) <= 5):
-        raise ValueError(f"the resolution {shown(name)} is neither {ORIGINAL} nor a number of pixels")
-    return name
 
 
 def _class_names(names: list[str]) -> list[str]:
@@ -100,13 +83,8 @@ def _class_names(names: list[str]) -> list[str]:
     return names
 
 
-def _shard_path(path: str) -> str:
-    if not relative_path(path).endswith(".mds"):
-        raise ValueError(f"the shard {shown(path)} does not end in .mds")
-    return path
-
-
 _Count = Annotated[int, Field(ge=1, le=2**32)]
+_ResolutionName = Annotated[str, AfterValidator(plain_name), Field(pattern=f"^({ORIGINAL}|[0-9]{{1,5}})$")]
 
 
 class _ResolutionEntry(_Checked):
@@ -116,15 +94,13 @@ class _ResolutionEntry(_Checked):
 
 class _SplitEntry(_Checked):
     images: _Count
-    resolutions: Annotated[
-        dict[Annotated[str, AfterValidator(_resolution_name)], _ResolutionEntry], Field(min_length=1)
-    ]
+    resolutions: Annotated[dict[_ResolutionName, _ResolutionEntry], Field(min_length=1)]
 
 
 class Manifest(_Checked):
     """The used part of `dataset.json`."""
 
-    format: Annotated[str, AfterValidator(_format), Field(validate_default=True)] = ""
+    format: Annotated[str, Field(pattern=f"^{FORMAT}$")]
     classes: Annotated[list[str], Field(min_length=1), AfterValidator(_class_names)]
     splits: dict[Literal["train", "val"], _SplitEntry]
 
@@ -133,7 +109,9 @@ class Shard(_Checked):
     """A shard in `index.json`; `file` is its path below the resolution's folder, `size` is in bytes."""
 
     samples: _Count
-    file: Annotated[str, AfterValidator(_shard_path), Field(validation_alias=AliasPath("raw_data", "basename"))]
+    file: Annotated[
+        str, AfterValidator(relative_path), Field(pattern=r"\.mds$", validation_alias=AliasPath("raw_data", "basename"))
+    ]
     size: Annotated[int, Field(ge=1, le=2**32, validation_alias=AliasPath("raw_data", "bytes"))]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$", validation_alias=AliasPath("raw_data", "hashes", "sha256"))]
 
@@ -151,9 +129,6 @@ class Damaged(DataError):
         self.lines = list(lines)
 
 
-_Model = TypeVar("_Model", bound=BaseModel)
-
-
 def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
     """Read untrusted JSON; raises DataError with the file's path."""
     try:
@@ -167,33 +142,17 @@ def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
         raise DataError(f"{path}: not JSON ({type(error).__name__})") from None
 
 
-def read_manifest(path: str, data: bytes) -> Manifest:
-    """Parse and check `dataset.json`; raises Damaged."""
+def _read_manifest(path: str, data: bytes) -> Manifest:
     try:
         return _parse(Manifest, data, f"{path}/{MANIFEST}")
     except DataError as error:
-        raise Damaged(path, [str(error)]) from None
-
-
-def read_index(folder: Path, url: str) -> list[Shard]:
-    """The shards of a resolution, from its `index.json` on this machine; raises DataError."""
-    name = f"{url}/index.json"
-    with named(name):
-        data = read_regular(folder / "index.json", _MAX_JSON)
-    shards = _parse(_Index, data, name).shards
-    if len({shard.file for shard in shards}) < len(shards):
-        raise DataError(f"{name}: a shard occurs twice")
-    return shards
+        raise Damaged(path, [f"{error}; prepare the dataset again"]) from None
 
 
 def _file_size(file: Path, name: str) -> int:
     """Size of a regular file in bytes; raises DataError for anything else, which could block forever when opened."""
-    try:
+    with named(name):
         status = file.stat()
-    except FileNotFoundError:
-        raise DataError(f"{name}: not found") from None
-    except OSError as error:
-        raise DataError(f"{name}: {error.strerror or error}") from error
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{name}: not a regular file")
     return status.st_size
@@ -219,60 +178,49 @@ class Resolution:
     """
 
     def __init__(self, folder: Path, url: str) -> None:
-        self._folder, self.url = folder, url
-        self._is_remote = is_remote(url)
-        self._process, self._used = -1, False
+        self.folder, self.url, self._used = folder, url, False
 
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("_folder", "url", "_is_remote")}
-        return kept | {"_process": -1, "_used": False}  # not sent: each process opens its own
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Resolution, (self.folder, self.url)  # other processes map the arrays themselves
 
     @cached_property
     def shards(self) -> list[Shard]:
         """The shards of `index.json`; raises DataError."""
-        return read_index(self._folder, self.url)
+        name = f"{self.url}/index.json"
+        with named(name):
+            data = read_regular(self.folder / "index.json", _MAX_JSON)
+        shards = _parse(_Index, data, name).shards
+        if len({shard.file for shard in shards}) < len(shards):
+            raise DataError(f"{name}: a shard occurs twice")
+        return shards
 
     @cached_property
     def images(self) -> NDArray[np.uint32]:
         """Offset and length of each image, uint32 of shape (n, 2), memory-mapped; raises DataError."""
-        return _map_array(self._folder / "images.npy", f"{self.url}/images.npy", np.uint32, (2,))
+        return _map_array(self.folder / "images.npy", f"{self.url}/images.npy", np.uint32, (2,))
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
         return np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)
 
-    def problems(self, images: int, entry: _ResolutionEntry, size_of: SizeOf | None) -> Iterator[str]:
-        """Errors in the metadata and, if `size_of` is given, in the sizes of the shards; one line each."""
-        try:
-            shards, table = self.shards, self.images
-        except DataError as error:
-            yield str(error)
-            return
+    def check(self, images: int, entry: _ResolutionEntry) -> None:
+        """Raise DataError if the metadata is damaged or does not fit together."""
+        shards, table = self.shards, self.images
         counts = {"images.npy": len(table), "index.json": int(self._ends[-1]), f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
-            yield f"{self.url}: different numbers of images: {', '.join(f'{k} {v}' for k, v in counts.items())}"
-            return
+            counted = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise DataError(f"{self.url}: different numbers of images: {counted}")
         if (len(shards), sum(shard.size for shard in shards)) != (entry.shards, entry.bytes):
-            yield f"{self.url}/index.json: its shards differ from those in {MANIFEST}"
-        ends = table.sum(axis=1, dtype=np.int64)
+            raise DataError(f"{self.url}/index.json: its shards differ from those in {MANIFEST}")
         limits = np.repeat([shard.size for shard in shards], [shard.samples for shard in shards])
-        outside = np.flatnonzero((table[:, 0] < _BEFORE_IMAGE) | (ends > limits))
+        outside = np.flatnonzero((table[:, 0] < BEFORE_IMAGE) | (table.sum(axis=1, dtype=np.int64) > limits))
         if len(outside):
-            yield f"{self.url}/images.npy: image {outside[0]} lies outside its shard"
-        if size_of is None:
-            return
-        for shard in shards:
-            name = f"{self.url}/{shard.file}"
-            try:
-                if (size := size_of(name)) != shard.size:
-                    yield f"{name}: has {size} bytes, index.json says {shard.size}"
-            except DataError as error:
-                yield str(error)
+            raise DataError(f"{self.url}/images.npy: image {outside[0]} lies outside its shard")
 
-    def local_shards(self) -> Iterator[tuple[Path, str, Shard]]:
-        """(file, its name, its index entry) of each shard; none if the dataset is in a bucket."""
-        for shard in () if self._is_remote else self.shards:
-            yield self._folder / shard.file, f"{self.url}/{shard.file}", shard
+    def files(self) -> Iterator[tuple[Path, str, Shard]]:
+        """(file on this machine, absent if not in the cache; full name; index entry) of each shard."""
+        for shard in self.shards:
+            yield self.folder / shard.file, f"{self.url}/{shard.file}", shard
 
     def where(self, index: int) -> tuple[str, int, int]:
         """(path of the shard below the resolution's folder, offset, length) of an image."""
@@ -281,7 +229,7 @@ class Resolution:
 
     def _local(self, file: str, offset: int, length: int) -> bytes:
         """Bytes of a shard on this machine, fewer if it ends before; raises OSError."""
-        descriptor = os.open(f"{self._folder}/{file}", os.O_RDONLY | os.O_NONBLOCK)  # a third faster than with Path
+        descriptor = os.open(f"{self.folder}/{file}", os.O_RDONLY | os.O_NONBLOCK)  # a third faster than with Path
         try:
             return os.pread(descriptor, length, offset)
         finally:
@@ -291,25 +239,27 @@ class Resolution:
         """Images of a dataset in a bucket, from the cache or fetched concurrently; raises DataError."""
         if not self._used:
             with suppress(OSError):  # a full disk
-                (self._folder / USED).touch()
+                (self.folder / USED).touch()
             self._used = True
         found: dict[int, bytes | OSError] = {}
-        places = {index: self.where(index) for index in indices}
-        for index, place in places.items():
+        absent: dict[int, tuple[str, int, int]] = {}
+        for index in indices:
+            file, offset, length = self.where(index)
             with suppress(OSError):  # the shard is not here yet, or the disk fails
-                data = self._local(*place)
-                if len(data) == place[2]:
+                data = self._local(file, offset, length)
+                if len(data) == length:
                     found[index] = data
-        absent = [index for index in places if index not in found]
+                    continue
+            absent[index] = file, offset, offset + length
         if absent:
-            store, root = self._store()
-            ranges = [(f"{root}/{file}", at, at + length) for file, at, length in map(places.__getitem__, absent)]
+            store, root = open_store(self.url)  # opened once per process
+            ranges = [(f"{root}/{file}", begin, end) for file, begin, end in absent.values()]
             found.update(zip(absent, read_ranges(store, ranges), strict=True))
         return found
 
     def read(self, index: int) -> bytes:
         """One image; raises OSError if it cannot be read, and DataError as `read_many`."""
-        data = self.read_many([index])[index] if self._is_remote else self._local(*self.where(index))
+        data = self.read_many([index])[index] if is_remote(self.url) else self._local(*self.where(index))
         if isinstance(data, OSError):
             raise data
         return data
@@ -318,25 +268,13 @@ class Resolution:
         """The image's path in the original dataset; if it cannot be read, its number and its shard."""
         file, offset, length = self.where(index)
         with suppress(OSError):
-            head = self._local(file, offset - _BEFORE_IMAGE, _BEFORE_IMAGE)
-            sizes = np.frombuffer(head, np.uint32).tolist()
+            sizes = np.frombuffer(self._local(file, offset - BEFORE_IMAGE, BEFORE_IMAGE), np.uint32).tolist()
             if len(sizes) == 2 and sizes[0] == length and 0 < sizes[1] <= _LONGEST_NAME:
                 return self._local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
         return f"image {index}, in {file}"
 
-    def _store(self) -> tuple[Any, str]:
-        """The bucket, opened by this process, because a forked worker must not use its parent's connections."""
-        if self._process != os.getpid():
-            import fsspec.asyn
 
-            fsspec.asyn.reset_after_fork()
-            renew_credentials()
-            self._opened = open_store(self.url)
-            self._process = os.getpid()
-        return self._opened
-
-
-class ShardSource:
+class ShardSource(Source):
     """One split of a prepared dataset at `url`, a folder or `s3://...`; of a bucket's, `folder` is a cache here.
 
     `resolutions` are those that can be read, by name, smallest first.
@@ -344,35 +282,27 @@ class ShardSource:
 
     def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Sequence[str]) -> None:
         self._folder, self.path, self.classes = folder, url, list(classes)
-        self.resolutions = {
-            name: Resolution(folder / name, f"{url}/{name}") for name in sorted(resolutions, key=short_side)
-        }
+        by_size = sorted(resolutions, key=short_side)
+        self.resolutions = {name: Resolution(folder / name, f"{url}/{name}") for name in by_size}
         self._largest = list(self.resolutions.values())[-1]
 
     @cached_property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> NDArray[np.int64]:  # type: ignore[override]
         """Label of each image, int64, memory-mapped; raises DataError."""
         return _map_array(self._folder / "labels.npy", f"{self.path}/labels.npy", np.int64, ())
 
-    def problems(self, images: int) -> Iterator[str]:
-        """Errors in the labels, one line each; `images`: their expected number."""
-        try:
-            labels, classes = self.labels, len(self.classes)
-        except DataError as error:
-            yield str(error)
-            return
-        wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    def check(self, images: int) -> None:
+        """Raise DataError if the labels are damaged or not those of so many images."""
+        labels, name = self.labels, f"{self.path}/labels.npy"
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
         if len(labels) != images:
-            yield f"{self.path}/labels.npy: {len(labels)} labels, {MANIFEST} says {images}"
-        elif len(wrong):
-            first = wrong[0]
-            yield f"{self.path}/labels.npy: image {first} has label {labels[first]}; allowed: 0 to {classes - 1}"
+            raise DataError(f"{name}: {len(labels)} labels, {MANIFEST} says {images}")
+        if len(wrong):
+            label, highest = labels[wrong[0]], len(self.classes) - 1
+            raise DataError(f"{name}: image {wrong[0]} has label {label}; allowed: 0 to {highest}")
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "labels"}  # a memmap would be copied
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardSource, (self._folder, self.path, self.classes, list(self.resolutions))  # as for Resolution
 
     def read(self, index: int) -> bytes:
         """The encoded image at the largest resolution."""
@@ -380,7 +310,7 @@ class ShardSource:
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """A function that reads images for pictures of `size` px; remote ones at `indices` are fetched concurrently."""
-        resolution = self.resolutions[resolution_for(list(self.resolutions), size)]
+        resolution = self.resolutions[resolution_for(self.resolutions, size)]
         if not is_remote(self.path):
             return resolution.read
         fetched = resolution.read_many(indices)
@@ -401,26 +331,19 @@ class ShardSource:
 def open_prepared(path: str, cache_folder: str) -> tuple[ShardSource, ShardSource]:
     """Open both splits of a prepared dataset, train and val; from a bucket, only metadata is downloaded.
 
-    Raises:
-        DataError: it was not found, is damaged, or has a format that this version cannot read.
+    Raises DataError if it was not found, is damaged, or has a format that this version cannot read.
     """
     path = path.rstrip("/") or "/"
-    if not is_remote(path):
-        with named(f"{path}/{MANIFEST}"):
-            data = read_regular(Path(path) / MANIFEST, _MAX_JSON)
-        return _open(path, Path(path), data, lambda name: _file_size(Path(name), name))
-    folder = cached_metadata(path, cache_folder)
-    try:
-        return _open(path, folder, (folder / MANIFEST).read_bytes(), None)
-    except (Damaged, OSError):  # the cache may be damaged by a power failure
-        with named(str(folder)):
-            (folder / MANIFEST).unlink(missing_ok=True)
-        return _open(path, cached_metadata(path, cache_folder), (folder / MANIFEST).read_bytes(), None)
+    if is_remote(path):
+        return open_cached(path, cache_folder)[1]
+    with named(f"{path}/{MANIFEST}"):
+        manifest = read_regular(Path(path) / MANIFEST, _MAX_JSON)
+    return _open(path, Path(path), manifest, lambda name: _file_size(Path(name), name))
 
 
 def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> tuple[ShardSource, ShardSource]:
     """Both splits, after checking every file; shards only if `size_of` is given."""
-    content = read_manifest(path, manifest)
+    content = _read_manifest(path, manifest)
     sources: list[ShardSource] = []
     problems: list[str] = []
     for split in ("train", "val"):
@@ -428,58 +351,63 @@ def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> t
             raise DataError(f"{path}: holds no {split} images; prepare a dataset that has train and val")
         entry = content.splits[split]
         source = ShardSource(folder / split, f"{path}/{split}", content.classes, list(entry.resolutions))
-        problems += source.problems(entry.images)
-        for name, resolution in source.resolutions.items():
-            problems += resolution.problems(entry.images, entry.resolutions[name], size_of)
         sources.append(source)
+        with _noted(problems):
+            source.check(entry.images)
+        for name, resolution in source.resolutions.items():
+            with _noted(problems):
+                resolution.check(entry.images, entry.resolutions[name])
+                for _, file, shard in resolution.files() if size_of else ():
+                    with _noted(problems):
+                        if size_of and (size := size_of(file)) != shard.size:
+                            found = "not found" if size is None else f"has {size} bytes, index.json says {shard.size}"
+                            raise DataError(f"{file}: {found}")
     if problems:
         raise Damaged(path, problems)
     return sources[0], sources[1]
 
 
-def cached_metadata(path: str, cache_folder: str) -> Path:
-    """Download everything except images: class names, labels and indices; again if the dataset has changed.
+@contextmanager
+def _noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except DataError as error:
+        problems.append(str(error))
 
-    Returns:
-        The dataset's folder in the cache; its `dataset.json` distinguishes a dataset from a newer one at the same path.
 
-    Raises:
-        DataError: the bucket cannot be read or lacks a complete prepared dataset, or the cache cannot be written.
+def open_cached(path: str, cache_folder: str) -> tuple[Path, tuple[ShardSource, ShardSource]]:
+    """Download everything of a dataset in a bucket except images, unless it is in the cache already, and open it.
+
+    Returns the dataset's folder in the cache, and its splits. Raises DataError if the bucket cannot be read or lacks a
+    complete prepared dataset, or the cache cannot be written.
     """
     path = path.rstrip("/")
     store, root = open_store(path)
     with named(f"{path}/{MANIFEST}"):
-        data = store.cat_file(f"{root}/{MANIFEST}", start=0, end=_MAX_JSON)
-    manifest = read_manifest(path, data)
+        manifest = store.cat_file(f"{root}/{MANIFEST}", start=0, end=_MAX_JSON)
+    splits = _read_manifest(path, manifest).splits
     folder = Path(cache_folder) / root.strip("/").replace("/", "--")
-    files = [f"{split}/labels.npy" for split in manifest.splits]
-    for split, what in manifest.splits.items():
+    files = [f"{split}/labels.npy" for split in splits]
+    for split, what in splits.items():
         files += [f"{split}/{one}/{file}" for one in what.resolutions for file in ("index.json", "images.npy")]
     with named(str(folder)):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".metadata-lock").open("w") as lock:  # ranks on the same machine share the cache
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (folder / MANIFEST).is_file() and (folder / MANIFEST).read_bytes() == data:
-                return folder
-            for split in manifest.splits:
+            with suppress(Damaged, OSError):  # nothing is there, or damaged by a power failure
+                if (folder / MANIFEST).read_bytes() == manifest:
+                    return folder, _open(path, folder, manifest, None)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for split in splits:
                 shutil.rmtree(folder / split, ignore_errors=True)
-            sizes = _sizes(store, path)
             for file in files:
-                with named(f"{path}/{file}"):
-                    size = store.size(f"{root}/{file}") if sizes is None else sizes.get(f"{path}/{file}")
-                if size is None:
-                    raise Damaged(path, [f"{path}/{file}: not found"])
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                download(store, f"{root}/{file}", size, folder / file)
-
-            def size_of(name: str) -> int:
-                if sizes is None or name not in sizes:
-                    raise DataError(f"{name}: not found")
-                return sizes[name]
-
-            _open(path, folder, data, None if sizes is None else size_of)
-            replace_file(folder / MANIFEST, [data])
-    return folder
+                with named(f"{path}/{file}"):
+                    store.get_file(f"{root}/{file}", str(folder / file))
+            sizes = _sizes(store, path)
+            sources = _open(path, folder, manifest, sizes.get if sizes else None)
+            replace_file(folder / MANIFEST, [manifest])
+            return folder, sources
 
 
 def _sizes(store: Any, path: str) -> dict[str, int] | None:

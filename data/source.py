@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +12,9 @@ from numpy.typing import NDArray
 from data.decode import Fault
 from data.errors import DataError
 from data.files import is_remote
-from data.imagefolder import ImageFolder, missing_split, open_folders
-from data.shards import MANIFEST, open_prepared
 
 
-class Source(Protocol):
+class Source:
     """One split of a dataset, addressed by position.
 
     A source is sent to the loader's workers, so it can be pickled, and it holds arrays rather than a Python object per
@@ -25,38 +22,36 @@ class Source(Protocol):
     """
 
     classes: list[str]  # class folder names in label order
+    labels: NDArray[np.int64]  # of each image
 
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each image, int64 of shape (len(self),)."""
-        ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def read(self, index: int) -> bytes:
         """The encoded image; raises OSError or BadImage if it cannot be read."""
-        ...
+        raise NotImplementedError
 
     def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
         """A function like `read` for pictures of `size` pixels, which reads the smallest resolution that suffices.
 
         All images at `indices`, those of a batch, will be read, so remote ones may be fetched concurrently.
         """
-        ...
+        return self.read
 
     def name(self, index: int) -> str:
         """The image's name for messages, escaped."""
-        ...
+        raise NotImplementedError
 
 
 def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
     """Open the training and the validation images, with one numbering of the classes; raises DataError.
 
-    Args:
-        path: a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`; or a dataset written by `python -m data.prepare`,
-        in a folder or at `s3://bucket/prefix`.
-        cache_folder: where data from a bucket is cached on this machine.
+    `path` is a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`, or a dataset written by `python -m data.prepare`,
+    in a folder or at `s3://bucket/prefix`. Data from a bucket is cached in `cache_folder` on this machine.
     """
+    from data.imagefolder import open_folders  # this module and the following import this one
+    from data.shards import MANIFEST, open_prepared
+
     if is_remote(path) or (Path(path) / MANIFEST).is_file():
         return open_prepared(path, cache_folder)
     return open_folders(Path(path))
@@ -65,15 +60,13 @@ def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
 def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Source:
     """Open images for evaluating a trained network; training images are not needed.
 
-    Args:
-        path: a folder with `val/CLASS/IMAGE`, or with `CLASS/IMAGE`; or a prepared dataset.
-        cache_folder: as in `open_split_pair`.
-        classes: the network's class folder names in label order; empty if unknown, which keeps the dataset's own
-        numbering (that of `train` if there is one).
-
-    Raises:
-        DataError: they cannot be used, or have a class that the network does not know.
+    `path` is a folder with `val/CLASS/IMAGE`, or with `CLASS/IMAGE`; or a prepared dataset. `classes` are the network's
+    class folder names in label order; none if unknown, which keeps the dataset's own numbering (that of `train` if
+    there is one). Raises DataError, also if there is a class that the network does not know.
     """
+    from data.imagefolder import ImageFolder, missing_split, open_folders
+    from data.shards import MANIFEST, open_prepared
+
     folder = Path(path)
     if is_remote(path) or (folder / MANIFEST).is_file():
         val = open_prepared(path, cache_folder)[1]
@@ -88,17 +81,13 @@ def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Sou
     return ImageFolder(inside if inside.is_dir() else folder, classes or None)
 
 
-class Subset:
+class Subset(Source):
     """A view of some images of a source, with other `labels` if its classes are numbered differently."""
 
     def __init__(self, source: Source, indices: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> None:
         self.classes = source.classes
-        self._source = source
-        self._indices = np.asarray(indices, dtype=np.int64)
+        self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
         self.labels = np.asarray(source.labels)[self._indices] if labels is None else labels
-
-    def __len__(self) -> int:
-        return len(self._indices)
 
     def read(self, index: int) -> bytes:
         """The encoded image."""
@@ -121,8 +110,8 @@ def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
     unknown = [source.classes[label] for label in np.unique(labels) if source.classes[label] not in label_of]
     if unknown:
         raise DataError(
-            f"{source.name(0)} and others: {len(unknown)} of their classes are not among the {len(classes)} "
-            f"classes known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
+            f"{source.name(0)} and others: {len(unknown)} of their classes are not among the {len(classes)} classes "
+            f"known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
         )
     own = np.array([label_of.get(name, -1) for name in source.classes], dtype=np.int64)
     view = Subset(source, np.arange(len(source)), own[labels])
@@ -131,16 +120,11 @@ def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
 
 
 def subset(source: Source, samples: int, seed: int) -> Source:
-    """A fixed choice of images, spread over the classes as evenly as possible.
+    """A fixed choice of images, spread over the classes as evenly as possible; `source` itself if it is all of them.
 
     The numbers of images from two classes differ by at most one, unless a class has no more images. The same arguments
-    choose the same images, and a smaller choice is contained in a larger one with the same seed.
-
-    Returns:
-        A view of `source` in its order; `source` itself if all its images are requested.
-
-    Raises:
-        DataError: `samples` is below 1 or above len(source).
+    choose the same images, and a smaller choice is contained in a larger one with the same seed. Raises DataError if
+    there are not so many.
     """
     total = len(source)
     if not 1 <= samples <= total:

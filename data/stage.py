@@ -18,17 +18,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from data.errors import DataError
-from data.files import download, is_remote, named, open_store
-from data.shards import MANIFEST, USED, Shard, cached_metadata, read_index, read_manifest, short_side
+from data.files import download, file_sha256, is_remote, named, open_store
+from data.shards import USED, Resolution, Shard, ShardSource, open_cached
 from data.text import guard
 
 log = logging.getLogger(__name__)
@@ -39,6 +38,8 @@ _KEPT_FREE = 1e9  # bytes to leave free on the cache's disk, which may also hold
 _PARTIAL = ".part-"
 _READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
 
+Wanted = tuple[Path, str, Shard]  # as from `Resolution.files`
+
 
 class CacheFull(DataError):
     """The cache's disk is full; images whose shards are not in it are read from the bucket."""
@@ -47,16 +48,9 @@ class CacheFull(DataError):
 def stage_dataset(path: str, cache_folder: str, cache_gb: float | None, *, first: bool, leader: bool) -> None:
     """Copy a dataset's shards from its bucket to this machine; does nothing for a dataset in a folder.
 
-    Args:
-        path: the dataset, as given to `open_split_pair`.
-        cache_folder: likewise.
-        cache_gb: limit of the cached images in GB (1e9 bytes); None: no limit.
-        first: return when all are copied; otherwise they are copied in the background, and missing ones are read from
-        the bucket.
-        leader: whether this is the run's first process on this machine.
-
-    Raises:
-        DataError: the bucket failed, with `first`; a full disk is only logged.
+    With `first`, return when all are copied, or raise DataError; a full disk is only logged. Otherwise they are copied
+    in the background, and missing ones are read from the bucket. `leader` is the run's first process on this machine;
+    `cache_gb` is in GB (1e9 bytes).
     """
     limit = float("inf") if cache_gb is None else cache_gb * 1e9
     if is_remote(path) and first:
@@ -70,10 +64,9 @@ def stage_dataset(path: str, cache_folder: str, cache_gb: float | None, *, first
 
 
 def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Popen[bytes]:
-    """Start `follow` in a child process that ends with this one; its messages are logged here."""
+    """Start this command with `--follow`; it ends with this process, and its messages are logged here."""
     words = ["--cache-folder", cache_folder, "--cache-gb", str(limit / 1e9), "--follow"]
-    root = str(Path(__file__).resolve().parent.parent)
-    paths = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+    paths = os.pathsep.join(filter(None, (str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [sys.executable, "-m", "data.stage", url, *words],
         stdin=subprocess.DEVNULL,
@@ -89,35 +82,28 @@ def _log_lines(lines: Iterable[bytes]) -> None:
         log.warning("%s", line.decode("utf-8", "replace").rstrip())
 
 
-def stage(url: str, cache_folder: str, limit: float, *, progress: bool) -> None:
+def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: bool = False) -> None:
     """Copy the shards that fit into `limit` bytes; of several callers, one works and the others wait.
 
-    Raises:
-        CacheFull: the disk is full; the shards that fitted are in the cache.
-        DataError: the bucket cannot be read, or shards differ from the index; the others are in the cache.
+    With `follow`, do so again whenever another resolution is in use, without end; what the bucket failed to deliver is
+    printed, and tried once. Otherwise raises DataError for the bucket. Raises CacheFull if the disk is full.
     """
-    folder = cached_metadata(url, cache_folder)
-    with named(str(folder)), _locked(folder, wait=True):
-        _copy(url, folder, _wanted(folder, limit), limit, progress)
-
-
-def follow(url: str, cache_folder: str, limit: float) -> None:
-    """Stage while the parent process lives, and make room when it changes to another resolution; raises DataError."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    folder = cached_metadata(url, cache_folder)
-    done: list[Shard] | None = None
-    with named(str(folder)), _locked(folder, wait=False) as first:
-        while first:
-            shards = _wanted(folder, limit)
-            if shards != done:
-                try:
-                    _copy(url, folder, shards, limit, progress=False)
-                except CacheFull:
-                    raise
-                except DataError as error:  # each shard is tried once; the loader reports images that it cannot read
-                    print(f"data.stage: {error}", file=sys.stderr, flush=True)
-                done = shards
-            time.sleep(_LOOK_AGAIN)
+    folder, splits = open_cached(url, cache_folder)
+    done: list[Wanted] | None = None
+    while True:
+        with named(str(folder)), (folder / ".stage-lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            shards = _wanted(splits, limit)
+            failures = _copy(folder, shards, limit, progress) if shards != done else []
+        done = shards
+        if failures:
+            more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
+            if not follow:
+                raise DataError(f"{failures[0]}{more}")
+            print(f"data.stage: {failures[0]}{more}", file=sys.stderr, flush=True)
+        if not follow:
+            return
+        time.sleep(_LOOK_AGAIN)
 
 
 def _end_with(parent: int) -> None:
@@ -126,76 +112,55 @@ def _end_with(parent: int) -> None:
     os._exit(0)  # even while a download is waiting
 
 
-@contextmanager
-def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process may stage into a folder, immediately or (`wait`) after the others have finished."""
-    with (folder / ".stage-lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+def _wanted(splits: Iterable[ShardSource], limit: float) -> list[Wanted]:
+    """The shards that fit: by last use of their resolution, then train before val, then by size."""
 
+    def last_used(resolution: Resolution) -> float:
+        used = resolution.folder / USED
+        return used.stat().st_mtime if used.exists() else 0.0
 
-def _wanted(folder: Path, limit: float) -> list[Shard]:
-    """The shards that fit, with paths below `folder`: by last use of their resolution, then by size."""
-    manifest = read_manifest(str(folder), (folder / MANIFEST).read_bytes())
-    places = [folder / split / one for split, what in manifest.splits.items() for one in what.resolutions]
-    places.sort(key=lambda place: (-_last_used(place), place.parent.name, short_side(place.name)))
-    found: list[Shard] = []
+    found: list[Wanted] = []
     total = 0
-    for place in places:
-        for shard in read_index(place, str(place)):
-            total += shard.size
+    resolutions = [one for split in splits for one in split.resolutions.values()]
+    for resolution in sorted(resolutions, key=last_used, reverse=True):
+        for wanted in resolution.files():
+            total += wanted[2].size
             if total > limit:
                 return found
-            found.append(shard.model_copy(update={"file": str((place / shard.file).relative_to(folder))}))
+            found.append(wanted)
     return found
 
 
-def _last_used(place: Path) -> float:
-    try:
-        return (place / USED).stat().st_mtime
-    except FileNotFoundError:
-        return 0.0
-
-
-def _copy(url: str, folder: Path, shards: list[Shard], limit: float, progress: bool) -> None:
-    """Remove shards that are no longer wanted, then download the missing ones; raises as `stage`."""
-    keep = {shard.file for shard in shards}
+def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> list[DataError]:
+    """Remove shards not wanted, then download missing ones; returns the bucket's failures, raises CacheFull."""
+    keep = {file for file, _, _ in shards}
     for file in folder.rglob("*.mds"):
-        if file.name.startswith(_PARTIAL) or (limit != float("inf") and str(file.relative_to(folder)) not in keep):
+        if file.name.startswith(_PARTIAL) or (limit != float("inf") and file not in keep):
             with suppress(OSError):
                 file.unlink()
-    store, root = open_store(url)
     failures: list[DataError] = []
 
-    def fetch(shard: Shard) -> int:
+    def fetch(wanted: Wanted) -> int:
         try:
-            if not any(isinstance(error, CacheFull) for error in failures):
-                _fetch(store, root, folder / shard.file, shard)
-        except OSError as error:
-            failures.insert(0, CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}"))
+            _fetch(*wanted)
         except DataError as error:
             failures.append(error)
-        return shard.size
+        return wanted[2].size
 
-    total = sum(shard.size for shard in shards)
+    total = sum(shard.size for _, _, shard in shards)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
         ThreadPoolExecutor(_CONNECTIONS) as pool,
     ):
-        for size in pool.map(fetch, shards):
-            bar.update(size)
-    if failures and isinstance(failures[0], CacheFull):
-        raise failures[0]
-    if failures:
-        more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
-        raise DataError(f"{failures[0]}{more}")
+        try:
+            for size in pool.map(fetch, shards):  # the first exception cancels what has not begun
+                bar.update(size)
+        except OSError as error:
+            raise CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}") from error
+    return failures
 
 
-def _fetch(store: Any, root: str, target: Path, shard: Shard) -> None:
+def _fetch(target: Path, name: str, shard: Shard) -> None:
     """Download unless present, verify, rename; raises OSError for disk errors, DataError for bucket errors."""
     with suppress(OSError):
         if target.stat().st_size == shard.size:
@@ -205,8 +170,10 @@ def _fetch(store: Any, root: str, target: Path, shard: Shard) -> None:
         raise OSError(errno.ENOSPC, f"less than {_KEPT_FREE / 1e9:g} GB would be left free, which checkpoints may need")
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     try:
-        if download(store, f"{root}/{shard.file}", shard.size, partial) != shard.sha256:
-            raise DataError(f"s3://{root}/{shard.file}: SHA-256 differs from the index; prepare the dataset again")
+        store, path = open_store(name)
+        download(store, path, shard.size, partial)
+        if file_sha256(partial) != shard.sha256:
+            raise DataError(f"{name}: SHA-256 differs from the index; prepare the dataset again")
         partial.replace(target)
     finally:
         with suppress(OSError):
@@ -223,12 +190,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not is_remote(options.url):
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
-    limit = options.cache_gb * 1e9
+    if options.follow:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        if options.follow:
-            follow(options.url, options.cache_folder, limit)
-        else:
-            stage(options.url, options.cache_folder, limit, progress=True)
+        stage(options.url, options.cache_folder, options.cache_gb * 1e9, not options.follow, options.follow)
     except DataError as error:
         print(f"data.stage: {error}" if options.follow else error, file=sys.stderr)
         return 2

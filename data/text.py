@@ -12,7 +12,8 @@ import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, TextIO
 from urllib.parse import quote, quote_plus, unquote
@@ -28,15 +29,13 @@ _IN_FILES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
 _IN_STREAMS = re.compile(rf"(?!\n|\t|\r|\x1b\[[0-9;]*[A-Km])[{_UNSAFE}]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
-_SECRET_NAMES = re.compile(
-    r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|ACCESS_KEY_ID|CREDENTIALS?)$", re.IGNORECASE
-)
+_SECRET_NAMES = re.compile(r"(?i)(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?|CREDENTIALS?)$")
 _ADDRESS_NAMES = re.compile("URL|URI|ENDPOINT|PROXY", re.IGNORECASE)
 _IN_PROFILES = re.compile(
-    r"^\s*(aws_access_key_id|aws_secret_access_key|aws_session_token|endpoint_url)\s*=\s*(\S+)", re.MULTILINE
+    r"(?m)^\s*(aws_access_key_id|aws_secret_access_key|aws_session_token|endpoint_url)\s*=\s*(\S+)"
 )
 _SHORTEST_SECRET = 8
-_PUBLIC_DEFAULTS = frozenset({"password", "minioadmin"})
+_PUBLIC = frozenset({"password", "minioadmin"})
 """Default credentials of test servers; a path may well contain these words."""
 _SHAPES = (
     # user:password@ of an address, and an X-Amz- parameter or header, with a plain or percent-encoded equals sign
@@ -44,9 +43,7 @@ _SHAPES = (
     (re.compile(r"(?<=//)[^/\s\"'<>:]+:[^/\s\"'<>]*@"), "***@"),
     (re.compile(r"(?<=%3A%2F%2F)[^/%\s]+(%3A[^/\s]*?)?%40", re.IGNORECASE), "***%40"),
     (
-        re.compile(
-            r"(X-Amz-(?:Credential|Signature|Security-Token)[\"']?(?:=|%3D|:)\s*b?[\"']?)[^&\s\"',;<>]+", re.IGNORECASE
-        ),
+        re.compile(r"(?i)(X-Amz-(?:Credential|Signature|Security-Token)[\"']?(?:=|%3D|:)\s*b?[\"']?)[^&\s\"',;<>]+"),
         r"\1***",
     ),
     (re.compile(r"\b((?:AWSAccessKeyId|Signature|Credential)=)[^&\s\"',;<>]+"), r"\1***"),
@@ -77,7 +74,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def hide(*secrets: str | None) -> None:
-    """Remove these from every text from now on; for credentials that are not in the environment."""
+    """Remove these, credentials that are not in the environment, from every text from now on."""
     _hidden.update(filter(None, secrets))
 
 
@@ -88,17 +85,45 @@ def scrub(text: str) -> str:
     profiles (if at least 8 characters and not all digits); passwords in addresses in the environment; user and password
     of any address; signatures, credentials and tokens of signed addresses; AWS access keys.
     """
-    for secret in _to_replace(tuple(os.environ.items()), frozenset(_hidden | _of_profiles())):
+    for secret in _to_replace(tuple(os.environ.items()), frozenset(_hidden), tuple(_profiles())):
         text = text.replace(secret, "***")
     for pattern, instead in _SHAPES:
         text = pattern.sub(instead, text)
     return text
 
 
+def _profiles() -> Iterator[tuple[str, int]]:
+    """The files of AWS profiles, each with the time of its last change, so that renewed keys are read again."""
+    for variable, name in (("AWS_SHARED_CREDENTIALS_FILE", "credentials"), ("AWS_CONFIG_FILE", "config")):
+        path = os.path.expanduser(os.environ.get(variable, f"~/.aws/{name}"))  # noqa: PTH111 - Path's raises without a home
+        with suppress(OSError, ValueError):
+            yield path, os.stat(path).st_mtime_ns  # noqa: PTH116
+
+
 @functools.lru_cache(maxsize=4)
-def _to_replace(environment: tuple[tuple[str, str], ...], others: frozenset[str]) -> list[str]:
-    """The secrets to look for, longest first, because one may contain another."""
-    return sorted(_forms(_of_environment(dict(environment)) | others), key=len, reverse=True)
+def _to_replace(
+    environment: tuple[tuple[str, str], ...], hidden: frozenset[str], profiles: tuple[tuple[str, int], ...]
+) -> list[str]:
+    """The secrets in all their forms, longest first, because one may contain another."""
+    pairs = list(environment)
+    for path, _ in profiles:
+        with suppress(OSError), open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+            pairs += _IN_PROFILES.findall(file.read(2**20))
+    secrets = set(hidden) | {value for name, value in pairs if _SECRET_NAMES.search(name)}
+    for name, value in pairs:
+        # The password between user and host may contain `@` or `/` if it is not encoded.
+        if _ADDRESS_NAMES.search(name) and (word := value.partition("//")[2].rpartition("@")[0].partition(":")[2]):
+            secrets.add(word if len(word) >= _SHORTEST_SECRET else f":{word}@")
+    forms: set[str] = set()
+    for secret in secrets:
+        if (len(secret) < _SHORTEST_SECRET and not secret.endswith("@")) or secret.isdigit() or secret in _PUBLIC:
+            continue
+        for form in {secret, unquote(secret)}:  # plain, in an address, in HTML, in JSON, in Python
+            page = html.escape(form)
+            forms |= {form, quote(form, safe=""), quote(form), quote_plus(form)}
+            forms |= {page, page.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")}
+            forms |= {json.dumps(form)[1:-1], repr(form)[1:-1], escape(form)}
+    return sorted(forms, key=len, reverse=True)
 
 
 def clean(text: str) -> str:
@@ -122,59 +147,8 @@ def markdown(text: object) -> str:
     return re.sub(r"[\\`*_\[\]<>|#&]", r"\\\g<0>", escape(text))
 
 
-def _of_environment(environment: Mapping[str, str]) -> set[str]:
-    found = {value for name, value in environment.items() if value and _SECRET_NAMES.search(name)}
-    for name, value in environment.items():
-        if _ADDRESS_NAMES.search(name) and (password := _password(value)):
-            found.add(password if len(password) >= _SHORTEST_SECRET else f":{password}@")
-    return found
-
-
-def _password(address: str) -> str:
-    """The password between user and host; it may contain `@` or `/` if not encoded."""
-    return address.partition("//")[2].rpartition("@")[0].partition(":")[2]
-
-
-def _of_profiles() -> set[str]:
-    files = (("AWS_SHARED_CREDENTIALS_FILE", "~/.aws/credentials"), ("AWS_CONFIG_FILE", "~/.aws/config"))
-    found: set[str] = set()
-    for variable, default in files:
-        path = os.path.expanduser(os.environ.get(variable, default))  # noqa: PTH111 - Path's raises without a home
-        try:
-            found |= _of_profile(path, os.stat(path).st_mtime_ns)  # noqa: PTH116
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-@functools.lru_cache(maxsize=8)
-def _of_profile(path: str, changed: int) -> frozenset[str]:
-    del changed  # part of the cache key: a profile whose keys are renewed is read again
-    with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
-        pairs = _IN_PROFILES.findall(file.read(2**20))
-    return frozenset(filter(None, (_password(value) if key == "endpoint_url" else value for key, value in pairs)))
-
-
-def _forms(secrets: Iterable[str]) -> set[str]:
-    """The forms in which secrets may occur in a text: plain, in an address, in HTML, in JSON, in Python."""
-    found: set[str] = set()
-    for secret in secrets:
-        if (len(secret) < _SHORTEST_SECRET and secret[-1] != "@") or secret.isdigit() or secret in _PUBLIC_DEFAULTS:
-            continue
-        for form in {secret, unquote(secret)}:
-            found |= {form, quote(form, safe=""), quote(form), quote_plus(form)}
-            page = html.escape(form)
-            found |= {page, page.replace("&quot;", "&#34;").replace("&#x27;", "&#39;")}
-            found |= {json.dumps(form)[1:-1], repr(form)[1:-1], escape(form)}
-    return found
-
-
 class _Stream:
-    """A text stream that never fails because of the text written, and removes secrets.
-
-    Once its reader has closed it (`| head`, a terminal), it discards everything. All other attributes are those of the
-    underlying stream.
-    """
+    """A text stream without secrets, which never fails because of a text, and discards all once its reader has left."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -229,9 +203,7 @@ def _escape_texts(arguments: Any) -> Any:
         return {key: _escape_texts((value,))[0] for key, value in arguments.items()}
     if not isinstance(arguments, tuple):
         return arguments
-    return tuple(
-        escape(value) if isinstance(value, str | os.PathLike | BaseException) else value for value in arguments
-    )
+    return tuple(escape(one) if isinstance(one, str | os.PathLike | BaseException) else one for one in arguments)
 
 
 def guard() -> None:
@@ -250,14 +222,10 @@ def guard() -> None:
             stream.reconfigure(errors="backslashreplace")
         setattr(sys, name, _Stream(stream))
     sys.excepthook = _print_traceback
-    threading.excepthook = lambda failed: (
-        _print_traceback(failed.exc_type, failed.exc_value, failed.exc_traceback)
-        if failed.exc_value is not None
-        else None
-    )
+    threading.excepthook = lambda failed: _print_traceback(*failed[:3]) if failed.exc_value else None
 
 
-def _print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _print_traceback(kind: type[BaseException], error: Any, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         sys.__excepthook__(kind, error, trace)
         return

@@ -18,12 +18,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 
 from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
-from data.files import file_sha256, named
+from data.files import file_sha256, is_remote, named
 from data.imagefolder import ImageFolder
 from data.prepare import WorkerKilledError, each_part
 from data.shards import Damaged, ShardSource
@@ -36,28 +37,27 @@ _PRELOAD = ("data.prepare",)
 
 def _broken_shards(source: Source) -> Iterator[str]:
     """The shards in a folder whose SHA-256 is wrong; those in a bucket are checked when downloaded."""
-    for resolution in source.resolutions.values() if isinstance(source, ShardSource) else ():
-        for file, name, shard in resolution.local_shards():
+    if isinstance(source, ShardSource) and not is_remote(source.path):
+        for file, name, shard in (one for resolution in source.resolutions.values() for one in resolution.files()):
             with named(name):
-                sha256 = file_sha256(file)
-            if sha256 != shard.sha256:
-                yield f"{name}: SHA-256 differs from index.json"
+                if file_sha256(file) != shard.sha256:
+                    yield f"{name}: SHA-256 differs from index.json"
 
 
 def _broken_images(split: str, source: Source, workers: int) -> Iterator[tuple[str, BadSample]]:
     """Decode every image on all workers, with a progress bar; raises WorkerKilledError."""
     blocks = [range(at, min(at + _BLOCK, len(source))) for at in range(0, len(source), _BLOCK)]
-    faults: dict[int, int] = {}
+    faults: dict[int, Fault] = {}
     with tqdm(total=len(source), unit="img", desc=split, file=sys.stderr) as bar:
         for block, found in each_part(_faults, source, blocks, workers, _PRELOAD):
             bar.update(len(block))
-            faults |= {index: fault for index, fault in zip(block, found, strict=True) if fault}
+            faults |= found
     for index in sorted(faults):
-        yield split, BadSample(index, source.name(index), Fault(faults[index]).reason)
+        yield split, BadSample(index, source.name(index), faults[index].reason)
 
 
-def _faults(source: Source, block: range) -> list[int]:
-    return [int(_fault(source, index)) for index in block]
+def _faults(source: Source, block: range) -> dict[int, Fault]:
+    return {index: fault for index in block if (fault := _fault(source, index))}
 
 
 def _fault(source: Source, index: int) -> Fault:
@@ -107,16 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         splits = dict(zip(("train", "val"), open_split_pair(options.path, options.cache_folder), strict=True))
-        folders = {split: source for split, source in splits.items() if isinstance(source, ImageFolder)}
-        if options.quarantine and len(folders) < len(splits):
+        if options.quarantine and not all(isinstance(source, ImageFolder) for source in splits.values()):
             raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
         shards = [line for source in splits.values() for line in _broken_shards(source)]
         found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
-    except Damaged as error:
-        print(*error.lines, sep="\n", file=sys.stderr)
-        return 2
     except (DataError, OSError) as error:
-        print(escape(error), file=sys.stderr)
+        print(*map(escape, error.lines if isinstance(error, Damaged) else [error]), sep="\n", file=sys.stderr)
         return 2
     except (WorkerKilledError, KeyboardInterrupt) as error:
         print(str(error) or "interrupted", file=sys.stderr)
@@ -125,7 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     for split, one in found if options.quarantine else []:
         try:
             if one.reason != Fault.MISSING.reason:
-                _quarantine(folders[split], one.index, options.quarantine / split)
+                _quarantine(cast(ImageFolder, splits[split]), one.index, options.quarantine / split)
         except OSError as error:
             stayed += 1
             reason = error.strerror or error

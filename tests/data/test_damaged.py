@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,18 +86,12 @@ def one_byte_less(path):
 SHARD = "train/36/00002/shard.00000.mds"
 DAMAGE = {
     "no classes": manifest(lambda m: m.pop("classes")),
-    "classes are a text": manifest(lambda m: m.update(classes="ab")),
     "a class is a path": manifest(lambda m: m.update(classes=["ant", "../bee"])),
     "a class occurs twice": manifest(lambda m: m.update(classes=["ant", "ant"])),
     "a class is half a character": manifest(lambda m: m.update(classes=["ant", "\ud800"])),
-    "a split is a number": manifest(lambda m: m["splits"].update(train=5)),
     "a split is a path": manifest(lambda m: m["splits"].update({"../out": m["splits"]["val"]})),
     "a resolution is a path": manifest(lambda m: m["splits"]["train"]["resolutions"].update({"/etc": {}})),
-    "a resolution is negative": manifest(
-        lambda m: m["splits"]["train"].update(resolutions={"-28": m["splits"]["train"]["resolutions"]["28"]})
-    ),
     "no resolutions": manifest(lambda m: m["splits"]["train"].update(resolutions={})),
-    "images are not a number": manifest(lambda m: m["splits"]["val"].update(images=float("nan"))),
     "images are negative": manifest(lambda m: m["splits"]["val"].update(images=-1)),
     "images are beyond count": manifest(lambda m: m["splits"]["val"].update(images=10**30)),
     "another number of images": ("val/labels.npy", manifest(lambda m: m["splits"]["val"].update(images=11))[1]),
@@ -108,29 +101,21 @@ DAMAGE = {
     "dataset.json is cut": file("dataset.json", one_byte_less),
     "dataset.json is no UTF-8": file("dataset.json", lambda p: p.write_bytes(b"\xff\xfe\xfa" + p.read_bytes())),
     "a number of 5,000 digits": file("dataset.json", lambda p: p.write_text('{"format": ' + "1" * 5000 + "}")),
-    "no shards": index(lambda i: i.update(shards=[])),
     "shards are a number": index(lambda i: i.update(shards=3)),
     "a shard lies elsewhere": index(lambda i: i["shards"][0]["raw_data"].update(basename="../../../x.mds")),
-    "a shard's path is absolute": index(lambda i: i["shards"][0]["raw_data"].update(basename="/tmp/x.mds")),
     "a shard is the index": index(lambda i: i["shards"][0]["raw_data"].update(basename="index.json")),
-    "a shard's name is empty": index(lambda i: i["shards"][0]["raw_data"].update(basename="")),
     "a shard's name has NUL": index(lambda i: i["shards"][0]["raw_data"].update(basename="a\0.mds")),
     "a shard occurs twice": index(lambda i: i["shards"].append(i["shards"][0])),
     "a shard has no digest": index(lambda i: i["shards"][0]["raw_data"].update(hashes={})),
-    "a shard's size is negative": index(lambda i: i["shards"][0]["raw_data"].update(bytes=-5)),
     "a shard's size is another": index(lambda i: i["shards"][0]["raw_data"].update(bytes=5)),
-    "samples beyond count": index(lambda i: i["shards"][0].update(samples=2**62)),
     "samples are true": index(lambda i: i["shards"][0].update(samples=True)),
     "index.json is absent": file("train/36/index.json", lambda p: p.unlink()),
     "index.json is a FIFO": file("train/36/index.json", fifo),
     "another number of samples": ("train/28", index(lambda i: i["shards"][0].update(samples=11))[1]),
-    "labels of 99": array("train/labels.npy", lambda a: a * 0 + 99),
     "a label of -1": array("val/labels.npy", label(3, -1)),
     "a label one too high": array("val/labels.npy", label(9, 2)),
     "labels are floats": array("train/labels.npy", lambda a: a.astype(np.float64)),
-    "labels are a table": array("train/labels.npy", lambda a: a[:, None]),
     "a label is missing": array("train/labels.npy", lambda a: a[:-1]),
-    "labels.npy is its magic": file("train/labels.npy", lambda p: p.write_bytes(b"\x93NUMPY")),
     "labels.npy is cut": file("train/labels.npy", one_byte_less),
     "labels.npy is a FIFO": file("train/labels.npy", fifo),
     "labels.npy is a folder": file("train/labels.npy", folder_in_its_place),
@@ -140,7 +125,6 @@ DAMAGE = {
     "an image behind its shard": array("val/28/images.npy", label((2, 1), 2**32 - 1)),
     "a shard is missing": file(SHARD, lambda p: p.unlink()),
     "a shard is short": file(SHARD, one_byte_less),
-    "a shard is empty": file(SHARD, lambda p: p.write_bytes(b"")),
     "a shard is a FIFO": file(SHARD, fifo),
     "a shard is a folder": file(SHARD, folder_in_its_place),
     "a shard is a dangling link": file(SHARD, lambda p: (p.unlink(), p.symlink_to("nowhere"))),
@@ -192,29 +176,26 @@ def test_verify_tells_a_foreign_shard_of_the_right_size(prepared, capsys):
 
 
 def replaced(loader):
-    """An epoch's images, and the bad ones by name."""
+    """How many images an epoch had, and the bad ones by name."""
     count = sum(len(labels) for _, labels in run(loader, [0]))
     return count, {one.name: one.reason for one in loader.dataset.bad.new()}
 
 
-@pytest.mark.parametrize(
-    ("spoil", "reason", "workers"),
-    [
-        (lambda p: p.unlink(), "the file is missing", 2),
-        (fifo, "the file cannot be read", 0),
-        (folder_in_its_place, "the file cannot be read", 0),
-        (lambda p: p.write_bytes(b"x" * p.stat().st_size), "not an image", 0),
-        (lambda p: os.truncate(p, 0), "the file is empty", 0),
-    ],
-)
-def test_a_shard_that_is_lost_in_training_costs_its_images_only(prepared, spoil, reason, workers):
+def test_a_shard_that_is_lost_in_training_costs_its_images_only(prepared):
     train, _ = open_split_pair(str(prepared), "")
-    spoil(prepared / SHARD)
-    count, bad = replaced(training(train, workers, plan=[PLAN[0]._replace(size=31)]))
-    assert count == 45
-    assert len(bad) == 10
-    assert all(one.startswith(reason) for one in bad.values())
-    assert all(str(prepared) in name for name in bad)
+    shard = prepared / SHARD
+    for spoil, reason, workers in (
+        (lambda: shard.write_bytes(b"x" * shard.stat().st_size), "not an image", 0),
+        (lambda: os.truncate(shard, 0), "the file is empty", 0),
+        (lambda: fifo(shard), "the file cannot be read", 0),
+        (lambda: folder_in_its_place(shard), "the file cannot be read", 0),
+        (lambda: shard.rmdir(), "the file is missing", 2),
+    ):
+        spoil()
+        count, bad = replaced(training(train, workers, plan=[PLAN[0]._replace(size=31)]))
+        assert (count, len(bad)) == (45, 10)
+        assert all(one.startswith(reason) for one in bad.values())
+        assert all(str(prepared) in name for name in bad)
 
 
 def test_one_record_that_cannot_be_decoded_is_one_bad_image(prepared):
@@ -233,21 +214,15 @@ def test_what_ends_a_worker_is_one_line_of_its_own(prepared):
         shard.unlink()
     with pytest.raises(DataError) as caught:
         run(training(train, 1, plan=[PLAN[0]._replace(size=24)]), [0])
-    assert "cannot be decoded" in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-COMMANDS = {
-    "train": ["entrypoint.py", "yamls/demo.yaml", "data.path={}", "runs_folder={}-runs"],
-    "verify": ["-m", "data.verify", "{}"],
-}
+    assert str(caught.value).endswith("images drawn as replacements cannot be decoded")
+    assert str(caught.value).isprintable()
 
 
 def test_every_command_ends_with_status_2_and_a_line(prepared):
     (prepared / SHARD).unlink()
-    for command in COMMANDS.values():
-        words = [sys.executable, *(word.format(prepared) for word in command)]
-        ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    train = ["entrypoint.py", "yamls/demo.yaml", f"data.path={prepared}", f"runs_folder={prepared}-runs"]
+    for command in (train, ["-m", "data.verify", str(prepared)]):
+        ended = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
         assert ended.returncode == 2, ended.stderr
         assert f"{prepared}/{SHARD}: not found" in ended.stderr
         assert "Traceback" not in ended.stderr
@@ -269,19 +244,16 @@ JUNK = st.one_of(
 @given(data=st.data(), name=st.sampled_from(["dataset.json", "train/28/index.json", "val/28/index.json"]))
 def test_metadata_with_anything_in_it_is_refused_in_a_line_or_leads_nowhere_else(whole, data, name):
     original = (whole / name).read_text()
-    content = json.loads(original)
-    at = content
+    at = content = json.loads(original)
     while True:  # walk down to some value, and put junk in its place, or another key for it
-        keys = list(at) if isinstance(at, dict) else list(range(len(at)))
-        key = data.draw(st.sampled_from(keys))
-        if isinstance(at[key], dict | list) and at[key] and data.draw(st.integers(0, 3)):
-            at = at[key]
-            continue
-        if isinstance(at, dict) and data.draw(st.booleans()):
-            at[data.draw(st.text(max_size=5) | st.sampled_from(["..", "/tmp", "a/b"]))] = at.pop(key)
-        else:
-            at[key] = data.draw(JUNK)
-        break
+        key = data.draw(st.sampled_from(list(at) if isinstance(at, dict) else range(len(at))))
+        if not (isinstance(at[key], dict | list) and at[key] and data.draw(st.integers(0, 3))):
+            break
+        at = at[key]
+    if isinstance(at, dict) and data.draw(st.booleans()):
+        at[data.draw(st.text(max_size=5) | st.sampled_from(["..", "/tmp", "a/b"]))] = at.pop(key)
+    else:
+        at[key] = data.draw(JUNK)
     (whole / name).write_text(json.dumps(content))
     try:
         splits, message = opened(whole)
@@ -289,7 +261,7 @@ def test_metadata_with_anything_in_it_is_refused_in_a_line_or_leads_nowhere_else
         (whole / name).write_text(original)
     for source in splits:
         for resolution in source.resolutions.values():
-            assert all(Path(file).resolve().is_relative_to(whole) for file, _, _ in resolution.local_shards())
+            assert all(file.resolve().is_relative_to(whole) for file, _, _ in resolution.files())
         assert len(source.read(len(source) - 1)) > 0
         assert source.name(0)
     assert message.isprintable()

@@ -1,5 +1,6 @@
 """What stands where an image should: pipes, sockets, devices, folders, links to nowhere, files without end."""
 
+import json
 import os
 import signal
 import socket
@@ -19,8 +20,9 @@ from data.prepare import Settings, Task, make_part
 from data.prepare import main as prepare
 from data.source import open_split_pair
 from data.verify import main as verify
+from tests.data.conftest import encode, make_photo
 from tests.data.test_loader import evaluation, training
-from tests.support import ROOT
+from tests.support import ROOT, decode
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,8 @@ def make_sparse(path):
         file.truncate(MAX_BYTES + 1)
 
 
+PHOTO = encode(make_photo(40, 40))
+HALF = PHOTO[: len(PHOTO) // 2]
 KINDS = {
     "pipe": (os.mkfifo, Fault.NOT_A_FILE),
     "link_to_a_pipe": (lambda path: (os.mkfifo(f"{path}.p"), path.symlink_to(f"{path}.p")), Fault.NOT_A_FILE),
@@ -70,6 +74,7 @@ KINDS = {
     "itself": (lambda path: path.symlink_to(path.name), Fault.BROKEN_LINK),
     "large": (make_sparse, Fault.TOO_MANY_BYTES),
     "empty": (lambda path: path.touch(), Fault.EMPTY),
+    "half": (lambda path: path.write_bytes(HALF), Fault.TRUNCATED),
 }
 
 
@@ -83,35 +88,24 @@ def dataset(tmp_path, write_folder):
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "empty"])
-def test_reading_says_what_it_is(tmp_path, kind):
-    make, fault = KINDS[kind]
-    make(tmp_path / "x.jpg")
-    (tmp_path / "0000.jpg").touch()
-    for path in (tmp_path / "x.jpg", os.fsencode(tmp_path / "x.jpg"), str(tmp_path / "x.jpg")):
-        with pytest.raises(BadImage) as caught:
-            read_image(path)
-        assert caught.value.fault == fault
-
-
-def test_links_to_files_are_read_and_what_is_absent_is_missing(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"bytes")
-    (tmp_path / "b.jpg").symlink_to("a.jpg")
-    assert read_image(tmp_path / "b.jpg") == b"bytes"
-    assert read_regular(tmp_path / "a.jpg", 5) == b"bytes"
-    with pytest.raises(OSError, match="5 bytes, more than the 4 allowed"):
-        read_regular(tmp_path / "a.jpg", 4)
-    with pytest.raises(FileNotFoundError):
-        read_image(tmp_path / "c.jpg")
-
-
-def test_no_descriptor_is_left_open(tmp_path):
-    os.mkfifo(tmp_path / "p")
+def test_reading_says_what_it_is_and_leaves_no_descriptor_open(tmp_path):
+    (tmp_path / "0000.jpg").write_bytes(b"bytes")
+    (tmp_path / "link.jpg").symlink_to("0000.jpg")
     before = len(list(Path("/dev/fd").iterdir()))
+    for kind, (make, fault) in KINDS.items():
+        path = tmp_path / f"{kind}.jpg"
+        make(path)
+        for same in (path, os.fsencode(path), str(path)) if kind not in ("empty", "half") else ():
+            with pytest.raises(BadImage) as caught:
+                read_image(same)
+            assert caught.value.fault == fault
     with pytest.raises(NotRegularError):
-        open_regular(tmp_path / "p")
-    with pytest.raises(OSError, match="allowed"):
-        read_regular(__file__, 1)
+        open_regular(tmp_path / "pipe.jpg")
+    assert read_image(tmp_path / "link.jpg") == read_regular(tmp_path / "0000.jpg", 5) == b"bytes"
+    with pytest.raises(OSError, match="5 bytes, more than the 4 allowed"):
+        read_regular(tmp_path / "0000.jpg", 4)
+    with pytest.raises(FileNotFoundError):
+        read_image(tmp_path / "absent.jpg")
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
@@ -128,30 +122,46 @@ def test_each_is_listed_replaced_in_training_and_named(dataset):
 
 
 def test_each_is_left_out_of_an_evaluation(dataset):
-    val = open_split_pair(str(dataset), "")[1]
-    loader = evaluation(val, workers=1, size=24, batch=7)
-    ignored = sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader)
+    loader = evaluation(open_split_pair(str(dataset), "")[1], workers=1, size=24, batch=7)
+    assert sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader) == len(KINDS)
     found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
-    assert ignored == len(KINDS)
     assert found == {name: fault.reason for name, (_, fault) in KINDS.items()}
 
 
 def test_verify_names_each_and_moves_it_aside(dataset, tmp_path, capsys):
-    assert verify([str(dataset), "--workers", "1"]) == 1
+    words = [str(dataset), "--workers", "1"]
+    assert verify(words) == 1
     out = capsys.readouterr().out
     for name, (_, fault) in KINDS.items():
         assert f"{dataset}/train/ant/{name}.jpg: {fault.reason}\n" in out
     assert f"{48 + 2 * len(KINDS)} images, {2 * len(KINDS)} broken" in out
+    assert verify([*words, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    found = {(one["split"], Path(one["name"]).stem, one["reason"]) for one in report["broken"]}
+    assert found == {(split, name, KINDS[name][1].reason) for split in ("train", "val") for name in KINDS}
+    assert report["images"] == 48 + 2 * len(KINDS)
     (tmp_path / "aside/train/ant").mkdir(parents=True)
     (tmp_path / "aside/train/ant/pipe.jpg").symlink_to("nothing")  # what stands there is kept
-    assert verify([str(dataset), "--workers", "1", "--quarantine", str(tmp_path / "aside")]) == 1
+    assert verify([*words, "--quarantine", str(tmp_path / "aside")]) == 1
+    assert f"; moved to {tmp_path / 'aside'}\n" in capsys.readouterr().out
     assert (tmp_path / "aside/train/ant/pipe.jpg").is_symlink()
     assert (tmp_path / "aside/train/ant/_pipe.jpg").is_fifo()
     assert (tmp_path / "aside/val/ant/nowhere.jpg").readlink() == Path("nothing/here")
     assert (tmp_path / "aside/val/ant/folder.jpg/inside.jpg").is_file()
-    capsys.readouterr()
-    assert verify([str(dataset), "--workers", "1"]) == 0
+    assert verify(words) == 0
     assert capsys.readouterr().out == "48 images, 0 broken\n"
+
+
+def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(tmp_path, write_folder, capsys):
+    for split in ("train", "val"):
+        write_folder(tmp_path / split, {"ant": 1, "bee": 1})
+    data = bytearray(encode(make_photo(200, 200)))
+    middle = len(data) // 2
+    data[middle : middle + 1000] = bytes(1000)
+    (tmp_path / "train/ant/0000.jpg").write_bytes(data)
+    decode(bytes(data))  # as Pillow does
+    assert verify([str(tmp_path), "--workers", "1"]) == 1
+    assert capsys.readouterr().out == f"{tmp_path}/train/ant/0000.jpg: corrupt\n4 images, 1 broken; 1 corrupt\n"
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="a second file system is needed")
@@ -189,11 +199,11 @@ def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(tmp_path):
     task = Task("train", train, str(tmp_path / "out"), Settings("mds", ("24",), ("24",), 90))
     with pytest.raises(DataError, match=r"ant/0000.jpg: a broken link \(and 1 more\); .* mounted\?"):
         make_part(task, 0)
-    assert not list(tmp_path.glob("out/**/part.npz"))
+    assert not list(tmp_path.glob("out/**/*.npz"))
 
 
 def test_no_program_is_started_whatever_the_file_says(tmp_path, write_folder):
-    """A stand-in for Ghostscript and others on the PATH would leave a trace."""
+    """Stand-ins for Ghostscript and others on the PATH would leave a trace."""
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 1, "bee": 1})
     for name in ("gs", "gswin64c", "convert", "magick", "wmf2gd", "pdftoppm"):
@@ -207,13 +217,9 @@ def test_no_program_is_started_whatever_the_file_says(tmp_path, write_folder):
     for number, data in enumerate((eps, dos_eps, wmf, b"%PDF-1.4\n1 0 obj\n")):
         for suffix in ("jpg", "png", "tiff"):
             (tmp_path / f"set/train/ant/{number}.{suffix}").write_bytes(data)
-    ended = subprocess.run(
-        [sys.executable, "-m", "data.verify", str(tmp_path / "set"), "--workers", "1"],
-        cwd=ROOT,
-        env=os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "data.verify", str(tmp_path / "set"), "--workers", "1"]
+    path = os.environ | {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"}
+    ended = subprocess.run(command, cwd=ROOT, env=path, capture_output=True, text=True)
     assert ended.returncode == 1
     assert ended.stdout.endswith("16 images, 12 broken; 12 not an image, or of an unknown format\n")
     assert not (tmp_path / "called").exists()

@@ -42,7 +42,7 @@ def test_order_and_labels_are_torchvisions(tmp_path, encode, photo):
 )
 def test_a_broken_layout_is_named(tmp_path, write_folder, train, val, message):
     path = tmp_path / "set"
-    for split, classes in (("train", train), ("val", val)):
+    for split, classes in {"train": train, "val": val}.items():
         if classes is not None:
             (path / split).mkdir(parents=True)
             write_folder(path / split, classes)
@@ -56,14 +56,12 @@ def test_a_broken_layout_is_named(tmp_path, write_folder, train, val, message):
     ("there", "hint"),
     [
         (["train", "test"], "if {0}/test is meant: ln -s test {0}/val"),
-        (["Training", "val"], "if {0}/Training is meant: ln -s Training {0}/train"),
         (["mini/train", "mini/val"], "did you mean {0}/mini?"),
         (["train", "ship"], "expected {0}/val/CLASS/IMAGE"),
     ],
 )
 def test_a_split_that_is_called_otherwise_is_pointed_out(tmp_path, write_folder, there, hint):
     for split in there:
-        (tmp_path / split).mkdir(parents=True)
         write_folder(tmp_path / split, {"ant": 1, "bee": 1})
     with pytest.raises(DataError) as caught:
         open_folders(tmp_path)
@@ -82,12 +80,9 @@ def test_a_subset_is_even_fixed_and_nested(small_folder):
     assert all(f"/{small.classes[small.labels[index]]}/" in small.name(index) for index in range(10))
     assert small.read(4) == whole.read([whole.name(index) for index in range(60)].index(names[4]))
     assert subset(whole, 60, seed=3) is whole
-
-
-@pytest.mark.parametrize("samples", [0, 61])
-def test_a_subset_of_more_than_there_is_is_refused(small_folder, samples):
-    with pytest.raises(DataError, match=f"got {samples}; allowed: 1 to 60"):
-        subset(ImageFolder(small_folder, None), samples, seed=3)
+    for samples in (0, 61):
+        with pytest.raises(DataError, match=f"got {samples}; allowed: 1 to 60"):
+            subset(whole, samples, seed=3)
 
 
 @pytest.fixture
@@ -107,20 +102,18 @@ def names(path):
     return [os.path.relpath(source.name(index), path) for index in range(len(source))]
 
 
-LOOPS = {
-    "itself": ("ant/again", "."),
-    "the split": ("ant/up", ".."),
-    "the dataset": ("ant/a/up", "../../.."),
-    "everything": ("ant/root", "/"),
-    "its class from deep inside": ("ant/a/up", "../../ant"),
-    "a class that is the split": ("cow", "."),
-    "a class that is the dataset": ("cow", ".."),
-}
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_a_link_to_a_parent_folder_is_named_and_not_followed(folder, caplog, loop):
-    link, target = LOOPS[loop]
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("ant/again", "."),
+        ("ant/a/up", "../../.."),  # the dataset
+        ("ant/root", "/"),
+        ("ant/a/up", "../../ant"),
+        ("cow", "."),  # a class that is the split
+        ("cow", ".."),
+    ],
+)
+def test_a_link_to_a_parent_folder_is_named_and_not_followed(folder, caplog, link, target):
     for number in range(3):  # each would double the work
         (folder / f"{link}{number or ''}").symlink_to(target)
     assert names(folder) == WHOLE
@@ -150,13 +143,8 @@ def test_a_folder_counts_once_however_many_links_lead_to_it(folder, tmp_path, ca
     for link in ("one", "two", "a/three"):
         (folder / "ant" / link).symlink_to(tmp_path / "more")
     (folder / "ant/0_real").symlink_to("b")  # sorts before b, which is listed where it really is
-    assert [name for name in names(folder) if name.startswith("ant")] == [
-        "ant/1.jpg",
-        "ant/a/3.jpg",
-        "ant/a/three/7.jpg",
-        "ant/a/three/deep/8.jpg",
-        "ant/b/2.jpg",
-    ]
+    ant = ["1.jpg", "a/3.jpg", "a/three/7.jpg", "a/three/deep/8.jpg", "b/2.jpg"]
+    assert [name for name in names(folder) if name.startswith("ant")] == [f"ant/{name}" for name in ant]
     assert len(caplog.records) == 5
 
 

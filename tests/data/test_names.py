@@ -36,8 +36,11 @@ def dataset(tmp_path, encode, photo):
     return tmp_path / "set"
 
 
-def command(*words):
-    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=STRICT, capture_output=True, text=True)
+def command(*words, status=0):
+    """A command's output; it ends with the status, and without a traceback."""
+    ended = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=STRICT, capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (status, False), ended.stderr
+    return ended.stdout
 
 
 def test_images_are_read_and_their_classes_have_one_numbering(dataset):
@@ -60,28 +63,24 @@ def test_two_classes_that_look_the_same_are_refused(dataset):
 
 @pytest.mark.parametrize("layout", ["mds", "folder"])
 def test_they_can_be_prepared_and_verified(dataset, tmp_path, layout):
-    ended = command("data.prepare", str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--format", layout)
-    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended.stderr
-    assert ended.stdout.count("left out: ") == 6
-    assert "left out: \\xe9l\\xe9phant/broken\\xe9\\n.jpg: not an image" in ended.stdout
+    out = command("data.prepare", str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--format", layout)
+    assert out.count("left out: ") == 6
+    assert "left out: \\xe9l\\xe9phant/broken\\xe9\\n.jpg: not an image" in out
     where = tmp_path / "out" / ("24" if layout == "folder" else "")
     train, _ = open_split_pair(str(where), "")
     assert sorted(train.classes) == sorted(CLASSES_SHOWN)
     assert np.bincount(train.labels).tolist() == [6, 6, 6]
-    names = {train.name(index).rpartition("/")[2] for index in range(len(train))}
-    assert names == set(SHOWN)
-    ended = command("data.verify", str(where))
-    assert (ended.returncode, ended.stdout) == (0, "36 images, 0 broken\n"), ended.stderr
+    assert {train.name(index).rpartition("/")[2] for index in range(len(train))} == set(SHOWN)
+    assert command("data.verify", str(where)) == "36 images, 0 broken\n"
 
 
 def test_verify_names_them_and_moves_the_very_files(dataset, tmp_path):
     for words in ([], ["--json"], ["--quarantine", str(tmp_path / "aside")]):
-        ended = command("data.verify", str(dataset), *words)
-        assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
-        assert "broken\\\\xe9\\\\n.jpg" in ended.stdout if words == ["--json"] else "broken\\xe9\\n.jpg" in ended.stdout
+        out = command("data.verify", str(dataset), *words, status=1)
+        assert ("broken\\\\xe9\\\\n.jpg" if words == ["--json"] else "broken\\xe9\\n.jpg") in out
     moved = os.fsencode(tmp_path) + b"/aside/train/" + CLASSES[0]
     assert os.listdir(moved) == [b"broken\xe9\n.jpg"]  # noqa: PTH208 (bytes)
-    assert command("data.verify", str(dataset)).stdout == "36 images, 0 broken\n"
+    assert command("data.verify", str(dataset)) == "36 images, 0 broken\n"
 
 
 HOSTILE = st.text(st.sampled_from("./\\\0a\n\ud800\udce9é\u202e~$"), max_size=12) | st.text()
@@ -121,7 +120,6 @@ def test_an_accepted_name_is_one_component(name):
 @example("/etc/passwd")
 @example("a/../../b")
 @example("a//b")
-@example("a/")
 @example("a/./b")
 def test_an_accepted_path_stays_below_its_folder(path):
     if is_accepted(relative_path, path):
@@ -130,7 +128,7 @@ def test_an_accepted_path_stays_below_its_folder(path):
         assert not all(part and is_accepted(plain_name, part) for part in path.split("/"))
 
 
-def test_usual_names_are_accepted_and_what_is_not_text_is_not():
+def test_usual_names_are_accepted_and_others_refused_with_the_reason():
     for name in ("n01440764", "ILSVRC2012_val_00000001.JPEG", "a b", ".hidden", "...", "x" * 255, "日本", "a\\b"):
         assert plain_name(name) == name
         assert relative_path(f"{name}/{name}") == f"{name}/{name}"
@@ -138,9 +136,6 @@ def test_usual_names_are_accepted_and_what_is_not_text_is_not():
         for check in (plain_name, relative_path):
             with pytest.raises(ValueError, match="is not text"):
                 check(other)
-
-
-def test_the_message_shows_the_name_and_why():
     with pytest.raises(ValueError, match=r"the name '\.\.' is refused: it leads to another folder, in 'a/\.\./b'"):
         relative_path("a/../b")
     with pytest.raises(ValueError, match=r"'\\udce9'.*not UTF-8"):

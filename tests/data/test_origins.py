@@ -1,7 +1,6 @@
 import contextlib
 import gzip
 import io
-import itertools
 import os
 import tarfile
 import tempfile
@@ -62,13 +61,10 @@ def synsets(rows):
 
 
 def test_ilsvrc_tars_are_read_where_they_lie(ilsvrc, jpegs):
-    splits = open_origin(str(ilsvrc))
-    train, val = splits["train"], splits["val"]
+    train, val = open_origin(str(ilsvrc)).values()
     assert train.classes == val.classes == CLASSES
-    assert train.labels.tolist() == [0, 0, 1, 1]
-    assert [train.read(i) for i in range(4)] == jpegs[:4]
-    assert val.labels.tolist() == [1, 0, 0]
-    assert [val.read(i) for i in range(3)] == jpegs[4:7]
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 0, 1, 1], [1, 0, 0])
+    assert [train.read(i) for i in range(4)] + [val.read(i) for i in range(3)] == jpegs[:7]
     assert train.name(3).endswith("ILSVRC2012_img_train.tar/n01443537/n01443537_1.JPEG")
 
 
@@ -86,22 +82,6 @@ def kaggle(tmp_path, jpegs):
         rows.append(f"ILSVRC2012_val_{i:08},{wnid} 1 2 3 4 {wnid} 5 6 7 8")
     (tmp_path / "LOC_val_solution.csv").write_text("\n".join(rows))
     return tmp_path
-
-
-def test_kaggles_tree_has_its_validation_labels_in_a_table(kaggle, jpegs):
-    splits = open_origin(str(kaggle))
-    assert splits["train"].labels.tolist() == [0, 0, 1, 1]
-    val = splits["val"]
-    assert val.classes == CLASSES
-    assert val.labels.tolist() == [1, 0]
-    assert [val.read(i) for i in range(2)] == jpegs[4:6]
-
-
-def test_nothing_known_is_named(tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
-        open_origin(str(tmp_path / "absent"))
-    with pytest.raises(DataError, match="train: no such folder"):
-        open_origin(str(tmp_path))
 
 
 KEYS = ["0.jpg", "a/0.jpg", "a/.h.jpg", "a/n.txt", ".c/0.jpg", "a-b/1.PNG", "a/x/2.jpg", "a/x-y/3.jpg", "a/x/z/4.webp"]
@@ -126,24 +106,18 @@ def test_a_tree_in_a_bucket_is_the_same_dataset_as_on_a_disk(tree):
                 file.write_bytes(b"x")
                 keys.append(key)
         Path(name, "train").mkdir(exist_ok=True)
-        listing = list_images(Path(name, "train"))
-        ends = [0, *listing.ends.tolist()]
-        files = [listing.names[a:b].tobytes().decode() for a, b in itertools.pairwise(ends)]
-        classes = np.repeat(listing.classes, listing.counts).tolist()
-        on_disk = [f"{folder}/{file}" for folder, file in zip(classes, files, strict=True)]
+        classes, counts, files = list_images(Path(name, "train"))
+        folders = np.repeat(classes, counts).tolist()
+        on_disk = [f"{folder}/{file.decode()}" for folder, file in zip(folders, files, strict=True)]
     assert images_in_keys(set(keys)) == (on_disk, 0)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        *("a/", "a//0.jpg", "/a/0.jpg", "a/../0.jpg", "../a/0.jpg", "a/./0.jpg", "a/0\0.jpg", f"a/{'x' * 252}.jpg"),
-        *("a/\ufffd.jpg", "\udce9/0.jpg", "b", "b/c.jpg", f"{'é' * 128}/0.jpg"),
-    ],
-)
-def test_what_no_disk_holds_is_skipped_and_counted(key):
+def test_what_no_disk_holds_is_skipped_and_counted():
     others = ["a/0.jpg", "b/1.jpg", "b/c.jpg/2.jpg"]
-    assert images_in_keys([*others, key]) == (others, 1)
+    odd = ["a/", "a//0.jpg", "/a/0.jpg", "a/../0.jpg", "../a/0.jpg", "a/./0.jpg", "a/0\0.jpg", f"a/{'x' * 252}.jpg"]
+    odd += ["a/\ufffd.jpg", "\udce9/0.jpg", "b", "b/c.jpg", f"{'é' * 128}/0.jpg"]
+    for key in odd:
+        assert images_in_keys([*others, key]) == (others, 1)
 
 
 @given(st.lists(st.text(st.sampled_from("ab./\0é\ufffd\ud800"), max_size=8).map(lambda key: f"{key}.jpg")))
@@ -155,35 +129,25 @@ def test_an_image_in_a_bucket_has_a_place_on_a_disk(keys):
         assert key in keys
 
 
-def rewritten(kaggle, change):
-    table = kaggle / "LOC_val_solution.csv"
-    table.write_bytes(change(table.read_text()))
-    return table
-
-
 TABLES = {
+    "as it is": str.encode,
     "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
-    "quotes": lambda text: "\n".join(
-        ",".join(f'"{c}"' for c in line.split(",")) for line in text.splitlines()
-    ).encode(),
-    "semicolons": lambda text: text.replace(",", ";").encode(),
-    "UTF-16": lambda text: text.encode("utf-16"),
-    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
-    "Excel's own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
-    "other line ends": lambda text: text.replace("\n", "\r\n").encode(),
+    "quotes and other line ends": lambda text: '"{}"'.format(text.replace(",", '","').replace("\n", '"\r\n"')).encode(),
     "empty rows": lambda text: (text.replace("\n", "\n\n") + "\n\n").encode(),
     "columns in another order": lambda text: "\n".join(
         ",".join(reversed(line.split(","))) for line in text.splitlines()
     ).encode(),
-    "columns behind": lambda text: "\n".join(f"{line},," for line in text.splitlines()).encode(),
+    "columns behind": lambda text: text.replace("\n", ",,\n").encode(),
 }
 
 
 @pytest.mark.parametrize("how", TABLES)
-def test_a_table_in_another_form_is_read(kaggle, jpegs, how):
-    rewritten(kaggle, TABLES[how])
-    val = open_origin(str(kaggle))["val"]
-    assert val.labels.tolist() == [1, 0]
+def test_kaggles_tree_has_its_validation_labels_in_a_table(kaggle, jpegs, how):
+    table = kaggle / "LOC_val_solution.csv"
+    table.write_bytes(TABLES[how](table.read_text()))
+    train, val = open_origin(str(kaggle)).values()
+    assert train.classes == val.classes == CLASSES
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 0, 1, 1], [1, 0])
     assert [val.read(i) for i in range(2)] == jpegs[4:6]
 
 
@@ -195,9 +159,8 @@ DAMAGED = {
     "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
     "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
     "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
-    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "cannot be read as a table"),
     "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
-    "a spreadsheet's own format": (lambda text: b"PK\x03\x04" + bytes(range(256)) * 9, "cannot be read as a table"),
     "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
     "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
     "an unknown class": (lambda text: f"{text}\nx,n99999999 1 2 3 4".encode(), "csv: x has class n99999999"),
@@ -209,7 +172,8 @@ DAMAGED = {
 @pytest.mark.parametrize("how", DAMAGED)
 def test_a_damaged_table_is_one_line_that_names_it(kaggle, how):
     change, message = DAMAGED[how]
-    table = rewritten(kaggle, change)
+    table = kaggle / "LOC_val_solution.csv"
+    table.write_bytes(change(table.read_text()))
     with pytest.raises(DataError, match=message) as caught:
         open_origin(str(kaggle))
     assert str(caught.value).startswith(str(table))
@@ -217,7 +181,7 @@ def test_a_damaged_table_is_one_line_that_names_it(kaggle, how):
 
 
 @pytest.mark.parametrize("file", ["img_train.tar", "img_val.tar", "devkit_t12.tar.gz"])
-def test_an_archive_that_was_cut_off_is_named(ilsvrc, file):
+def test_an_archive_that_was_cut_off_or_is_none_is_named(ilsvrc, file):
     path = ilsvrc / f"ILSVRC2012_{file}"
     whole = path.read_bytes()
     used = len(whole.rstrip(b"\0"))  # a tar ends with empty blocks, which may be missing
@@ -226,11 +190,6 @@ def test_an_archive_that_was_cut_off_is_named(ilsvrc, file):
         with pytest.raises(DataError, match=f"ILSVRC2012_{file}: ") as caught:
             open_origin(str(ilsvrc))
         assert str(caught.value).isprintable()
-
-
-@pytest.mark.parametrize("file", ["img_train.tar", "img_val.tar", "devkit_t12.tar.gz"])
-def test_what_is_not_an_archive_is_missing(ilsvrc, file):
-    path = ilsvrc / f"ILSVRC2012_{file}"
     for kind in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()):
         path.unlink()
         kind(path)
@@ -262,23 +221,23 @@ def test_names_as_other_tars_write_them(ilsvrc, jpegs):
     assert train.name(1).endswith(f"{CLASSES[0]}/\\xe9\\n.JPEG")
 
 
-def test_a_member_that_claims_to_be_larger_than_its_tar(ilsvrc, jpegs):
+def changed_header(content, at, size):
+    """A tar whose member, whose header begins at `at`, has another size and the right checksum."""
+    content[at + 124 : at + 136] = size
+    content[at + 148 : at + 156] = b" " * 8
+    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+    return bytes(content)
+
+
+def test_a_member_whose_size_is_wrong_is_damage_and_not_endless(ilsvrc, jpegs):
     content = bytearray(tar_of({"a.JPEG": jpegs[0], "b.JPEG": jpegs[1]}))
-    header = content.rindex(b"b.JPEG")
-    content[header + 124 : header + 136] = b"77777777777\0"
-    content[header + 148 : header + 156] = b" " * 8
-    content[header + 148 : header + 156] = b"%06o\0 " % sum(content[header : header + 512])
+    content = changed_header(content, content.rindex(b"b.JPEG"), b"77777777777\0")
     (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(content)
     with pytest.raises(DataError, match=r"img_val.tar: is truncated in b.JPEG"):
         open_origin(str(ilsvrc))
-
-
-def test_a_member_of_negative_size_is_damage_and_not_endless(ilsvrc):
     head = bytearray(tarfile.TarInfo("n01.tar").tobuf(tarfile.USTAR_FORMAT))
-    head[124:136] = b"\xff" * 8 + (2**32 - 512).to_bytes(4, "big")  # -512: back to this very member
-    head[148:156] = b" " * 8
-    head[148:155] = b"%06o\0" % sum(head)
-    (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(bytes(head) + bytes(2048))
+    head = changed_header(head, 0, b"\xff" * 8 + (2**32 - 512).to_bytes(4, "big"))  # -512: back to this very member
+    (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(head + bytes(2048))
     with pytest.raises(DataError, match=r"img_train.tar: the tar file is damaged at n01.tar"):
         open_origin(str(ilsvrc))
 
@@ -292,7 +251,7 @@ def test_a_devkit_that_unpacks_to_gigabytes_is_refused(ilsvrc, monkeypatch):
 
 def test_a_name_that_leads_out_is_not_written(tmp_path, jpegs):
     """Whatever the origin: names from a bucket's listing come this way, too."""
-    source = Files(str(tmp_path), ["../../out.jpg"], [0], ["ant"])
+    source = Files(str(tmp_path), ["../../out.jpg"], ["ant"], ["ant"])
     task = Task("train", source, str(tmp_path / "target"), Settings("folder", ("24",), ("24",), 90))
     with pytest.raises(DataError, match=r"ant/../../out.jpg: not a name that a file can have"):
         make_part(task, 0)

@@ -16,7 +16,9 @@ from data.source import open_split_pair
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, same, training
 from tests.s3 import ADMIN, Proxy, aws_environment, running
+from tests.support import wait_for
 
+SHARD = "train/28/00002/shard.00000.mds"
 SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
 
 
@@ -52,28 +54,58 @@ def prepared(tmp_path_factory, folder):
 
 
 @pytest.fixture(scope="module")
-def url(server, prepared):
+def put(server):
     client = server.client()
-    for file in prepared.rglob("*"):
-        if file.is_file():
-            client.put_object(Bucket="bucket", Key=f"set/{file.relative_to(prepared)}", Body=file.read_bytes())
-    return "s3://bucket/set"
+    return lambda key, body: client.put_object(Bucket="bucket", Key=key, Body=body)
+
+
+@pytest.fixture(scope="module")
+def upload(put, prepared):
+    """A prepared dataset as objects, with some left out or with other bytes; the keys are below the prefix."""
+
+    def upload(prefix, leave_out=(), changed=()):
+        for file in prepared.rglob("*"):
+            key = str(file.relative_to(prepared))
+            if file.suffix in (".json", ".npy", ".mds") and key not in leave_out:
+                put(f"{prefix}/{key}", dict(changed).get(key, file.read_bytes()))
+        return f"s3://bucket/{prefix}"
+
+    return upload
+
+
+@pytest.fixture(scope="module")
+def url(upload):
+    return upload("set")
+
+
+@pytest.fixture(scope="module")
+def local(prepared):
+    """The first epoch's batches of the dataset in a folder."""
+    return run(training(open_split_pair(str(prepared), "")[0]), [0])
+
+
+@pytest.fixture
+def train(tmp_path, url):
+    return open_split_pair(url, str(tmp_path))[0]
+
+
+def stage_all(url, cache):
+    stage.stage(url, str(cache), float("inf"), progress=False)
 
 
 def here(cache, resolution="*"):
     return sorted(str(path.relative_to(cache)) for path in cache.glob(f"*/*/{resolution}/*/*.mds"))
 
 
-def test_from_a_bucket_to_a_bucket(server, folder, prepared):
-    client = server.client()
+def test_from_a_bucket_to_a_bucket(server, put, folder, prepared):
     for file in folder.rglob("*.jpg"):
-        client.put_object(Bucket="bucket", Key=f"raw/{file.relative_to(folder)}", Body=file.read_bytes())
+        put(f"raw/{file.relative_to(folder)}", file.read_bytes())
     for _ in range(2):  # the second time everything is there
         assert prepare("s3://bucket/raw", "s3://bucket/made", SETTINGS, 1, print)
     for file in prepared.rglob("*"):
         if file.suffix in (".mds", ".npy") or file.name in ("index.json", "dataset.json"):
-            key = f"made/{file.relative_to(prepared)}"
-            assert client.get_object(Bucket="bucket", Key=key)["Body"].read() == file.read_bytes()
+            made = server.client().get_object(Bucket="bucket", Key=f"made/{file.relative_to(prepared)}")
+            assert made["Body"].read() == file.read_bytes()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -84,14 +116,13 @@ def test_batches_do_not_depend_on_where_the_shards_are(tmp_path, url, proxy, pre
     assert len(val) == 10
     assert not here(tmp_path)
     assert same(local, run(training(train, workers, plan=plan)))
-    stage.stage(url, str(tmp_path), float("inf"), progress=False)
+    stage_all(url, tmp_path)
     assert len(here(tmp_path)) == 11
     proxy.set("refuse")  # what was staged is not read from the bucket
     assert same(local, run(training(train, workers, plan=plan)))
 
 
-def test_the_cache_is_bounded_and_follows_the_resolution_in_use(tmp_path, url, proxy):
-    train, _ = open_split_pair(url, str(tmp_path))
+def test_the_cache_is_bounded_and_follows_the_resolution_in_use(tmp_path, url, train):
     sizes = {name: sum(shard.size for shard in one.shards) for name, one in train.resolutions.items()}
     limit = max(sizes.values()) * 1.1
     for size, name in ((24, "28"), (31, "36")):
@@ -103,43 +134,30 @@ def test_the_cache_is_bounded_and_follows_the_resolution_in_use(tmp_path, url, p
         assert sum(path.stat().st_size for path in tmp_path.glob("*/*/*/*/*.mds")) <= limit
 
 
-def wait_for(condition, process):
-    """Wait until the follower has done something, then end it."""
-    deadline = time.monotonic() + 60
-    try:
-        while not condition() and time.monotonic() < deadline:
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_download_that_broke_off_continues_and_a_damaged_one_is_refused(tmp_path, url, proxy, server, monkeypatch):
+def test_a_download_that_broke_off_continues_and_a_damaged_one_is_refused(
+    tmp_path, upload, prepared, put, proxy, monkeypatch
+):
+    url = upload("broken")
     open_split_pair(url, str(tmp_path))
     monkeypatch.setattr(files, "_RETRY_SECONDS", 0.5)
     proxy.set("truncate", after=3000)
-    with pytest.raises(DataError, match="s3://bucket/set"):
-        stage.stage(url, str(tmp_path), float("inf"), progress=False)
+    with pytest.raises(DataError, match=url):
+        stage_all(url, tmp_path)
     proxy.set(None)
-    shard = "set/train/28/00002/shard.00000.mds"
-    whole = server.client().get_object(Bucket="bucket", Key=shard)["Body"].read()
-    (tmp_path / "bucket--set/train/28/00002/shard.00000.mds").unlink(missing_ok=True)
-    server.client().put_object(Bucket="bucket", Key=shard, Body=whole[:-9] + bytes(9))
-    try:
-        with pytest.raises(DataError, match=f"s3://bucket/{shard}: SHA-256"):
-            stage.stage(url, str(tmp_path), float("inf"), progress=False)
-        assert len(here(tmp_path)) == 10  # it does not stop the others
-        assert not list(tmp_path.rglob(".part*"))
-    finally:
-        server.client().put_object(Bucket="bucket", Key=shard, Body=whole)
-    stage.stage(url, str(tmp_path), float("inf"), progress=False)
+    whole = (prepared / SHARD).read_bytes()
+    (tmp_path / "bucket--broken" / SHARD).unlink(missing_ok=True)
+    put(f"broken/{SHARD}", whole[:-9] + bytes(9))
+    with pytest.raises(DataError, match=f"{url}/{SHARD}: SHA-256"):
+        stage_all(url, tmp_path)
+    assert len(here(tmp_path)) == 10  # it does not stop the others
+    assert not list(tmp_path.rglob(".part*"))
+    put(f"broken/{SHARD}", whole)
+    stage_all(url, tmp_path)
     assert len(here(tmp_path)) == 11
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "refuse"])
-def test_a_hiccup_costs_no_image(tmp_path, url, proxy, prepared, fault):
-    train, _ = open_split_pair(url, str(tmp_path))
-    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
+def test_a_hiccup_costs_no_image(train, proxy, local, fault):
     loader = training(train)
     proxy.set(fault, after=100)
     timer = threading.Timer(1.0, proxy.set, [None])
@@ -150,8 +168,7 @@ def test_a_hiccup_costs_no_image(tmp_path, url, proxy, prepared, fault):
     assert int(loader.dataset.bad.faults.count_nonzero()) == 0
 
 
-def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, proxy, monkeypatch, caplog):
-    train, _ = open_split_pair(url, str(tmp_path))
+def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, train, proxy, monkeypatch, caplog):
     monkeypatch.setattr(files, "_RETRY_SECONDS", 5.0)
     monkeypatch.setattr(files, "_WARN_SECONDS", 0.0)
     proxy.set("503")
@@ -166,10 +183,10 @@ def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, 
         open_split_pair(url, str(tmp_path / "other"))
 
 
-def test_what_is_not_a_prepared_dataset_is_named(tmp_path, url, server, monkeypatch):
+def test_what_is_not_a_prepared_dataset_is_named(tmp_path, url, server, put, monkeypatch):
     with pytest.raises(DataError, match=r"s3://bucket/absent/dataset.json: not found"):
         open_split_pair("s3://bucket/absent", str(tmp_path))
-    server.client().put_object(Bucket="bucket", Key="odd/dataset.json", Body=b"{}")
+    put("odd/dataset.json", b"{}")
     with pytest.raises(DataError, match="prepare the dataset again"):
         open_split_pair("s3://bucket/odd", str(tmp_path))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
@@ -178,96 +195,73 @@ def test_what_is_not_a_prepared_dataset_is_named(tmp_path, url, server, monkeypa
         open_split_pair(url, str(tmp_path))
 
 
-def test_a_changed_dataset_replaces_the_cached_one(tmp_path, url, server):
-    train, _ = open_split_pair(url, str(tmp_path))
-    stage.stage(url, str(tmp_path), float("inf"), progress=False)
-    manifest = server.client().get_object(Bucket="bucket", Key="set/dataset.json")["Body"].read()
-    server.client().put_object(Bucket="bucket", Key="set/dataset.json", Body=manifest + b"\n")
-    assert len(open_split_pair(url, str(tmp_path))[0]) == len(train)
+def test_a_changed_dataset_replaces_the_cached_one(tmp_path, upload, put, prepared):
+    url = upload("changing")
+    labels = open_split_pair(url, str(tmp_path))[0].labels.tolist()
+    for name in ("train/labels.npy", "val/original/index.json"):  # what the cache lost is fetched again
+        os.truncate(tmp_path / "bucket--changing" / name, 0)
+        assert open_split_pair(url, str(tmp_path))[0].labels.tolist() == labels
+    stage_all(url, tmp_path)
+    put("changing/dataset.json", (prepared / "dataset.json").read_bytes() + b"\n")
+    assert open_split_pair(url, str(tmp_path))[0].labels.tolist() == labels
     assert not here(tmp_path)
-    server.client().put_object(Bucket="bucket", Key="set/dataset.json", Body=manifest)
 
 
-def upload(server, folder, prefix, leave_out=(), changed=()):
-    """A prepared dataset as objects, with some left out or with other bytes; the keys are below the prefix."""
-    client = server.client()
-    for file in folder.rglob("*"):
-        key = str(file.relative_to(folder))
-        if file.suffix in (".json", ".npy", ".mds") and key not in leave_out:
-            body = dict(changed).get(key, file.read_bytes())
-            client.put_object(Bucket="bucket", Key=f"{prefix}/{key}", Body=body)
-    return f"s3://bucket/{prefix}"
-
-
-SHARD = "train/28/00002/shard.00000.mds"
-
-
-def test_a_shard_that_did_not_reach_the_bucket_is_named_before_training(tmp_path, server, prepared):
-    url = upload(server, prepared, "part", leave_out=[SHARD], changed={"val/original/images.npy": b"x"})
+def test_a_shard_that_did_not_reach_the_bucket_is_named_before_training(tmp_path, upload, put, prepared):
+    url = upload("part", leave_out=[SHARD], changed={"val/original/images.npy": b"x"})
     for _ in range(2):
         with pytest.raises(DataError, match=f"{url}/{SHARD}: not found, and 1 more; .*data.verify {url}"):
             open_split_pair(url, str(tmp_path))
     body = (prepared / SHARD).read_bytes()
-    server.client().put_object(Bucket="bucket", Key=f"part/{SHARD}", Body=body[:-5])
-    upload(server, prepared, "part", leave_out=[SHARD])
+    upload("part", changed={SHARD: body[:-5]})
     with pytest.raises(DataError, match=f"{url}/{SHARD}: has {len(body) - 5} bytes, index.json says {len(body)}"):
         open_split_pair(url, str(tmp_path))
-    server.client().put_object(Bucket="bucket", Key=f"part/{SHARD}", Body=body)
+    put(f"part/{SHARD}", body)
     assert len(open_split_pair(url, str(tmp_path))[0]) == 45
 
 
-@pytest.mark.parametrize(("keep", "reason"), [(0, "the file is missing"), (500, "the file cannot be read")])
-def test_a_shard_that_the_bucket_loses_in_training_costs_its_images_only(tmp_path, server, prepared, keep, reason):
-    url = upload(server, prepared, f"lost{keep}")
+def test_a_shard_that_the_bucket_loses_in_training_costs_its_images_only(tmp_path, server, upload, put, prepared):
+    url = upload("lost")
     train, _ = open_split_pair(url, str(tmp_path))
-    if keep:
-        body = (prepared / SHARD).read_bytes()[:keep]
-        server.client().put_object(Bucket="bucket", Key=f"lost{keep}/{SHARD}", Body=body)
-    else:
-        server.client().delete_object(Bucket="bucket", Key=f"lost{keep}/{SHARD}")
-    loader = training(train, plan=[PLAN[0]._replace(size=24)])
-    assert sum(len(labels) for _, labels in run(loader, [0])) == 45
-    bad = loader.dataset.bad.new()
-    assert len(bad) == 10
-    assert {one.reason for one in bad} == {reason}
-    assert all(SHARD.removeprefix("train/28/") in one.name for one in bad)
+    for reason in ("the file cannot be read", "the file is missing"):
+        put(f"lost/{SHARD}", (prepared / SHARD).read_bytes()[:500])
+        if reason == "the file is missing":
+            server.client().delete_object(Bucket="bucket", Key=f"lost/{SHARD}")
+        loader = training(train, plan=[PLAN[0]._replace(size=24)])
+        assert sum(len(labels) for _, labels in run(loader, [0])) == 45
+        bad = loader.dataset.bad.new()
+        assert [one.reason for one in bad] == [reason] * 10
+        assert all(SHARD.removeprefix("train/28/") in one.name for one in bad)
 
 
-def test_metadata_that_the_cache_lost_is_fetched_again(tmp_path, url):
-    labels = open_split_pair(url, str(tmp_path))[0].labels.tolist()
-    for name in ("train/labels.npy", "val/original/index.json"):
-        os.truncate(tmp_path / "bucket--set" / name, 0)
-        assert open_split_pair(url, str(tmp_path))[0].labels.tolist() == labels
-
-
-@pytest.mark.parametrize("spoil", ["cut", "folder"])
-def test_a_shard_that_the_cache_lost_is_read_from_the_bucket_and_staged_again(tmp_path, url, prepared, spoil):
-    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
-    train, _ = open_split_pair(url, str(tmp_path))
-    stage.stage(url, str(tmp_path), float("inf"), progress=False)
-    for name in here(tmp_path):
-        if spoil == "cut":
-            os.truncate(tmp_path / name, 20)
-        else:
-            (tmp_path / name).unlink()
-            (tmp_path / name).mkdir()
+def test_shards_that_the_cache_lost_are_read_from_the_bucket_and_staged_again(tmp_path, url, train, local):
+    stage_all(url, tmp_path)
+    shards = [tmp_path / name for name in here(tmp_path)]
+    for shard in shards:
+        os.truncate(shard, 20)
+    assert same(local, run(training(train), [0]))
+    stage_all(url, tmp_path)
+    assert all(shard.stat().st_size > 20 for shard in shards)
+    for shard in shards:
+        shard.unlink()
+        shard.mkdir()
     loader = training(train)
     assert same(local, run(loader, [0]))
     assert int(loader.dataset.bad.faults.count_nonzero()) == 0
-    if spoil == "cut":
-        stage.stage(url, str(tmp_path), float("inf"), progress=False)
-        assert all((tmp_path / name).stat().st_size > 20 for name in here(tmp_path))
 
 
 def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url, caplog):
-    open_split_pair(url, str(tmp_path))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # which the follower inherits
     try:
         process = stage.start_following(url, str(tmp_path), float("inf"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    wait_for(lambda: caplog.records, process)
+    try:
+        wait_for(lambda: caplog.records, limit=60)
+    finally:
+        process.kill()
+        process.wait()
     assert not [path for path in tmp_path.rglob("*.mds") if path.stat().st_size > 4096 or path.name.startswith(".part")]
     assert [record.message for record in caplog.records] == [
         f"data.stage: {tmp_path}/bucket--set: File too large; images whose shards are not in the cache are read from "
@@ -275,7 +269,7 @@ def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url
     ]
 
 
-def test_credentials_that_expire_are_read_again(tmp_path, server, url, prepared, monkeypatch):
+def test_credentials_that_expire_are_read_again(tmp_path, url, local, monkeypatch):
     def write(secret):
         (tmp_path / "credentials.new").write_text(
             f"[default]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {secret}\n"
@@ -286,7 +280,6 @@ def test_credentials_that_expire_are_read_again(tmp_path, server, url, prepared,
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     write(ADMIN[1])
-    local = run(training(open_split_pair(str(prepared), "")[0]), [0])
     train, _ = open_split_pair(url, str(tmp_path / "cache"))
     write("expired")
     timer = threading.Timer(1.0, write, [ADMIN[1]])
@@ -307,24 +300,15 @@ def hostile(content, name):
     return json.dumps(content).encode()
 
 
-@pytest.fixture(scope="module")
-def hostile_url(server, prepared):
-    return upload(server, prepared, "hostile")
-
-
 @pytest.mark.parametrize("file", ["dataset.json", "train/28/index.json"])
-def test_a_name_that_leads_out_of_the_cache_is_refused_and_shown(tmp_path, server, prepared, hostile_url, file):
+def test_a_name_that_leads_out_of_the_cache_is_refused_and_shown(tmp_path, upload, put, prepared, file):
     victim = tmp_path / "victim"
     victim.mkdir()
     (victim / "thesis").write_text("precious")
-    url, client = hostile_url, server.client()
+    url = upload("hostile")
     for name in ("..", "../../../victim", f"{tmp_path}/victim", "a/../../../../victim", ".", "", "a//b"):
-        for one in ("dataset.json", "train/28/index.json"):
-            body = (prepared / one).read_bytes()
-            client.put_object(
-                Bucket="bucket", Key=f"hostile/{one}", Body=hostile(json.loads(body), name) if one == file else body
-            )
-        for start in (open_split_pair, lambda url, cache: stage.stage(url, cache, float("inf"), progress=False)):
+        put(f"hostile/{file}", hostile(json.loads((prepared / file).read_bytes()), name))
+        for start in (open_split_pair, stage_all):
             with pytest.raises(DataError, match=f"{url}/{file}: ") as caught:
                 start(url, str(tmp_path / "a/b/c/cache"))
             assert ascii(name)[1:-1] in str(caught.value)
