@@ -186,7 +186,8 @@ def named(path: str) -> Iterator[None]:
             raise
         reason = first_line(error)
         if isinstance(error, FileNotFoundError | PermissionError):
-            reason = f"{'not found' if isinstance(error, FileNotFoundError) else 'access denied'} ({reason})"
+            kind = "not found" if isinstance(error, FileNotFoundError) else "access denied"
+            reason = kind if error.filename else f"{kind} ({reason})"  # no file name: a store's own words
         raise DataError(f"{path}: {reason}") from error
 
 

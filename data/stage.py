@@ -37,7 +37,6 @@ _LOOK_AGAIN = 2.0  # seconds between two checks of which resolution is in use
 _KEPT_FREE = 1e9  # bytes to leave free on the cache's disk, which may also hold the run's checkpoints
 _PARTIAL = ".part-"
 _READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
-
 Wanted = tuple[Path, str, Shard]  # as from `Resolution.files`
 
 

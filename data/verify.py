@@ -98,9 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m data.verify", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("path", metavar="DIR", help="the dataset")
-    parser.add_argument(
-        "--quarantine", type=Path, metavar="FOLDER", help="move broken files there (class folders only)"
-    )
+    parser.add_argument("--quarantine", type=Path, metavar="FOLDER", help="move broken files of class folders there")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument("--cache-folder", default="cache", help="cache for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

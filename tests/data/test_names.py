@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.files import plain_name, relative_path
+from data.prepare import main as prepare
 from data.source import open_evaluation, open_split_pair
+from data.verify import main as verify
 from tests.support import ROOT
 
 STRICT = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -36,13 +38,6 @@ def dataset(tmp_path, encode, photo):
     return tmp_path / "set"
 
 
-def command(*words, status=0):
-    """A command's output; it ends with the status, and without a traceback."""
-    ended = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=STRICT, capture_output=True, text=True)
-    assert (ended.returncode, "Traceback" in ended.stderr) == (status, False), ended.stderr
-    return ended.stdout
-
-
 def test_images_are_read_and_their_classes_have_one_numbering(dataset):
     train, val = open_split_pair(str(dataset), "")
     assert sorted(train.classes) == sorted(CLASSES_SHOWN)
@@ -62,8 +57,9 @@ def test_two_classes_that_look_the_same_are_refused(dataset):
 
 
 @pytest.mark.parametrize("layout", ["mds", "folder"])
-def test_they_can_be_prepared_and_verified(dataset, tmp_path, layout):
-    out = command("data.prepare", str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--format", layout)
+def test_they_can_be_prepared_and_verified(dataset, tmp_path, layout, capsys):
+    assert prepare([str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--format", layout]) == 0
+    out = capsys.readouterr().out
     assert out.count("left out: ") == 6
     assert "left out: \\xe9l\\xe9phant/broken\\xe9\\n.jpg: not an image" in out
     where = tmp_path / "out" / ("24" if layout == "folder" else "")
@@ -71,16 +67,20 @@ def test_they_can_be_prepared_and_verified(dataset, tmp_path, layout):
     assert sorted(train.classes) == sorted(CLASSES_SHOWN)
     assert np.bincount(train.labels).tolist() == [6, 6, 6]
     assert {train.name(index).rpartition("/")[2] for index in range(len(train))} == set(SHOWN)
-    assert command("data.verify", str(where)) == "36 images, 0 broken\n"
+    assert verify([str(where)]) == 0
+    assert capsys.readouterr().out == "36 images, 0 broken\n"
 
 
-def test_verify_names_them_and_moves_the_very_files(dataset, tmp_path):
-    for words in ([], ["--json"], ["--quarantine", str(tmp_path / "aside")]):
-        out = command("data.verify", str(dataset), *words, status=1)
-        assert ("broken\\\\xe9\\\\n.jpg" if words == ["--json"] else "broken\\xe9\\n.jpg") in out
+def test_verify_names_them_and_moves_the_very_files(dataset, tmp_path, capsys):
+    assert verify([str(dataset), "--json"]) == 1
+    assert "broken\\\\xe9\\\\n.jpg" in capsys.readouterr().out
+    command = [sys.executable, "-m", "data.verify", str(dataset), "--quarantine", str(tmp_path / "aside")]
+    ended = subprocess.run(command, cwd=ROOT, env=STRICT, capture_output=True, text=True)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (1, False), ended.stderr
+    assert "broken\\xe9\\n.jpg" in ended.stdout
     moved = os.fsencode(tmp_path) + b"/aside/train/" + CLASSES[0]
     assert os.listdir(moved) == [b"broken\xe9\n.jpg"]  # noqa: PTH208 (bytes)
-    assert command("data.verify", str(dataset)) == "36 images, 0 broken\n"
+    assert verify([str(dataset)]) == 0
 
 
 HOSTILE = st.text(st.sampled_from("./\\\0a\n\ud800\udce9é\u202e~$"), max_size=12) | st.text()

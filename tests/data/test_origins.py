@@ -120,15 +120,6 @@ def test_what_no_disk_holds_is_skipped_and_counted():
         assert images_in_keys([*others, key]) == (others, 1)
 
 
-@given(st.lists(st.text(st.sampled_from("ab./\0é\ufffd\ud800"), max_size=8).map(lambda key: f"{key}.jpg")))
-def test_an_image_in_a_bucket_has_a_place_on_a_disk(keys):
-    found, skipped = images_in_keys(keys)
-    assert skipped <= len(keys)
-    for key in found:
-        assert os.path.normpath(f"/folder/{key}") == f"/folder/{key}"
-        assert key in keys
-
-
 TABLES = {
     "as it is": str.encode,
     "a byte order mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
