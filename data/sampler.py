@@ -36,13 +36,14 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def batch_bounds(samples: int, global_batch_size: int) -> NDArray[np.int64]:
     """Cut an epoch into the fewest batches of at most `global_batch_size`, with sizes that differ by at most one.
 
-    A short last batch would get the same learning rate as a full one, and could leave a rank without an image.
-
-    Returns:
-        int64 of shape (batches + 1,): batch b holds the positions [bounds[b], bounds[b + 1]) of the order.
+    A short last batch would get the same learning rate as a full one, and could leave a rank without an image. Batch b
+    holds the positions [bounds[b], bounds[b + 1]) of the order.
     """
-    batches = -(-samples // global_batch_size)
-    return np.arange(batches + 1, dtype=np.int64) * samples // batches
+    return _equal_parts(samples, -(-samples // global_batch_size))
+
+
+def _equal_parts(samples: int, parts: int) -> NDArray[np.int64]:
+    return np.arange(parts + 1, dtype=np.int64) * samples // parts
 
 
 def rank_share(lo: int, hi: int, rank: int, world_size: int) -> tuple[int, int]:
@@ -85,22 +86,15 @@ class PositionSampler(_Sampler):
                 )
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Make that epoch, and no other, begin at that batch; nothing before it is loaded.
-
-        Raises:
-            ValueError: The run has no such position.
-        """
+        """Make that epoch, and no other, begin at that batch; ValueError: there is no such batch."""
         if epoch > len(self.plan) or batch > self.batches(epoch):
             raise ValueError(f"batch {batch} of epoch {epoch}: there are {len(self.plan)} epochs")
         self._start = (epoch, batch)
         self.epoch = epoch
 
-    def _plan_of(self, epoch: int) -> EpochPlan:
-        return self.plan[min(epoch, len(self.plan) - 1)]
-
     def batches(self, epoch: int) -> int:
         """Number of batches in the whole epoch."""
-        return -(-self.total_size // self._plan_of(epoch).global_batch_size)
+        return -(-self.total_size // self.plan[min(epoch, len(self.plan) - 1)].global_batch_size)
 
     def __len__(self) -> int:
         """Number of batches in the whole current epoch, wherever it begins."""
@@ -111,7 +105,7 @@ class PositionSampler(_Sampler):
         return self._requests(self.epoch, self._start[1] if self.epoch == self._start[0] else 0)
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
-        size, crop, global_batch_size = self._plan_of(epoch)
+        size, crop, global_batch_size = self.plan[min(epoch, len(self.plan) - 1)]
         order = epoch_order(self.total_size, self.seed, epoch)
         for share in self._shares(batch_bounds(self.total_size, global_batch_size)[first:]):
             yield Request(epoch, size, crop, order[share].copy())  # pickling a view would send the whole array
@@ -130,7 +124,7 @@ class EvalSampler(_Sampler):
         super().__init__(samples, rank, world_size)
         self.size = size
         batches = min(-(-samples // (device_batch_size * world_size)), samples // world_size)
-        self._bounds = np.arange(batches + 1, dtype=np.int64) * samples // batches
+        self._bounds = _equal_parts(samples, batches)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1

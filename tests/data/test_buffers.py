@@ -107,11 +107,12 @@ def test_a_killed_worker_is_an_error_and_leaves_held_batches_whole(source):
     if not child:
         status = 1
         with contextlib.suppress(BaseException):
-            iterator = iter(training(source, workers=2, plan=LONG))
+            loader = training(source, workers=2, plan=LONG)
+            iterator = iter(loader)
             images, _ = next(iterator)
             copy = images.clone()
             try:
-                os.kill(iterator._workers[0].pid, signal.SIGKILL)
+                os.kill(loader._iterator._workers[0].pid, signal.SIGKILL)
                 list(iterator)
             except (StalledError, RuntimeError, OSError, EOFError):  # the last two where memory was on its way
                 status = 0 if torch.equal(images, copy) else 2

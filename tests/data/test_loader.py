@@ -238,7 +238,7 @@ def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_trainings(so
     loader = training(source, workers=2)
     iterator = iter(loader)
     first = next(iterator)
-    workers = iterator._workers
+    workers = loader._iterator._workers
     subprocess.run(["kill", f"-{int(number)}", *(str(worker.pid) for worker in workers)], check=True)
     assert same([first, *iterator], run(training(source), [0]))
     assert all(worker.is_alive() for worker in workers)
