@@ -63,13 +63,11 @@ def choose_crop(
 def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
     """The box of a RandomResizedCrop, with the distribution of torchvision's `RandomResizedCrop.get_params`.
 
-    Ten tries draw a share of the area, uniformly, and an aspect ratio, uniformly in its logarithm; if none fits into
-    the picture, the box is the largest centred crop with an allowed aspect ratio. Size and position are drawn on the
-    grid of a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at
-    full scale, so every reduction of a picture is cropped in the same way.
-
-    `height` and `width` are the picture's in pixels, at full scale; `draws` are random numbers in [0, 1): ten areas and
-    ratios in alternation, then top and left.
+    Ten tries draw a share of the area and the logarithm of an aspect ratio; if none fits into the picture, the box is
+    the largest centred crop with an allowed aspect ratio. Size and position are drawn on the grid of a picture decoded
+    at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at full scale (`height` and
+    `width`), so every reduction of a picture is cropped in the same way. `draws` are random numbers in [0, 1): ten
+    areas and ratios in alternation, then top and left.
     """
     (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
     rows, columns = -(-height // reduction), -(-width // reduction)

@@ -66,11 +66,11 @@ class SharedBuffers:
         self._per_worker = per_worker
         self._key = uuid.uuid4().hex
         self._own: list[Buffer] = []
-        self._received: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self.received: dict[tuple[int, int], NDArray[np.uint8]] = {}
         _OPEN[self._key] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_own": [], "_received": {}}
+        return self.__dict__ | {"_own": [], "received": {}}
 
     def allocate(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, Buffer | None]:
         """Memory for images, uint8 of that shape; in a worker that has a free buffer, in it, marked as in use."""
@@ -95,23 +95,20 @@ class SharedBuffers:
         assert worker is not None  # only a worker has buffers
         return Message(self._key, (worker.id, buffer.number), memory, shape, labels.numpy())
 
-    def receive(self, place: tuple[int, int], memory: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-        """In the training process, the images of a message; the buffer becomes free when they are released."""
-        if memory is not None:
-            self._received[place] = memory.numpy()
-        whole = self._received[place]
-        lease = whole[: math.prod(shape)]
-        # A tensor's storage, shared by all its views, holds this array, which is freed with the last of them.
-        weakref.finalize(lease, _give_back, whole, os.getpid()).atexit = False
-        return torch.from_numpy(lease).view(shape)
-
 
 _OPEN: weakref.WeakValueDictionary[str, SharedBuffers] = weakref.WeakValueDictionary()
 """By key, which is all that unpickling has to find them by."""
 
 
 def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ...], labels: NDArray[np.int64]) -> Batch:
-    return _OPEN[key].receive(place, memory, shape).permute(0, 3, 1, 2), torch.from_numpy(labels)
+    """In the training process, the batch of a message; its buffer becomes free when the images are released."""
+    received = _OPEN[key].received
+    if memory is not None:
+        received[place] = memory.numpy()
+    lease = received[place][: math.prod(shape)]
+    # A tensor's storage, shared by all its views, holds this array, which is freed with the last of them.
+    weakref.finalize(lease, _give_back, received[place], os.getpid()).atexit = False
+    return torch.from_numpy(lease).view(shape).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
 def _give_back(whole: NDArray[np.uint8], process: int) -> None:

@@ -71,7 +71,7 @@ class WaitingLoader(DataLoader[Batch]):
         try:
             while True:
                 asked.put(True)
-                answer = [self._wait(answers, workers)]
+                answer: list[Any] = [self._wait(answers, workers)]
                 error = answer[0] if isinstance(answer[0], Exception) else None
                 ended = isinstance(error, StopIteration)
                 trouble = None if error is None or ended else self._dead(workers)

@@ -371,15 +371,17 @@ def external_loggers(loggers: LoggersConfig, run_name: str, folder: Path) -> lis
     W&B has no API key.
     """
     made: list[LoggerDestination] = []
-    if loggers.wandb is not None:
-        init = {"id": run_name, "resume": "allow", "dir": str(folder), **(loggers.wandb.get("init_kwargs") or {})}
+    for_wandb: dict[str, Any] | None = loggers.wandb
+    for_mlflow: dict[str, Any] | None = loggers.mlflow
+    if for_wandb is not None:
+        init = {"id": run_name, "resume": "allow", "dir": str(folder), **(for_wandb.get("init_kwargs") or {})}
         if (init.get("mode") or os.environ.get("WANDB_MODE") or "online") == "online":
             import wandb
 
             if wandb.api.api_key is None and not sys.stdin.isatty():  # and nobody can be asked
                 how = "run: wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline to work without"
                 raise InputError(f"loggers.wandb: no API key; {how}")
-        made.append(WandBLogger(**{"name": run_name, **loggers.wandb, "init_kwargs": init}))
-    if loggers.mlflow is not None:
-        made.append(MLFlowLogger(**{"run_name": run_name, "resume": True, **loggers.mlflow}))
+        made.append(WandBLogger(**{"name": run_name, **for_wandb, "init_kwargs": init}))
+    if for_mlflow is not None:
+        made.append(MLFlowLogger(**{"run_name": run_name, "resume": True, **for_mlflow}))
     return made

@@ -1,10 +1,10 @@
 import itertools
-import os
 import pickle
 import random
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,35 +33,18 @@ def shuffle_colours(image):
     return ImageOps.posterize(image, 1 + int(4 * draws[0])) if draws[1] < draws[2] else ImageOps.invert(image)
 
 
+LOADING = {"prefetch_factor": 2, "pin_memory": False}
+
+
 def training(source, workers=0, plan=PLAN, seed=17, rank=0, world=1, transforms=(shuffle_colours,), augment=AUGMENT):
     sampler = PositionSampler(len(source), plan, seed, rank, world)
-    return train_loader(
-        source,
-        sampler,
-        augment=augment,
-        mean=(0.5,) * 3,
-        std=(0.2,) * 3,
-        image_transforms=transforms,
-        eval_crop_ratio=0.875,
-        seed=seed,
-        workers=workers,
-        prefetch_factor=2,
-        pin_memory=False,
-    )
+    options = {"augment": augment, "mean": (0.5,) * 3, "std": (0.2,) * 3, "eval_crop_ratio": 0.875} | LOADING
+    return train_loader(source, sampler, image_transforms=transforms, seed=seed, workers=workers, **options)
 
 
-def evaluation(source, workers=0, size=32, batch=16, rank=0, world=1):
-    return eval_loader(
-        source,
-        size=size,
-        crop_ratio=0.875,
-        device_batch_size=batch,
-        rank=rank,
-        world_size=world,
-        workers=workers,
-        prefetch_factor=2,
-        pin_memory=False,
-    )
+def evaluation(source, workers=0, rank=0, world=1):
+    options = {"size": 32, "crop_ratio": 0.875, "device_batch_size": 16} | LOADING
+    return eval_loader(source, rank=rank, world_size=world, workers=workers, **options)
 
 
 def run(loader, epochs=range(3), start=0):
@@ -89,14 +72,12 @@ def source(small_folder):
 def damaged(tmp_path, write_folder):
     """40 images, six of them bad in six ways."""
     source = ImageFolder(write_folder(tmp_path / "train", {"ant": 20, "bee": 20}), None)
-    files = [source.name(index) for index in (0, 7, 19, 20, 33, 39)]
-    whole = source.read(0)
-    for file, data in zip(files[:4], (b"", whole[: len(whole) // 2], b"not an image", whole[:30]), strict=True):
-        with open(file, "wb") as out:  # noqa: PTH123
-            out.write(data)
-    os.remove(files[4])  # noqa: PTH107
-    os.remove(files[5])  # noqa: PTH107
-    os.mkdir(files[5])  # noqa: PTH102
+    files, whole = [Path(source.name(index)) for index in BAD], source.read(0)
+    for file, data in zip(files, (b"", whole[: len(whole) // 2], b"not an image", whole[:30]), strict=False):
+        file.write_bytes(data)
+    files[4].unlink()
+    files[5].unlink()
+    files[5].mkdir()
     return source
 
 
@@ -125,10 +106,10 @@ def test_no_reading_thread_is_left_when_the_next_workers_are_forked(source):
     """A thread that ends holds OpenCV's lock for a moment, and a worker forked then would hang at its first image."""
     loader = training(source)
     run(loader)
-    before = os.listdir("/proc/self/task")  # noqa: PTH208
+    before = list(Path("/proc/self/task").iterdir())
     for _ in range(30):
         run(loader, range(1))
-        assert os.listdir("/proc/self/task") == before  # noqa: PTH208
+        assert list(Path("/proc/self/task").iterdir()) == before
 
 
 def test_images_and_labels_belong_together(source):
@@ -207,9 +188,8 @@ def test_a_dataset_without_a_good_image_is_an_error(tmp_path, workers):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_loads_each_image_once(source, workers):
     for world in (1, 4):
-        ranks = [
-            list(evaluation(source, workers if world == 1 else 0, rank=rank, world=world)) for rank in range(world)
-        ]
+        processes = workers if world == 1 else 0
+        ranks = [list(evaluation(source, processes, rank, world)) for rank in range(world)]
         assert len({len(batches) for batches in ranks}) == 1
         batches = [batch for step in zip(*ranks, strict=True) for batch in step]
         assert torch.cat([labels for _, labels in batches]).tolist() == source.labels.tolist()
