@@ -38,13 +38,8 @@ def train_picture(data: bytes, size: int, augment: AugmentConfig, rng: np.random
     """Decode, crop and resize a training image, and maybe flip it; see `finish` for the rest.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
-    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear.
-
-    Returns:
-        RGB, uint8 of shape (size, size, 3).
-
-    Raises:
-        BadImage: the image cannot be decoded.
+    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. BadImage: the
+    image cannot be decoded.
     """
     picture = Picture(data)
     reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, augment, rng)
@@ -57,10 +52,7 @@ def train_picture(data: bytes, size: int, augment: AugmentConfig, rng: np.random
 def choose_crop(
     height: int, width: int, size: int, augment: AugmentConfig, rng: np.random.Generator
 ) -> tuple[int, Box]:
-    """The scale, as in `Picture.decode`, at which to decode a training picture, and the crop on the grid of that scale.
-
-    It is the strongest reduction at which the crop still has `size` pixels each way.
-    """
+    """The reduction at which to decode a training picture, and the crop on the grid of that scale."""
     draws: list[float] = rng.random(22).tolist()  # everything a crop may need, in one call because calls are expensive
     box = crop_on_grid(height, width, 1, augment, draws)
     shorter = min(box.height, box.width)
@@ -71,13 +63,11 @@ def choose_crop(
 def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
     """The box of a RandomResizedCrop, with the distribution of torchvision's `RandomResizedCrop.get_params`.
 
-    Ten tries draw a share of the area, uniformly, and an aspect ratio, uniformly in its logarithm; if none fits into
-    the picture, the box is the largest centred crop with an allowed aspect ratio. Size and position are drawn on the
-    grid of a picture decoded at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at
-    full scale, so every reduction of a picture is cropped in the same way.
-
-    `height` and `width` are the picture's in pixels, at full scale; `draws` are random numbers in [0, 1): ten areas and
-    ratios in alternation, then top and left.
+    Ten tries draw a share of the area and the logarithm of an aspect ratio; if none fits into the picture, the box is
+    the largest centred crop with an allowed aspect ratio. Size and position are drawn on the grid of a picture decoded
+    at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at full scale (`height` and
+    `width`), so every reduction of a picture is cropped in the same way. `draws` are random numbers in [0, 1): ten
+    areas and ratios in alternation, then top and left.
     """
     (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
     rows, columns = -(-height // reduction), -(-width // reduction)
@@ -106,15 +96,15 @@ def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
     """An evaluation image: decoded in full, short side resized to floor(size / crop_ratio), centre cropped.
 
     Resizing is torchvision's antialiased bilinear (`transforms.v2.Resize`), cropping its CenterCrop. For a picture more
-    than four times as long as wide, only the middle is resized, which may shift the result by a pixel.
-
-    Returns:
-        RGB, uint8 of shape (size, size, 3).
-
-    Raises:
-        BadImage: the image cannot be decoded.
+    than four times as long as wide, only the middle is resized, which may shift the result by a pixel. BadImage: the
+    image cannot be decoded.
     """
-    pixels = _middle(Picture(data).decode(1))
+    pixels = Picture(data).decode(1)
+    for axis in (0, 1):  # resizing all of a very long picture could exhaust memory
+        longest = 4 * pixels.shape[1 - axis]
+        first = max(pixels.shape[axis] - longest, 0) // 2
+        pixels = pixels[first : first + longest] if axis == 0 else pixels[:, first : first + longest]
+    pixels = np.ascontiguousarray(pixels)
     height, width = pixels.shape[:2]
     short, long = min(height, width), max(height, width)
     resized = max(size, math.floor(size / crop_ratio + 1e-9))
@@ -125,15 +115,6 @@ def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
         pixels = F.interpolate(tensor, shape, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     top, left = round((shape[0] - size) / 2), round((shape[1] - size) / 2)
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
-
-
-def _middle(pixels: Image, longest: int = 4) -> Image:
-    """Cut a very long picture down to `longest` times its short side: resizing all of it could exhaust memory."""
-    for axis in (0, 1):
-        extra = pixels.shape[axis] - longest * pixels.shape[1 - axis]
-        if extra > 0:
-            pixels = pixels.take(range(extra // 2, pixels.shape[axis] - extra + extra // 2), axis=axis)
-    return pixels
 
 
 def finish(image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: np.random.Generator) -> Image:
@@ -203,10 +184,9 @@ def gaussian_blur(image: Image, sigma: float) -> Image:
 def random_erasing(
     image: Image, erasing: RandomErasingConfig, mean: Color, std: Color, rng: np.random.Generator
 ) -> Image:
-    """Paint over rectangles, in place, or in a copy if the image is read-only.
+    """Paint over rectangles, in place, or in a copy if the image is read-only (Zhong et al. 2017, algorithm 1).
 
-    Zhong et al. 2017, algorithm 1, with timm's choice of fill values (`data/random_erasing.py`). `mean` and `std` are
-    the dataset's, in [0, 1].
+    The fill values are those of timm's `data/random_erasing.py`; `mean` and `std` are the dataset's, in [0, 1].
     """
     image = image if image.flags.writeable else image.copy()
     height, width = image.shape[:2]
@@ -235,16 +215,11 @@ class Normalise:
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         self._offset = torch.tensor(mean, dtype=torch.float32).mul(255).view(1, -1, 1, 1)
         self._scale = torch.tensor(std, dtype=torch.float32).mul(255).reciprocal().view(1, -1, 1, 1)
-        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def __call__(self, batch: Any) -> tuple[torch.Tensor, Any]:
-        """Normalise a batch (images, labels) on its own device.
-
-        From uint8 of shape (N, C, H, W) to (x / 255 - mean) / std, float32 in channels_last memory.
-        """
+        """From uint8 (N, C, H, W) to (x / 255 - mean) / std, float32 in channels_last memory, on the batch's device."""
         images, labels = batch
-        if images.device not in self._on_device:
-            self._on_device[images.device] = (self._offset.to(images.device), self._scale.to(images.device))
-        offset, scale = self._on_device[images.device]
+        # A copy to the device waits for it: only once.
+        self._offset, self._scale = self._offset.to(images.device), self._scale.to(images.device)
         images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        return images.sub_(offset).mul_(scale), labels
+        return images.sub_(self._offset).mul_(self._scale), labels

@@ -26,19 +26,19 @@ _HEADROOM = 8
 costs nothing."""
 
 
-def shared_bytes(size: int) -> torch.Tensor:
-    """Fresh shared memory, uint8 of shape (size,), allocated like in torch's default_collate."""
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
-
-
 class Buffer:
     """One of a worker's pieces of shared memory, with its number."""
 
     def __init__(self, number: int, capacity: int) -> None:
         self.number = number
-        self.memory = shared_bytes(capacity + 1)
+        self.memory = _shared_bytes(capacity + 1)
         self.bytes = self.memory.numpy()
         self.is_known = False  # whether the memory has been sent to the training process
+
+
+def _shared_bytes(size: int) -> torch.Tensor:
+    """Fresh shared memory, uint8 of shape (size,), allocated like in torch's default_collate."""
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
 
 
 class Message(NamedTuple):
@@ -66,43 +66,34 @@ class SharedBuffers:
         self._per_worker = per_worker
         self._key = uuid.uuid4().hex
         self._own: list[Buffer] = []
-        self._received: dict[tuple[int, int], NDArray[np.uint8]] = {}
+        self.received: dict[tuple[int, int], NDArray[np.uint8]] = {}
         _OPEN[self._key] = self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_own": [], "_received": {}}
+        return self.__dict__ | {"_own": [], "received": {}}
 
-    def take(self, size: int) -> Buffer | None:
-        """A free buffer of at least `size` bytes, marked as in use; None if all are in use, or outside a worker."""
+    def allocate(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, Buffer | None]:
+        """Memory for images, uint8 of that shape; in a worker that has a free buffer, in it, marked as in use."""
+        size = math.prod(shape)
         if get_worker_info() is None:
-            return None
+            return torch.empty(shape, dtype=torch.uint8), None
         free = next((buffer for buffer in self._own if not buffer.bytes[-1]), None)
         if free is None and len(self._own) == self._per_worker:
-            return None
+            return _shared_bytes(size).view(shape), None  # so that sending needs no copy
         if free is None or len(free.bytes) <= size:
             number = len(self._own) if free is None else free.number
             free = Buffer(number, size + size // _HEADROOM)
             self._own[number : number + 1] = [free]  # replaces one that was too small, or is appended
         free.bytes[-1] = 1
-        return free
+        return free.memory[:size].view(shape), free
 
     def message(self, buffer: Buffer, shape: tuple[int, ...], labels: torch.Tensor) -> Message:
         """What a worker sends instead of a batch of that shape, whose pixels are in `buffer`."""
         memory = None if buffer.is_known else buffer.memory
         buffer.is_known = True
         worker = get_worker_info()
-        assert worker is not None  # `take` returns a buffer only in a worker
+        assert worker is not None  # only a worker has buffers
         return Message(self._key, (worker.id, buffer.number), memory, shape, labels.numpy())
-
-    def receive(self, place: tuple[int, int], memory: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor:
-        """In the training process, the images of a message; the buffer becomes free when they are released."""
-        if memory is not None:
-            self._received[place] = memory.numpy()
-        whole = self._received[place]
-        lease = whole[: math.prod(shape)]
-        # A tensor's storage, shared by all its views, holds this array, which is freed with the last of them.
-        weakref.finalize(lease, _give_back, whole, os.getpid()).atexit = False
-        return torch.from_numpy(lease).view(shape)
 
 
 _OPEN: weakref.WeakValueDictionary[str, SharedBuffers] = weakref.WeakValueDictionary()
@@ -110,7 +101,14 @@ _OPEN: weakref.WeakValueDictionary[str, SharedBuffers] = weakref.WeakValueDictio
 
 
 def _receive(key: str, place: tuple[int, int], memory: Any, shape: tuple[int, ...], labels: NDArray[np.int64]) -> Batch:
-    return _OPEN[key].receive(place, memory, shape).permute(0, 3, 1, 2), torch.from_numpy(labels)
+    """In the training process, the batch of a message; its buffer becomes free when the images are released."""
+    received = _OPEN[key].received
+    if memory is not None:
+        received[place] = memory.numpy()
+    lease = received[place][: math.prod(shape)]
+    # A tensor's storage, shared by all its views, holds this array, which is freed with the last of them.
+    weakref.finalize(lease, _give_back, received[place], os.getpid()).atexit = False
+    return torch.from_numpy(lease).view(shape).permute(0, 3, 1, 2), torch.from_numpy(labels)
 
 
 def _give_back(whole: NDArray[np.uint8], process: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from contextlib import suppress
 from enum import IntEnum
 from io import BytesIO
 from typing import NamedTuple
@@ -24,21 +25,16 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 89_478_485
-"""Larger pictures are refused: Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB."""
-
-MAX_BYTES = 2**28  # larger files are refused: the size of the largest picture, uncompressed
+MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs, a quarter of a gigabyte of RGB
+MAX_BYTES = 2**28  # of a file: the size of the largest picture, uncompressed
+# Of all scans of a JPEG: a scan costs a few bytes and takes 3 ns per pixel. Cameras and encoders write at most a dozen.
 MAX_PASSED_PIXELS = 50 * MAX_PIXELS
-"""A JPEG whose scans cover more pixels in total is refused: a scan costs a few bytes and takes 3 ns per pixel. Cameras
-and encoders write at most a dozen."""
-
+# What Pillow may read. Some other formats are programs (EPS, which goes to an interpreter, and WMF), and all are code
+# that no photo needs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""The formats that Pillow may read. Some others are programs (EPS, which goes to an interpreter, and WMF), and all are
-code that no photo needs."""
-
+# Scales 1/8, 1/4 and 1/2. The other scales n/8 of libjpeg cost more than they save: 5/8 and above take longer than
+# decoding in full.
 REDUCTIONS = (8, 4, 2)
-"""Scales 1/8, 1/4 and 1/2, smallest first. The other scales n/8 of libjpeg cost more than they save: 5/8 and above take
-longer than decoding in full."""
 
 
 class Fault(IntEnum):
@@ -78,8 +74,7 @@ class BadImage(Exception):
 class Picture:
     """An encoded image with known size (upright, at full scale), to be decoded at a scale chosen later.
 
-    Raises:
-        BadImage: it is not an image of one of `FORMATS`, or too large.
+    BadImage: it is not an image of one of `FORMATS`, or too large; from the other methods, truncated or corrupt.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -108,25 +103,22 @@ class Picture:
         return self._jpeg is not None and self._jpeg.orientation == 1
 
     def decode(self, reduction: int, *, smooth_colours: bool = True) -> NDArray[np.uint8]:
-        """The upright picture at scale 1 / reduction.
+        """The upright picture at scale 1 / reduction (1, 2, 4 or 8).
 
-        Args:
-            reduction: 1, 2, 4 or 8.
-            smooth_colours: interpolate colours that a JPEG stores at a lower resolution; otherwise they are repeated.
-
-        Returns:
-            RGB, uint8 of shape (ceil(height / reduction), ceil(width / reduction), 3).
-
-        Raises:
-            BadImage: the image is truncated or corrupt.
+        Colours that a JPEG stores at a lower resolution are interpolated or, without `smooth_colours`, repeated.
+        Returns RGB, uint8 of shape (ceil(height / reduction), ceil(width / reduction), 3).
         """
+        pixels = None
         if self._jpeg is not None and self._pixels is None:
             pixels = _decode_jpeg(self._data, self._jpeg, self._jpeg.height, reduction, smooth_colours, strict=True)
-            if pixels is not None:
-                return self._checked(_upright(pixels, self._jpeg.orientation), reduction)
-            self._pixels = _decode_with_pillow(self._data)  # it is more tolerant, and reports what is wrong
-        assert self._pixels is not None
-        return self._checked(_averaged(self._pixels, reduction), reduction)
+            pixels = None if pixels is None else _upright(pixels, self._jpeg.orientation)
+        if pixels is None:
+            if self._pixels is None:
+                self._pixels = _decode_with_pillow(self._data)  # it is more tolerant, and reports what is wrong
+            pixels = _averaged(self._pixels, reduction)
+        if pixels.shape[:2] != (-(-self.height // reduction), -(-self.width // reduction)):
+            raise BadImage(Fault.CORRUPT)  # two headers that contradict each other
+        return pixels
 
     def decode_rows(self, reduction: int, top: int, bottom: int) -> tuple[NDArray[np.uint8], int]:
         """At least the rows [top, bottom) of the upright picture at scale 1 / reduction, as from `decode`.
@@ -135,11 +127,7 @@ class Picture:
         levels against Pillow's pictures (`benchmarks.picture_quality`). In a plain JPEG with an end marker, other rows
         are left out if that saves time; damage inside it then goes unnoticed, as with Pillow.
 
-        Returns:
-            (RGB, uint8 of shape (rows, ceil(width / reduction), 3); index of the first row in the picture).
-
-        Raises:
-            BadImage: the image is truncated or corrupt.
+        Returns RGB, uint8 of shape (rows, ceil(width / reduction), 3), and the index of the first row in the picture.
         """
         header = self._jpeg
         if header is None or header.orientation != 1 or not header.scan or self._pixels is not None:
@@ -150,11 +138,6 @@ class Picture:
         if pixels is None or pixels.shape[:2] != (-(-height // reduction), -(-self.width // reduction)):
             return self.decode(reduction, smooth_colours=False), 0
         return pixels, begin // reduction
-
-    def _checked(self, pixels: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
-        if pixels.shape[:2] != (-(-self.height // reduction), -(-self.width // reduction)):
-            raise BadImage(Fault.CORRUPT)  # two headers that contradict each other
-        return pixels
 
 
 def is_damaged(data: bytes) -> bool:
@@ -194,9 +177,8 @@ def read_header(data: bytes) -> Header | None:
         if marker == 0xFF:  # padding
             at += 1
             continue
-        if (
-            marker == 0x01 or 0xD0 <= marker <= 0xD9
-        ):  # has no length, unlike all others: libjpeg would read on at another offset
+        # These have no length, unlike all others: libjpeg would read on at another offset.
+        if marker == 0x01 or 0xD0 <= marker <= 0xD9:
             return None
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
@@ -228,25 +210,20 @@ def _orientation(tiff: bytes) -> int:
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
     if order is None:
         return 1
-    try:
+    with suppress(struct.error):
         (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
         (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
         for entry in range(entries):
             tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
             if tag == 0x0112:
                 return value if kind == 3 and 1 <= value <= 8 else 1
-    except struct.error:
-        pass
     return 1
 
 
 def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes, int, int]:
-    """A JPEG of the pixel rows [top, bottom), as stored, and as few others as possible.
+    """A JPEG of the pixel rows [top, bottom), as stored, and few others; its first row in the picture; its height.
 
     They equal the whole picture's rows if lower-resolution colours are repeated; smoothing would use neighbouring rows.
-
-    Returns:
-        (the JPEG, its first row in the picture, its height).
     """
     rows = -(-header.height // header.block_rows)
     first = top // header.block_rows if header.has_row_restarts else 0
@@ -286,18 +263,10 @@ def _decode_jpeg(
     data: bytes, header: Header, height: int, reduction: int, smooth_colours: bool, *, strict: bool
 ) -> NDArray[np.uint8] | None:
     """Decode to RGB with libjpeg-turbo; None if it fails or, when `strict`, warns."""
-    try:
-        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            data,
-            "RGB",
-            fastupsample=not smooth_colours,
-            min_height=-(-height // reduction),
-            min_width=-(-header.width // reduction),
-            strict=strict,
-        )
-    except ValueError:
-        return None
-    return pixels
+    size = {"min_height": -(-height // reduction), "min_width": -(-header.width // reduction)}
+    with suppress(ValueError):
+        return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastupsample=not smooth_colours, strict=strict, **size))
+    return None
 
 
 def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -334,7 +303,10 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
                 if data[:2] == b"\xff\xd8":
                     _require_few_scans(data, image.width * image.height)
                 image.load()
-                return np.array(_to_rgb(_turned(image)))  # a copy, because torch needs it writable
+                turned = image
+                with suppress(Exception):  # a broken EXIF block does not affect the picture
+                    turned = ImageOps.exif_transpose(image)
+                return np.array(_to_rgb(turned))  # a copy, because torch needs it writable
     except (BadImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -351,21 +323,12 @@ def _require_few_scans(data: bytes, pixels: int) -> None:
         raise BadImage(Fault.CORRUPT)
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # a broken EXIF block does not affect the picture
-        return image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Convert any mode to 8-bit RGB; transparency becomes white, 16 bits are scaled, floats are read as [0, 1]."""
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bits(np.asarray(image).astype(np.float64)))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

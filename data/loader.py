@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import multiprocessing
 import os
 import random
@@ -23,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from typing_extensions import NotRequired, TypedDict, Unpack
 
 from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
-from data.buffers import Batch, Message, SharedBuffers, shared_bytes
+from data.buffers import Batch, Message, SharedBuffers
 from data.config import AugmentConfig
 from data.decode import BadImage, Fault
 from data.errors import DataError
@@ -61,17 +60,15 @@ class BatchDataset(Dataset[Batch]):
     """A source's images as batches: `__getitems__(request)` fills one tensor.
 
     `bad` has the bad images found so far, in any process of the loader. `seed` chooses their replacements; with None
-    they become black images with the label -100.
+    they become black images with the label -100. Each of the `workers` keeps that many `buffers`.
     """
 
-    def __init__(
-        self, source: Source, picture: MakePicture, *, seed: int | None, buffers_per_worker: int, workers: int
-    ) -> None:
+    def __init__(self, source: Source, picture: MakePicture, seed: int | None, workers: int, buffers: int) -> None:
         self.source = source
         self.bad = FaultTable(source)
         self._picture = picture
         self._seed = seed
-        self._buffers = SharedBuffers(buffers_per_worker)
+        self._buffers = SharedBuffers(buffers)
         self._read_now = torch.full((max(workers, 1),), _NOTHING).share_memory_()
         """What each worker is reading, written in advance because a hanging worker cannot be asked."""
 
@@ -79,11 +76,10 @@ class BatchDataset(Dataset[Batch]):
         return len(self.source)
 
     def __getitems__(self, request: Request) -> Batch | Message:
-        """Load a batch.
+        """Load a batch; in a worker, as a message that becomes the batch when received.
 
-        Returns:
-            images, uint8 of shape (N, 3, size, size) in channels_last memory, or smaller if a transform drops rows and
-            columns; labels, int64 of shape (N,). In a worker, a message that becomes these when received.
+        Images are uint8 (N, 3, size, size) in channels_last memory, or smaller if a transform drops rows and columns;
+        labels int64 (N,).
         """
         indices = request.indices.tolist()
         labels = torch.empty(len(indices), dtype=torch.int64)
@@ -97,21 +93,14 @@ class BatchDataset(Dataset[Batch]):
             return reader(index)
 
         first, labels[0] = self._load(indices[0], request, read)
-        shape = (len(indices), *first.shape)
-        buffer = self._buffers.take(math.prod(shape))
-        if buffer is not None:
-            images = buffer.memory[: math.prod(shape)].view(shape)
-        elif worker is not None:
-            images = shared_bytes(math.prod(shape)).view(shape)  # so that sending needs no copy
-        else:
-            images = torch.empty(shape, dtype=torch.uint8)
+        images, buffer = self._buffers.allocate((len(indices), *first.shape))
         rows = images.numpy()
         rows[0] = first
         for row, index in enumerate(indices[1:], start=1):
             rows[row], labels[row] = self._load(index, request, read)
         now[0] = _NOTHING
         if buffer is not None:
-            return self._buffers.message(buffer, shape, labels)
+            return self._buffers.message(buffer, tuple(images.shape), labels)
         return images.permute(0, 3, 1, 2), labels
 
     def reading(self, worker: int | None) -> str:
@@ -174,14 +163,9 @@ def train_loader(
     With the random crop, `image_transforms` follow the flip; they may draw from the global generators of Python, NumPy
     and torch, which are seeded for each image. With the centre crop, which uses `eval_crop_ratio`, only the flip is
     applied. `mean` and `std`, the dataset's in [0, 1], are for random erasing.
-
-    Returns:
-        A loader of (images, labels): uint8 (N, 3, size, size) in channels_last memory, int64 (N,).
     """
-    buffers = loading["prefetch_factor"] + _BEYOND_PREFETCH
     picture = partial(_training_picture, seed, augment, mean, std, tuple(image_transforms), eval_crop_ratio)
-    dataset = BatchDataset(source, picture, seed=seed, buffers_per_worker=buffers, workers=loading["workers"])
-    return _loader(dataset, sampler, persistent=True, **loading)
+    return _loader(source, picture, seed, sampler, persistent=True, **loading)
 
 
 def eval_loader(
@@ -197,23 +181,14 @@ def eval_loader(
     """Evaluation batches: each image once over all ranks, in order, no padding.
 
     A bad image is recorded in `loader.dataset.bad` and becomes a black image with the label -100. `crop_ratio` is the
-    kept share of the resized short side.
-
-    Returns:
-        A loader of (images, labels), as `train_loader`'s.
-
-    Raises:
-        DataError: there are fewer images than ranks.
+    kept share of the resized short side. DataError: there are fewer images than ranks.
     """
     sampler = EvalSampler(len(source), size, device_batch_size, rank, world_size)
     # Starting workers takes milliseconds by fork but seconds by spawn (macOS), so there they persist. The method is
     # looked up without fixing it for the rest of the program.
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    persistent = method != "fork"
-    buffers = loading["prefetch_factor"] + _BEYOND_PREFETCH if persistent else 0
     picture = partial(_evaluation_picture, crop_ratio)
-    dataset = BatchDataset(source, picture, seed=None, buffers_per_worker=buffers, workers=loading["workers"])
-    return _loader(dataset, sampler, persistent=persistent, **loading)
+    return _loader(source, picture, None, sampler, persistent=method != "fork", **loading)
 
 
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
@@ -265,8 +240,17 @@ def _global_generators_seeded(seed: int) -> Iterator[None]:
         torch.default_generator.set_state(before[2])
 
 
-def _loader(dataset: BatchDataset, sampler: Any, *, persistent: bool, **loading: Unpack[Loading]) -> WaitingLoader:
-    workers = loading["workers"]
+def _loader(
+    source: Source,
+    picture: MakePicture,
+    seed: int | None,
+    sampler: Any,
+    *,
+    persistent: bool,
+    **loading: Unpack[Loading],
+) -> WaitingLoader:
+    workers, prefetched = loading["workers"], loading["prefetch_factor"]
+    dataset = BatchDataset(source, picture, seed, workers, prefetched + _BEYOND_PREFETCH if persistent else 0)
     if not workers:
         cv2.setNumThreads(0)
     return WaitingLoader(
@@ -276,7 +260,7 @@ def _loader(dataset: BatchDataset, sampler: Any, *, persistent: bool, **loading:
         dataset=dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        prefetch_factor=loading["prefetch_factor"] if workers else None,
+        prefetch_factor=prefetched if workers else None,
         persistent_workers=persistent and workers > 0,
         pin_memory=loading["pin_memory"],
         collate_fn=_as_it_is,

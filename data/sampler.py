@@ -33,21 +33,9 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-def batch_bounds(samples: int, global_batch_size: int) -> NDArray[np.int64]:
-    """Cut an epoch into the fewest batches of at most `global_batch_size`, with sizes that differ by at most one.
-
-    A short last batch would get the same learning rate as a full one, and could leave a rank without an image.
-
-    Returns:
-        int64 of shape (batches + 1,): batch b holds the positions [bounds[b], bounds[b + 1]) of the order.
-    """
-    batches = -(-samples // global_batch_size)
+def _bounds(samples: int, batches: int) -> NDArray[np.int64]:
+    """Cut an order into batches whose sizes differ by at most one: batch b is [bounds[b], bounds[b + 1])."""
     return np.arange(batches + 1, dtype=np.int64) * samples // batches
-
-
-def rank_share(lo: int, hi: int, rank: int, world_size: int) -> tuple[int, int]:
-    """The part [lo, hi) of a global batch that one rank loads; the parts differ by at most one image."""
-    return lo + (hi - lo) * rank // world_size, lo + (hi - lo) * (rank + 1) // world_size
 
 
 class _Sampler(DistributedSampler[Request]):
@@ -59,17 +47,20 @@ class _Sampler(DistributedSampler[Request]):
         self.total_size = samples
 
     def _shares(self, bounds: NDArray[np.int64]) -> Iterator[slice]:
-        """This rank's part of each batch."""
+        """This rank's part of each batch; the parts of a batch differ by at most one image."""
         for lo, hi in pairwise(bounds.tolist()):
-            yield slice(*rank_share(lo, hi, self.rank, self.num_replicas))
+            yield slice(*(lo + (hi - lo) * rank // self.num_replicas for rank in (self.rank, self.rank + 1)))
 
 
 class PositionSampler(_Sampler):
     """Batch sampler of a training set.
 
     Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images for any number of
-    ranks. It runs in the training process: workers get everything they need with each request. `plan` has one entry per
-    epoch; the last applies to any later epoch. DataError: a batch is too small for every rank to get an image.
+    ranks. An epoch has the fewest batches of at most the global batch size, of equal size: a short last batch would get
+    the same learning rate as a full one, and could leave a rank without an image.
+
+    It runs in the training process: workers get everything they need with each request. `plan` has one entry per epoch;
+    the last applies to any later epoch. DataError: a batch is too small for every rank to get an image.
     """
 
     def __init__(self, samples: int, plan: Sequence[EpochPlan], seed: int, rank: int, world_size: int) -> None:
@@ -77,7 +68,7 @@ class PositionSampler(_Sampler):
         self.plan = list(plan)
         self._start = (0, 0)
         for global_batch_size in {entry.global_batch_size for entry in plan}:
-            smallest = int(np.diff(batch_bounds(samples, global_batch_size)).min())
+            smallest = samples // -(-samples // global_batch_size)
             if smallest < world_size:
                 raise DataError(
                     f"{samples} training images in batches of {global_batch_size} give a batch of {smallest}, "
@@ -85,22 +76,15 @@ class PositionSampler(_Sampler):
                 )
 
     def start_at(self, epoch: int, batch: int) -> None:
-        """Make that epoch, and no other, begin at that batch; nothing before it is loaded.
-
-        Raises:
-            ValueError: The run has no such position.
-        """
+        """Make that epoch, and no other, begin at that batch; ValueError: there is no such batch."""
         if epoch > len(self.plan) or batch > self.batches(epoch):
             raise ValueError(f"batch {batch} of epoch {epoch}: there are {len(self.plan)} epochs")
         self._start = (epoch, batch)
         self.epoch = epoch
 
-    def _plan_of(self, epoch: int) -> EpochPlan:
-        return self.plan[min(epoch, len(self.plan) - 1)]
-
     def batches(self, epoch: int) -> int:
         """Number of batches in the whole epoch."""
-        return -(-self.total_size // self._plan_of(epoch).global_batch_size)
+        return -(-self.total_size // self.plan[min(epoch, len(self.plan) - 1)].global_batch_size)
 
     def __len__(self) -> int:
         """Number of batches in the whole current epoch, wherever it begins."""
@@ -111,9 +95,9 @@ class PositionSampler(_Sampler):
         return self._requests(self.epoch, self._start[1] if self.epoch == self._start[0] else 0)
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
-        size, crop, global_batch_size = self._plan_of(epoch)
+        size, crop, _ = self.plan[min(epoch, len(self.plan) - 1)]
         order = epoch_order(self.total_size, self.seed, epoch)
-        for share in self._shares(batch_bounds(self.total_size, global_batch_size)[first:]):
+        for share in self._shares(_bounds(self.total_size, self.batches(epoch))[first:]):
             yield Request(epoch, size, crop, order[share].copy())  # pickling a view would send the whole array
 
 
@@ -130,7 +114,7 @@ class EvalSampler(_Sampler):
         super().__init__(samples, rank, world_size)
         self.size = size
         batches = min(-(-samples // (device_batch_size * world_size)), samples // world_size)
-        self._bounds = np.arange(batches + 1, dtype=np.int64) * samples // batches
+        self._bounds = _bounds(samples, batches)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1

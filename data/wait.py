@@ -7,7 +7,9 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class WaitingLoader(DataLoader[Batch]):
     def __init__(
         self, *, limit: float | None, gate: Gate | None, reading: Callable[[int | None], str], **options: Any
     ) -> None:
-        self.limit, self.gate, self.reading = limit, gate, reading
+        self.limit, self.gate, self.reading = limit, gate or _raise, reading
         self._abandoned: Any = None
         super().__init__(**options)
 
@@ -51,100 +53,75 @@ class WaitingLoader(DataLoader[Batch]):
         batches = super().__iter__()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)
-        return _Batches(batches, self)
+        return self._deliver(batches, getattr(batches, "_workers", []))
 
     def abandon(self) -> None:
         """Keep torch from waiting five seconds for each worker that cannot be killed."""
         self._abandoned, self._iterator = self._iterator, None
 
-
-class _Batches:
-    """Batches that a thread takes from `batches`, so that the main thread stays responsive."""
-
-    def __init__(self, batches: Iterator[Batch], loader: WaitingLoader) -> None:
-        self._workers = getattr(batches, "_workers", [])
-        self._limit, self._gate, self._reading = loader.limit, loader.gate, loader.reading
-        self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
+    def _deliver(self, batches: Iterator[Batch], workers: Sequence[BaseProcess]) -> Iterator[Batch]:
+        """Batches that a thread takes from `batches`, so that the main thread stays responsive."""
+        asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
         # Pinning memory in a new thread would otherwise use the first GPU instead of this process's.
-        device = torch.cuda.current_device() if loader.pin_memory and torch.cuda.is_available() else None
-        arguments = (batches, self._asked, self._answers, device)
-        self._thread = threading.Thread(target=_fetch, args=arguments, name="loader", daemon=True)
-        self._thread.start()
+        device = torch.cuda.current_device() if self.pin_memory and torch.cuda.is_available() else None
+        thread = threading.Thread(target=_fetch, args=(batches, asked, answers, device), name="loader", daemon=True)
+        thread.start()
+        del batches  # it is for the thread to end the workers, which can take seconds
+        try:
+            while True:
+                asked.put(True)
+                answer: list[Any] = [self._wait(answers, workers)]
+                error = answer[0] if isinstance(answer[0], Exception) else None
+                ended = isinstance(error, StopIteration)
+                trouble = None if error is None or ended else self._dead(workers)
+                while not self.gate(True, trouble):
+                    pass
+                if ended:
+                    return
+                if error is not None:
+                    raise error
+                yield answer.pop()  # without a variable that would keep the batch alive
+        finally:
+            asked.put(False)
+            _join(thread)  # frees the workers' memory
 
-    def __iter__(self) -> _Batches:
-        return self
-
-    def __del__(self) -> None:
-        self._asked.put(False)
-        self._join()  # frees the workers' memory
-
-    def _join(self) -> None:
-        """Wait until the thread has ended; one that hangs is abandoned.
-
-        While it ends, OpenCV frees its memory under a lock. A worker forked at that moment would inherit the lock and
-        wait for it forever at its first image.
-        """
-        ends = time.monotonic() + _POLL_SECONDS
-        self._thread.join(_POLL_SECONDS)
-        task = Path(f"/proc/self/task/{self._thread.native_id}")  # only Linux forks workers
-        while task.exists() and time.monotonic() < ends:
-            time.sleep(0.001)
-
-    def __next__(self) -> Batch:
-        self._asked.put(True)
-        answer = self._wait()
-        trouble = self._dead() if isinstance(answer, Exception) and not isinstance(answer, StopIteration) else None
-        self._pass(True, trouble)
-        if isinstance(answer, StopIteration):
-            self._join()
-            raise StopIteration  # a new one: the caught one's traceback keeps the workers' memory alive
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def _wait(self) -> Batch | Exception:
+    def _wait(self, answers: queue.SimpleQueue[Batch | Exception], workers: Sequence[BaseProcess]) -> Batch | Exception:
         waited, logged, last = 0.0, False, time.monotonic()
         while True:
-            try:
-                return self._answers.get(timeout=_POLL_SECONDS)
-            except queue.Empty:
-                pass
+            with suppress(queue.Empty):
+                return answers.get(timeout=_POLL_SECONDS)
             now = time.monotonic()
             waited += min(now - last, 2 * _POLL_SECONDS)  # without time while this process was stopped
             last = now
-            trouble = self._dead()
-            if trouble is None and self._limit is not None and waited >= self._limit:
-                trouble = f"the loader has delivered nothing for {waited:.0f} s (data.timeout); {self._reading(None)}"
+            trouble = self._dead(workers)
+            if trouble is None and self.limit is not None and waited >= self.limit:
+                trouble = f"the loader has delivered nothing for {waited:.0f} s (data.timeout); {self.reading(None)}"
             if trouble is None and not logged and waited >= _LOGGED_AFTER:
                 logged = True
-                log.warning("waiting for the loader for %.0f s; %s", waited, self._reading(None))
-            self._pass(False, trouble)
+                log.warning("waiting for the loader for %.0f s; %s", waited, self.reading(None))
+            self.gate(False, trouble)
 
-    def _pass(self, ready: bool, trouble: str | None) -> None:
-        """Call the gate: once if there is no batch yet, else until it lets the batch through."""
-        if self._gate is not None:
-            while not self._gate(ready, trouble) and ready:
-                pass
-        elif trouble is not None:
-            raise StalledError(trouble)
-
-    def _dead(self) -> str | None:
+    def _dead(self, workers: Sequence[BaseProcess]) -> str | None:
         """How a worker ended unexpectedly; None if all are alive."""
-        for number, worker in enumerate(self._workers):
+        for number, worker in enumerate(workers):
             code = worker.exitcode
             if code:  # a normal end is 0
                 how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
                 memory = "; the system does this when it runs out of memory" if code == -signal.SIGKILL else ""
-                return f"loader worker {number} {how}; {self._reading(number)}{memory}"
+                return f"loader worker {number} {how}; {self.reading(number)}{memory}"
         return None
 
 
+def _raise(ready: bool, trouble: str | None) -> bool:
+    """The gate of a loader without one."""
+    if trouble is not None:
+        raise StalledError(trouble)
+    return ready
+
+
 def _fetch(
-    batches: Iterator[Batch],
-    asked: queue.SimpleQueue[bool],
-    answers: queue.SimpleQueue[Batch | Exception],
-    device: int | None,
+    batches: Iterator[Batch], asked: queue.SimpleQueue[bool], answers: queue.SimpleQueue[Any], device: int | None
 ) -> None:
     if device is not None:
         torch.cuda.set_device(device)
@@ -155,3 +132,16 @@ def _fetch(
             answers.put(error)
             if isinstance(error, StopIteration):
                 return
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait until the thread has ended; one that hangs is abandoned.
+
+    While it ends, OpenCV frees its memory under a lock. A worker forked at that moment would inherit the lock and wait
+    for it forever at its first image.
+    """
+    ends = time.monotonic() + _POLL_SECONDS
+    thread.join(_POLL_SECONDS)
+    task = Path(f"/proc/self/task/{thread.native_id}")  # only Linux forks workers
+    while task.exists() and time.monotonic() < ends:
+        time.sleep(0.001)

@@ -15,7 +15,7 @@ from recipes.results import METRICS, PREDICTIONS, SUMMARY
 from recipes.watch.figures import Figures
 from recipes.watch.pictures import BadImages, Predictions, TrainingImages
 from recipes.watch.progress import Progress
-from recipes.watch.sinks import MetricsFile, TensorBoard, TextLog, external_loggers
+from recipes.watch.sinks import MetricsFile, TextLog, external_loggers
 from recipes.watch.summary import Summary
 
 
@@ -47,11 +47,10 @@ def build_watchers(
     about = {"run_name": config.run_name, "config_digest": config_digest(config, dist.get_world_size())}
     summary = Summary(folder / SUMMARY, about, figures, bad_images, config.eval.sizes, resumed_from)
     text_log.resumed_from = resumed_from
-    destinations: list[LoggerDestination] = [text_log, MetricsFile(folder / METRICS, figures.clock, samples)]
+    events = folder / "tensorboard" if loggers.tensorboard else None
+    destinations: list[LoggerDestination] = [text_log, MetricsFile(folder / METRICS, figures.clock, samples, events)]
     if loggers.progress_bar:
         destinations.append(Progress(figures, sizes, main_size, text_log.stream))
-    if loggers.tensorboard:
-        destinations.append(TensorBoard(folder / "tensorboard"))
     destinations += external_loggers(loggers, config.run_name, folder)
     images = TrainingImages(folder / "images", config.data)
     predictions = Predictions(folder / PREDICTIONS, main_size, classes, class_names)

@@ -49,8 +49,7 @@ class Clock:
 
     def enter(self, phase: Phase | None) -> Phase | None:
         """End the current phase, which is returned, and begin another; None stops the clock."""
-        now = time.perf_counter()
-        previous = self._phase
+        now, previous = time.perf_counter(), self._phase
         if previous is not None:
             self._seconds[previous] += now - self._since
         self._phase, self._since = phase, now
@@ -105,7 +104,7 @@ class Figures(Callback):
         self.evaluations: dict[str, dict[str, float]] = {}
         self._fresh: dict[str, float] = {}
         self._step = dict.fromkeys(("train/lr", "train/momentum", "train/image_size"), float("nan"))
-        self._window = (0, 0.0, 0.0)
+        self._window = (0, self.clock.read())  # samples and times at the last figures
         self._before_evaluation: Phase | None = None
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
@@ -116,7 +115,7 @@ class Figures(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Start measuring throughput."""
-        self._open_window(state)
+        self._window = (int(state.timestamp.sample), self.clock.read())
 
     def after_forward(self, state: State, logger: Logger) -> None:
         """Record the size of the model's input, after the algorithms changed it."""
@@ -129,11 +128,24 @@ class Figures(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log if due."""
-        batch, in_epoch = int(state.timestamp.batch), int(state.timestamp.sample_in_epoch)
-        if batch % self.interval == 0 or batch == 1 or in_epoch >= self.samples:
-            figures = self._training(state)
-            self._open_window(state)
-            logger.log_metrics(figures, step=batch)
+        stamp, in_epoch = state.timestamp, int(state.timestamp.sample_in_epoch)
+        if int(stamp.batch) % self.interval != 0 and int(stamp.batch) != 1 and in_epoch < self.samples:
+            return
+        before = 0 if state.previous_timestamp is None else int(state.previous_timestamp.sample)
+        (first, then), now = self._window, self.clock.read()
+        waited = now["loader_wait"] - then["loader_wait"]
+        elapsed = max(now["train"] - then["train"] + waited, 1e-9)
+        self._window = (int(stamp.sample), now)
+        figures = {
+            "train/loss": state.total_loss_dict.get("loss/train/total", float("nan")),
+            **self._step,
+            "train/batch_size": int(stamp.sample) - before,
+            "train/images_per_second": round((int(stamp.sample) - first) / elapsed, 2),
+            "train/loader_wait_fraction": round(waited / elapsed, 4),
+            "train/epoch": int(stamp.epoch) + in_epoch / self.samples,
+            **{f"time/{phase}_seconds": round(now[phase], 3) for phase in PHASES},
+        }
+        logger.log_metrics(figures, step=int(stamp.batch))
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
         """Evaluation begins."""
@@ -158,30 +170,10 @@ class Figures(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers: the clock's readings and the last evaluation."""
-        return {
-            "seconds": self.clock.read(),
-            "evaluations": {size: dict(figures) for size, figures in self.evaluations.items()},
-        }
+        evaluations = {size: dict(figures) for size, figures in self.evaluations.items()}
+        return {"seconds": self.clock.read(), "evaluations": evaluations}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a checkpoint."""
         self.clock.set(state["seconds"])
         self.evaluations = {size: numbers(figures) for size, figures in state["evaluations"].items()}
-
-    def _open_window(self, state: State) -> None:
-        self._window = (int(state.timestamp.sample), self.clock.working, self.clock.read()["loader_wait"])
-
-    def _training(self, state: State) -> dict[str, float]:
-        stamp, seconds = state.timestamp, self.clock.read()
-        before = 0 if state.previous_timestamp is None else int(state.previous_timestamp.sample)
-        samples, working, waiting = self._window
-        elapsed = max(self.clock.working - working, 1e-9)
-        return {
-            "train/loss": state.total_loss_dict.get("loss/train/total", float("nan")),
-            **self._step,
-            "train/batch_size": int(stamp.sample) - before,
-            "train/images_per_second": round((int(stamp.sample) - samples) / elapsed, 2),
-            "train/loader_wait_fraction": round((seconds["loader_wait"] - waiting) / elapsed, 4),
-            "train/epoch": int(stamp.epoch) + int(stamp.sample_in_epoch) / self.samples,
-            **{f"time/{phase}_seconds": round(seconds[phase], 3) for phase in PHASES},
-        }

@@ -19,7 +19,7 @@ from data.files import replace_file
 from recipes.config import DataConfig
 from recipes.errors import InputError
 from recipes.watch.figures import EVAL_LABEL
-from recipes.watch.sinks import IMAGES_NAME
+from recipes.watch.sinks import IMAGES_NAME, or_warn
 
 GRID_IMAGES, GRID_COLUMNS = 32, 8
 NAMED_ON_CONSOLE = 20
@@ -35,17 +35,13 @@ def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[floa
 
     Returns uint8 (rows * (H + 2) - 2, columns * (W + 2) - 2, 3).
     """
-    pixels = images.detach().to("cpu", torch.float32).numpy().transpose(0, 2, 3, 1)
-    pixels = (pixels * np.asarray(std, np.float32) + np.asarray(mean, np.float32)) * 255
-    pixels = np.clip(np.rint(np.nan_to_num(pixels)), 0, 255).astype(np.uint8)
-    count, height, width, channels = pixels.shape
-    columns = min(GRID_COLUMNS, count)
-    rows = -(-count // columns)
-    grid = np.zeros((rows * (height + 2) - 2, columns * (width + 2) - 2, channels), np.uint8)
-    for index, picture in enumerate(pixels):
-        top, left = (index // columns) * (height + 2), (index % columns) * (width + 2)
-        grid[top : top + height, left : left + width] = picture
-    return grid
+    pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1)
+    pixels = torch.nan_to_num((pixels * torch.tensor(std) + torch.tensor(mean)) * 255).round().clamp(0, 255)
+    padded = [torch.nn.functional.pad(image, (0, 0, 0, 2, 0, 2)) for image in pixels.to(torch.uint8)]
+    columns = min(GRID_COLUMNS, len(padded))
+    padded += [torch.zeros_like(padded[0])] * (-len(padded) % columns)
+    rows = [torch.cat(padded[first : first + columns], dim=1) for first in range(0, len(padded), columns)]
+    return torch.cat(rows)[:-2, :-2].numpy()
 
 
 class TrainingImages(Callback):
@@ -60,28 +56,21 @@ class TrainingImages(Callback):
         self.folder = folder
         self.data = data
         self._size = 0
-        self._batch = -1
 
     def after_forward(self, state: State, logger: Logger) -> None:
         """Save if an epoch's first batch has another size than the last grid."""
-        if int(state.timestamp.batch_in_epoch) != 0 or self._batch == int(state.timestamp.batch):
-            return
-        self._batch = int(state.timestamp.batch)
         images = state.batch[0]
-        size = int(images.shape[-2])
-        if size == self._size:
+        if int(state.timestamp.batch_in_epoch) != 0 or int(images.shape[-2]) == self._size:
             return
-        self._size = size
-        if dist.get_global_rank() != 0:
-            return
-        grid = picture_grid(images[:GRID_IMAGES], self.data.mean, self.data.std)
-        logger.log_images(grid, IMAGES_NAME, channels_last=True, step=self._batch, use_table=False)
-        path = self.folder / f"ep{int(state.timestamp.epoch):03d}-{size}px.png"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grid).save(path)
-        except OSError as error:
-            log.warning("%s cannot be written: %s; training continues", path, error)
+        self._size = int(images.shape[-2])
+        if dist.get_global_rank() == 0:
+            grid = picture_grid(images[:GRID_IMAGES], self.data.mean, self.data.std)
+            step = int(state.timestamp.batch)
+            logger.log_images(grid, IMAGES_NAME, channels_last=True, step=step, use_table=False)
+            path = self.folder / f"ep{int(state.timestamp.epoch):03d}-{self._size}px.png"
+            with or_warn(path):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(grid).save(path)
 
     def state_dict(self) -> dict[str, Any]:
         """The size of the last grid."""
@@ -201,26 +190,19 @@ class Predictions(Callback):
         content |= {"size": np.int64(self.size), "batch": np.int64(int(state.timestamp.batch))}
         buffer = io.BytesIO()
         np.savez(buffer, **content)
-        try:
+        with or_warn(self.path):
             replace_file(self.path, [buffer.getbuffer()])
-        except OSError as error:
-            log.warning("%s cannot be written: %s; training continues", self.path, error)
 
 
 def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Labels, predictions and their probabilities, without waiting for the device.
 
-    Args:
-        logits: (N, C), floating point.
-        labels: int64 (N,); a negative one has no probability.
-
-    Returns:
-        float32 (N, 4), exact up to class 2**24: label, predicted class, its probability, the label's (nan without one).
+    `logits`: (N, C), floating point. `labels`: int64 (N,); a negative one has no probability. Returns float32 (N, 4),
+    exact up to class 2**24: label, predicted class, its probability, the label's (nan without one).
     """
     probabilities = torch.softmax(logits.detach().float(), dim=1)
     top, predicted = probabilities.max(dim=1)
-    own = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-    own = torch.where(labels >= 0, own, torch.full_like(own, float("nan")))
+    own = probabilities.gather(1, labels.clamp(min=0)[:, None])[:, 0].masked_fill(labels < 0, float("nan"))
     return torch.stack([labels.float(), predicted.float(), top, own], dim=1)
 
 

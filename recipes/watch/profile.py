@@ -14,6 +14,8 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
+from itertools import takewhile
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,25 +28,25 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch giv
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from data.files import replace_text
+from recipes.output import Table
 from recipes.results import to_json
 
 WARM_UP = 10
 """Steps at an image size, or of a process, before tracing: by then kernels are chosen and workers have started."""
 STEPS = 3  # steps whose times are added up; the trace holds one more before them, in which the profiler itself starts
 OPERATORS = 10
-LEAVES = {
+REST = "figures, checkpoints, the rest"
+PARTS = {
     "event/dataloader": "waiting for the loader",
+    "event/train_batch": "to the device, normalisation, gradients to zero",
     "event/forward": "forward pass",
     "event/loss": "loss",
     "event/backward": "backward pass",
+    "event/batch": "optimizer, loss to the host",
 }
-"""Marks that contain no other marks, like the algorithms', `algorithm/CLASS/event/EVENT`."""
-INPUT, OPTIMIZER, REST = (
-    "to the device, normalisation, gradients to zero",
-    "optimizer, loss to the host",
-    "figures, checkpoints, the rest",
-)
-ORDER = ("waiting for the loader", INPUT, "forward pass", "loss", "backward pass", OPTIMIZER, "algorithm ", REST)
+"""Composer's marks: `batch` is around `train_batch`, which is around forward pass, loss and backward pass; algorithms
+have marks of their own, `algorithm/CLASS/event/EVENT`. Time counts to the innermost mark, named here by what is left of
+it."""
 NOTES = """\
 Rank 0 only. The profiler slows a step down, and on a GPU each part waits for the device so that its time is counted to
 it: compare the shares, not the milliseconds. The total time waiting for the loader is in metrics.jsonl.
@@ -53,14 +55,6 @@ The traces beside this file, `SIZEpx.pt.trace.json.gz`, open in Perfetto (ui.per
 TensorBoard with its plugin (`pip install torch-tb-profiler`; `tensorboard --logdir` with this folder)."""
 
 log = logging.getLogger(__name__)
-
-
-class Span(NamedTuple):
-    """One mark; times in seconds."""
-
-    name: str
-    begin: float
-    end: float
 
 
 class StageProfile(NamedTuple):
@@ -89,15 +83,15 @@ class StepTrace(TraceHandler):
         self.plan = plan
         self._torch: profile | None = None
         self._device = "cpu"
-        self._size = 0
-        self._first = 0.0
-        self._seen = 0
-        self._open: dict[str, tuple[float, Any]] = {}
-        self._spans: list[Span] = []
-        self._starts: list[float] = []
+        self._size = self._images = 0
+        self._first = 0.0  # steps of this size before the first traced one
+        self._seen = 0  # steps of this size so far
+        self._steps = 0  # traced
+        self._marks: dict[str, Any] = {}  # open ones, the innermost last
+        self._parts: dict[str, float] = {}  # seconds of the traced steps by part
+        self._charged = 0.0  # until when `_parts` counts
         self._plain: list[float] = []
         self._began: float | None = None
-        self._images = 0
 
     def action(self, state: State) -> ProfilerAction:
         """For Composer's profiler: whether the current step is recorded."""
@@ -120,9 +114,12 @@ class StepTrace(TraceHandler):
         size, batches = self.plan[epoch]
         self._device = state.device.name
         if self._torch is not None:
-            self._starts.append(self._now())
-            if len(self._starts) == STEPS + 2 or batch == batches:
-                self._stop(int(state.timestamp.batch))
+            self._charge()
+            self._steps += 1
+            if self._steps == STEPS + 1 or batch == batches:
+                self._stop(self._torch, int(state.timestamp.batch))
+            elif self._steps == 1:  # the step in which the profiler starts does not count, unless it is the only one
+                self._parts = dict.fromkeys((*PARTS.values(), REST), 0.0)
         elif self._began is not None and self._seen > 1:
             self._plain.append(time.perf_counter() - self._began)
         if size != self._size:
@@ -136,40 +133,32 @@ class StepTrace(TraceHandler):
             self._first = math.inf
             self._torch = profile(activities=activities, acc_events=True)
             self._torch.start()
-            self._spans, self._starts = [], [self._now()]
+            self._parts, self._steps, self._charged = dict.fromkeys((*PARTS.values(), REST), 0.0), 0, self._now()
         self._seen += 1
 
     def _first_traced(self, epoch: int, batch: int) -> float:
         """Steps of this size before the first traced one; infinite if there is a trace."""
         if self._data_file().exists():
             return math.inf
-        left = -batch
-        for size, batches in self.plan[epoch:]:
-            if size != self._size:
-                break
-            left += batches
+        left = sum(batches for _, batches in takewhile(lambda entry: entry[0] == self._size, self.plan[epoch:])) - batch
         return max(0, min(WARM_UP, left - (STEPS + 1)))
 
-    def _stop(self, batches_done: int) -> None:
+    def _stop(self, traced: profile, batches_done: int) -> None:
         """End the trace, and write it with the step times."""
-        assert self._torch is not None
-        for _, mark in reversed(self._open.values()):
+        for mark in reversed(self._marks.values()):
             mark.__exit__(None, None, None)
-        self._open.clear()
-        traced, self._torch = self._torch, None
+        self._marks.clear()
+        self._torch = None
         traced.stop()
-        # Exclude the step in which the profiler starts, unless it is the only one.
-        counted = self._starts[1:] if len(self._starts) > 2 else self._starts
-        begin, end = counted[0], counted[-1]
         stage = StageProfile(
             size=self._size,
             images=self._images,
             batch=batches_done,
-            steps=len(counted) - 1,
-            seconds=end - begin,
+            steps=max(self._steps - 1, 1),
+            seconds=sum(self._parts.values()),
             plain_step_seconds=statistics.median(self._plain) if self._plain else None,
             device=self._device,
-            shares=shares([span for span in self._spans if span.begin >= begin], begin, end),
+            shares=self._parts,
             operators=_operators(traced, self._device),
         )
         try:
@@ -198,25 +187,23 @@ class StepTrace(TraceHandler):
         self._images = len(state.batch[1])
 
     def process_duration_event(
-        self,
-        name: str,
-        categories: list[str] | tuple[str, ...],
-        is_start: bool,
-        timestamp: Timestamp,
-        wall_clock_time_ns: int,
+        self, name: str, categories: Any, is_start: bool, timestamp: Timestamp, wall_clock_time_ns: int
     ) -> None:
         """A mark of Composer's profiler begins or ends; marks that began before the trace are ignored."""
-        if self._torch is None:
+        if self._torch is None or not (is_start or name in self._marks):
             return
+        self._charge()
         if is_start:
-            mark = record_function(name)
-            self._open[name] = (self._now(), mark)
-            mark.__enter__()
-        elif name in self._open:
-            begin, mark = self._open.pop(name)
-            end = self._now()
-            mark.__exit__(None, None, None)
-            self._spans.append(Span(name, begin, end))
+            self._marks[name] = record_function(name)
+            self._marks[name].__enter__()
+        else:
+            self._marks.pop(name).__exit__(None, None, None)
+
+    def _charge(self) -> None:
+        """Count the time since the last mark began or ended to the part of the step that it belonged to."""
+        before, self._charged = self._charged, self._now()
+        part = part_of(list(self._marks))
+        self._parts[part] = self._parts.get(part, 0.0) + self._charged - before
 
     def _now(self) -> float:
         """The time in seconds, once the device has finished its work."""
@@ -229,89 +216,55 @@ class StepTrace(TraceHandler):
 
 def _operators(traced: profile, device: str) -> list[tuple[str, float, int]]:
     """The operators with the most self time: (name, share of all operators' time, calls)."""
-    key = "self_device_time_total" if device == "gpu" else "self_cpu_time_total"
+    key = attrgetter("self_device_time_total" if device == "gpu" else "self_cpu_time_total")
     # Kernels have their own entries, in addition to those of the operators that launched them.
-    events = [event for event in traced.key_averages() if event.device_type == DeviceType.CPU and "/" not in event.key]
-    events = [event for event in events if not event.is_user_annotation]
-    total = sum(getattr(event, key) for event in events) or 1.0
-    largest = sorted(events, key=lambda event: -getattr(event, key))[:OPERATORS]
-    return [(event.key, getattr(event, key) / total, event.count) for event in largest]
+    events = [
+        event
+        for event in traced.key_averages()
+        if event.device_type == DeviceType.CPU and "/" not in event.key and not event.is_user_annotation
+    ]
+    total = sum(map(key, events)) or 1.0
+    largest = sorted(events, key=key, reverse=True)[:OPERATORS]
+    return [(event.key, key(event) / total, event.count) for event in largest]
 
 
-def shares(spans: Sequence[Span], begin: float, end: float) -> dict[str, float]:
-    """Split the time from `begin` to `end`, in seconds, into the parts of a step.
-
-    Each instant counts to the innermost mark around it. Time in no leaf is, inside `event/train_batch`, the transfer
-    and preparation of the images; else inside `event/batch`, the optimizer's; else the rest.
-
-    Args:
-        spans: Marks inside that time, nested or disjoint, as Composer makes them: `event/batch` around
-            `event/train_batch` around the leaves.
-        begin: When the first step begins.
-        end: When the last one ends.
-
-    Returns:
-        Seconds by part, at least 0, which add up to `end - begin`.
-    """
-    outer = [span for span in spans if span.name == "event/batch"]
-    inner = [span for span in spans if span.name == "event/train_batch"]
-    found: dict[str, float] = dict.fromkeys((*LEAVES.values(), INPUT, OPTIMIZER), 0.0)
-    leaves: list[Span] = []
-    for span in spans:
-        part = f"algorithm {span.name.split('/')[1]}" if span.name.startswith("algorithm/") else LEAVES.get(span.name)
-        if part is not None:
-            found[part] = found.get(part, 0.0) + span.end - span.begin
-            leaves.append(span)
-    in_train = [span for span in leaves if _inside(span, inner)]
-    in_batch = [span for span in leaves if _inside(span, outer) and not _inside(span, inner)]
-    found[INPUT] = max(_length(inner) - _length(in_train), 0.0)
-    found[OPTIMIZER] = max(_length(outer) - _length(inner) - _length(in_batch), 0.0)
-    found[REST] = max(end - begin - sum(found.values()), 0.0)
-    return found
-
-
-def _inside(span: Span, outer: Sequence[Span]) -> bool:
-    return any(one.begin <= span.begin and span.end <= one.end for one in outer)
-
-
-def _length(spans: Sequence[Span]) -> float:
-    return sum(span.end - span.begin for span in spans)
+def part_of(marks: Sequence[str]) -> str:
+    """The part of a step that the time inside these open marks, the innermost last, belongs to."""
+    for name in reversed(marks):
+        if name.startswith("algorithm/"):
+            return f"algorithm {name.split('/')[1]}"
+        if name in PARTS:
+            return PARTS[name]
+    return REST
 
 
 def summary(stages: Sequence[StageProfile]) -> str:
     """The summary, as Markdown."""
-
-    def row(name: str, seconds: Sequence[float]) -> str:
-        cells = (
-            f"{1000 * own / stage.steps:.2f} | {own / stage.seconds:.1%}"
-            for own, stage in zip(seconds, stages, strict=True)
-        )
-        return f"| {name} | {' | '.join(cells)} |"
-
-    lines = ["# Where a step goes", ""]
+    text = "# Where a step goes\n\n"
     for stage in stages:
         plain = stage.plain_step_seconds
-        lines.append(
+        text += (
             f"- {stage.size} px: {stage.steps} steps of {stage.images} images a device up to batch {stage.batch}, "
             f"{1000 * stage.seconds / stage.steps:.1f} ms each"
             + ("" if plain is None else f", {1000 * plain:.1f} ms without the profiler")
+            + "\n"
         )
-    lines += ["", "| ms of a step | " + " | ".join(f"{stage.size} px | share" for stage in stages) + " |"]
-    lines.append("| --- |" + " ---: | ---: |" * len(stages))
-    rank = {
-        name: ORDER.index("algorithm " if name.startswith("algorithm ") else name) for s in stages for name in s.shares
-    }
-    for name in sorted(rank, key=lambda name: (rank[name], name)):
-        lines.append(row(name, [stage.shares.get(name, 0.0) for stage in stages]))
-    lines.append(row("all", [stage.seconds for stage in stages]))
-    lines += ["", NOTES, "", "## Operators with most time of their own", ""]
+    algorithms = sorted({name for stage in stages for name in stage.shares} - {*PARTS.values(), REST})
+    rows = []
+    for name in (*PARTS.values(), *algorithms, REST, "all"):
+        row = [name]
+        for stage in stages:
+            seconds = stage.seconds if name == "all" else stage.shares.get(name, 0.0)
+            row += [f"{1000 * seconds / stage.steps:.2f}", f"{seconds / stage.seconds:.1%}"]
+        rows.append(row)
+    headers = ["ms of a step", *(header for stage in stages for header in (f"{stage.size} px", "share"))]
+    text += f"\n{Table(headers, rows, range(1, len(headers))).markdown()}\n{NOTES}\n"
+    text += "\n## Operators with most time of their own\n"
     for stage in stages:
-        kernel = "GPU" if stage.device == "gpu" else "CPU"
-        lines += [f"{stage.size} px, share of all operators' {kernel} time:", ""]
-        lines += ["| operator | share | calls |", "| --- | ---: | ---: |"]
-        lines += [f"| `{name}` | {share:.1%} | {calls} |" for name, share, calls in stage.operators]
-        lines.append("")
-    return "\n".join(lines)
+        operators = [(f"`{name}`", f"{share:.1%}", calls) for name, share, calls in stage.operators]
+        text += f"\n{stage.size} px, share of all operators' {'GPU' if stage.device == 'gpu' else 'CPU'} time:\n\n"
+        text += Table(["operator", "share", "calls"], operators, (1, 2)).markdown()
+    return text
 
 
 def build_profiler(folder: Path, plan: Sequence[tuple[int, int]]) -> Profiler:

@@ -48,17 +48,17 @@ class Progress(LoggerDestination):
         """Begin at the resumed position."""
         if dist.get_global_rank() != 0:
             return
-        self._shut()
+        self.fit_end(state, logger)
         clock = self.figures.clock
         self._recent.clear()
         self._recent.append((int(state.timestamp.sample), clock.working))
         self._start = (self._work(state), clock.wall)
         self._painted = time.monotonic()
         if self.stream.isatty():
-            form = self._format(*self.texts(state))
             self._bar = tqdm(
-                total=self._past[-1], initial=self._start[0], file=self.stream, dynamic_ncols=True, bar_format=form
+                total=self._past[-1], initial=self._start[0], file=self.stream, dynamic_ncols=True, bar_format=" "
             )
+            self._paint(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Count the batch; repaint if due."""
@@ -76,39 +76,19 @@ class Progress(LoggerDestination):
             self._paint(state, f"evaluating {size}px {int(state.eval_timestamp.batch)}/{state.dataloader_len or '?'}")
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Show the epoch as done."""
+        """Show the epoch as done, or the new top-1."""
         if self._bar is not None:
             self._paint(state)
 
-    def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Show the new top-1."""
-        self.epoch_end(state, logger)
+    eval_after_all = epoch_end
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Leave the bar's last state on the screen; later output starts on a new line."""
-        self._shut()
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._start = None
 
-    def close(self, state: State, logger: Logger) -> None:
-        """The same, if training ended early."""
-        self._shut()
-
-    def texts(self, state: State) -> tuple[str, str]:
-        """The texts before and after the bar."""
-        stamp = state.timestamp
-        # Between the end of an epoch and the first batch of the next one, the epoch that ended.
-        number = int(stamp.epoch) + (int(stamp.sample_in_epoch) > 0 or int(stamp.epoch) == 0)
-        before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
-        images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
-        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {clock_time(self._remaining(state))}"
-        loss = state.total_loss_dict.get("loss/train/total")
-        after += "" if loss is None else f" loss {loss:.3f}"
-        top1 = self.figures.evaluations.get(self.eval_size, {}).get("top1")
-        after += "" if top1 is None else f" top-1 {100 * top1:.2f}%"
-        return before, after
-
-    @staticmethod
-    def _format(before: str, after: str) -> str:
-        return f"{before} |{{bar}}| {{percentage:3.0f}}% {after}"
+    close = fit_end  # if training ended early
 
     def _work(self, state: State) -> int:
         """Pixels processed."""
@@ -117,28 +97,32 @@ class Progress(LoggerDestination):
             return self._past[-1]
         return self._past[epoch] + int(state.timestamp.sample_in_epoch) * self.sizes[epoch] ** 2
 
-    def _remaining(self, state: State) -> float:
+    def _remaining(self, work: int) -> float:
         """Remaining seconds."""
         assert self._start is not None  # since fit_start
-        work, (start, since), total = self._work(state), self._start, self._past[-1]
-        if work >= total:
+        start, since = self._start
+        left = self._past[-1] - work
+        if left <= 0:
             return 0.0
-        return (self.figures.clock.wall - since) / (work - start) * (total - work) if work > start else float("inf")
+        return (self.figures.clock.wall - since) / (work - start) * left if work > start else float("inf")
 
     def _paint(self, state: State, note: str = "") -> None:
+        """Show the state, with `note` in place of the figures behind the bar."""
         self._painted = time.monotonic()
-        before, after = self.texts(state)
-        work, total = self._work(state), self._past[-1]
+        stamp, work, total = state.timestamp, self._work(state), self._past[-1]
+        # Between the end of an epoch and the first batch of the next one, the epoch that ended.
+        number = int(stamp.epoch) + (int(stamp.sample_in_epoch) > 0 or int(stamp.epoch) == 0)
+        before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
+        images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
+        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {clock_time(self._remaining(work))}"
+        loss = state.total_loss_dict.get("loss/train/total")
+        after += "" if loss is None else f" loss {loss:.3f}"
+        top1 = self.figures.evaluations.get(self.eval_size, {}).get("top1")
+        after += "" if top1 is None else f" top-1 {100 * top1:.2f}%"
         if self._bar is None:
             self.stream.write(f"{before} {100 * work / total:.0f}% {after}\n")
             self.stream.flush()
             return
-        self._bar.bar_format = self._format(before, note or after)
+        self._bar.bar_format = f"{before} |{{bar}}| {{percentage:3.0f}}% {note or after}"
         self._bar.n = min(work, total)
         self._bar.refresh()
-
-    def _shut(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        self._start = None

@@ -10,16 +10,13 @@ import logging
 import os
 import sys
 import time
-import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import numpy as np
-from composer import Logger, State
+from composer import Logger, State, Timestamp
 from composer.loggers import LoggerDestination, MLFlowLogger, WandBLogger
 from composer.utils import dist
 from packaging.specifiers import SpecifierSet
@@ -44,6 +41,15 @@ _FLUSH_SECONDS = 30
 """A killed process loses at most this many seconds of points, none of them older than its last checkpoint."""
 
 log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def or_warn(path: Path) -> Iterator[None]:
+    """A disk error while writing `path` does not stop training: it becomes a warning."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s cannot be written: %s; training continues", path, error)
 
 
 # log.txt and the console.
@@ -94,19 +100,13 @@ class TextLog(LoggerDestination):
         self.run_name = run_name
         self.resumed_from: str | None = None
         self._handlers: list[logging.Handler] = []
-        self._held: MemoryHandler | None = None
-        self._figures: dict[str, float] = {}
-        self._levels: dict[str, int] = {}
-        self._capturing = False
-        if dist.get_global_rank() != 0:
-            return
         self._held = MemoryHandler(_LINES_HELD, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-        self._send_to(self._held, _ConsoleHandler(sys.stderr, logging.WARNING))
+        self._figures: dict[str, float] = {}
         self._levels = {name: logging.getLogger(name).level for name in OURS}
-        for name in OURS:
-            logging.getLogger(name).setLevel(logging.INFO)
-        self._capturing = warnings.showwarning.__module__ != logging.__name__
-        if self._capturing:
+        if dist.get_global_rank() == 0:
+            self._send_to(self._held, _ConsoleHandler(sys.stderr, logging.WARNING))
+            for name in OURS:
+                logging.getLogger(name).setLevel(logging.INFO)
             logging.captureWarnings(True)
 
     def _send_to(self, *handlers: logging.Handler) -> None:
@@ -120,20 +120,19 @@ class TextLog(LoggerDestination):
 
     def open(self) -> None:
         """Write the held records, and from now on each line immediately."""
-        if self._held is None:
+        if not self._handlers:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists() and self.path.stat().st_size:
-            with self.path.open("rb+") as old:  # a killed process may have left half a line
-                old.seek(-1, 2)
-                if old.read(1) != b"\n":
+        with self.path.open("ab+") as old:
+            if old.tell():
+                old.seek(-1, os.SEEK_END)
+                if old.read() != b"\n":  # a killed process left half a line
                     old.write(b"\n")
-        file, held = _FileHandler(self.path, encoding="utf-8"), self._held
+        file = _FileHandler(self.path, encoding="utf-8")
         file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S%z"))
         self._send_to(file, _ConsoleHandler(self.stream))
-        held.setTarget(file)
-        held.flush()
-        self._held = None
+        self._held.setTarget(file)
+        self._held.flush()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Log where training begins."""
@@ -154,8 +153,7 @@ class TextLog(LoggerDestination):
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Write one line for the epoch."""
-        figures = self._figures
-        line = f"epoch {int(state.timestamp.epoch)} done, batch {int(state.timestamp.batch)}"
+        line, figures = f"epoch {int(state.timestamp.epoch)} done, batch {int(state.timestamp.batch)}", self._figures
         if figures:
             seconds = sum(value for name, value in figures.items() if name.startswith("time/"))
             line += (
@@ -169,100 +167,20 @@ class TextLog(LoggerDestination):
 
     def shut(self) -> None:
         """Restore Python's logging."""
-        for handler in self._handlers:
-            logging.getLogger().removeHandler(handler)
-            handler.close()
-        for name, level in self._levels.items():
-            logging.getLogger(name).setLevel(level)
-        if self._capturing:
+        if self._handlers:
+            for handler in self._handlers:
+                handler.close()
+            self._send_to()
+            for name, level in self._levels.items():
+                logging.getLogger(name).setLevel(level)
             logging.captureWarnings(False)
-        self._handlers, self._levels, self._capturing, self._held = [], {}, False, None
 
     def close(self, state: State, logger: Logger) -> None:
         """The Trainer is closed."""
         self.shut()
 
 
-# Files of figures.
-
-
-class FigureSink(LoggerDestination):
-    """A file of figures, written on rank 0, without duplicate points after a resume.
-
-    A process that dies may have written points after its last checkpoint, and the one that resumes from there writes
-    them again. So a checkpoint holds the figures logged at its own batch, and on a resume at batch B everything at B or
-    later that is not among them is dropped. Figures logged before a checkpoint reach the disk before the checkpoint
-    does.
-
-    A full disk does not stop training: it gives a warning every ten minutes, and every write is tried.
-    """
-
-    def __init__(self) -> None:
-        self.state: State | None = None
-        self._batch = -1
-        self._figures: dict[str, float] = {}
-        self._warned = -WARNING_SECONDS
-
-    @abstractmethod
-    def start(self, batch: int, figures: dict[str, float]) -> None:
-        """Open the file at this batch and keep only `figures` of that batch; called at each `fit`."""
-
-    @abstractmethod
-    def write(self, batch: int, figures: dict[str, float]) -> None:
-        """Write the figures of a batch."""
-
-    @abstractmethod
-    def flush(self) -> None:
-        """Make the written data survive the end of this process and, if the disk syncs, a power failure."""
-
-    @abstractmethod
-    def shut(self) -> None:
-        """Close the file."""
-
-    def fit_start(self, state: State, logger: Logger) -> None:
-        """Open the file: the position is known, since a checkpoint, if any, is loaded."""
-        self.state = state
-        self._go_to(int(state.timestamp.batch))
-        self.attempt(self.start, self._batch, dict(self._figures))
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write our figures among the metrics."""
-        figures = {name: value for name, value in metrics.items() if is_figure(name)}
-        if self.state is not None and figures:
-            self._go_to(int(self.state.timestamp.batch) if step is None else step)
-            self._figures.update(figures)
-            self.attempt(self.write, self._batch, figures)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The figures of the last batch with any."""
-        if self.state is not None:
-            self.attempt(self.flush)
-        return {"batch": self._batch, "figures": dict(self._figures)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a checkpoint."""
-        self._batch, self._figures = int(state["batch"]), numbers(state["figures"])
-
-    def close(self, state: State, logger: Logger) -> None:
-        """The Trainer is closed."""
-        if self.state is not None:
-            self.attempt(self.shut)
-        self.state = None
-
-    def _go_to(self, batch: int) -> None:
-        if self._batch != batch:
-            self._batch, self._figures = batch, {}
-
-    def attempt(self, action: Callable[..., None], *arguments: Any) -> None:
-        """Run an action on rank 0; a disk error becomes a warning."""
-        if dist.get_global_rank() != 0:
-            return
-        try:
-            action(*arguments)
-        except OSError as error:
-            if time.monotonic() - self._warned >= WARNING_SECONDS:
-                self._warned = time.monotonic()
-                log.warning("%s cannot be written: %s; training continues", type(self).__name__, error)
+# Figures, in metrics.jsonl and TensorBoard.
 
 
 def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
@@ -284,35 +202,93 @@ def kept_lines(path: Path, batch: int, figures: set[str]) -> Iterator[str]:
                 yield line
 
 
-class MetricsFile(FigureSink):
-    """Writes `{"batch": 10, "epoch": 0.5, "samples": 320, "wall_seconds": 12.3, "train/loss": 2.3, ...}` per line.
+class MetricsFile(LoggerDestination):
+    """Writes our figures to metrics.jsonl, and with our pictures to `tensorboard`, on rank 0.
 
-    `batch`, `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all resumes of the run. A
-    figure that is not finite is null. Each line is written in one call, so that a killed process leaves complete lines.
-    `samples`: training images in an epoch, over all processes.
+    A line is `{"batch": 10, "epoch": 0.5, "samples": 320, "wall_seconds": 12.3, "train/loss": 2.3, ...}`: `batch`,
+    `epoch` and `samples` count what is done; `wall_seconds` is the clock's, over all resumes of the run. A figure that
+    is not finite is null. Each line is written in one call, so that a killed process leaves complete lines.
+
+    No point occurs twice. A process that dies may have written points after its last checkpoint, and the one that
+    resumes from there writes them again. So a checkpoint holds the figures logged at its own batch, and on a resume at
+    batch B everything at B or later that is not among them is dropped; in TensorBoard, a new event file tells readers
+    to drop the points from B on (`purge_step`), and has those of B again. Figures logged before a checkpoint reach the
+    disk before the checkpoint does. (Composer's TensorboardLogger duplicates points, begins a file at each flush, and
+    writes every name that anyone logs.)
+
+    A full disk does not stop training: it gives a warning every ten minutes, and every write is tried. `samples`:
+    training images in an epoch, over all processes.
     """
 
-    def __init__(self, path: Path, clock: Clock, samples: int) -> None:
-        super().__init__()
+    def __init__(self, path: Path, clock: Clock, samples: int, tensorboard: Path | None = None) -> None:
         self.path = path
         self.clock = clock
         self.samples = samples
+        self.tensorboard = tensorboard
+        self._state: State | None = None
+        self._batch = -1
+        self._figures: dict[str, float] = {}  # of that batch
         self._file: TextIO | None = None
+        self._writer: SummaryWriter | None = None
+        self._warned: dict[Path, float] = {}
 
-    def start(self, batch: int, figures: dict[str, float]) -> None:
-        """Drop lines that will be written again, and open for appending."""
-        self.shut()
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Open the files: the position is known, since a checkpoint, if any, is loaded."""
+        self.close(state, logger)
+        self._state = state
+        self._go_to(int(state.timestamp.batch))
+        self._attempt(self.path, self._keep_lines)
+        self._attempt(self.tensorboard, self._add_points, self._figures, flush=True)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write our figures among the metrics."""
+        figures = {name: value for name, value in metrics.items() if is_figure(name)}
+        if self._state is not None and figures:
+            self._go_to(int(self._state.timestamp.batch) if step is None else step)
+            self._figures.update(figures)
+            self._attempt(self.path, self._add_line, figures, self._state.timestamp)
+            self._attempt(self.tensorboard, self._add_points, figures)
+
+    def log_images(
+        self, images: Any, name: str = "", channels_last: bool = False, step: int | None = None, *_: Any, **more: Any
+    ) -> None:
+        """Add our grid of training images, uint8 (H, W, 3)."""
+        if name == IMAGES_NAME and self._state is not None:
+            self._attempt(self.tensorboard, lambda: self._events().add_image(name, images, step, dataformats="HWC"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The figures of the last batch with any."""
+        self._attempt(self.path, self._sync)
+        if self._writer is not None:
+            self._attempt(self.tensorboard, self._writer.flush)
+        return {"batch": self._batch, "figures": dict(self._figures)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Resume from a checkpoint."""
+        self._batch, self._figures = int(state["batch"]), numbers(state["figures"])
+
+    def close(self, state: State, logger: Logger) -> None:
+        """The Trainer is closed, or `fit` begins anew."""
+        self._attempt(self.path, self._sync)
+        file, writer, self._file, self._writer, self._state = self._file, self._writer, None, None, None
+        if file is not None:
+            self._attempt(self.path, file.close)
+        if writer is not None:
+            self._attempt(self.tensorboard, writer.close)
+
+    def _go_to(self, batch: int) -> None:
+        if self._batch != batch:
+            self._batch, self._figures = batch, {}
+
+    def _keep_lines(self) -> None:
+        """Drop the lines that will be written again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            replace_file(self.path, (line.encode() for line in kept_lines(self.path, batch, set(figures))))
-        self._file = self.path.open("a", encoding="utf-8")
+            replace_file(self.path, (line.encode() for line in kept_lines(self.path, self._batch, set(self._figures))))
 
-    def write(self, batch: int, figures: dict[str, float]) -> None:
-        """Append one line."""
-        assert self.state is not None  # FigureSink sets it before it writes
-        stamp = self.state.timestamp
+    def _add_line(self, figures: dict[str, float], stamp: Timestamp) -> None:
         entry = {
-            "batch": batch,
+            "batch": self._batch,
             "epoch": int(stamp.epoch) + int(stamp.sample_in_epoch) / self.samples,
             "samples": int(stamp.sample),
             "wall_seconds": round(self.clock.wall, 3),
@@ -323,90 +299,39 @@ class MetricsFile(FigureSink):
         self._file.write(to_json(entry | rest) + "\n")
         self._file.flush()
 
-    def flush(self) -> None:
-        """Sync the file."""
+    def _sync(self) -> None:
         if self._file is not None:
             self._file.flush()
             sync(self._file.fileno())
 
-    def shut(self) -> None:
-        """Sync and close the file."""
-        if self._file is not None:
-            self.flush()
-            self._file.close()
-            self._file = None
-
-
-class TensorBoard(FigureSink):
-    """Writes event files that TensorBoard shows as one run: our figures and our pictures, and nothing else.
-
-    Composer's TensorboardLogger writes every name that anyone logs (`time/batch`, hyperparameters again after each
-    evaluation), begins a new file at each flush, and duplicates the points between a checkpoint and a crash. Here, a
-    resume at batch B begins a new file that tells readers to drop the points from B on (`purge_step`), and writes those
-    of B that belong to the checkpoint again.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__()
-        self.folder = folder
-        self._writer: SummaryWriter | None = None
-
-    def start(self, batch: int, figures: dict[str, float]) -> None:
-        """Begin an event file at this batch."""
-        self.shut()
-        if self.folder.is_dir() and any(self.folder.iterdir()):
-            self.write(batch, figures)
-            self.flush()
-
-    def write(self, batch: int, figures: dict[str, float]) -> None:
-        """Add one point per figure."""
-        with self._open(batch) as writer:
-            for name, value in figures.items():
-                writer.add_scalar(name, value, global_step=batch)
-
-    def log_images(
-        self,
-        images: Any,
-        name: str = "Images",
-        channels_last: bool = False,
-        step: int | None = None,
-        *rest: Any,
-        **more: Any,
-    ) -> None:
-        """Add our grid of training images, uint8 (H, W, 3)."""
-        if name == IMAGES_NAME and self.state is not None:
-            self.attempt(self._add_picture, np.asarray(images), step)
-
-    def flush(self) -> None:
-        """Flush all events to the operating system."""
-        if self._writer is not None:
-            with self._open(0) as writer:
-                writer.flush()
-
-    def shut(self) -> None:
-        """Close the file."""
-        if self._writer is not None:
-            with self._open(0) as writer:
-                self._writer = None
-                writer.close()
-
-    def _add_picture(self, picture: Any, batch: int) -> None:
-        with self._open(batch) as writer:
-            writer.add_image(IMAGES_NAME, picture, global_step=batch, dataformats="HWC")
-
-    @contextlib.contextmanager
-    def _open(self, batch: int) -> Iterator[SummaryWriter]:
-        """The writer; a new one if there is none or the last one failed, which never writes again."""
+    def _events(self) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
             # With a short queue, training would wait for the disk.
-            self._writer = SummaryWriter(str(self.folder), purge_step=batch, max_queue=1000, flush_secs=_FLUSH_SECONDS)
+            options = {"max_queue": 1000, "flush_secs": _FLUSH_SECONDS}
+            self._writer = SummaryWriter(str(self.tensorboard), purge_step=self._batch, **options)
+        return self._writer
+
+    def _add_points(self, figures: dict[str, float], flush: bool = False) -> None:
+        writer = self._events()
+        for name, value in figures.items():
+            writer.add_scalar(name, value, global_step=self._batch)
+        if flush:
+            writer.flush()
+
+    def _attempt(self, path: Path | None, action: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        """Write to `path`, if it is wanted, on rank 0; a disk error becomes a warning."""
+        if path is None or dist.get_global_rank() != 0:
+            return
         try:
-            yield self._writer
-        except OSError:
-            self._writer = None
-            raise
+            action(*arguments, **named)
+        except OSError as error:
+            if path == self.tensorboard:
+                self._writer = None  # it would never write again
+            if time.monotonic() - self._warned.get(path, -WARNING_SECONDS) >= WARNING_SECONDS:
+                self._warned[path] = time.monotonic()
+                log.warning("%s cannot be written: %s; training continues", path, error)
 
 
 # Weights & Biases and MLflow: Composer's loggers, made from the YAML's arguments.
@@ -422,11 +347,10 @@ lock's protobuf, which wandb before 0.19.11 would replace by a version that Tens
 def logger_problems(loggers: LoggersConfig) -> Iterator[str]:
     """Unknown arguments, and packages that are not installed or do not work with Composer, one line each."""
     for package, (kind, versions) in _EXTERNAL.items():
-        arguments = getattr(loggers, package)
-        if arguments is None:
+        if getattr(loggers, package) is None:
             continue
         allowed = [name for name in inspect.signature(kind.__init__).parameters if name != "self"]
-        for name in arguments:
+        for name in getattr(loggers, package):
             if name not in allowed:
                 yield f"loggers.{package}.{name}: unknown; allowed: {', '.join(allowed)}"
         wanted = f'run: pip install "{package}{versions}", or set loggers.{package}=off'
@@ -443,23 +367,21 @@ def external_loggers(loggers: LoggersConfig, run_name: str, folder: Path) -> lis
     """Composer's WandBLogger and MLFlowLogger, if requested; a resumed run continues the run with its name.
 
     Without a network: for W&B `init_kwargs: {mode: offline}`, or WANDB_MODE=offline in the environment (files go to
-    RUN/wandb); for MLflow `tracking_uri`, or MLFLOW_TRACKING_URI in the environment, set to a local folder.
-
-    Raises:
-        InputError: W&B has no API key.
+    RUN/wandb); for MLflow `tracking_uri`, or MLFLOW_TRACKING_URI in the environment, set to a local folder. InputError:
+    W&B has no API key.
     """
     made: list[LoggerDestination] = []
-    wandb_arguments: dict[str, Any] | None = loggers.wandb
-    mlflow_arguments: dict[str, Any] | None = loggers.mlflow
-    if wandb_arguments is not None:
-        init = {"id": run_name, "resume": "allow", "dir": str(folder), **(wandb_arguments.get("init_kwargs") or {})}
+    for_wandb: dict[str, Any] | None = loggers.wandb
+    for_mlflow: dict[str, Any] | None = loggers.mlflow
+    if for_wandb is not None:
+        init = {"id": run_name, "resume": "allow", "dir": str(folder), **(for_wandb.get("init_kwargs") or {})}
         if (init.get("mode") or os.environ.get("WANDB_MODE") or "online") == "online":
             import wandb
 
             if wandb.api.api_key is None and not sys.stdin.isatty():  # and nobody can be asked
                 how = "run: wandb login, or set WANDB_API_KEY, or WANDB_MODE=offline to work without"
                 raise InputError(f"loggers.wandb: no API key; {how}")
-        made.append(WandBLogger(**{"name": run_name, **wandb_arguments, "init_kwargs": init}))
-    if mlflow_arguments is not None:
-        made.append(MLFlowLogger(**{"run_name": run_name, "resume": True, **mlflow_arguments}))
+        made.append(WandBLogger(**{"name": run_name, **for_wandb, "init_kwargs": init}))
+    if for_mlflow is not None:
+        made.append(MLFlowLogger(**{"run_name": run_name, "resume": True, **for_mlflow}))
     return made

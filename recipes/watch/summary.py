@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from data.files import replace_text
 from recipes.results import to_json
 from recipes.watch.figures import Figures
 from recipes.watch.pictures import BadImages
+from recipes.watch.sinks import or_warn
 
 PACKAGES = {"torch": "torch", "torchvision": "torchvision", "composer": "mosaicml", "timm": "timm", "numpy": "numpy"}
-
-log = logging.getLogger(__name__)
+DEVICES = {"cpu": "CPU", "mps": "Apple"}
 
 
 class Summary(Callback):
@@ -98,13 +97,9 @@ class Summary(Callback):
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "bad_images": self.bad_images.count,
         }
-        try:
+        with or_warn(self.path) if weights_digest is None else nullcontext():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(self.path, to_json(content, indent=2) + "\n")
-        except OSError as error:
-            if weights_digest is not None:
-                raise
-            log.warning("%s cannot be written: %s; training continues", self.path, error)
 
     def state_dict(self) -> dict[str, Any]:
         """The names of the checkpoints that the run was resumed from; each save also updates the file."""
@@ -123,10 +118,7 @@ def weights_sha256(state_dict: Mapping[str, object]) -> str:
     byte, the dtype (`float32`), a zero byte, the shape (`64,3,7,7`; nothing for a scalar), a zero byte, and the
     elements in row-major order of the logical shape, little-endian. So the hash depends neither on the memory format
     (channels last) nor on the device, DDP or torch.compile, nor on the order of insertion. Entries that are not tensors
-    are left out.
-
-    Raises:
-        ValueError: Two entries have the same bare name.
+    are left out. ValueError: two entries have the same bare name.
     """
     tensors: dict[str, torch.Tensor] = {}
     for name, value in state_dict.items():
@@ -137,9 +129,8 @@ def weights_sha256(state_dict: Mapping[str, object]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        shape = ",".join(str(length) for length in tensor.shape)
-        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        shape = ",".join(map(str, tensor.shape))
+        digest.update(f"{name}\0{str(tensor.dtype).removeprefix('torch.')}\0{shape}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -147,48 +138,40 @@ def weights_sha256(state_dict: Mapping[str, object]) -> str:
 def versions(device: str) -> dict[str, str | None]:
     """Python, packages, our commit, the device and the machine; `device` is Composer's name: `gpu`, `mps` or `cpu`."""
     found: dict[str, str | None] = {"python": platform.python_version(), **dict.fromkeys(PACKAGES)}
-    for name, package in PACKAGES.items():
+    for key, package in PACKAGES.items():
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(package)
-    names = {"gpu": lambda: torch.cuda.get_device_name(), "mps": lambda: f"Apple {platform.machine()}"}
-    devices = names.get(device, lambda: f"CPU {platform.machine()}")()
-    memory = None
-    with suppress(OSError, ValueError):
-        memory = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB"
+            found[key] = metadata.version(package)
+    name = torch.cuda.get_device_name() if device == "gpu" else f"{DEVICES[device]} {platform.machine()}"
     return {
         **found,
         "commit": commit(Path(__file__).resolve().parents[2]),
-        "device": f"{dist.get_world_size()} x {devices}",
+        "device": f"{dist.get_world_size()} x {name}",
         "cpu": f"{os.cpu_count()} x {_cpu_name()}",  # all cores of the system, since the loader uses them
-        "memory": memory,
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9:.0f} GB",
     }
 
 
 def _output(*command: str) -> str:
-    run = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    return run.stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
 
 def commit(root: Path) -> str | None:
     """The commit of the checkout at `root`, with `-dirty` if tracked files differ; None if it is not a checkout."""
     git = ("git", "-C", str(root))
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         # A folder installed inside another project's checkout does not have that project's commit.
-        if Path(_output(*git, "rev-parse", "--show-toplevel")).resolve() != root.resolve():
-            return None
-        head = _output(*git, "rev-parse", "HEAD")
-        dirty = _output(*git, "diff", "HEAD", "--name-only") != ""
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return head + ("-dirty" if dirty else "")
+        if Path(_output(*git, "rev-parse", "--show-toplevel")).resolve() == root.resolve():
+            head = _output(*git, "rev-parse", "HEAD")
+            return head + ("-dirty" if _output(*git, "diff", "HEAD", "--name-only") else "")
+    return None
 
 
 def _cpu_name() -> str:
     """The processor, such as `Intel(R) Xeon(R) CPU E5-2686 v4 @ 2.30GHz`."""
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         if platform.system() == "Darwin":
             return _output("sysctl", "-n", "machdep.cpu.brand_string")
-        [name] = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[:1]
-    except (OSError, subprocess.SubprocessError, ValueError):
-        return platform.machine()  # Linux on ARM does not name it
-    return str(name)
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found[1]
+    return platform.machine()  # Linux on ARM does not name it

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 
-from tests.recipes.watch.tiny import Invert, Recorder, Seen, train_tiny
+from tests.recipes.watch.tiny import Invert, train_tiny
 
 
 @pytest.fixture
@@ -14,8 +14,8 @@ def run(tmp_path):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A run that was trained to its end, with figures after each batch, to look at only."""
-    recorder, seen = Recorder(), Seen()
-    result = train_tiny(tmp_path_factory.mktemp("finished"), interval=1, callbacks=[recorder, Invert(), seen])
+    invert = Invert()
+    result = train_tiny(tmp_path_factory.mktemp("finished"), interval=1, callbacks=[invert])
     assert result.error is None
-    result.recorder, result.seen = recorder, seen
+    result.seen = invert.seen
     return result

@@ -1,15 +1,14 @@
-import json
 import time
 
 import pytest
 import torch
 from composer import Callback
 
-from tests.recipes.watch.tiny import BATCH, SAMPLES, Images, Recorder, Tiny
+from tests.recipes.watch.tiny import BATCH, SAMPLES, Images, Tiny
 
 TRAINING = [
     *(f"train/{name}" for name in ("loss", "lr", "momentum", "image_size", "batch_size", "images_per_second")),
-    *("train/loader_wait_fraction", "train/epoch"),
+    "train/loader_wait_fraction",
     *(f"time/{name}_seconds" for name in ("train", "loader_wait", "evaluation", "checkpointing")),
 ]
 
@@ -24,8 +23,7 @@ class Stall(Callback):
         while time.perf_counter() < until:
             pass
 
-    eval_start = _stall
-    epoch_checkpoint = _stall
+    eval_start = epoch_checkpoint = _stall
 
 
 def bare_losses(sizes):
@@ -47,52 +45,42 @@ def bare_losses(sizes):
 
 
 def test_values_are_those_of_the_step(finished):
-    recorder, steps = finished.recorder, range(1, 13)
-    losses = bare_losses((8, 8, 12, 16))
-    assert recorder.of("train/loss") == pytest.approx({step: losses[step - 1] for step in steps}, rel=1e-4)
-    assert recorder.of("train/lr") == pytest.approx({step: 0.1 / step for step in steps})
-    assert set(recorder.of("train/momentum").values()) == {0.9}
-    assert list(recorder.of("train/image_size").values()) == [8] * 6 + [12] * 3 + [16] * 3
-    assert list(recorder.of("train/batch_size").values()) == [8, 8, 4] * 4
-    assert recorder.of("train/epoch") == pytest.approx(
-        {
-            step: epoch + done / SAMPLES
-            for epoch in range(4)
-            for step, done in zip(range(3 * epoch + 1, 3 * epoch + 4), (8, 16, 20), strict=True)
-        }
-    )
-    assert {tuple(figures) for _, figures in recorder.logged if "train/loss" in figures} == {tuple(TRAINING)}
-    assert sorted(recorder.of("eval/16/top1")) == [6, 12]
+    steps, losses = range(1, 13), bare_losses((8, 8, 12, 16))
+    assert finished.of("train/loss") == pytest.approx({step: losses[step - 1] for step in steps}, rel=1e-4)
+    assert finished.of("train/lr") == pytest.approx({step: 0.1 / step for step in steps})
+    assert set(finished.of("train/momentum").values()) == {0.9}
+    assert list(finished.of("train/image_size").values()) == [8] * 6 + [12] * 3 + [16] * 3
+    assert list(finished.of("train/batch_size").values()) == [8, 8, 4] * 4
+    done = [epoch + images / SAMPLES for epoch in range(4) for images in (8, 16, 20)]
+    training = [line for line in finished.lines() if "train/loss" in line]
+    assert [line["epoch"] for line in training] == pytest.approx(done)
+    assert all(list(line)[4:] == TRAINING for line in training)
+    assert sorted(finished.of("eval/16/top1")) == [6, 12]
     for size in (8, 16):
-        final = finished.watchers.callbacks[0].evaluations[str(size)]
         metrics = finished.trainer.state.eval_metrics[f"eval_{size}"]
-        assert final == pytest.approx(
-            {name: float(metrics[name].compute()) for name in ("top1", "top5", "loss")}, abs=1e-6
-        )
+        expected = {name: float(metrics[name].compute()) for name in ("top1", "top5", "loss")}
+        assert finished.watchers.callbacks[0].evaluations[str(size)] == pytest.approx(expected, abs=1e-6)
 
 
 def test_interval_first_batch_and_epoch_ends(run):
-    recorder = Recorder()
-    run(interval=5, callbacks=[recorder])
-    assert sorted(recorder.of("train/loss")) == [1, 3, 5, 6, 9, 10, 12]
+    assert list(run(interval=5).of("train/loss")) == [1, 3, 5, 6, 9, 10, 12]
 
 
 def test_stalls_are_not_training(run):
-    recorder = Recorder()
     last = Stall()  # where a callback that saves stands
-    result = run(interval=1, callbacks=[recorder], prepare=lambda r: r.trainer.state.callbacks.append(last))
-    summary = json.loads((result.folder / "summary.json").read_text())
+    result = run(interval=1, prepare=lambda r: r.trainer.state.callbacks.append(last))
+    summary = result.summary()
     seconds = summary["seconds"]
-    assert seconds["evaluation"] >= 4 * Stall.seconds
-    assert seconds["evaluation"] < 4 * Stall.seconds + 1
+    assert 4 * Stall.seconds <= seconds["evaluation"] < 4 * Stall.seconds + 1
     assert 3 * Stall.seconds <= seconds["checkpointing"] < 3 * Stall.seconds + 1
     assert seconds["train"] + seconds["loader_wait"] < 1.0, "on a machine that is not stalled itself"
     assert summary["wall_seconds"] == pytest.approx(sum(seconds.values()), abs=0.01)
     # Also the window that spans an evaluation and a save has the rate of its training; seconds are rounded to 0.001.
-    train, wait = recorder.of("time/train_seconds"), recorder.of("time/loader_wait_seconds")
-    rates = recorder.of("train/images_per_second")
+    train, wait, rates = (
+        result.of(name) for name in ("time/train_seconds", "time/loader_wait_seconds", "train/images_per_second")
+    )
     for step in range(2, 13):
         working = train[step] + wait[step] - train[step - 1] - wait[step - 1]
-        samples = rates[step] * working
-        assert samples == pytest.approx(recorder.of("train/batch_size")[step], abs=0.1 + 0.003 * rates[step])
-        assert 0 <= recorder.of("train/loader_wait_fraction")[step] <= 1
+        expected = pytest.approx(result.of("train/batch_size")[step], abs=0.1 + 0.003 * rates[step])
+        assert rates[step] * working == expected
+        assert 0 <= result.of("train/loader_wait_fraction")[step] <= 1

@@ -2,12 +2,10 @@ import gzip
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from recipes.checkpoints.interrupt import Interrupted
 from recipes.watch import figures
-from recipes.watch.profile import Span, shares
+from recipes.watch.profile import part_of
 
 RECIPE = """
 run_name: {name}
@@ -122,38 +120,14 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_training(train, recip
     assert "the profile cannot be written" in (tmp_path / "blocked" / "log.txt").read_text()
 
 
-@st.composite
-def steps(draw):
-    """Marks of a few steps, as Composer nests them, with any lengths."""
-    spans, now = [], 0.0
-
-    def advance():
-        nonlocal now
-        now += draw(st.floats(0, 2))
-        return now
-
-    def leaf(name):
-        spans.append(Span(name, advance(), advance()))
-
-    for _ in range(draw(st.integers(1, 3))):
-        leaf("event/dataloader")
-        outer = advance()
-        for _ in range(draw(st.integers(1, 2))):  # SAM makes two passes
-            inner = advance()
-            for _ in range(draw(st.integers(1, 2))):  # portions
-                leaf("algorithm/MixUp/event/before_forward")
-                for name in ("forward", "loss", "backward"):
-                    leaf(f"event/{name}")
-            spans.append(Span("event/train_batch", inner, advance()))
-        leaf("algorithm/GradientClipping/event/after_train_batch")
-        spans.append(Span("event/batch", outer, advance()))
-        leaf("algorithm/EMA/event/batch_end")
-    return spans, advance()
-
-
-@given(steps())
-def test_shares_add_up_and_are_never_negative(made):
-    spans, end = made
-    found = shares(spans, 0.0, end)
-    assert sum(found.values()) == pytest.approx(end, abs=1e-9)
-    assert min(found.values()) >= 0
+def test_time_counts_to_the_innermost_mark_that_is_a_part():
+    train = ["event/epoch", "event/batch", "event/train_batch"]
+    rest = (
+        "figures, checkpoints, the rest",
+        "optimizer, loss to the host",
+        "to the device, normalisation, gradients to zero",
+    )
+    assert tuple(part_of(train[:depth]) for depth in (1, 2, 3)) == rest
+    assert part_of([]) == rest[0]
+    assert part_of([*train, "event/backward"]) == "backward pass"
+    assert part_of([*train, "algorithm/MixUp/event/before_forward"]) == "algorithm MixUp"

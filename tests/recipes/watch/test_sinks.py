@@ -1,7 +1,6 @@
 """Curves after a death and a resume are those of the run that nobody touched; the log; W&B and MLflow."""
 
 import importlib.util
-import json
 import logging
 import math
 import re
@@ -22,10 +21,6 @@ TIMED = ("time/", "train/images_per_second", "train/loader_wait_fraction")
 # Saved in the middle of an epoch; at its last batch, before the evaluation; after the evaluation. Death just after the
 # save, one evaluation later, or in another stage.
 DEATHS = [("ba5", 5), ("ba5", 7), ("ba6", 6), ("ba6", 8), ("ep2", 7), ("ep2", 11), ("ba4", 12)]
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def curves(entries):
@@ -65,7 +60,7 @@ def untimed(scalars):
 def test_every_point_once_whenever_it_dies(run):
     whole = run(folder="whole")
     assert whole.error is None
-    expected, expected_points = curves(lines(whole.folder)), untimed(points(whole.folder))
+    expected, expected_points = curves(whole.lines()), untimed(points(whole.folder))
     assert len(expected) == len(set(expected)) > 50
     for save, die_at in DEATHS:
         folder = f"{save}-{die_at}"
@@ -74,10 +69,10 @@ def test_every_point_once_whenever_it_dies(run):
             file.write('{"batch": 9, "epo')
         resumed = run(folder=folder, load=save)
         assert resumed.error is None
-        assert curves(lines(resumed.folder)) == expected, folder
+        assert curves(resumed.lines()) == expected, folder
         assert untimed(points(resumed.folder)) == expected_points, folder
         assert resumed.finished == whole.finished, "the position is the same, so the weights are"
-        wall = [entry["wall_seconds"] for entry in lines(resumed.folder)]
+        wall = [entry["wall_seconds"] for entry in resumed.lines()]
         assert wall == sorted(wall)
 
 
@@ -97,13 +92,8 @@ def test_a_figure_that_is_not_finite_is_null(run):
 
     result = run(prepare=spoil, tensorboard=False)
 
-    def refuse(text):
-        raise AssertionError(text)
-
-    entries = [
-        json.loads(line, parse_constant=refuse) for line in (result.folder / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert entries[0]["train/loss"] is None
+    assert result.lines()[0]["train/loss"] is None
+    assert not re.search("NaN|Infinity", (result.folder / "metrics.jsonl").read_text())
 
 
 class FileSizeLimit(Callback):
@@ -134,13 +124,13 @@ def test_a_full_disk_does_not_stop_the_training(run, limit, epochs):
     console = result.stream.getvalue()
     assert int(result.trainer.state.timestamp.epoch) == 4
     assert "Traceback" not in console
-    assert console.count("MetricsFile cannot be written") == 1
+    assert console.count("metrics.jsonl cannot be written") == 1
     if epochs == 3:
         assert result.error is None
-        assert lines(result.folder)[-1]["batch"] == 12, "every line is whole"
+        assert result.lines()[-1]["batch"] == 12, "every line is whole"
         assert [step for step, _ in points(result.folder)["train/loss"]][-2:] == [10, 12]
     else:
-        assert console.count("TensorBoard cannot be written") == 1
+        assert console.count("tensorboard cannot be written") == 1
 
 
 @pytest.mark.parametrize(
@@ -218,34 +208,29 @@ def problems(**loggers):
 
 
 @pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_a_package_must_be_installed(package, tmp_path):
+def test_a_package_must_be_installed_and_arguments_known(package, tmp_path):
     """The lock has neither; where a developer has one, it is used."""
     arguments = {"init_kwargs": {"mode": "offline"}} if package == "wandb" else {}
     if importlib.util.find_spec(package) is not None:
         [made] = external_loggers(LoggersConfig(**{package: arguments}), "run", tmp_path)
         assert type(made).__name__.lower() == f"{package}logger"
         return
-    [line] = problems(**{package: arguments})
-    assert line.startswith(f'loggers.{package}: {package} is not installed; run: pip install "{package}>=')
+    first, second, third = problems(**{package: {"projet": "a", "tags": [], "nme": "b"}})
+    for name, line in (("projet", first), ("nme", second)):
+        assert line.startswith(f"loggers.{package}.{name}: unknown; allowed: ")
+        assert "tags" in line
+    assert third.startswith(f'loggers.{package}: {package} is not installed; run: pip install "{package}>=')
 
 
 def test_a_version_must_go_with_composer(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "__init__.py").touch()
     (tmp_path / "wandb-0.31.0.dist-info").mkdir()
-    (tmp_path / "wandb-0.31.0.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: wandb\nVersion: 0.31.0\n"
-    )
+    about = "Metadata-Version: 2.1\nName: wandb\nVersion: 0.31.0\n"
+    (tmp_path / "wandb-0.31.0.dist-info" / "METADATA").write_text(about)
     monkeypatch.syspath_prepend(str(tmp_path))
     [line] = problems(wandb={})
     assert "wandb 0.31.0 does not work with Composer; run: pip install" in line
-
-
-@pytest.mark.parametrize("package", ["wandb", "mlflow"])
-def test_unknown_arguments(package):
-    lines = problems(**{package: {"projet": "a", "tags": [], "nme": "b"}})[:2]
-    assert [line.partition(": ")[0] for line in lines] == [f"loggers.{package}.projet", f"loggers.{package}.nme"]
-    assert all("allowed: " in line and "tags" in line for line in lines)
 
 
 def test_wandb_needs_a_key_unless_it_is_offline(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,40 +20,31 @@ from torchmetrics.classification import MulticlassAccuracy
 from data.source import BadSample
 from recipes.config import RunConfig
 from recipes.watch import Watchers, build_watchers
-from recipes.watch.figures import is_figure
 from recipes.watch.sinks import TextLog
 
 SAMPLES, BATCH, CLASSES = 20, 8, 10
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
 
 
-class Bad:
-    """The part of a dataset that reports which images were replaced."""
-
-    def __init__(self) -> None:
-        self.all: list[BadSample] = []
-        self.reported = 0
-
-    def new(self) -> list[BadSample]:
-        fresh, self.reported = self.all[self.reported :], len(self.all)
-        return fresh
-
-
 class Images(torch.utils.data.Dataset):
-    """Normalised random images whose content depends on the index alone."""
+    """Normalised random images whose content depends on the index alone; reports those in `broken` once read."""
 
     def __init__(self, size: int, samples: int = SAMPLES) -> None:
-        self.size, self.samples, self.bad = size, samples, Bad()
+        self.size, self.samples, self.bad = size, samples, self
         self.broken: dict[int, str] = {}
+        self.met: set[int] = set()
 
     def __len__(self) -> int:
         return self.samples
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        if index in self.broken and not any(index == known.index for known in self.bad.all):
-            self.bad.all.append(BadSample(index, f"n01/{index}.jpeg", self.broken[index]))
+        self.met.add(index)
         generator = torch.Generator().manual_seed(index)
         return torch.randn(3, self.size, self.size, generator=generator), index % CLASSES
+
+    def new(self) -> list[BadSample]:
+        found = [index for index in sorted(self.met) if index in self.broken]
+        return [BadSample(index, f"n01/{index:02d}.jpeg", self.broken.pop(index)) for index in found]
 
 
 class FromBatch(DistributedSampler):
@@ -85,40 +77,15 @@ class Sizes(Callback):
             group["lr"] = 0.1 / (1 + int(state.timestamp.batch))
 
 
-class Recorder(Callback):
-    """Everything that goes through Composer's Logger under our names, as any destination gets it."""
-
-    def __init__(self):
-        self.logged = []
-
-    def init(self, state, logger):
-        send = logger.log_metrics
-
-        def keep(metrics, step=None):
-            self.logged.append((step, {name: value for name, value in metrics.items() if is_figure(name)}))
-            send(metrics, step)
-
-        logger.log_metrics = keep
-
-    def of(self, name):
-        return {step: figures[name] for step, figures in self.logged if name in figures}
-
-
-class Seen(Callback):
-    """The first batch of each epoch as the model gets it."""
-
-    def __init__(self):
-        self.batches = {}
-
-    def before_forward(self, state, logger):
-        self.batches.setdefault(int(state.timestamp.epoch), state.batch[0].clone())
-
-
 class Invert(Callback):
-    """In place of an algorithm that changes the batch before the forward pass."""
+    """In place of an algorithm that changes the batch before the forward pass; keeps each epoch's first batch."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, torch.Tensor] = {}
 
     def before_forward(self, state, logger):
         state.batch = (-state.batch[0], state.batch[1])
+        self.seen.setdefault(int(state.timestamp.epoch), state.batch[0])
 
 
 class Saver(Callback):
@@ -178,8 +145,18 @@ class Run:
     val: Images
     error: BaseException | None = None
     finished: str | None = None
-    recorder: Recorder | None = None
-    seen: Seen | None = None
+    seen: dict[int, torch.Tensor] | None = None
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def of(self, name: str) -> dict[int, Any]:
+        """A figure by batch."""
+        return {line["batch"]: line[name] for line in self.lines() if name in line}
+
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "summary.json").read_text())
 
 
 def train_tiny(
@@ -199,15 +176,9 @@ def train_tiny(
     """Train 4 epochs of 3 batches in root/run, and return what is left; checkpoints are written to root."""
     torch.manual_seed(0)
     stream = stream or io.StringIO()
-    config = RunConfig.model_validate(
-        {
-            "run_name": "tiny",
-            "runs_folder": str(root),
-            "device_batch_size": BATCH,
-            "data": {"path": "x", "mean": MEAN, "std": STD, "max_bad_fraction": max_bad_fraction},
-            "eval": {"sizes": (8, 16)},
-            "loggers": {"interval": 2} | loggers,
-        }
+    data = {"path": "x", "mean": MEAN, "std": STD, "max_bad_fraction": max_bad_fraction}
+    config = RunConfig(
+        run_name="tiny", device_batch_size=BATCH, data=data, eval={"sizes": (8, 16)}, loggers={"interval": 2} | loggers
     )
     watchers = build_watchers(
         config,
