@@ -8,25 +8,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import MAX_BYTES, BadImage, Fault
 from data.imagefolder import EXTENSIONS, class_names, read_image, walk
-from data.text import escape
+from data.text import escape, first_line
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.errors import InputError
 from recipes.export import CLASSES, FILES, PREPROCESSING, open_onnx
 from recipes.load import load_config
 from recipes.results import to_json
-
-if TYPE_CHECKING:
-    from recipes.trained import Weights
 
 BATCH = 16  # images that are decoded and predicted together
 STDIN = "-"
@@ -48,38 +46,63 @@ and the exit status is 2."""
 class Classifier(NamedTuple):
     """A network, and how to use it."""
 
-    probabilities: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-    """Maps images, uint8 (N, size, size, 3), to probabilities (N, num_classes) in [0, 1]."""
+    logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+    """Maps images, uint8 (N, size, size, 3), to logits (N, num_classes)."""
+    independent: bool  # whether each class has a probability of its own: the loss was binary cross-entropy
     classes: list[str]  # class folder names, in the order of the outputs
     names: list[str]  # their English names
     size: int  # side of an image in pixels
     crop_ratio: float
+
+    def best(self, images: list[NDArray[np.uint8]], top: int) -> list[list[dict[str, Any]]]:
+        """The most probable classes of each image."""
+        if not images:
+            return []
+        probabilities = normalised(self.logits(np.stack(images)), self.independent)
+        return [[self._entry(index, row) for index in np.argsort(-row, kind="stable")[:top]] for row in probabilities]
+
+    def _entry(self, index: int, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+        named = {"class": escape(self.classes[index]), "name": escape(self.names[index])}
+        return named | {"index": int(index), "probability": round(float(probabilities[index]), 6)}
 
 
 def main() -> int:
     """Read the command line and predict; returns the exit status."""
     command = _parser()
     given = command.parse_intermixed_args(sys.argv[1:])
-    _check(command, given)
+    if not given.words:
+        command.error("no YAML file or exported folder given, such as yamls/demo.yaml")
+    if given.top < 1:
+        command.error(f"--top: got {given.top}; allowed: at least 1")
+    if given.stdin_image and STDIN in given.words:
+        command.error("standard input is a list of paths (-) or an image (--stdin-image), not both")
     classifier, words = _open(command, given)
-    paths = _paths(words, sys.stdin.buffer)
-    images: Iterator[tuple[str, bytes | str]] = ((path, _read(path)) for path in paths)
+    images: Iterator[tuple[str, bytes | str]] = ((path, _read(path)) for path in _paths(words, sys.stdin.buffer))
     if given.stdin_image:
         images = chain([("stdin", sys.stdin.buffer.read(MAX_BYTES + 1))], images)
-    wrong = False
-    for name, found in _predict(classifier, images, given.top):
-        if getattr(sys.stdout, "reader_left", False):  # as in `| head`
-            break
-        if isinstance(found, str):
-            wrong = True
-            print(f"{escape(name)}: {found}", file=sys.stderr, flush=True)
-        elif given.json:
-            print(to_json({"image": escape(name), "predictions": found}), flush=True)
-        else:
-            print(escape(name))
-            for one in found:
-                print(f"  {100 * one['probability']:6.2f} %  {one['name']}", flush=True)
-    return 2 if wrong else 0
+    return _predict(classifier, images, given.top, given.json)
+
+
+def _predict(classifier: Classifier, images: Iterator[tuple[str, bytes | str]], top: int, as_json: bool) -> int:
+    """Print each image's most probable classes, or on stderr what is wrong with it; returns the exit status."""
+    status = 0
+    with ThreadPoolExecutor(4) as pool:
+        while batch := list(islice(images, BATCH)):
+            pictures = list(pool.map(partial(_picture, classifier), (data for _, data in batch)))
+            found = iter(classifier.best([one for one in pictures if not isinstance(one, str)], top))
+            for (name, _), picture in zip(batch, pictures, strict=True):
+                if getattr(sys.stdout, "reader_left", False):  # as in `| head`
+                    return status
+                if isinstance(picture, str):
+                    status = 2
+                    print(f"{escape(name)}: {picture}", file=sys.stderr, flush=True)
+                elif as_json:
+                    print(to_json({"image": escape(name), "predictions": next(found)}), flush=True)
+                else:
+                    print(escape(name))
+                    for one in next(found):
+                        print(f"  {100 * one['probability']:6.2f} %  {one['name']}", flush=True)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,105 +118,78 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="print one JSON object per line")
     command.add_argument("--stdin-image", action="store_true", help="read one image's bytes from stdin")
     command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
-    command.add_argument(
-        "--crop-ratio", type=ratio, metavar="X", help="kept share of the side (default: eval.crop_ratio)"
-    )
+    ratios = "kept share of the side (default: eval.crop_ratio)"
+    command.add_argument("--crop-ratio", type=ratio, metavar="X", help=ratios)
     return command
-
-
-def _check(command: argparse.ArgumentParser, given: argparse.Namespace) -> None:
-    if not given.words:
-        command.error("no YAML file or exported folder given, such as yamls/demo.yaml")
-    if given.top < 1:
-        command.error(f"--top: got {given.top}; allowed: at least 1")
-    if given.stdin_image and STDIN in given.words:
-        command.error("standard input is a list of paths (-) or an image (--stdin-image), not both")
 
 
 def _open(command: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[Classifier, list[str]]:
     """The classifier that the words name, and the images among them."""
-
-    def require_images(words: Sequence[str]) -> None:
-        if not words and not given.stdin_image:
-            command.error("no images given; allowed: files, folders, - for a list of paths on stdin, or --stdin-image")
-
-    rest = list(given.words)
-    model = next((word for word in rest if "=" not in word or Path(word).exists()), rest[0])
-    rest.remove(model)
-    if (Path(model) / PREPROCESSING).is_file():
+    # A word with `=` is an override, unless there is such a file.
+    plain = [word for word in given.words if "=" not in word or Path(word).exists()]
+    model, *images = plain or given.words
+    exported = (Path(model) / PREPROCESSING).is_file()
+    if exported:
         for flag in ("checkpoint", "weights", "size", "crop_ratio"):
             if getattr(given, flag) is not None:
                 raise InputError(f"--{flag.replace('_', '-')}: is fixed in the export {model}; pass the run's YAML")
-        require_images(rest)
-        return _from_export(model), rest
-    if Path(model).is_dir():
+    elif Path(model).is_dir():
         raise InputError(f"{model}: is neither a YAML file nor a folder that recipes.export wrote ({PREPROCESSING})")
-    images = [word for word in rest if "=" not in word or Path(word).exists()]
-    path, overrides = yaml_and_overrides(command, [model, *(word for word in rest if word not in images)])
-    config = load_config(path, overrides)
-    require_images(images)
-    return _from_run(config, given.checkpoint, given.weights, given.size, given.crop_ratio), images
+    else:
+        overrides = [word for word in given.words if word not in plain]
+        config = load_config(*yaml_and_overrides(command, [model, *overrides]))
+    if not images and not given.stdin_image:
+        command.error("no images given; allowed: files, folders, - for a list of paths on stdin, or --stdin-image")
+    return (_from_export(Path(model)) if exported else _from_run(config, given)), images
 
 
-def _from_export(path: str) -> Classifier:
+def _from_export(folder: Path) -> Classifier:
     """The ONNX program of an exported folder, run on the CPU without torch."""
-    folder = Path(path)
     try:
         prepared = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
         listed = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
-        size, crop_ratio = int(prepared["size"]), float(prepared["crop_ratio"])
         mean, std = (np.array(prepared[key], dtype=np.float32).reshape(1, 3, 1, 1) for key in ("mean", "std"))
-        classes, names = [one["class"] for one in listed], [one["name"] for one in listed]
-        independent = prepared["probabilities"] == "sigmoid"
+        classes, names = ([one[key] for one in listed] for key in ("class", "name"))
+        settings = (prepared["probabilities"] == "sigmoid", classes, names, int(prepared["size"]))
+        crop_ratio = float(prepared["crop_ratio"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: is not what recipes.export writes: {error}") from None
+        raise InputError(f"{folder}: is not what recipes.export writes: {error}") from None
     onnx = folder / FILES["onnx"]
     if not onnx.is_file():
-        raise InputError(f"{path}: holds no {onnx.name}; export with --formats onnx, or pass the run's YAML")
+        raise InputError(f"{folder}: holds no {onnx.name}; export with --formats onnx, or pass the run's YAML")
     try:
         run = open_onnx(onnx)
     except Exception as error:  # onnxruntime has its own exceptions
-        raise InputError(f"{onnx}: {str(error).splitlines()[0][:200]}") from None
+        raise InputError(f"{onnx}: {first_line(error)[:200]}") from None
 
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         floats = images.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-        return normalised(run(np.ascontiguousarray((floats - mean) / std)), independent)
+        return run(np.ascontiguousarray((floats - mean) / std))
 
-    return Classifier(probabilities, classes, names, size, crop_ratio)
+    return Classifier(logits, *settings, crop_ratio)
 
 
-def _from_run(
-    config: RunConfig, checkpoint: str | None, weights: Weights | None, size: int | None, crop_ratio: float | None
-) -> Classifier:
+def _from_run(config: RunConfig, given: argparse.Namespace) -> Classifier:
     """The classifier of a run's checkpoint, on the config's device."""
     import torch
-    from composer.core import Precision, get_precision_context
 
-    from data.augment import Normalise
-    from recipes.trained import labels, load_trained, to_device, with_usable_precision
+    from recipes.trained import Logits, labels, load_trained, with_usable_precision
 
     config = with_usable_precision(config)
-    trained = load_trained(config, checkpoint, weights)
-    run, size = trained.config, size or config.eval.sizes[-1]
-    network, device = to_device(trained, config.device, size)
-    normalise, independent = Normalise(run.data.mean, run.data.std), run.loss.name == "binary_cross_entropy"
+    trained = load_trained(config, given.checkpoint, given.weights)
+    size, crop_ratio = given.size or config.eval.sizes[-1], given.crop_ratio or config.eval.crop_ratio
+    run, classes = Logits(trained, config, [size]), labels(trained, config.data.path)
 
-    @torch.no_grad()
-    def probabilities(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        batch, _ = normalise((torch.from_numpy(images).permute(0, 3, 1, 2).to(device), None))
-        with get_precision_context(Precision(config.precision)):
-            logits = network(batch)
-        return normalised(logits.float().cpu().numpy(), independent)
+    def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = run(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu().numpy()
+        return found
 
-    classes, crop_ratio = labels(trained, config.data.path), crop_ratio or config.eval.crop_ratio
-    return Classifier(probabilities, classes, class_names(classes), size, crop_ratio)
+    independent = trained.config.loss.name == "binary_cross_entropy"
+    return Classifier(logits, independent, classes, class_names(classes), size, crop_ratio)
 
 
 def normalised(logits: NDArray[np.floating[Any]], independent: bool) -> NDArray[np.float64]:
-    """Probabilities in float64 of logits (N, num_classes): softmax, or sigmoid if each class is `independent`.
-
-    The classes are independent if the network was trained with binary cross-entropy.
-    """
+    """Probabilities in float64 of logits (N, num_classes): softmax, or sigmoid if the classes are `independent`."""
     wide: NDArray[np.float64] = logits.astype(np.float64)
     if independent:
         return 0.5 * (1 + np.tanh(wide / 2))
@@ -219,9 +215,11 @@ def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
 
 def _read(path: str) -> bytes | str:
     """An encoded image, or why there is none."""
+    if "\0" in path:
+        return "is not a path"
+    if Path(path).is_dir() and not path.lower().endswith(EXTENSIONS):
+        return f"holds no images ({', '.join(EXTENSIONS)})"
     try:
-        if Path(path).is_dir() and not path.lower().endswith(EXTENSIONS):
-            return f"holds no images ({', '.join(EXTENSIONS)})"
         return read_image(path)
     except BadImage as error:
         return error.fault.reason
@@ -229,41 +227,16 @@ def _read(path: str) -> bytes | str:
         return "no such file or folder"
     except OSError as error:
         return f"{Fault.UNREADABLE.reason}: {error.strerror or error}"
-    except ValueError:  # it contains a zero byte
-        return "is not a path"
 
 
-def _predict(
-    classifier: Classifier, images: Iterator[tuple[str, bytes | str]], top: int
-) -> Iterator[tuple[str, list[dict[str, Any]] | str]]:
-    """Each image's name, and its most probable classes or, as text, what is wrong with it."""
-    from data.augment import eval_picture
+def _picture(classifier: Classifier, data: bytes | str) -> NDArray[np.uint8] | str:
+    """An image's pixels, or why there are none."""
+    from data.augment import eval_picture  # only now: it imports torch
 
-    def decoded(data: bytes | str) -> NDArray[np.uint8] | str:
-        try:
-            return data if isinstance(data, str) else eval_picture(data, classifier.size, classifier.crop_ratio)
-        except BadImage as error:
-            return error.fault.reason
-
-    def best(probabilities: NDArray[np.float64]) -> list[dict[str, Any]]:
-        order = np.argsort(-probabilities, kind="stable")[:top].tolist()
-        return [
-            {
-                "class": escape(classifier.classes[index]),
-                "name": escape(classifier.names[index]),
-                "index": index,
-                "probability": round(float(probabilities[index]), 6),
-            }
-            for index in order
-        ]
-
-    with ThreadPoolExecutor(4) as pool:
-        while batch := list(islice(images, BATCH)):
-            found = list(pool.map(decoded, (data for _, data in batch)))
-            good = [one for one in found if not isinstance(one, str)]
-            rows = iter(classifier.probabilities(np.stack(good)) if good else ())
-            for (name, _), one in zip(batch, found, strict=True):
-                yield name, one if isinstance(one, str) else best(next(rows))
+    try:
+        return data if isinstance(data, str) else eval_picture(data, classifier.size, classifier.crop_ratio)
+    except BadImage as error:
+        return error.fault.reason
 
 
 if __name__ == "__main__":

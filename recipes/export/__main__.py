@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from data.imagefolder import class_names
@@ -40,10 +39,13 @@ def main() -> int:
     """Read the command line and export; returns the exit status."""
     command = _parser()
     given = command.parse_intermixed_args(sys.argv[1:])
-    path, overrides = yaml_and_overrides(command, given.words)
-    config = load_config(path, overrides)
-    _require_free(given.output, given.force)
-    _export(given, config, _read_evaluation(given.evaluation))
+    config = load_config(*yaml_and_overrides(command, given.words))
+    folder = given.output
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
+    if folder.is_dir() and any(folder.iterdir()) and not given.force:
+        raise InputError(f"--output: {folder} is not empty; choose another, or replace an earlier export with --force")
+    _export(given, config, None if given.evaluation is None else _read_evaluation(given.evaluation))
     return 0
 
 
@@ -51,25 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     about = "Write a trained network as weights and programs, with its preprocessing and a\nmodel card."
     command = command_parser("export", about, EXAMPLES)
     add_checkpoint_arguments(command)
-    command.add_argument(
-        "--output", type=Path, metavar="DIR", required=True, help="where to write; must be empty or not exist"
-    )
+    output = "where to write; must be empty or not exist"
+    command.add_argument("--output", type=Path, metavar="DIR", required=True, help=output)
     command.add_argument("--force", action="store_true", help="replace an earlier export in DIR")
     formats = f"files to write: {', '.join(FILES)} (default: all)"
-    command.add_argument(
-        "--formats", nargs="+", choices=tuple(FILES), default=tuple(FILES), metavar="FORMAT", help=formats
-    )
+    every = tuple(FILES)
+    command.add_argument("--formats", nargs="+", choices=every, default=every, metavar="FORMAT", help=formats)
     command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
-    command.add_argument(
-        "--evaluation", type=Path, metavar="FILE", help="a file from recipes.evaluate --save, for the model card"
-    )
+    evaluation = "a file from recipes.evaluate --save, for the model card"
+    command.add_argument("--evaluation", type=Path, metavar="FILE", help=evaluation)
     return command
 
 
-def _read_evaluation(path: Path | None) -> dict[str, Any] | None:
+def _read_evaluation(path: Path) -> dict[str, Any]:
     """Read a file that `recipes.evaluate --save` wrote."""
-    if path is None:
-        return None
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -88,34 +85,31 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
     from recipes.trained import labels, load_trained
 
     trained = load_trained(config, given.checkpoint, given.weights)
-    run, network = trained.config, trained.network
-    if evaluation is not None and evaluation["weights_sha256"] != trained.weights_sha256:
+    run, network, digest = trained.config, trained.network, trained.weights_sha256
+    if evaluation is not None and evaluation["weights_sha256"] != digest:
         raise InputError(f"--evaluation: {given.evaluation} is about other weights than those of {trained.location}")
     prepared = preprocessing(run, given.size or config.eval.sizes[-1], config.eval.crop_ratio)
+    folders = labels(trained, config.data.path)
+    named = enumerate(zip(folders, class_names(folders), strict=True))
+    classes = [{"index": index, "class": one, "name": name} for index, (one, name) in named]
     probe = programs.examples(prepared["size"], 4, run.data.mean, run.data.std)
     shape = programs.architecture(trained, probe)
-    about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": trained.weights_sha256}
     program, differences = programs.fixed_blurs(network, probe), {}
+    files = [file for name, file in FILES.items() if name in given.formats]
     with _filled(given.output) as folder:
-        for name in dict.fromkeys(given.formats):
-            path = folder / FILES[name]
-            if name == "safetensors":
-                programs.write_safetensors(network, path, about)
-            elif name == "pth":
-                programs.write_pth(network, path)
+        for file in files:
+            if file in (FILES["torch_export"], FILES["onnx"]):
+                differences[file] = programs.write_program(program, folder / file, probe)
             else:
-                write = programs.write_onnx if name == "onnx" else programs.write_torch_export
-                differences[path.name] = write(program, path, probe)
+                about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": digest}
+                programs.write_weights(network, folder / file, about)
         (folder / PREPROCESSING).write_bytes(_json(prepared))
-        folders = labels(trained, config.data.path)
-        named = enumerate(zip(folders, class_names(folders), strict=True))
-        classes = [{"index": index, "class": one, "name": name} for index, (one, name) in named]
         (folder / CLASSES).write_bytes(_json(classes))
-        files = [FILES[name] for name in FILES if name in given.formats] + [PREPROCESSING, CLASSES]
+        files += [PREPROCESSING, CLASSES]
         text = card(trained, shape, prepared, differences, evaluation, files)
         (folder / CARD).write_text(clean(text), encoding="utf-8")
-    weights = "EMA's average" if trained.weights == "ema" else "the trained weights"
-    print(f"{escape(trained.location)}: {weights}, exported to {escape(given.output)}: {', '.join([*files, CARD])}")
+    words = f"{trained.weights_name}, exported to {escape(given.output)}: {', '.join([*files, CARD])}"
+    print(f"{escape(trained.location)}: {words}")
     if shape.plain:
         print(f"The weights load strictly into a plain {run.model.name}.")
     else:
@@ -148,41 +142,29 @@ def _json(content: object) -> bytes:
     return (to_json(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
-def _require_free(folder: Path, force: bool) -> None:
-    """Refuse a folder that cannot be written, or is not empty and may not be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(f"--output: {folder} is not empty; choose another, or replace an earlier export with --force")
-    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"--output: {folder} cannot be created in {nearest}")
-
-
 @contextmanager
 def _filled(folder: Path) -> Iterator[Path]:
     """A temporary folder whose files move to `folder` at the end unless there is an exception.
 
     A new folder appears complete. In an existing one, files of an earlier export are replaced or removed; others stay.
     """
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.absolute().parent / f".{folder.absolute().name}.{os.getpid()}"
+    parent = folder.absolute().parent
     try:
-        beside.mkdir()
-        yield beside
-        if not folder.exists():
-            beside.replace(folder)
-            return
-        new = {path.name for path in beside.iterdir()}
-        for name in OURS:
-            if name not in new:
-                (folder / name).unlink(missing_ok=True)
-        for name in sorted(new):
-            (beside / name).replace(folder / name)
+        parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=parent, ignore_cleanup_errors=True) as temporary:
+            new = Path(temporary) / "new"  # with the usual permissions, unlike the temporary folder
+            new.mkdir()
+            yield new
+            if not folder.exists():
+                new.replace(folder)
+                return
+            for name in OURS:
+                if (new / name).exists():
+                    (new / name).replace(folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--output: {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import yaml
 
 from data.text import markdown
 from recipes import output
+from recipes.checkpoints.manifest import Manifest
 from recipes.config import RunConfig
 from recipes.export.programs import OPSET, TOLERANCE, Architecture
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS
@@ -19,7 +20,9 @@ from recipes.schedule import image_size
 from recipes.trained import Trained
 
 TEMPLATES = output.TEMPLATES.overlay(autoescape=False, keep_trailing_newline=True)
-TEMPLATES.filters = TEMPLATES.filters | {"markdown": markdown}
+TEMPLATES.filters = TEMPLATES.filters | {"markdown": markdown, "duration": output.duration}
+PLACES = {"device": "hardware", "cpu": "processor", "memory": "memory", "commit": "commit of the recipe"}
+"""The entries of summary.json's `versions` that are no packages, and their names here."""
 
 
 def card(
@@ -35,20 +38,19 @@ def card(
     `differences` holds the difference between each program's logits and the network's, by file; `evaluation` is the
     output of `recipes.evaluate --save` for these weights, if any; `files` are the names of the other exported files.
     """
-    config = trained.config
+    config, summary = trained.config, trained.summary
     recipe = {"model": config.model.model_dump()} if trained.manifest is None else _determining(config)
+    versions = {name: version for name, version in (summary.versions if summary else {}).items() if version}
     return TEMPLATES.get_template("export/card.md.jinja").render(
         trained=trained,
-        run=config,
-        library="timm" if config.model.name.startswith("timm/") else "torchvision",
-        model=config.model.name.removeprefix("timm/"),
-        classes=trained.num_classes,
+        file=Path(trained.location).name,
         parameters=f"{sum(one.numel() for one in trained.network.parameters()):,}",
         shape=shape,
-        changed=" and ".join(shape.techniques),
-        facts=_facts(trained),
+        places={label: versions[name] for name, label in PLACES.items() if name in versions},
+        packages=", ".join(f"{name} {version}" for name, version in versions.items() if name not in PLACES),
+        torch=torch.__version__,
         accuracies=_accuracies(trained, evaluation),
-        stages=_stages(trained),
+        stages=_stages(trained.manifest, config) if trained.manifest else "",
         dataset=Path(config.data.path).name,
         techniques=[] if trained.manifest is None else _techniques(config),
         files=files,
@@ -62,57 +64,21 @@ def card(
 
 def _accuracies(trained: Trained, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """The known accuracies of these weights: from the end of the run, and from `recipes.evaluate --save`."""
-    config, names = trained.config, ("top1", "top5", "loss")
-    run = {"data": "the run's validation images", "crop_ratio": config.eval.crop_ratio, "flip": False}
-    by_size = (trained.summary or {}).get("eval_by_size", {})
-    found = [run | {"size": int(size)} | {name: by_size[size][name] for name in names} for size in by_size]
+    run = {"data": "the run's validation images", "crop_ratio": trained.config.eval.crop_ratio, "flip": False}
+    by_size = trained.summary.eval_by_size if trained.summary else {}
+    found = [run | {"size": int(size)} | figures.model_dump() for size, figures in by_size.items()]
     if evaluation is not None:
         folder, flip = Path(evaluation["data"]).name, evaluation["flip"] is not None
         for one in evaluation["results"]:
-            figures = {name: one[name] for name in ("size", "crop_ratio", *names)}
+            figures = {name: one[name] for name in ("size", "crop_ratio", "top1", "top5", "loss")}
             found.append(figures | {"data": f"{folder}, {one['images']:,} images", "flip": flip})
     return found
 
 
-def _facts(trained: Trained) -> list[tuple[str, str]]:
-    """Name and value of the known facts about the run, for the card's table."""
-    manifest, summary = trained.manifest, trained.summary or {}
-    fingerprint = ("SHA-256 of the weights", f"`{trained.weights_sha256}`")
-    if manifest is None:
-        return [("weights", f"of another project: {markdown(Path(trained.location).name)}"), fingerprint]
-    done = f"{manifest.epoch} of {trained.config.epochs}"
-    if manifest.batch_in_epoch:
-        done += f", and {manifest.batch_in_epoch} batches"
-    averaged = "exponential moving average (EMA)" if trained.weights == "ema" else "as trained, not averaged"
-    found = [
-        ("weights", averaged),
-        ("epochs", done),
-        ("training images seen", f"{manifest.samples:,}"),
-        ("checkpoint", f"{manifest.stem}, {markdown(manifest.created_at)}"),
-        fingerprint,
-        ("processes", str(manifest.world_size)),
-    ]
-    if "wall_seconds" in summary:
-        minutes = summary["wall_seconds"] / 60
-        found.append(("wall time", f"{minutes / 60:.2f} h" if minutes >= 60 else f"{minutes:.1f} min"))
-    if summary.get("images_per_second"):
-        found.append(("images/s in training", f"{summary['images_per_second']:,.0f}"))
-    names = {"device": "hardware", "cpu": "processor", "memory": "memory", "commit": "commit of the recipe"}
-    versions = summary.get("versions", {})
-    found += [(label, markdown(versions[key])) for key, label in names.items() if versions.get(key)]
-    packages = [f"{name} {version}" for name, version in versions.items() if version and name not in names]
-    if packages:
-        found.append(("trained with", markdown(", ".join(packages))))
-    return [*found, ("exported with", f"torch {torch.__version__}")]
-
-
-def _stages(trained: Trained) -> str:
+def _stages(manifest: Manifest, config: RunConfig) -> str:
     """The training up to this checkpoint: `2 epochs at 24 px, then 1 epoch at 32 px`."""
-    if trained.manifest is None:
-        return ""
-    epochs = trained.manifest.epoch + bool(trained.manifest.batch_in_epoch)
-    sizes = groupby(image_size(trained.config, epoch) for epoch in range(epochs))
-    stages = [(size, len(list(same))) for size, same in sizes]
+    epochs = manifest.epoch + bool(manifest.batch_in_epoch)
+    stages = [(size, len(list(same))) for size, same in groupby(image_size(config, epoch) for epoch in range(epochs))]
     return ", then ".join(f"{count} epoch{'s' if count > 1 else ''} at {size} px" for size, count in stages)
 
 
@@ -129,13 +95,12 @@ def _determining(config: RunConfig) -> dict[str, Any]:
 
 def _techniques(config: RunConfig) -> list[str]:
     """The techniques that were on, each with its fields."""
-    used: list[tuple[str, Any]] = []
-    for name, fields in config.algorithms.model_dump(mode="json").items():
-        used += fields.items() if name == "composer" else [(name, fields)]
+    used: dict[str, dict[str, Any]] = {}
+    for name, fields in config.algorithms.model_dump(mode="json", exclude_none=True).items():
+        used |= fields if name == "composer" else {name: fields}
     lines = []
-    for name, fields in used:
-        if fields is not None:
-            values = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in fields.items()}
-            text = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
-            lines.append(f"`{name}`" + (f": {text}" if text else ""))
+    for name, fields in used.items():
+        values = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in fields.items()}
+        text = ", ".join(f"{key} {value}" for key, value in values.items() if value is not None)
+        lines.append(f"`{name}`" + (f": {text}" if text else ""))
     return lines

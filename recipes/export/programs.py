@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnx
 import safetensors.torch
@@ -73,105 +73,51 @@ def architecture(trained: Trained, probe: Tensor) -> Architecture:
     return Architecture(same, tuple(blurs), pools, first, () if same else tuple(changed))
 
 
-class FixedBlurMaxPool(nn.Module):
-    """Composer's BlurMaxPool2d for a known number of channels: an ONNX convolution needs a kernel of known shape."""
-
-    kernel: Tensor
-
-    def __init__(self, original: BlurMaxPool2d, channels: int) -> None:
-        super().__init__()
-        fields = {"padding": original.padding, "dilation": original.dilation, "ceil_mode": original.ceil_mode}
-        self.pool = nn.MaxPool2d(original.kernel_size, stride=1, **fields)
-        self.stride, self.channels = original.stride, channels
-        self.register_buffer("kernel", original.filt2d.repeat(channels, 1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maxima (N, C, H, W), blurred and subsampled."""
-        return F.conv2d(self.pool(images), self.kernel, stride=self.stride, padding=1, groups=self.channels)
-
-
 def fixed_blurs(network: nn.Module, probe: Tensor) -> nn.Module:
-    """A copy of the network whose blurred max-pooling layers know their number of channels, found with `probe`."""
-    fixed = copy.deepcopy(network)
-    for name, pool in [(name, one) for name, one in fixed.named_modules() if isinstance(one, BlurMaxPool2d)]:
-        seen: list[int] = []
-        handle = pool.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0].shape[1]))
-        with torch.no_grad():
-            fixed(probe[:1])
-        handle.remove()
-        fixed.set_submodule(name, FixedBlurMaxPool(pool, seen[0]))
-    return fixed.eval()
+    """A copy whose blurred max-pooling layers have a kernel for each channel: an ONNX convolution needs a known shape.
+
+    Composer's layers repeat their kernel in each pass. The number of channels is seen with the images `probe`.
+    """
+
+    def repeat(pool: Any, inputs: tuple[Tensor]) -> None:
+        pool.filt2d = pool.filt2d[:1].repeat(inputs[0].shape[1], 1, 1, 1)
+
+    fixed = copy.deepcopy(network).eval()
+    hooks = [one.register_forward_pre_hook(repeat) for one in fixed.modules() if isinstance(one, BlurMaxPool2d)]
+    with torch.no_grad():
+        fixed(probe[:1])
+    for hook in hooks:
+        hook.remove()
+    return fixed
 
 
-def write_safetensors(network: nn.Module, path: Path, about: dict[str, str]) -> None:
-    """Write the weights, with `about` as metadata, and read them back."""
-    tensors = _plain_tensors(network)
-    # Not with safetensors' save_file, which makes files that only their owner can read.
-    path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"} | about))
-    _require_equal(safetensors.torch.load_file(path), tensors, path)
-
-
-def write_pth(network: nn.Module, path: Path) -> None:
-    """Write the weights as a state dict that `torch.load(weights_only=True)` reads, and read them back."""
-    tensors = _plain_tensors(network)
-    torch.save(tensors, path)
-    _require_equal(torch.load(path, weights_only=True), tensors, path)
-
-
-def _plain_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict for a file: on the CPU, in row-major memory, each tensor with its own memory."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in network.state_dict().items()}
-
-
-def _require_equal(found: dict[str, Tensor], expected: dict[str, Tensor], path: Path) -> None:
-    if found.keys() != expected.keys() or any(not torch.equal(found[name], expected[name]) for name in expected):
+def write_weights(network: nn.Module, path: Path, about: dict[str, str]) -> None:
+    """Write `model.safetensors`, with `about` as metadata, or `model.pth`, and read it back."""
+    # On the CPU, in row-major memory, each tensor with its own memory.
+    tensors = {name: one.detach().cpu().contiguous().clone() for name, one in network.state_dict().items()}
+    if path.suffix == ".pth":
+        torch.save(tensors, path)
+        found = torch.load(path, weights_only=True)
+    else:
+        # Not with safetensors' save_file, which makes files that only their owner can read.
+        path.write_bytes(safetensors.torch.save(tensors, metadata={"format": "pt"} | about))
+        found = safetensors.torch.load_file(path)
+    if found.keys() != tensors.keys() or any(not torch.equal(found[name], tensors[name]) for name in tensors):
         raise InputError(f"{path.name}: what was read back is not what was written")
 
 
-def write_torch_export(network: nn.Module, path: Path, probe: Tensor) -> float:
-    """Write the program of `torch.export`, for batches of any size, and compare it with the network.
+def write_program(network: nn.Module, path: Path, probe: Tensor) -> float:
+    """Write `model.pt2` or `model.onnx`, for batches of any size, run it, and compare its logits with the network's.
 
     `probe` are at least 2 images (N, 3, H, W); H and W become the program's. Returns the largest `difference` of the
     logits; raises InputError if the network cannot be exported, or the program's logits differ.
     """
     try:
-        # torch.export treats a size of 1 as a constant, hence two images.
-        program = torch.export.export(network, (probe[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, path)
-        run = torch.export.load(path).module()
-    except Exception as error:  # torch raises many different exceptions
-        raise _refused(path, error) from None
-    return _compared(lambda images: run(images), network, path, probe)
-
-
-def write_onnx(network: nn.Module, path: Path, probe: Tensor) -> float:
-    """As `write_torch_export`, as ONNX, compared through onnxruntime.
-
-    Input `images`, float32 (batch, 3, H, W); output `logits`, float32 (batch, num_classes).
-    """
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter prints whole graphs
-            warnings.simplefilter("ignore")  # about constants in traced code: the comparison below decides
-            torch.onnx.export(
-                network,
-                (probe[:2],),
-                path,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        onnx.checker.check_model(str(path), full_check=True)
-        run = open_onnx(path)
+        run = (_write_onnx if path.suffix == ".onnx" else _write_torch_export)(network, path, probe)
     except Exception as error:  # torch, onnx and onnxruntime each raise their own
-        raise _refused(path, error) from None
-    return _compared(lambda images: torch.from_numpy(run(images.numpy())), network, path, probe)
-
-
-def _compared(run: Callable[[Tensor], Tensor], network: nn.Module, path: Path, probe: Tensor) -> float:
-    """Compare on one image and on all of them."""
-    with torch.no_grad():
+        reason = f"this network cannot be exported in this format: {first_line(error)[:200]}; choose other --formats"
+        raise InputError(f"{path.name}: {reason}") from None
+    with torch.no_grad():  # one image, and all of them
         found = [difference(run(images), network(images)) for images in (probe[:1], probe)]
     if not all(one <= TOLERANCE for one in found):  # nor NaN
         by = f"{max(found):.2g}, allowed {TOLERANCE:g}"
@@ -179,6 +125,27 @@ def _compared(run: Callable[[Tensor], Tensor], network: nn.Module, path: Path, p
     return max(found)
 
 
-def _refused(path: Path, error: Exception) -> InputError:
-    reason = first_line(error)[:200]
-    return InputError(f"{path.name}: this network cannot be exported in this format: {reason}; choose other --formats")
+def _write_torch_export(network: nn.Module, path: Path, probe: Tensor) -> Callable[[Tensor], Tensor]:
+    # torch.export treats a size of 1 as a constant, hence two images.
+    program = torch.export.export(network, (probe[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _write_onnx(network: nn.Module, path: Path, probe: Tensor) -> Callable[[Tensor], Tensor]:
+    """Input `images`, float32 (batch, 3, H, W); output `logits`, float32 (batch, num_classes)."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):  # the exporter prints whole graphs
+        warnings.simplefilter("ignore")  # about constants in traced code: the comparison decides
+        torch.onnx.export(
+            network,
+            (probe[:2],),
+            path,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    onnx.checker.check_model(str(path), full_check=True)
+    run = open_onnx(path)
+    return lambda images: torch.from_numpy(run(images.numpy()))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from data.text import escape, first_line
@@ -23,11 +24,18 @@ from recipes.load import read_document
 from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Metrics, Results, read_results
 
 POINTS = 600  # points of a curve at most: about one per pixel of its chart's width
+PHASES = {
+    "train": "training steps",
+    "loader_wait": "waiting for the loader",
+    "evaluation": "evaluation",
+    "checkpointing": "checkpoints",
+}
+"""Keys of summary.json's `seconds`, and their names here."""
 _CHECKPOINT = re.compile(r"ep\d{3,9}-ba(\d{6,12})")
 Array = NDArray[Any]
 
 
-class Predictions(NamedTuple):
+class SavedPredictions(NamedTuple):
     """The last evaluation, image by image; N images, C classes (recipes/watch/pictures.py writes it)."""
 
     label: Array  # int (N,); negative where the image could not be decoded
@@ -47,6 +55,17 @@ class Predictions(NamedTuple):
         """Indices of the images that were decoded and evaluated."""
         return np.flatnonzero((self.label >= 0) & (self.predicted >= 0))
 
+    @property
+    def standard_error(self) -> float:
+        """Of the top-1, in percent."""
+        kept = self.evaluated
+        right = float(np.mean(self.label[kept] == self.predicted[kept])) if len(kept) else 0.0
+        return float(100 * (right * (1 - right) / max(1, len(kept))) ** 0.5)
+
+    def confusions(self) -> Confusions:
+        """Those of the evaluated images."""
+        return Confusions(self.label[self.evaluated], self.predicted[self.evaluated])
+
     def most_confident_errors(self, limit: int) -> list[int]:
         """Indices of the wrong predictions with the highest probability, highest first."""
         kept = self.evaluated
@@ -65,19 +84,19 @@ class Confusions:
         self.pairs: list[tuple[int, int, int, int]] = sorted(pairs, key=lambda pair: (-pair[2], pair))
         """(label, predicted, images, images of that label), most images first."""
 
-    def most_confused(self, limit: int) -> list[int]:
-        """The classes of the first pairs, at most `limit`, in the order of the labels."""
+    def matrix(self, limit: int) -> tuple[list[int], list[list[int]]]:
+        """The classes of the first pairs, at most `limit`, in the order of the labels, and a row of counts for each.
+
+        A row says how often the class was predicted as each of them, and in the last column as any other.
+        """
         chosen: set[int] = set()
         for label, predicted, *_ in self.pairs:
             if len(chosen | {label, predicted}) > limit:
                 break
             chosen |= {label, predicted}
-        return sorted(chosen)
-
-    def matrix(self, classes: Sequence[int]) -> list[list[int]]:
-        """A row per class: how often it was predicted as each of `classes`, and in the last column as any other."""
+        classes = sorted(chosen)
         rows = [[self.counts[label, predicted] for predicted in classes] for label in classes]
-        return [[*row, self.totals[label] - sum(row)] for label, row in zip(classes, rows, strict=True)]
+        return classes, [[*row, self.totals[label] - sum(row)] for label, row in zip(classes, rows, strict=True)]
 
     def hardest(self, limit: int) -> list[tuple[int, int, int]]:
         """The classes with the lowest accuracy below 100 %: (label, images right, images), lowest first."""
@@ -96,45 +115,19 @@ class Stage(NamedTuple):
     wait_fraction: float  # share of that time for which rank 0 waited for its loader
 
 
-class Resume(NamedTuple):
-    """One time that the run resumed from a checkpoint."""
-
-    batch: int
-    epoch: float  # nan if the figures do not show the epoch of the batch
-    source: str  # the checkpoint's name in summary.json
-
-
 @dataclass(frozen=True)
-class Run:
+class Run(Results):
     """One run's folder."""
 
     name: str
-    results: Results
     config: dict[str, Any]  # config.yaml; empty if it cannot be read
     pictures: tuple[Path, ...]  # grids of training images, in the order of the epochs
-    predictions: Predictions | None  # None if there are none
-    problems: tuple[str, ...]  # what could not be used, one line each
-
-    @property
-    def summary(self) -> dict[str, Any]:
-        """summary.json."""
-        return self.results.summary
+    predictions: SavedPredictions | None  # None if there are none
 
     @cached_property
     def training(self) -> Metrics:
-        """The training figures."""
-        return self.results.training
-
-    @cached_property
-    def stages(self) -> list[Stage]:
-        """The stages that the figures show, in order."""
-        return stages(self.training)
-
-    @cached_property
-    def resumes(self) -> list[Resume]:
-        """The resumes, from the checkpoints named in the summary."""
-        sources = self.summary.get("resumed_from")
-        return resumes([str(one) for one in sources] if isinstance(sources, list) else [], self.training)
+        """The lines with training figures."""
+        return super().training
 
     def setting(self, key: str) -> Any:
         """A key of the config, such as `data.path`; None if it is missing."""
@@ -142,6 +135,62 @@ class Run:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return value
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """The stages that the figures show, in order.
+
+        A stage begins with the epoch in which its size is first seen, or at the last figure of the previous size if
+        that is later, as with sizes that change within an epoch.
+        """
+        training = self.training
+        sizes, epochs = training["train/image_size"], training["epoch"]
+        known = np.flatnonzero(np.isfinite(sizes))
+        starts = [*known[:1], *known[1:][np.diff(sizes[known]) != 0]]
+        ends = np.array([*starts[1:], len(sizes)][: len(starts)], int)
+        found = []
+        for start, end, speed, wait in zip(starts, ends, *_throughput(training, ends - 1), strict=True):
+            first = max(float(np.floor(epochs[start])), float(epochs[start - 1])) if start else 0.0
+            largest = np.nan_to_num(training["train/batch_size"][start:end]).max()
+            found.append(Stage(first, float(epochs[end - 1]), int(sizes[start]), int(largest), speed, wait))
+        return [stage._replace(last=after.first) for stage, after in pairwise(found)] + found[-1:]
+
+    @property
+    def sources(self) -> list[str]:
+        """The checkpoints from which the run resumed, as in the summary."""
+        sources = self.summary.get("resumed_from")
+        return [str(source) for source in sources] if isinstance(sources, list) else []
+
+    @cached_property
+    def resumes(self) -> list[tuple[float, int, str]]:
+        """Epoch (nan if the figures do not show it), batch and source of each resume whose source names a batch."""
+        batches, epochs = (np.concatenate([[0.0], self.training[name]]) for name in ("batch", "epoch"))
+        named = [(int(names[-1]), source) for source in self.sources if (names := _CHECKPOINT.findall(source))]
+        return [(float(np.interp(batch, batches, epochs, right=np.nan)), batch, source) for batch, source in named]
+
+    @property
+    def accuracies(self) -> list[tuple[str, dict[str, Any]]]:
+        """Size in pixels and figures of each size that was evaluated at the end."""
+        return [(size, one) for size, one in section(self.summary, "eval_by_size").items() if isinstance(one, dict)]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The time of the known phases of the summary; empty if it makes no sense."""
+        spent = section(self.summary, "seconds")
+        known = {name: float(spent[name]) for name in PHASES if isinstance(spent.get(name), int | float)}
+        return known if min(known.values(), default=0) >= 0 < sum(known.values()) < np.inf else {}
+
+    @property
+    def not_finite(self) -> Array:
+        """The batches whose logged loss is not finite."""
+        batches: Array = self.training["batch"][np.isnan(self.training["train/loss"])]
+        return batches
+
+
+def section(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """A mapping in a file; empty if a damaged file holds something else."""
+    value = values.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def read_run(folder: Path) -> Run:
@@ -157,69 +206,40 @@ def read_run(folder: Path) -> Run:
         inside = sorted(str(path.parent) for name in files for path in folder.glob(f"*/{name}"))
         hint = f"; did you mean {inside[0]}?" if inside else ""
         raise InputError(f"{folder}: not a run's folder, it has no {CONFIG}, {SUMMARY} or {METRICS}{hint}")
-    results, config, problems = read_results(folder), {}, []
+    results, config, predictions, problems = read_results(folder), {}, None, []
     try:
         config = read_document(folder / CONFIG).value
     except InputError as error:
         problems.append(str(error))
-    predictions = _read_predictions(folder / PREDICTIONS, problems)
-    return Run(
-        name=str(results.summary.get("run_name") or config.get("run_name") or folder.resolve().name),
-        results=results,
-        config=config,
-        pictures=tuple(sorted((folder / "images").glob("ep*px.png"))),
-        predictions=predictions,
-        problems=(*problems, *results.problems),
-    )
-
-
-def _read_predictions(path: Path, problems: list[str]) -> Predictions | None:
-    if not path.exists():
-        return None
+    path = folder / PREDICTIONS
     try:
-        with np.load(path, allow_pickle=False) as file:
-            label, predicted, *chances = columns = [file[name] for name in Predictions._fields[:4]]
-            classes, names = ([str(one) for one in file[name]] for name in ("classes", "names"))
-            found = Predictions(label, predicted, chances[0], chances[1], classes, names, int(file["size"]))
-        fit = len({column.shape for column in columns}) == 1 and found.label.ndim == 1 and len(classes) == len(names)
-        if not fit or [c.dtype.kind for c in columns] != list("iiff") or not (found.label < len(classes)).all():
-            raise ValueError("its parts do not fit each other")
+        predictions = _read_predictions(path) if path.exists() else None
     except Exception as error:  # numpy, zipfile and zlib raise many different exceptions for a damaged archive
         problems.append(f"{path}: damaged: {first_line(error)[:200]}")
-        return None
+    name = str(results.summary.get("run_name") or config.get("run_name") or folder.resolve().name)
+    pictures = tuple(sorted((folder / "images").glob("ep*px.png")))
+    found = vars(results) | {"problems": (*problems, *results.problems)}
+    return Run(**found, name=name, config=config, pictures=pictures, predictions=predictions)
+
+
+def _read_predictions(path: Path) -> SavedPredictions:
+    with np.load(path, allow_pickle=False) as file:
+        label, predicted, *shares = columns = [file[name] for name in SavedPredictions._fields[:4]]
+        classes, names = ([str(one) for one in file[name]] for name in ("classes", "names"))
+        found = SavedPredictions(label, predicted, shares[0], shares[1], classes, names, int(file["size"]))
+    fit = len({column.shape for column in columns}) == 1 and found.label.ndim == 1 and len(classes) == len(names)
+    if not fit or [c.dtype.kind for c in columns] != list("iiff") or not (found.label < len(classes)).all():
+        raise ValueError("its parts do not fit each other")
     return found
 
 
-def stages(training: Metrics) -> list[Stage]:
-    """The stages that figures show, in order.
-
-    A stage begins with the epoch in which its size is first seen, or at the last figure of the previous size if that is
-    later, as with sizes that change within an epoch.
-    """
-    sizes, epochs = training["train/image_size"], training["epoch"]
-    known = np.flatnonzero(np.isfinite(sizes))
-    starts = [*known[:1], *known[1:][np.diff(sizes[known]) != 0]]
-    found = []
-    for start, end in zip(starts, [*starts[1:], len(sizes)], strict=False):
-        first = max(float(np.floor(epochs[start])), float(epochs[start - 1])) if start else 0.0
-        largest = np.nan_to_num(training["train/batch_size"][start:end]).max()
-        speed = _throughput(training, start - 1 if start else None, end - 1)
-        found.append(Stage(first, float(epochs[end - 1]), int(sizes[start]), int(largest), *speed))
-    return [stage._replace(last=after.first) for stage, after in pairwise(found)] + found[-1:]
-
-
-def _throughput(training: Metrics, before: int | None, last: int) -> tuple[float, float]:
-    """Images per second, and the share of time spent waiting for the loader, between two rows.
-
-    `before` is None for the start of the run.
-    """
-
-    def grown(name: str) -> float:
-        return float(training[name][last] - (0.0 if before is None else training[name][before]))
-
-    waited = grown("time/loader_wait_seconds")
-    seconds = grown("time/train_seconds") + waited
-    return (grown("samples") / seconds, waited / seconds) if seconds > 0 else (np.nan, np.nan)
+def _throughput(training: Metrics, ends: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Images per second, and the share of time spent waiting for the loader, up to each of these n rows: (2, n)."""
+    columns = [training[name][ends] for name in ("samples", "time/loader_wait_seconds", "time/train_seconds")]
+    images, waited, trained = np.diff(columns, prepend=0.0)
+    seconds = trained + waited
+    found: NDArray[np.float64] = np.stack([images, waited]) / np.where(seconds > 0, seconds, np.nan)
+    return found
 
 
 def throughput_curve(training: Metrics) -> NDArray[np.float64]:
@@ -229,25 +249,17 @@ def throughput_curve(training: Metrics) -> NDArray[np.float64]:
         (3, n): epoch in the middle of each segment, images per second, share of time spent waiting for the loader.
     """
     sizes, epochs = training["train/image_size"], training["epoch"]
-    if not len(epochs):
-        return np.empty((3, 0))
     even = np.linspace(0, len(epochs) - 1, min(POINTS // 4, len(epochs))).astype(int)
-    ends = np.union1d(even, np.flatnonzero(sizes[1:] != sizes[:-1])).tolist()
-    found = []
-    for before, last in zip([None, *ends], ends, strict=False):
-        middle = (epochs[last] + (0.0 if before is None else epochs[before])) / 2
-        found.append((middle, *_throughput(training, before, last)))
-    return np.array(found).T
+    ends = np.union1d(even, np.flatnonzero(sizes[1:] != sizes[:-1]))
+    middles = epochs[ends] - np.diff(epochs[ends], prepend=0.0) / 2
+    return np.stack([middles, *_throughput(training, ends)])
 
 
-def thin(x: Array, y: Array, points: int = POINTS) -> tuple[Array, Array]:
-    """Reduce a curve, float (n,) each, to at most `points` points, means of neighbours; nan where none is finite."""
-    starts = np.arange(0, len(x), max(1, -(-len(x) // points)))
-    if len(starts) == len(x):
-        return x, y
-    return np.add.reduceat(x, starts) / np.diff([*starts, len(x)]), _finite_means(
-        y, lambda v: np.add.reduceat(v, starts)
-    )
+def thin(curve: Array, points: int = POINTS) -> Array:
+    """Reduce curves, float (m, n), to at most `points` points, means of neighbours; nan where none is finite."""
+    each = max(1, -(-curve.shape[1] // points))
+    padded = np.pad(curve, ((0, 0), (0, -curve.shape[1] % each)), constant_values=np.nan)
+    return _finite_means(padded.reshape(len(curve), padded.shape[1] // each, each))
 
 
 def moving_mean(y: Array) -> Array:
@@ -255,25 +267,12 @@ def moving_mean(y: Array) -> Array:
 
     With fewer than 50 points, it is the curve itself.
     """
-    window = np.ones(2 * (len(y) // 50) + 1)
-    return y if len(window) == 1 else _finite_means(y, lambda values: np.convolve(values, window, "same"))
+    half = len(y) // 50
+    return y if half == 0 else _finite_means(sliding_window_view(np.pad(y, half, constant_values=np.nan), 2 * half + 1))
 
 
-def _finite_means(y: Array, add_up: Callable[[Array], Array]) -> Array:
-    """Means of the finite values, grouped by `add_up`."""
-    finite = np.isfinite(y)
-    sums, counts = add_up(np.where(finite, y, 0.0)), add_up(finite.astype(float))
-    means: Array = np.divide(sums, counts, out=np.full(len(sums), np.nan), where=counts > 0.5)
+def _finite_means(values: Array) -> Array:
+    """Means of the finite values along the last axis."""
+    finite = np.isfinite(values)
+    means: Array = np.where(finite, values, 0.0).sum(-1) / np.where(finite.any(-1), finite.sum(-1), np.nan)
     return means
-
-
-def resumes(sources: Sequence[str], training: Metrics) -> list[Resume]:
-    """When a run resumed, from the names of the checkpoints; a source that is not a checkpoint name is left out."""
-    batches, epochs = (np.concatenate([[0.0], training[name]]) for name in ("batch", "epoch"))
-    found = []
-    for source in sources:
-        if names := _CHECKPOINT.findall(source):
-            batch = int(names[-1])
-            epoch = float(np.interp(batch, batches, epochs)) if batch <= batches[-1] else np.nan
-            found.append(Resume(batch, epoch, source))
-    return found

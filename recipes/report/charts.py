@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
 
 from recipes.output import COLORS, DIM, chart, plain, svg, time_unit
-from recipes.report import Run, Stage, moving_mean, thin, throughput_curve
+from recipes.report import PHASES, Run, Stage, moving_mean, thin, throughput_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 RESUME = "#b42318"
 MARKERS = "osD^vP*X"
-PHASES = {
-    "train": ("training steps", COLORS[0]),
-    "loader_wait": ("waiting for the loader", COLORS[1]),
-    "evaluation": ("evaluation", COLORS[2]),
-    "checkpointing": ("checkpoints", COLORS[3]),
-}
-"""Keys of summary.json's `seconds`: their names here, and their colours."""
 
 
 def line_of(index: int) -> dict[str, Any]:
@@ -32,61 +27,54 @@ def line_of(index: int) -> dict[str, Any]:
 
 def training_curves(runs: Sequence[Run]) -> Markup:
     """Loss, learning rate, momentum and top-1 over epochs, below a band with stages and resumes."""
-
-    def draw(panels: Sequence[Axes]) -> None:
-        shown = {"train/loss": "training loss", "train/lr": "learning rate", "train/momentum": "momentum"}
-        for panel, (name, label) in zip(panels, shown.items(), strict=False):
+    labels = {"train/loss": "training loss", "train/lr": "learning rate", "train/momentum": "momentum", "": "top-1 (%)"}
+    with _over_epochs(runs, (3.0, 1.6, 1.6, 2.8), list(labels.values())) as (figure, panels):
+        for panel, name in zip(panels[:3], labels, strict=False):
             for index, run in enumerate(runs):
-                x, y = thin(run.training["epoch"], run.training[name])
+                x, y = thin(np.stack([run.training["epoch"], run.training[name]]))
                 if name == "train/loss":
                     panel.plot(x, y, **line_of(index), alpha=0.3, linewidth=0.9)
                     y = moving_mean(y)
                 panel.plot(x, y, **line_of(index), linewidth=1.3)
-            panel.set_ylabel(label)
         _draw_accuracy(panels[-1], runs, "epoch")
-
-    alt = "Loss, learning rate, momentum and top-1 accuracy over epochs"
-    return _over_epochs(runs, (3.0, 1.6, 1.6, 2.8), draw, alt)
+        return svg(figure, "Loss, learning rate, momentum and top-1 accuracy over epochs")
 
 
 def throughput_curves(runs: Sequence[Run]) -> Markup:
     """Images per second and the share of time spent waiting for the loader, over epochs."""
-
-    def draw(panels: Sequence[Axes]) -> None:
+    with _over_epochs(runs, (2.6, 1.4), ("images/s", "loader wait (%)")) as (figure, panels):
         for index, run in enumerate(runs):
             x, images, waiting = throughput_curve(run.training)
             panels[0].plot(x, images, **line_of(index), linewidth=1.2)
             panels[1].plot(x, 100 * waiting, **line_of(index), linewidth=1.2)
-        for panel, label in zip(panels, ("images/s", "loader wait (%)"), strict=True):
-            panel.set_ylabel(label)
+        for panel in panels:
             panel.set_ylim(bottom=0)
-
-    return _over_epochs(runs, (2.6, 1.4), draw, "Images per second and waiting for the loader over epochs")
+        return svg(figure, "Images per second and waiting for the loader over epochs")
 
 
 def accuracy_over_time(runs: Sequence[Run]) -> Markup:
     """Top-1 by size over the run's time, including evaluations and checkpoints."""
-    times = [one.wall_seconds for run in runs for size in run.results.sizes for one in run.results.evaluations(size)]
+    times = [one.wall_seconds for run in runs for size in run.sizes for one in run.evaluations(size)]
     divisor, unit = time_unit(max(times, default=0.0))
     with chart(9.6, 3.4) as figure:
         axes = figure.subplots()
         _draw_accuracy(axes, runs, "wall_seconds", divisor)
-        axes.set_xlabel(f"time ({unit})")
+        axes.set(xlabel=f"time ({unit})", ylabel="top-1 (%)")
         axes.set_xlim(left=0)
         return svg(figure, "Top-1 accuracy over time")
 
 
-def time_spent(seconds_by_run: Sequence[tuple[str, Mapping[str, float]]]) -> Markup:
-    """Where the time went: a bar per run, from its name and its seconds by phase."""
-    divisor, unit = time_unit(max(sum(seconds.values()) for _, seconds in seconds_by_run))
-    with chart(9.6, 1.4 + 0.4 * len(seconds_by_run)) as figure:
+def time_spent(runs: Sequence[Run]) -> Markup:
+    """Where the time went: a bar per run."""
+    divisor, unit = time_unit(max(sum(run.seconds.values()) for run in runs))
+    with chart(9.6, 1.4 + 0.4 * len(runs)) as figure:
         axes = figure.subplots()
-        left = np.zeros(len(seconds_by_run))
-        for phase, (label, color) in PHASES.items():
-            widths = np.array([seconds.get(phase, 0.0) for _, seconds in seconds_by_run]) / divisor
+        left = np.zeros(len(runs))
+        for color, (phase, label) in zip(COLORS, PHASES.items(), strict=False):
+            widths = np.array([run.seconds.get(phase, 0.0) for run in runs]) / divisor
             axes.barh(range(len(left)), widths, left=left, color=color, label=label, height=0.6)
             left += widths
-        axes.set_yticks(range(len(left)), [plain(name, 24) for name, _ in seconds_by_run])
+        axes.set_yticks(range(len(left)), [plain(run.name, 24) for run in runs])
         axes.invert_yaxis()
         axes.grid(False, axis="y")
         axes.set_xlabel(f"time ({unit})")
@@ -94,18 +82,14 @@ def time_spent(seconds_by_run: Sequence[tuple[str, Mapping[str, float]]]) -> Mar
         return svg(figure, "Where the time went")
 
 
-def same_stages(runs: Sequence[Run]) -> bool:
-    """Whether all runs have the same stage boundaries."""
-    return len({tuple((stage.first, stage.size) for stage in run.stages) for run in runs}) == 1
-
-
+@contextmanager
 def _over_epochs(
-    runs: Sequence[Run], heights: Sequence[float], draw: Callable[[Sequence[Axes]], None], alt: str
-) -> Markup:
-    """Panels with these heights in inches, over epochs, below a band with a row per run.
+    runs: Sequence[Run], heights: Sequence[float], labels: Sequence[str]
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure and its panels, to draw in: over epochs, with these heights in inches, below a band with a row per run.
 
-    In the band, stages are blocks, darker for larger images; resumes are triangles. Both continue as lines through the
-    panels, if there is one run or they are the same in all runs.
+    In the band, stages are blocks, darker for larger images; resumes are triangles. For one run, both continue as lines
+    through the panels.
     """
     band_height = 0.32 + 0.3 * len(runs)
     sizes = sorted({stage.size for run in runs for stage in run.stages})
@@ -113,7 +97,6 @@ def _over_epochs(
     with chart(9.6, 0.2 + sum(heights) + band_height) as figure:
         ratios = (band_height, *heights)
         band, *panels = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
-        draw(panels)
         for row, run in enumerate(runs):
             for stage in run.stages:
                 shade = 0.95 - 0.45 * (sizes.index(stage.size) + 1) / len(sizes)
@@ -121,14 +104,14 @@ def _over_epochs(
                 band.barh(row, stage.last - stage.first, left=stage.first, edgecolor="white", **box)
                 label = _stage_label(stage, end)
                 band.text((stage.first + stage.last) / 2, row, label, ha="center", va="center", fontsize=8.5)
-            for resume in run.resumes:
-                if np.isfinite(resume.epoch):
-                    band.plot(resume.epoch, row - 0.32, "v", color=RESUME, markersize=6, clip_on=False)
-                    for panel in panels if len(runs) == 1 else ():
-                        panel.axvline(resume.epoch, color=RESUME, linewidth=0.9, linestyle=":", zorder=0)
-        for stage in runs[0].stages[1:] if same_stages(runs) else ():
-            for panel in panels:
+            for epoch, *_ in run.resumes:
+                band.plot(epoch, row - 0.32, "v", color=RESUME, markersize=6, clip_on=False)
+        for panel, label in zip(panels, labels, strict=True):
+            panel.set_ylabel(label)
+            for stage in runs[0].stages[1:] if len(runs) == 1 else ():
                 panel.axvline(stage.first, color="#9aa4ae", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+            for epoch, *_ in runs[0].resumes if len(runs) == 1 else ():
+                panel.axvline(epoch, color=RESUME, linewidth=0.9, linestyle=":", zorder=0)
         band.set_yticks(range(len(runs)), [plain(run.name, 24) for run in runs] if len(runs) > 1 else ["stages"])
         band.set_ylim(len(runs) - 0.5, -0.6)
         band.grid(False)
@@ -136,7 +119,7 @@ def _over_epochs(
         band.spines[:].set_visible(False)
         panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all panels
         panels[-1].set_xlabel("epochs")
-        return svg(figure, alt)
+        yield figure, panels
 
 
 def _stage_label(stage: Stage, end: float) -> str:
@@ -147,10 +130,10 @@ def _stage_label(stage: Stage, end: float) -> str:
 
 def _draw_accuracy(axes: Axes, runs: Sequence[Run], over: str, divisor: float = 1) -> None:
     """Top-1 by size over `epoch` or `wall_seconds`: for one run a colour per size, for several one per run."""
-    sizes = sorted({size for run in runs for size in run.results.sizes})
+    sizes = sorted({size for run in runs for size in run.sizes})
     for index, run in enumerate(runs):
-        for size in run.results.sizes:
-            place, points = sizes.index(size), run.results.evaluations(size)
+        for size in run.sizes:
+            place, points = sizes.index(size), run.evaluations(size)
             style: dict[str, Any] = line_of(index) | ({"color": line_of(place)["color"]} if len(runs) == 1 else {})
             x, y = [getattr(one, over) / divisor for one in points], [100 * one.top1 for one in points]
             marker = MARKERS[place % len(MARKERS)]
@@ -158,7 +141,6 @@ def _draw_accuracy(axes: Axes, runs: Sequence[Run], over: str, divisor: float = 
     for place, size in enumerate(sizes):
         color = line_of(place)["color"] if len(runs) == 1 else DIM
         axes.plot([], [], marker=MARKERS[place % len(MARKERS)], color=color, label=f"{size} px", markersize=4.5)
-    axes.set_ylabel("top-1 (%)")
     if sizes:
         axes.legend(loc="lower right", ncols=min(4, len(sizes)))
     else:

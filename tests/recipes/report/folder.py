@@ -16,22 +16,13 @@ STEPS = 10
 
 def figures(batch, seconds, size):
     """A line of training figures; a step takes `seconds`, a tenth of it waiting for the loader."""
+    step = {"loss": 2 / batch, "lr": 0.1, "momentum": 0.9, "image_size": size, "batch_size": 32}
+    step |= {"images_per_second": 32 / seconds, "loader_wait_fraction": 0.1}
+    time = {"train": 0.9 * seconds * batch, "loader_wait": 0.1 * seconds * batch, "evaluation": 0, "checkpointing": 0}
     return {
-        "batch": batch,
-        "epoch": batch / STEPS,
-        "samples": 32 * batch,
-        "wall_seconds": seconds * batch,
-        "train/loss": 2 / batch,
-        "train/lr": 0.1,
-        "train/momentum": 0.9,
-        "train/image_size": size,
-        "train/batch_size": 32,
-        "train/images_per_second": 32 / seconds,
-        "train/loader_wait_fraction": 0.1,
-        "time/train_seconds": 0.9 * seconds * batch,
-        "time/loader_wait_seconds": 0.1 * seconds * batch,
-        "time/evaluation_seconds": 0.0,
-        "time/checkpointing_seconds": 0.0,
+        **{"batch": batch, "epoch": batch / STEPS, "samples": 32 * batch, "wall_seconds": seconds * batch},
+        **{f"train/{name}": value for name, value in step.items()},
+        **{f"time/{name}_seconds": float(value) for name, value in time.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""One tiny run, on disk and in a bucket, and its commands run in this process."""
+"""One tiny run for all tests, on disk and in a bucket, and its commands run in this process."""
 
 import io
 import json
@@ -8,6 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from recipes import evaluate, predict
+from recipes.cli import run_command
+from recipes.export.__main__ import main as export
+from recipes.load import load_config
+from recipes.run import run
 from tests.s3 import aws_environment, running
 from tests.support import one_thread, process_as_before
 
@@ -20,10 +25,11 @@ model: {name: timm/test_resnet}
 optimizer: {lr: 0.05}
 data: {path: IMAGES, train_size: 32, workers: 0, mean: [0.4, 0.4, 0.4], std: [0.25, 0.25, 0.25]}
 eval: {sizes: [40, 32], interval: 1, device_batch_size: 4}
-checkpoints: {folder: 'FOLDER', keep: 3}
+checkpoints: {folder: 's3://bucket/runs/{run_name}', keep: 3}
 loggers: {progress_bar: false, tensorboard: false}
 algorithms: {label_smoothing: {}, ema: {half_life: 3ba}}
 """
+COMMANDS = {"evaluate": evaluate.main, "predict": predict.main, "export": export}
 
 
 @pytest.fixture(scope="session")
@@ -48,42 +54,32 @@ def _surroundings(server):
 
 
 @pytest.fixture(scope="session")
-def make_run(tmp_path_factory, images, server):
-    """Train the recipe: `make_run("key=value", ...)` gives its YAML, folder, summary and config."""
-
-    def make(*overrides, folder="{runs_folder}/{run_name}/checkpoints"):
-        from recipes.load import load_config
-        from recipes.run import run
-
-        runs = tmp_path_factory.mktemp("runs")
-        path = runs / "recipe.yaml"
-        path.write_text(RECIPE.replace("IMAGES", str(images)).replace("FOLDER", folder) + f"runs_folder: {runs}\n")
-        config = load_config(path, overrides)
-        with surroundings(server.endpoint):
-            assert run(config) == 0
-        place = runs / config.run_name
-        summary = json.loads((place / "summary.json").read_text())
-        return SimpleNamespace(yaml=str(path), folder=place, summary=summary, config=config, images=images)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny(make_run):
-    """The run, in `tiny.folder` and at s3://bucket/runs/tiny."""
-    return make_run(folder="s3://bucket/runs/{run_name}")
+def tiny(tmp_path_factory, images, server):
+    """The run: its YAML, folder, summary and config; its checkpoints also lie at s3://bucket/runs/tiny."""
+    runs = tmp_path_factory.mktemp("runs")
+    path = runs / "recipe.yaml"
+    path.write_text(RECIPE.replace("IMAGES", str(images)) + f"runs_folder: {runs}\n")
+    config = load_config(path, [])
+    with surroundings(server.endpoint):
+        assert run(config) == 0
+    summary = json.loads((runs / "tiny" / "summary.json").read_text())
+    return SimpleNamespace(yaml=str(path), folder=runs / "tiny", summary=summary, config=config, images=images)
 
 
 @pytest.fixture(scope="session")
 def exported(tiny, server, tmp_path_factory):
     """The run, exported in all formats."""
-    from recipes.export.__main__ import main
-
     folder = tmp_path_factory.mktemp("export") / "exported"
     with surroundings(server.endpoint), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["export", tiny.yaml, "--output", str(folder)])
-        assert main() == 0
+        assert export() == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def val(images):
+    """The run's own evaluation images."""
+    return images / "val"
 
 
 @pytest.fixture
@@ -91,15 +87,10 @@ def command(monkeypatch, capsys):
     """`command("evaluate", *words, stdin=b"")` -> exit status, standard output, standard error."""
 
     def command(name, *words, stdin=b""):
-        import importlib
-
-        from recipes.cli import run_command
-
-        main = importlib.import_module({"export": "recipes.export.__main__"}.get(name, f"recipes.{name}")).main
         monkeypatch.setattr(sys, "argv", ["recipe", *map(str, words)])
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
-        status = run_command(main)
+        status = run_command(COMMANDS[name])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

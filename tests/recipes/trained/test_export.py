@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -16,26 +17,18 @@ from recipes.errors import InputError
 from recipes.export import OURS
 from recipes.export.__main__ import preprocessing
 from recipes.export.card import card
-from recipes.export.programs import (
-    architecture,
-    examples,
-    fixed_blurs,
-    write_onnx,
-    write_pth,
-    write_safetensors,
-    write_torch_export,
-)
+from recipes.export.programs import architecture, examples, fixed_blurs, write_program, write_weights
 from recipes.model import operated_network
 from recipes.trained import load_trained
 from tests.recipes.checkpoints.tiny import at_most
 
 OUTSIDE = """
-import json, sys
+import json, os, sys
 import numpy as np, onnxruntime, safetensors.torch, timm, torch
 from PIL import Image
 from torchvision.transforms import v2
 
-folder, *paths = sys.argv[1:]
+(folder, paths, cards) = json.loads(sys.argv[1])
 prepared = json.load(open(f"{folder}/preprocessing.json"))
 classes = json.load(open(f"{folder}/classes.json"))
 model = timm.create_model("test_resnet", num_classes=len(classes)).eval()
@@ -57,23 +50,78 @@ def run(images):
 
 with torch.no_grad():
     found = {"pth": model(images), "pt2": program(images), "onnx": run(images)}
+ran = []
+for place in cards:
+    os.chdir(place)
+    names = {}
+    exec(open("code.py").read(), names)
+    ran.append([names["preprocess"](names["image"]).tolist(), names["probabilities"].tolist()])
 ours = ("recipes", "algorithms", "data", "composer", "entrypoint")
 assert not [name for name in sys.modules if name.split(".")[0] in ours]
-print(json.dumps({name: logits.softmax(1).tolist() for name, logits in found.items()}))
+print(json.dumps([{name: logits.softmax(1).tolist() for name, logits in found.items()}, ran]))
 """
 
 
-def outside(code, cwd, *words):
-    """Run code in a fresh interpreter that has this project neither on its path nor as its folder."""
-    command = [sys.executable, "-I", "-c", code, *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+NETWORKS = [
+    ({}, "resnet18", ["model.pth"]),
+    ({}, "timm/resnet10t", ["model.safetensors"]),
+    ({"blurpool": {}}, "resnet18", ["model.safetensors"]),
+    ({"blurpool": {"blur_first": False, "min_channels": 1}}, "timm/resnet10t", ["model.pth"]),
+    ({"squeeze_excite": {"min_channels": 64}}, "resnet18", ["model.pth", "model.pt2"]),
+]
+
+
+@pytest.fixture(scope="module")
+def outside(tiny, exported, val, tmp_path_factory):
+    """Predictions of the export, and of each card's code, in a fresh interpreter without this project on its path."""
+    root = tmp_path_factory.mktemp("outside")
+    folders = [root / str(number) for number in range(len(NETWORKS))]
+    networks = [write_with_card(tiny, folder, *rest) for folder, rest in zip(folders, NETWORKS, strict=True)]
+    words = json.dumps([exported, sorted(val.rglob("*.jpg")), folders], default=str)
+    command = [sys.executable, "-I", "-c", OUTSIDE, words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    theirs, ran = json.loads(done.stdout)
+    return theirs, zip(networks, ran, strict=True)
 
 
-def test_outside_this_project_the_predictions_are_the_same(command, tiny, exported, tmp_path):
-    paths = sorted((tiny.images / "val").rglob("*.jpg"))
-    theirs = outside(OUTSIDE, tmp_path, exported, *paths)
+def write_with_card(tiny, folder, techniques, model, files):
+    """A network with its files, a photo, and the code of its card as code.py."""
+    folder.mkdir()
+    trained = changed(load_trained(tiny.config), techniques, model)
+    prepared, probe = preprocessing(trained.config, 32, 1.0), examples(32, 2, (0,) * 3, (1,) * 3)
+    shape = architecture(trained, probe)
+    for name in files:
+        if name == "model.pt2":
+            write_program(fixed_blurs(trained.network, probe), folder / name, probe)
+        else:
+            write_weights(trained.network, folder / name, {})
+    text = card(trained, shape, prepared, {}, None, files)
+    assert (shape.plain, "changed the architecture" in text) == (not techniques, bool(techniques))
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    (folder / "code.py").write_text("\n".join(blocks))
+    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), folder / "photo.jpg")
+    return trained.network
+
+
+def changed(trained, techniques, model):
+    """The trained network replaced by another one."""
+    algorithms = AlgorithmsConfig.model_validate(techniques)
+    settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
+    config = trained.config.model_copy(update=settings)
+    return dataclasses.replace(trained, network=operated_network(model, 3, algorithms), config=config)
+
+
+def test_the_cards_code_loads_the_network(outside):
+    for network, (image, found) in outside[1]:
+        with torch.no_grad():
+            expected = network(torch.tensor(image)[None])[0].softmax(0)
+        assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_outside_this_project_the_predictions_are_the_same(command, tiny, outside, val):
+    theirs, paths = outside[0], sorted(val.rglob("*.jpg"))
     _, out, _ = command("predict", tiny.yaml, *paths, "--json")
     ours = np.zeros((len(paths), 3))
     for row, line in enumerate(out.splitlines()):
@@ -92,13 +140,8 @@ def test_the_folder_holds_what_was_promised(tiny, exported):
     prepared = json.loads((exported / "preprocessing.json").read_text())
     assert (prepared["size"], prepared["resize_short_side"], prepared["crop_ratio"]) == (32, 36, 0.875)
     assert prepared["mean"] == [0.4, 0.4, 0.4]
-    assert [one["class"] for one in json.loads((exported / "classes.json").read_text())] == [
-        "class0",
-        "class1",
-        "class2",
-    ]
-    import onnx
-
+    classes = json.loads((exported / "classes.json").read_text())
+    assert [one["class"] for one in classes] == ["class0", "class1", "class2"]
     model = onnx.load(exported / "model.onnx")
     assert model.opset_import[0].version == 17
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
@@ -122,16 +165,14 @@ def test_the_card_says_what_the_run_says(tiny, exported):
 def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
     words = ["--formats", "pth", "--weights", "raw", "--output", tmp_path / "raw"]
     assert command("export", tiny.yaml, *words)[0] == 0
-    card = (tmp_path / "raw" / "README.md").read_text()
-    assert "Not measured for these weights." in card
-    assert "as trained, not averaged" in card
+    card = tmp_path / "raw" / "README.md"
+    assert "Not measured for these weights." in card.read_text()
+    assert "as trained, not averaged" in card.read_text()
     _, out, _ = command("evaluate", tiny.yaml, "--weights", "raw", "--sizes", "24", "--flip", "--json")
     (tmp_path / "raw.json").write_text(out)
     assert command("export", tiny.yaml, *words, "--force", "--evaluation", tmp_path / "raw.json")[0] == 0
     top1 = json.loads(out)["results"][0]["top1"]
-    assert (
-        f"| dataset, 9 images | 24 | 0.875 | yes | {100 * top1:.2f} |" in (tmp_path / "raw" / "README.md").read_text()
-    )
+    assert f"| dataset, 9 images | 24 | 0.875 | yes | {100 * top1:.2f} |" in card.read_text()
     words = ["--output", tmp_path / "ema", "--evaluation", tmp_path / "raw.json"]
     status, _, err = command("export", tiny.yaml, *words)
     assert status == 2
@@ -139,76 +180,14 @@ def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
     assert not (tmp_path / "ema").exists()
 
 
-NETWORKS = [
-    ("{}", "resnet18", ["model.pth"]),
-    ("{}", "timm/resnet10t", ["model.safetensors"]),
-    ('{"blurpool": {}}', "resnet18", ["model.safetensors"]),
-    ('{"blurpool": {"blur_first": false, "min_channels": 1}}', "timm/resnet10t", ["model.pth"]),
-    ('{"squeeze_excite": {"min_channels": 64}}', "resnet18", ["model.pth", "model.pt2"]),
-]
-RUN_CARDS = """
-import json, os, sys
-found = []
-for folder in sys.argv[1:]:
-    os.chdir(folder)
-    names = {}
-    exec(open("code.py").read(), names)
-    found.append([names["preprocess"](names["image"]).tolist(), names["probabilities"].tolist()])
-print(json.dumps(found))
-"""
-
-
-def test_the_cards_code_loads_the_network(tiny, tmp_path):
-    networks = []
-    for number, (techniques, model, files) in enumerate(NETWORKS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        networks.append(write_with_card(tiny, folder, AlgorithmsConfig.model_validate_json(techniques), model, files))
-    for network, (image, probabilities) in zip(
-        networks,
-        outside(RUN_CARDS, tmp_path, *(tmp_path / str(number) for number in range(len(NETWORKS)))),
-        strict=True,
-    ):
-        with torch.no_grad():
-            expected = network(torch.tensor(image)[None])[0].softmax(0)
-        assert probabilities == pytest.approx(expected.tolist(), abs=1e-5)
-
-
-def write_with_card(tiny, folder, algorithms, model, files):
-    """A network with its files, a photo, and the code of its card as code.py."""
-    network = operated_network(model, 3, algorithms)
-    trained = changed(load_trained(tiny.config), network, algorithms, model)
-    prepared, probe = preprocessing(trained.config, 32, 1.0), examples(32, 2, (0,) * 3, (1,) * 3)
-    shape = architecture(trained, probe)
-    write = {"model.pth": lambda path: write_pth(network, path)}
-    write["model.safetensors"] = lambda path: write_safetensors(network, path, {})
-    write["model.pt2"] = lambda path: write_torch_export(fixed_blurs(network, probe), path, probe)
-    for name in files:
-        write[name](folder / name)
-    text = card(trained, shape, prepared, {}, None, files)
-    plain = algorithms == AlgorithmsConfig()
-    assert (shape.plain, "changed the architecture" in text) == (plain, not plain)
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    (folder / "code.py").write_text("\n".join(blocks))
-    shutil.copy(next((tiny.images / "val").rglob("*.jpg")), folder / "photo.jpg")
-    return network
-
-
-def changed(trained, network, algorithms, model):
-    """The trained network replaced by another one."""
-    settings = {"algorithms": algorithms, "model": trained.config.model.model_copy(update={"name": model})}
-    return dataclasses.replace(trained, network=network, config=trained.config.model_copy(update=settings))
-
-
 def test_programs_of_changed_networks_are_right_too(tiny, tmp_path):
-    techniques = AlgorithmsConfig.model_validate({"blurpool": {}, "squeeze_excite": {}})
-    network, probe = operated_network("resnet18", 3, techniques), examples(32, 3, (0.5,) * 3, (0.2,) * 3)
-    shape = architecture(changed(load_trained(tiny.config), network, techniques, "resnet18"), probe)
+    probe = examples(32, 3, (0.5,) * 3, (0.2,) * 3)
+    trained = changed(load_trained(tiny.config), {"blurpool": {}, "squeeze_excite": {}}, "resnet18")
+    shape = architecture(trained, probe)
     assert (shape.plain, shape.techniques) == (False, ("blurpool", "squeeze_excite"))
-    program = fixed_blurs(network, probe)
-    assert write_onnx(program, tmp_path / "model.onnx", probe) < 1e-4
-    assert write_torch_export(program, tmp_path / "model.pt2", probe) < 1e-4
+    program = fixed_blurs(trained.network, probe)
+    assert write_program(program, tmp_path / "model.onnx", probe) < 1e-4
+    assert write_program(program, tmp_path / "model.pt2", probe) < 1e-4
 
 
 class Fickle(torch.nn.Module):
@@ -221,9 +200,9 @@ class Fickle(torch.nn.Module):
 def test_a_program_that_differs_is_refused(tmp_path):
     probe = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match=r"model.onnx: its logits differ from the network's by 0\.\d+, allowed 0.0001"):
-        write_onnx(Fickle().eval(), tmp_path / "model.onnx", probe)
+        write_program(Fickle().eval(), tmp_path / "model.onnx", probe)
     with pytest.raises(InputError, match=r"model.pt2: .*; choose other --formats|model.pt2: its logits differ"):
-        write_torch_export(Fickle().eval(), tmp_path / "model.pt2", probe)
+        write_program(Fickle().eval(), tmp_path / "model.pt2", probe)
 
 
 def test_a_folder_with_something_in_it_is_left_alone(command, tiny, tmp_path):
@@ -247,25 +226,3 @@ def test_a_full_disk_leaves_nothing_half_written(command, tiny, tmp_path):
     assert status == 2
     assert "File too large" in err
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        ([], "the following arguments are required: --output"),
-        (["--output", "OUT", "--formats", "tflite"], "argument --formats: invalid choice: 'tflite'"),
-        (["--output", "OUT", "--size", "4"], "--size: got 4"),
-        (["--output", "FILE"], "is a file"),
-        (["--output", "OUT", "--evaluation", "FILE"], "file was not written by recipes.evaluate --save"),
-        (["--output", "OUT", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
-        (["--output", "OUT", "modle.name=x"], "did you mean"),
-    ],
-)
-def test_what_is_wrong_is_said_in_a_line(command, tiny, tmp_path, words, error):
-    (tmp_path / "file").write_text("text")
-    places = {"OUT": str(tmp_path / "out"), "FILE": str(tmp_path / "file")}
-    status, out, err = command("export", tiny.yaml, *(places.get(word, word) for word in words))
-    assert (status, out) == (2, "")
-    assert error in err
-    assert err.count("\n") == 1
-    assert not (tmp_path / "out").exists()

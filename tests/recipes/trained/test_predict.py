@@ -11,11 +11,6 @@ def lines(out):
     return [json.loads(line) for line in out.splitlines()]
 
 
-@pytest.fixture(scope="module")
-def val(images):
-    return images / "val"
-
-
 def test_a_folders_images_and_what_evaluate_counts(command, tiny, val):
     status, out, err = command("predict", tiny.yaml, val, "--json")
     assert status == 0, err
@@ -62,30 +57,6 @@ def test_bad_images_are_named_and_the_others_go_on(command, exported, val, tmp_p
     assert complaints[0].startswith(f"{broken}: ")
     assert complaints[1] == f"{tmp_path}/no.jpg: no such file or folder"
     assert complaints[2].startswith(f"{empty}: holds no images")
-
-
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        ([], "no YAML file or exported folder given"),
-        (["YAML"], "no images given"),
-        (["YAML", "data.workers=0"], "no images given"),
-        (["EXPORTED"], "no images given"),
-        (["YAML", "x.jpg", "--top", "0"], "--top: got 0"),
-        (["YAML", "x.jpg", "--crop-ratio", "0"], "--crop-ratio: got 0"),
-        (["YAML", "-", "--stdin-image"], "not both"),
-        (["EXPORTED", "x.jpg", "--size", "32"], "--size: is fixed in the export"),
-        (["FOLDER", "x.jpg"], "is neither a YAML file nor a folder that recipes.export wrote"),
-        (["nowhere.yaml", "x.jpg"], "nowhere.yaml"),
-        (["YAML", "x.jpg", "--checkpoint", "nowhere"], "--checkpoint: nowhere does not exist"),
-    ],
-)
-def test_what_is_wrong_is_said_in_a_line(command, tiny, exported, val, words, error):
-    places = {"YAML": tiny.yaml, "EXPORTED": exported, "FOLDER": val}
-    status, out, err = command("predict", *(places.get(word, word) for word in words))
-    assert (status, out) == (2, "")
-    assert error in err
-    assert err.count("\n") == 1
 
 
 def test_a_damaged_export_is_refused(command, exported, val, tmp_path):

@@ -10,7 +10,9 @@ import shutil
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 import yaml
+from composer import Trainer
 
 from algorithms.config import AlgorithmsConfig
 from recipes.checkpoints.find import load_manifest
@@ -18,17 +20,27 @@ from recipes.checkpoints.format import pack
 from recipes.checkpoints.manifest import Manifest
 from recipes.checkpoints.store import LocalStore
 from recipes.errors import InputError
-from recipes.model import build_network
+from recipes.model import Classifier, build_network, for_inference, operated_network
 from recipes.run import claim_folder
-from recipes.trained import load_trained
+from recipes.trained import Summary, load_trained
 from recipes.watch.summary import weights_sha256
 from tests.recipes.checkpoints.tiny import content_of, plant
+
+NEWEST = "ep003-ba000009"
 
 
 def load(run, checkpoint=None, weights=None, folder=None, **keys):
     """As the commands load it; `folder` is another checkpoints.folder."""
     checkpoints = run.config.checkpoints.model_copy(update={"folder": str(folder or run.folder / "checkpoints")})
     return load_trained(run.config.model_copy(update={"checkpoints": checkpoints, **keys}), checkpoint, weights)
+
+
+def is_refused(words, *arguments, **keys):
+    """The loader raises one line that matches `words`."""
+    with pytest.raises(InputError, match=words) as refused:
+        load(*arguments, **keys)
+    assert len(refused.value.lines) == 1
+    assert "\n" not in refused.value.lines[0]
 
 
 def fingerprint(trained):
@@ -50,106 +62,90 @@ def damage(folder, stem):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "log.txt", "metrics.jsonl", "summary.json"])
 @pytest.mark.parametrize("plant", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("elsewhere")])
-def test_a_run_does_not_write_through_what_lies_in_its_files_places(tiny, tmp_path, name, plant):
-    plant(tmp_path / name)
-    with pytest.raises(InputError, match=f"{name}: not a regular file") as refused:
-        claim_folder(tiny.config, tmp_path)
-    assert len(refused.value.lines) == 1
+def test_a_run_does_not_write_through_what_lies_in_its_files_places(tiny, tmp_path, plant):
+    for name in ("config.yaml", "log.txt", "metrics.jsonl", "summary.json"):
+        (tmp_path / name).mkdir()
+        plant(tmp_path / name / name)
+        with pytest.raises(InputError, match=f"{name}: not a regular file") as refused:
+            claim_folder(tiny.config, tmp_path / name)
+        assert len(refused.value.lines) == 1
 
 
-def test_the_average_is_what_the_run_ended_with(tiny):
+def test_the_average_is_what_the_run_ended_with(tiny, tmp_path):
     average, raw = load(tiny), load(tiny, weights="raw")
     assert (average.weights, raw.weights) == ("ema", "raw")
     assert fingerprint(average) == tiny.summary["weights_sha256"] != fingerprint(raw)
     assert fingerprint(load(tiny, weights="ema")) == fingerprint(average)
     # The figures in summary.json are of the average, and only its.
-    assert average.summary == tiny.summary
+    assert average.summary.model_dump() == {name: tiny.summary[name] for name in Summary.model_fields}
     assert raw.summary is None
     assert average.classes == ("class0", "class1", "class2")
     assert average.config.data.mean == (0.4, 0.4, 0.4)
     assert not average.network.training
-
-
-def test_out_of_the_bucket_comes_the_same_and_nothing_stays_behind(tiny, tmp_path):
     bucket = {"folder": "s3://bucket/runs/tiny", "runs_folder": str(tmp_path)}
     found = load(tiny, **bucket)
     assert found.location.startswith("s3://bucket/runs/tiny/ep003")
-    assert fingerprint(found) == tiny.summary["weights_sha256"]
-    assert found.summary == tiny.summary
+    assert fingerprint(found) == fingerprint(average)
+    assert found.summary == average.summary
     named = load(tiny, "s3://bucket/runs/tiny/ep001-ba000003.safetensors", **bucket)
-    assert named.manifest.epoch == 1
-    assert named.summary is None
-    assert list(tmp_path.iterdir()) == []
+    assert (named.manifest.epoch, named.summary) == (1, None)
+    assert list(tmp_path.iterdir()) == []  # nothing stays behind
 
 
 def test_a_damaged_checkpoint_is_skipped_with_a_message(tiny, copied, capsys):
-    damage(copied, "ep003-ba000009")
-    found = load(tiny, folder=str(copied))
+    damage(copied, NEWEST)
+    found = load(tiny, folder=copied)
     assert found.manifest.stem == "ep002-ba000006"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "ep003-ba000009" in line
+    assert NEWEST in line
     assert "SHA-256" in line
-    with pytest.raises(InputError, match=r"--checkpoint: .*ep003-ba000009: its SHA-256"):
-        load(tiny, str(copied / "ep003-ba000009.safetensors"))
+    is_refused(rf"--checkpoint: .*{NEWEST}: its SHA-256", tiny, str(copied / f"{NEWEST}.safetensors"))
     for stem in ("ep001-ba000003", "ep002-ba000006"):
         damage(copied, stem)
     with pytest.raises(InputError, match="no good checkpoint of run 'tiny'"):
-        load(tiny, folder=str(copied))
+        load(tiny, folder=copied)
+
+
+def evil(place):
+    """An object whose unpickling makes the folder `place`."""
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(place),)
+
+    return Code()
 
 
 def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tiny, copied, tmp_path):
-    class Code:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "it ran"),)
-
-    path, stem = copied / "ep003-ba000009.safetensors", "ep003-ba000009"
-    torch.save({"state": {"model": Code()}}, path, pickle_module=pickle)
-    note = json.loads((copied / f"{stem}.json").read_text())
-    note["manifest"]["files"][0] |= {
-        "size": path.stat().st_size,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-    }
+    path = copied / f"{NEWEST}.safetensors"
+    torch.save({"state": {"model": evil(tmp_path / "it ran")}}, path, pickle_module=pickle)
+    note = json.loads((copied / f"{NEWEST}.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    note["manifest"]["files"][0] |= {"size": path.stat().st_size, "sha256": digest}
     text = json.dumps(note["manifest"], sort_keys=True, separators=(",", ":"))
     note["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (copied / f"{stem}.json").write_text(json.dumps(note))
-    with pytest.raises(InputError, match="is not a checkpoint"):
-        load(tiny, str(path))
+    (copied / f"{NEWEST}.json").write_text(json.dumps(note))
+    is_refused("is not a checkpoint", tiny, str(path))
     assert not (tmp_path / "it ran").exists()
-
-
-def forge(folder, stem, change=None, content=None):
-    """A manifest, or content, that is changed, with a true checksum."""
-    if content is not None:
-        found = content_of(folder, stem)
-        content(found["state"])
-        plant(folder, stem, pack(found))
-    store = LocalStore(folder)
-    manifest = json.loads(load_manifest(store, stem).to_json())["manifest"]
-    if change is not None:
-        change(manifest)
-    store.put(f"{stem}.json", Manifest.model_validate(manifest).to_json())
 
 
 @pytest.mark.parametrize("outputs", [10**7, 2**70])
 def test_a_config_that_asks_for_a_network_beyond_the_memory_is_refused_before_it_is_built(tiny, copied, outputs):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    forge(copied, "ep003-ba000009", lambda manifest: manifest["config"]["model"].update(num_classes=outputs))
-    with pytest.raises(InputError, match=r"ep003-ba000009.*(do not fit|cannot be built)") as refused:
-        load(tiny, str(copied / "ep003-ba000009.safetensors"))
-    assert len(refused.value.lines) == 1
+    before, store = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, LocalStore(copied)
+    manifest = json.loads(load_manifest(store, NEWEST).to_json())["manifest"]
+    manifest["config"]["model"].update(num_classes=outputs)
+    store.put(f"{NEWEST}.json", Manifest.model_validate(manifest).to_json())
+    is_refused(rf"{NEWEST}.*do not fit", tiny, str(copied / f"{NEWEST}.safetensors"))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 @pytest.mark.parametrize("averages", [{"x": 3}, {"x": {5: torch.ones(1)}}, {"x": {"y": "z"}}])
 def test_an_average_that_is_none_is_refused_in_a_line(tiny, copied, averages):
-    def change(state):
-        next(item for _, item in state["algorithms"] if "ema_model" in item)["ema_model"] = averages
-
-    forge(copied, "ep003-ba000009", content=change)
-    with pytest.raises(InputError, match=r"ep003-ba000009.*its moving average is malformed"):
-        load(tiny, str(copied / "ep003-ba000009.safetensors"))
+    content = content_of(copied, NEWEST)
+    next(item for _, item in content["state"]["algorithms"] if "ema_model" in item)["ema_model"] = averages
+    plant(copied, NEWEST, pack(content))
+    is_refused(rf"{NEWEST}.*its moving average is malformed", tiny, str(copied / f"{NEWEST}.safetensors"))
 
 
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.write_text("[" * 100_000)], ids=["pipe", "deep"])
@@ -162,11 +158,7 @@ def test_what_lies_in_the_place_of_a_summary_does_no_harm(tiny, copied, plant):
     ("folder", "checkpoint", "words"),
     [
         ("nowhere", None, "nowhere: no checkpoint of run 'tiny'; train it"),
-        (
-            "nowhere",
-            "nowhere/ep001-ba000003.json",
-            "--checkpoint: nowhere/ep001-ba000003.json does not exist",
-        ),
+        ("nowhere", "nowhere/ep001-ba000003.json", "--checkpoint: nowhere/ep001-ba000003.json does not exist"),
         ("nowhere", "README.md", "--checkpoint: README.md is not a checkpoint"),
         ("nowhere", "s3://bucket/empty", "--checkpoint: s3://bucket/empty holds no complete checkpoint"),
         ("nowhere", "s3://nobucket/x", "bucket does not exist"),
@@ -174,15 +166,11 @@ def test_what_lies_in_the_place_of_a_summary_does_no_harm(tiny, copied, plant):
     ],
 )
 def test_a_missing_checkpoint_is_one_line(tiny, tmp_path, folder, checkpoint, words):
-    with pytest.raises(InputError) as caught:
-        load(tiny, checkpoint, folder=folder, runs_folder=str(tmp_path))
-    assert words in caught.value.lines[0]
-    assert len(caught.value.lines) == 1
+    is_refused(words, tiny, checkpoint, folder=folder, runs_folder=str(tmp_path))
 
 
 def test_another_runs_checkpoints_are_not_taken_for_this_ones(tiny):
-    with pytest.raises(InputError, match=r"of run 'tiny', not of 'other'.*--checkpoint"):
-        load(tiny, run_name="other")
+    is_refused(r"of run 'tiny', not of 'other'.*--checkpoint", tiny, run_name="other")
 
 
 CHANGES = {
@@ -196,11 +184,6 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_architecture_is_that_of_the_trainer(name):
-    from composer import Trainer
-
-    from algorithms.config import AlgorithmsConfig
-    from recipes.model import Classifier, build_network, for_inference, operated_network
-
     algorithms = AlgorithmsConfig.model_validate(yaml.safe_load(CHANGES[name]))
     model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -215,9 +198,8 @@ def test_the_architecture_is_that_of_the_trainer(name):
     expected = {key.removeprefix("module."): value for key, value in trainer.state.get_model_state_dict().items()}
     trainer.close()
     network = operated_network("resnet18", 3, algorithms)
-    assert {key: value.shape for key, value in network.state_dict().items()} == {
-        key: value.shape for key, value in expected.items()
-    }
+    shapes = ({key: value.shape for key, value in state.items()} for state in (network.state_dict(), expected))
+    assert next(shapes) == next(shapes)
     network.load_state_dict(expected)
     with torch.no_grad():
         logits = trainer.state.model.module.eval()(images)
@@ -227,11 +209,6 @@ def test_the_architecture_is_that_of_the_trainer(name):
 
 
 def test_stochastic_depth_folds_into_a_plain_network():
-    import torchvision
-
-    from algorithms.config import AlgorithmsConfig
-    from recipes.model import for_inference, operated_network
-
     algorithms = AlgorithmsConfig.model_validate({"stochastic_depth": {"drop_rate": 0.5}})
     network = operated_network("resnet50", 3, algorithms)
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -246,34 +223,21 @@ def test_stochastic_depth_folds_into_a_plain_network():
         torch.testing.assert_close(plain(images), before, rtol=1e-4, atol=1e-5)
 
 
-def foreign(tmp_path, name="weights.pth", wrap=lambda tensors: tensors):
-    torch.manual_seed(3)
-    network = build_network("timm/test_resnet", 3).eval()
-    content = wrap(network.state_dict())
-    if name.endswith(".safetensors"):
-        safetensors.torch.save_file(content, tmp_path / name)
-    else:
-        torch.save(content, tmp_path / name)
-    return str(tmp_path / name), network
-
-
 @pytest.mark.parametrize(
-    ("name", "wrap"),
+    ("name", "wrap", "techniques"),
     [
-        ("resnet.pth", lambda tensors: tensors),
-        ("checkpoint.pt", lambda tensors: {"model": tensors, "epoch": 90}),
-        ("model_best.pth.tar", lambda tensors: {"state_dict": {f"module.{key}": tensors[key] for key in tensors}}),
-        ("pytorch_model.bin", lambda tensors: tensors),
-        ("model.safetensors", lambda tensors: tensors),
+        ("resnet.pth", lambda tensors: tensors, {}),
+        # The names are not those of the YAML's network, but those of the plain one.
+        ("checkpoint.pt", lambda tensors: {"model": tensors, "epoch": 90}, {"blurpool": {}}),
+        ("model_best.pth.tar", lambda tensors: {"state_dict": {f"module.{key}": tensors[key] for key in tensors}}, {}),
+        ("pytorch_model.bin", lambda tensors: tensors, {}),
+        ("model.safetensors", lambda tensors: tensors, {}),
     ],
 )
-def test_another_projects_weights_load_into_the_network_of_the_yaml(tiny, tmp_path, name, wrap):
-    path, network = foreign(tmp_path, name, wrap)
-    techniques = (
-        {"blurpool": {}} if "checkpoint" in name else {}
-    )  # the plain network where the names are not the YAML's
-    config = tiny.config.model_copy(update={"algorithms": AlgorithmsConfig(**techniques)})
-    found = load_trained(config, path, None)
+def test_another_projects_weights_load_into_the_network_of_the_yaml(tiny, tmp_path, name, wrap, techniques):
+    network, path = build_network("timm/test_resnet", 3).eval(), str(tmp_path / name)
+    (safetensors.torch.save_file if name.endswith(".safetensors") else torch.save)(wrap(network.state_dict()), path)
+    found = load(tiny, path, algorithms=AlgorithmsConfig(**techniques))
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(found.network(images), network(images))
     assert (found.num_classes, found.classes, found.location) == (3, (), path)
@@ -284,18 +248,12 @@ class Allowed:
 
 
 def test_code_in_another_projects_file_is_refused_and_does_not_run(tiny, tmp_path):
-    class Code:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "it ran"),)
-
-    torch.save({"x": Code()}, tmp_path / "evil.pt", pickle_module=pickle)
-    with pytest.raises(InputError, match=r"evil\.pt: cannot be loaded as weights only"):
-        load_trained(tiny.config, str(tmp_path / "evil.pt"), None)
+    torch.save({"x": evil(tmp_path / "it ran")}, tmp_path / "evil.pt", pickle_module=pickle)
+    is_refused(r"evil\.pt: cannot be loaded as weights only", tiny, str(tmp_path / "evil.pt"))
     assert not (tmp_path / "it ran").exists()
     torch.save({"x": Allowed()}, tmp_path / "other.pt", pickle_module=pickle)
     torch.serialization.add_safe_globals([Allowed])  # as some library may have done
-    with pytest.raises(InputError, match=r"other\.pt: cannot be loaded as weights only"):
-        load_trained(tiny.config, str(tmp_path / "other.pt"), None)
+    is_refused(r"other\.pt: cannot be loaded as weights only", tiny, str(tmp_path / "other.pt"))
 
 
 @pytest.mark.parametrize(
@@ -310,15 +268,10 @@ def test_code_in_another_projects_file_is_refused_and_does_not_run(tiny, tmp_pat
 )
 def test_weights_of_another_network_are_refused_in_a_line(tiny, tmp_path, content, words):
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=words) as refused:
-        load_trained(tiny.config, str(tmp_path / "x.pth"), None)
-    assert len(refused.value.lines) == 1
-    assert "\n" not in refused.value.lines[0]
+    is_refused(words, tiny, str(tmp_path / "x.pth"))
 
 
 def test_a_file_that_is_none_is_refused_in_a_line(tiny, tmp_path):
     for name, data in (("a.pt", b""), ("b.pth", b"x" * 100), ("c.safetensors", b"x" * 100), ("d.bin", b"PK\3\4")):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(InputError, match=f"{name}: cannot be loaded as weights only") as refused:
-            load_trained(tiny.config, str(tmp_path / name), None)
-        assert "\n" not in refused.value.lines[0]
+        is_refused(f"{name}: cannot be loaded as weights only", tiny, str(tmp_path / name))
