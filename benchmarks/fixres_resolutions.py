@@ -11,14 +11,14 @@ like the earlier ones), because the last epochs also anneal the learning rate. T
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from algorithms.fixres import start_epoch
-from benchmarks.time_to_accuracy import run
+from benchmarks.measure import markdown, spread
+from benchmarks.time_to_accuracy import parser_of_runs, run
 from recipes.load import load_config
 from recipes.output import chart, save
 
@@ -38,28 +38,15 @@ def evaluate(words: Sequence[str], name: str, sizes: Sequence[int], checkpoint: 
     return {entry["size"]: 100 * entry["top1"] for entry in entries}
 
 
-def gains(curves: dict[str, list[Curve]], size: int) -> dict[str, list[float]]:
-    """Points of top-1 that the stage gains at a size over each of the other two curves, seed by seed."""
-    return {
-        kind: [after[size] - other[size] for after, other in zip(curves["after"], curves[kind], strict=True)]
-        for kind in ("before", "without")
-    }
-
-
 def table(curves: dict[str, list[Curve]], sizes: Sequence[int]) -> str:
-    """Markdown: means over the seeds, a row per curve and a column per size; then the gains."""
-    rows = ["| top-1 (%), mean of the seeds | " + " | ".join(f"{size} px" for size in sizes) + " |"]
-    rows.append("| --- |" + " --- |" * len(sizes))
-    for kind in KINDS:
-        means = [fmean(curve[size] for curve in curves[kind]) for size in sizes]
-        rows.append(f"| {LABELS[kind]} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    """Markdown: means over the seeds, a row per curve and a column per size; then the gains, seed by seed."""
+    means = {kind: [fmean(curve[size] for curve in curves[kind]) for size in sizes] for kind in KINDS}
+    rows = [[LABELS[kind], *(f"{mean:.2f}" for mean in means[kind])] for kind in KINDS]
     for kind in ("before", "without"):
-        cells = []
-        for size in sizes:
-            values = gains(curves, size)[kind]
-            cells.append(f"{fmean(values):+.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else ""))
-        rows.append(f"| gain over “{LABELS[kind]}” | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+        pairs = list(zip(curves["after"], curves[kind], strict=True))
+        cells = [spread([after[size] - other[size] for after, other in pairs], "+.2f") for size in sizes]
+        rows.append([f"gain over “{LABELS[kind]}”", *(cell.replace("± +", "± ") for cell in cells)])
+    return markdown(["top-1 (%), mean of the seeds", *(f"{size} px" for size in sizes)], *rows)
 
 
 def draw(curves: dict[str, list[Curve]], sizes: Sequence[int], marks: dict[str, int], path: Path) -> None:
@@ -79,12 +66,8 @@ def draw(curves: dict[str, list[Curve]], sizes: Sequence[int], marks: dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = parser_of_runs(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 40, 48, 56, 64, 72, 80, 96], metavar="PX")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     options = parser.parse_intermixed_args()
     folder = options.output.resolve()
     words = [options.yaml, *options.overrides, f"runs_folder={folder}"]

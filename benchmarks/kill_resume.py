@@ -9,10 +9,8 @@ each batch once.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
-import os
 import random
 import re
 import shutil
@@ -27,6 +25,7 @@ from typing import NamedTuple
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks.laboratory import REMOTE, Laboratory, digits, finish, kill, laboratory
+from benchmarks.measure import machine, options
 
 RECIPE = (
     "max_duration=3ep",
@@ -46,7 +45,6 @@ class Outcome(NamedTuple):
 
     right: bool
     kills: int
-    during: str
     note: str
 
 
@@ -95,12 +93,10 @@ def disturbed(place: Laboratory, name: str, processes: int, reference: str, rng:
     whole = curves_whole(place.disk / name)
     right = same and whole and (taken == expected or expected is None)
     note = (
-        f"weights {'same' if same else 'DIFFER'}, curves {'whole' if whole else 'NOT whole'}, resumed from {taken}, "
-        f"newest was {expected}"
+        f"killed {len(during)}x: {' / '.join(during)}\n           weights {'same' if same else 'DIFFER'}, "
+        f"curves {'whole' if whole else 'NOT whole'}, resumed from {taken}, newest was {expected}"
     )
-    if not right:
-        note += f"; it said:\n{said}"
-    return Outcome(right, len(during), " / ".join(during), note)
+    return Outcome(right, len(during), note if right else f"{note}; it said:\n{said}")
 
 
 def recipe(processes: int) -> tuple[str, ...]:
@@ -119,28 +115,17 @@ def campaign(runs: int, processes: int, seed: int, scratch: Path) -> list[Outcom
         with laboratory(scratch, data) as place:
             outcome = disturbed(place, f"run{number}", processes, reference, random.Random(f"{seed} {number}"))
         outcomes.append(outcome)
-        print(
-            f"{number + 1:3} {'right' if outcome.right else 'WRONG'}  killed {outcome.kills}x: {outcome.during}\n"
-            f"           {outcome.note}",
-            flush=True,
-        )
+        print(f"{number + 1:3} {'right' if outcome.right else 'WRONG'}  {outcome.note}", flush=True)
     return outcomes
 
 
 def main() -> int:
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # each resume drops points, and it would say so
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    given = options(__doc__, runs=50, processes=1, seed=0)
     with tempfile.TemporaryDirectory() as scratch:
-        outcomes = campaign(options.runs, options.processes, options.seed, Path(scratch))
-    right = sum(outcome.right for outcome in outcomes)
-    print(
-        f"{right} of {len(outcomes)} right, {sum(outcome.kills for outcome in outcomes)} kills, "
-        f"{options.processes} process(es), {os.cpu_count()} cores"
-    )
+        outcomes = campaign(given.runs, given.processes, given.seed, Path(scratch))
+    right, kills = sum(outcome.right for outcome in outcomes), sum(outcome.kills for outcome in outcomes)
+    print(f"{right} of {len(outcomes)} right, {kills} kills, {given.processes} process(es), {machine()}")
     return 0 if right == len(outcomes) else 1
 
 

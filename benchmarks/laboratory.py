@@ -9,52 +9,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import ROOT
+from data.demo import write_digits
 from tests.s3 import ADMIN, Server, running
 
-ROOT = Path(__file__).resolve().parent.parent
 REMOTE = "checkpoints.folder=s3://bucket/runs/{run_name}"
 """The override that sends checkpoints to the server."""
 
 
 class Laboratory:
-    """Starts runs of `yamls/demo.yaml` with an S3 server, whose bucket is `bucket`.
-
-    Args:
-        server: The server.
-        endpoint: The address that the runs use; the server's own, or a proxy's.
-        data: An ImageFolder.
-        disk: Where the runs' folders go.
-    """
+    """Starts runs of `yamls/demo.yaml` on an ImageFolder, with an S3 server, whose bucket is `bucket`."""
 
     def __init__(self, server: Server, data: Path, disk: Path) -> None:
         self.server, self.data, self.disk = server, data, disk
-        self.endpoint = server.endpoint
+        self.endpoint = server.endpoint  # may be replaced by a proxy's
         disk.mkdir()
 
     def start(self, name: str, *overrides: str, processes: int = 1, threads: int = 1) -> tuple[subprocess.Popen, Path]:
-        """Begin or resume a run, in its own session.
-
-        Returns:
-            The process, and the file with its output.
-        """
+        """Begin or resume a run, in its own session; the process, and the file with its output."""
         launcher = [sys.executable]
         if processes > 1:
             launcher = [str(Path(sys.executable).parent / "composer"), "-n", str(processes)]
         command = [*launcher, str(ROOT / "entrypoint.py"), str(ROOT / "yamls" / "demo.yaml"), f"run_name={name}"]
         command += [f"runs_folder={self.disk}", f"data.path={self.data}", *overrides]
-        environment = {
-            **os.environ,
-            "AWS_ACCESS_KEY_ID": ADMIN[0],
-            "AWS_SECRET_ACCESS_KEY": ADMIN[1],
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "S3_ENDPOINT_URL": self.endpoint,
-            "OMP_NUM_THREADS": str(threads),
-        }
+        environment = os.environ | credentials(self.endpoint) | {"OMP_NUM_THREADS": str(threads)}
         output = self.disk.parent / f"{name}.{time.monotonic_ns()}.txt"
         with output.open("wb") as file:
             process = subprocess.Popen(
@@ -69,10 +52,15 @@ class Laboratory:
     def newest(self, name: str) -> str | None:
         """The newest complete checkpoint of a run in the bucket."""
         answer = self.server.client().list_objects_v2(Bucket="bucket", Prefix=f"runs/{name}/ep")
-        keys = {Path(item["Key"]).name for item in answer.get("Contents", ())}
-        return max(
-            (key[:-5] for key in keys if key.endswith(".json") and f"{key[:-5]}.safetensors" in keys), default=None
-        )
+        keys = [Path(item["Key"]) for item in answer.get("Contents", ())]
+        manifests, states = ({key.stem for key in keys if key.suffix == end} for end in (".json", ".safetensors"))
+        return max(manifests & states, default=None)
+
+
+def credentials(endpoint: str) -> dict[str, str]:
+    """The environment of a client of the server."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "S3_ENDPOINT_URL")
+    return dict(zip(names, (*ADMIN, "us-east-1", endpoint), strict=True))
 
 
 @contextmanager
@@ -85,17 +73,11 @@ def laboratory(scratch: Path, data: Path) -> Iterator[Laboratory]:
 
 def digits(scratch: Path) -> Path:
     """The demo's images, written below `scratch`."""
-    data = scratch / "digits"
-    subprocess.run([sys.executable, "-m", "data.demo", str(data)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return data
+    return write_digits(scratch / "digits", 32)
 
 
 def finish(process: subprocess.Popen, output: Path, status: int = 0) -> None:
-    """Wait for the end.
-
-    Raises:
-        RuntimeError: The exit status is different.
-    """
+    """Wait for the end; another status is a RuntimeError."""
     if process.wait(900) != status:
         raise RuntimeError(f"status {process.returncode}:\n{output.read_text()[-3000:]}")
 
@@ -106,14 +88,15 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def poll(condition: Any, process: subprocess.Popen, output: Path, pause: float = 0.02) -> Any:
-    """Poll until a condition is true, and return its value.
+def stop(process: subprocess.Popen, output: Path) -> None:
+    """Ask all processes of a run to stop, and wait until it is saved."""
+    os.killpg(process.pid, signal.SIGTERM)
+    finish(process, output, 75)
 
-    Raises:
-        RuntimeError: The run ended before that.
-    """
-    while not (found := condition()):
+
+def poll(condition: Callable[[], bool], process: subprocess.Popen, output: Path, pause: float = 0.02) -> None:
+    """Wait until a condition is true; RuntimeError if the run ends before that."""
+    while not condition():
         if process.poll() is not None:
             raise RuntimeError(f"status {process.returncode}:\n{output.read_text()[-3000:]}")
         time.sleep(pause)
-    return found

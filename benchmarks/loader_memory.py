@@ -9,7 +9,6 @@ their PSS (each shared page divided among its users), and that of the training p
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import subprocess
@@ -23,6 +22,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.loader import plain_loader
+from benchmarks.measure import options
 from data.source import open_split_pair
 
 PER_CLASS = 1000
@@ -72,23 +72,17 @@ def run(folder: Path, workers: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--images", type=int, default=1_280_000)
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--scratch", type=Path, help="where to create the temporary folder")
-    parser.add_argument("--folder", type=Path, help="measure only this dataset")
-    options = parser.parse_args()
-    if options.folder:
-        print(json.dumps(measure(options.folder, options.workers)))
+    given = options(__doc__, images=1_280_000, workers=8, scratch=Path, folder=Path)
+    if given.folder:  # measure only this dataset
+        print(json.dumps(measure(given.folder, given.workers)))
         return
     rows = []
-    with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        for images in (SMALL, options.images):
+    with tempfile.TemporaryDirectory(dir=given.scratch) as scratch:
+        for images in (SMALL, given.images):
             folder = Path(scratch) / str(images)
             write(folder, images)
             time.sleep(2.5)  # recent changes are not indexed
-            rows.append({"start": "first"} | run(folder, options.workers))
-            rows.append({"start": "second"} | run(folder, options.workers))
+            rows += [{"start": start} | run(folder, given.workers) for start in ("first", "second")]
     for row in rows:
         print(json.dumps(row))
     for what in ("workers_pss_mb", "together_pss_mb"):

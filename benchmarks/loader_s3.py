@@ -1,8 +1,8 @@
 """The loader on shards in a bucket: a cold first epoch over a link with a known rate, then more, against local shards.
 
-    python -m benchmarks.loader_s3 IMAGES [--images 4000] [--link-mb 0 20 5] [--workers 2] [--size 224]
+    python -m benchmarks.loader_s3 PHOTOS [--images 4000] [--link-mb 0 20 5] [--workers 2] [--size 224]
 
-IMAGES: a folder of photos, repeated up to --images and prepared at 256 px. The bucket is a real S3 server's on this
+PHOTOS: a folder of photos, repeated up to --images and prepared at 256 px. The bucket is a real S3 server's on this
 machine (tests/s3.py) behind a relay process that limits the total rate to --link-mb MB/s (0: no limit) and counts the
 bytes. The first epoch and the staging process start together, as in training; local and remote epochs alternate
 afterwards.
@@ -10,7 +10,6 @@ afterwards.
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -22,12 +21,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmarks.laboratory import credentials
 from benchmarks.loader import measure, median, ours
+from benchmarks.measure import link_photos, options, prepare_all
 from data import stage
-from data.imagefolder import EXTENSIONS
-from data.prepare import Settings, prepare
 from data.source import open_split_pair
-from tests.s3 import ADMIN, Proxy, Server, running
+from tests.s3 import Proxy, running
+from tests.support import upload
 
 
 class Link(Proxy):
@@ -58,29 +58,11 @@ def serve(port: int, rate: float, passed: Any, answer: Any) -> None:
     threading.Event().wait()
 
 
-def repeat(photos: Path, folder: Path, images: int) -> None:
-    """An ImageFolder of that many links to the photos."""
-    files = sorted(path for path in photos.rglob("*") if path.name.lower().endswith(EXTENSIONS))
-    for split, count in (("train", images), ("val", 4)):
-        for number in range(count):
-            place = folder / split / f"class{number % 2}"
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{number:06}.jpg").symlink_to(files[number % len(files)].resolve())
-
-
-def upload(server: Server, folder: Path) -> None:
-    client = server.client()
-    client.create_bucket(Bucket="bucket")
-    for file in folder.rglob("*"):
-        if file.is_file():
-            client.put_object(Bucket="bucket", Key=f"set/{file.relative_to(folder)}", Body=file.read_bytes())
-
-
 def one(local: Path, cache: Path, size: int, workers: int, rounds: int, passed: Any) -> dict[str, Any]:
     """A cold first epoch, then epochs alternating with local shards."""
     near, far = open_split_pair(str(local), "")[0], open_split_pair("s3://bucket/set", str(cache))[0]
     images = len(near)
-    loaders = {"local": ours(near, size, images, workers, 128), "s3": ours(far, size, images, workers, 128)}
+    loaders = {name: ours(source, size, images, workers) for name, source in (("local", near), ("s3", far))}
     measure(loaders["local"], 0)
     follower = stage.start_following("s3://bucket/set", str(cache), float("inf"))
     try:
@@ -109,32 +91,20 @@ def one(local: Path, cache: Path, size: int, workers: int, rounds: int, passed: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("photos", type=Path, metavar="IMAGES")
-    parser.add_argument("--images", type=int, default=4000)
-    parser.add_argument("--link-mb", type=float, nargs="+", default=[0, 20, 5], help="1e6 bytes per second")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
+    given = options(__doc__, "PHOTOS", images=4000, link_mb=[0.0, 20.0, 5.0], workers=2, size=224, rounds=3)
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name, running(Path(name) / "s3") as server:
         scratch = Path(name)
-        repeat(options.photos, scratch / "originals", options.images)
-        settings = Settings("mds", ("256",), ("256",), 90)
-        if not prepare(str(scratch / "originals"), str(scratch / "set"), settings, os.cpu_count() or 1, lambda _: None):
-            raise SystemExit("the prepared images do not read back correctly")
+        link_photos(given.photos, scratch / "originals", given.images)
+        prepare_all(scratch / "originals", scratch / "set", ["256"], ["256"])
         upload(server, scratch / "set")
-        for variable, value in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ADMIN, strict=True):
-            os.environ[variable] = value
-        os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
-        for rate in options.link_mb:
+        for rate in given.link_mb:
             passed, answer = context.Value("d", 0.0), context.Queue()
             relay = context.Process(target=serve, args=(server.port, rate * 1e6, passed, answer), daemon=True)
             relay.start()
-            os.environ["S3_ENDPOINT_URL"] = f"http://127.0.0.1:{answer.get()}"
+            os.environ |= credentials(f"http://127.0.0.1:{answer.get()}")
             cache = scratch / f"cache-{rate}"
-            row = one(scratch / "set", cache, options.size, options.workers, options.rounds, passed)
+            row = one(scratch / "set", cache, given.size, given.workers, given.rounds, passed)
             print(json.dumps({"link_mb_per_second": rate or "unlimited"} | row), flush=True)
             relay.kill()
             relay.join()

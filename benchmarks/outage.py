@@ -7,33 +7,25 @@ many seconds. The same run without an outage must end with the same weights.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
-import os
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks.laboratory import REMOTE, digits, finish, laboratory, poll
+from benchmarks.measure import machine, options
 from tests.s3 import Proxy
 
 RECIPE = ("model.name=timm/resnet10t", "data.workers=1", "eval.interval=99", "checkpoints.interval=10ba")
 
 
 def rates(metrics: Path, begun: float, ended: float) -> tuple[float, float]:
-    """Images per second in training during an outage and outside it.
-
-    Args:
-        metrics: The run's metrics.jsonl.
-        begun: When it began, in the run's `wall_seconds`.
-        ended: When it ended.
-    """
+    """Images per second in training during an outage and outside it; its times are the run's `wall_seconds`."""
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     points = [(line["wall_seconds"], line["samples"]) for line in lines if "train/loss" in line]
-    inside = [0.0, 0.0]
-    outside = [0.0, 0.0]
+    inside, outside = [0.0, 0.0], [0.0, 0.0]  # images, seconds
     for (since, before), (until, after) in itertools.pairwise(points):
         place = inside if begun <= since and until <= ended else outside
         place[0] += after - before
@@ -47,12 +39,8 @@ def wall(metrics: Path) -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--fault", choices=("refuse", "hang", "reset", "503"), default="refuse")
-    parser.add_argument("--epochs", type=int, default=12)
-    options = parser.parse_args()
-    recipe = (*RECIPE, f"max_duration={options.epochs}ep")
+    given = options(__doc__, seconds=60.0, fault=("refuse", "hang", "reset", "503"), epochs=12)
+    recipe = (*RECIPE, f"max_duration={given.epochs}ep")
     with tempfile.TemporaryDirectory() as scratch, laboratory(Path(scratch), digits(Path(scratch))) as place:
         finish(*place.start("quiet", *recipe))
         proxy = Proxy(place.server.port)
@@ -61,8 +49,8 @@ def main() -> int:
         poll(lambda: "uploaded" in output.read_text(), process, output)
         metrics = place.disk / "hit" / "metrics.jsonl"
         begun = wall(metrics)
-        proxy.set(options.fault)
-        deadline = time.monotonic() + options.seconds
+        proxy.set(given.fault)
+        deadline = time.monotonic() + given.seconds
         poll(lambda: time.monotonic() >= deadline, process, output)
         ended = wall(metrics)
         proxy.set(None)
@@ -71,9 +59,9 @@ def main() -> int:
         same = place.summary("hit")["weights_sha256"] == place.summary("quiet")["weights_sha256"]
         arrived = place.newest("hit")
         proxy.close()
-    print(f"{options.fault} for {options.seconds:.0f} s: {inside:.0f} images/s during it, {outside:.0f} otherwise")
-    print(f"weights {'same' if same else 'DIFFER'}; in the bucket at the end: {arrived}; {os.cpu_count()} cores, CPU")
-    return 0 if same and arrived == f"ep{options.epochs:03d}-ba{options.epochs * 47:06d}" else 1
+    print(f"{given.fault} for {given.seconds:.0f} s: {inside:.0f} images/s during it, {outside:.0f} otherwise")
+    print(f"weights {'same' if same else 'DIFFER'}; in the bucket at the end: {arrived}; {machine()}")
+    return 0 if same and arrived == f"ep{given.epochs:03d}-ba{given.epochs * 47:06d}" else 1
 
 
 if __name__ == "__main__":

@@ -7,17 +7,15 @@ IMAGES: a folder of photos. Prints for each size the median PSNR in dB and the m
 
 from __future__ import annotations
 
-import argparse
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.loader import PLAIN
+from benchmarks.measure import options, photos_below
 from data.augment import choose_crop, train_picture
 from data.decode import FORMATS, Picture
-from data.imagefolder import EXTENSIONS
 from data.loader import sample_rng
 
 
@@ -43,15 +41,12 @@ def differences(data: bytes, size: int, seed: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("images", type=Path)
-    parser.add_argument("--size", type=int, nargs="+", default=[128, 176, 224])
-    options = parser.parse_args()
-    files = sorted(path for path in options.images.rglob("*") if path.name.lower().endswith(EXTENSIONS))
-    photos = [data for data in (file.read_bytes() for file in files) if Picture(data).is_plain_upright_jpeg]
+    given = options(__doc__, "IMAGES", size=[128, 176, 224])
+    files = [file.read_bytes() for file in photos_below(given.images)]
+    photos = [data for data in files if Picture(data).is_plain_upright_jpeg]
     print(f"{len(photos)} plain JPEGs")
     levels = []
-    for size in options.size:
+    for size in given.size:
         found = np.array([differences(data, size, seed) for seed, data in enumerate(photos)])
         levels.append(found[:, 1].mean())
         print(f"{size} px: median PSNR {np.median(found[:, 0]):.1f} dB, mean difference {levels[-1]:.2f} levels")

@@ -8,19 +8,16 @@ over first, which would reveal if earlier batches were decoded again.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
-import signal
-import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from benchmarks.laboratory import Laboratory, digits, finish, kill, laboratory, poll
+from benchmarks.laboratory import Laboratory, digits, kill, laboratory, poll, stop
+from benchmarks.measure import alternate, machine, options, show_ratio
 
 RECIPE = (
     "max_duration=1ep",
@@ -46,25 +43,25 @@ def many(digits_folder: Path, folder: Path, images: int) -> Path:
     return folder
 
 
-def stop_at(place: Laboratory, name: str, batch: int) -> None:
-    """Train until the checkpoint of a batch, and stop."""
-    process, output = place.start(name, *RECIPE, f"checkpoints.interval={batch}ba", "loggers.interval=1000")
-    manifest = place.disk / name / "checkpoints" / f"ep000-ba{batch:06d}.json"
+def stop_at(place: Laboratory, batch: int) -> Path:
+    """Train until the checkpoint of a batch, and stop; a copy of the disk with this checkpoint only."""
+    process, output = place.start("run", *RECIPE, f"checkpoints.interval={batch}ba", "loggers.interval=1000")
+    manifest = place.disk / "run" / "checkpoints" / f"ep000-ba{batch:06d}.json"
     poll(manifest.exists, process, output)
-    os.killpg(process.pid, signal.SIGTERM)
-    finish(process, output, 75)
+    stop(process, output)
     for file in manifest.parent.iterdir():
         if not file.name.startswith(manifest.stem):
             file.unlink()
+    return Path(shutil.copytree(place.disk / "run", place.disk.parent / f"run.{batch}"))
 
 
-def time_to_next(place: Laboratory, name: str, batch: int) -> float:
+def time_to_next(place: Laboratory, kept: Path, batch: int) -> float:
     """Seconds from the command to the first batch after a checkpoint, for a run on a copy of the disk."""
-    kept, folder = place.disk.parent / f"{name}.{batch}", place.disk / name
+    folder = place.disk / "run"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(kept, folder)
     began = time.perf_counter()
-    process, output = place.start(name, *RECIPE, "checkpoints.interval=1ep", "loggers.interval=1")
+    process, output = place.start("run", *RECIPE, "checkpoints.interval=1ep", "loggers.interval=1")
     poll(lambda: _last_batch(folder / "metrics.jsonl") > batch, process, output, 0.005)
     seconds = time.perf_counter() - began
     kill(process)
@@ -81,32 +78,19 @@ def _last_batch(path: Path) -> int:
         return 0  # half a line, still being written
 
 
-def measure(batches: Sequence[int], rounds: int, scratch: Path) -> dict[int, list[float]]:
-    """Seconds of each resume, by batch."""
-    data = many(digits(scratch), scratch / "many", 2 * (batches[-1] + 200))
-    with laboratory(scratch, data) as place:
-        for batch in batches:
-            stop_at(place, "run", batch)
-            shutil.copytree(place.disk / "run", place.disk.parent / f"run.{batch}")
-        times: dict[int, list[float]] = {batch: [] for batch in batches}
-        for _ in range(rounds):
-            for batch in batches:
-                times[batch].append(time_to_next(place, "run", batch))
-    return times
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, nargs="+", default=[10, 10000])
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        times = measure(sorted(options.batches), options.rounds, Path(scratch))
-    for batch, seconds in times.items():
-        print(f"batch {batch:6}  median {statistics.median(seconds):.2f} s  {min(seconds):.2f} to {max(seconds):.2f} s")
-    first, last = (statistics.median(times[batch]) for batch in (min(times), max(times)))
-    print(f"ratio of medians {last / first:.3f}, n = {options.rounds}, {os.cpu_count()} cores, CPU")
+    given = options(__doc__, batches=[10, 10000], rounds=5)
+    batches = sorted(given.batches)
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        data = many(digits(scratch), scratch / "many", 2 * (batches[-1] + 200))
+        with laboratory(scratch, data) as place:
+            kept = {batch: stop_at(place, batch) for batch in batches}
+            sides = {f"batch {batch}": partial(time_to_next, place, kept[batch], batch) for batch in batches}
+            times = alternate(sides, given.rounds)
+    ratio = show_ratio(times, f"batch {batches[-1]}", f"batch {batches[0]}")
+    print(f"ratio of medians {ratio:.3f}, n = {given.rounds}, {machine()}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,9 +7,6 @@ from Composer's Trainer after one step; ours and the plain one alternate in one 
 
 from __future__ import annotations
 
-import argparse
-import os
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ from composer.models import ComposerClassifier
 from composer.utils import reproducibility
 from torchvision.models import resnet50
 
+from benchmarks.measure import alternate, machine, options, show_ratio
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
@@ -48,11 +46,8 @@ def trained_state() -> State:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args().repeats
+    repeats = options(__doc__, repeats=15).repeats
     state = trained_state()
-    ours, plain = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         places = Places(folder / "ours", None, folder)
@@ -66,21 +61,23 @@ def main() -> None:
             interrupt=Interrupt(),
             top1=lambda state: None,
         )
-        for _ in range(repeats + 1):
+
+        def ours() -> float:
             state.timestamp = state.timestamp.to_next_batch(samples=2)
             began = time.perf_counter()
             checkpoints.batch_checkpoint(state, None)
-            ours.append(time.perf_counter() - began)
+            took = time.perf_counter() - began
             checkpoints.writer.wait(120)
+            return took
+
+        def plain() -> float:
             began = time.perf_counter()
             torch.save({"state": state.state_dict(), "rng": reproducibility.get_rng_state()}, folder / "plain.pt")
-            plain.append(time.perf_counter() - began)
+            return time.perf_counter() - began
+
+        ratio = show_ratio(alternate({"ours": ours, "torch.save": plain}, repeats), "ours", "torch.save")
         size = (folder / "plain.pt").stat().st_size / 1e6
-    ours, plain = ours[1:], plain[1:]  # the first of each warms up
-    ratio = statistics.median(ours) / statistics.median(plain)
-    for label, times in (("ours", ours), ("torch.save", plain)):
-        print(f"{label:10}  median {statistics.median(times):.3f} s  {min(times):.3f} to {max(times):.3f} s")
-    print(f"ratio of medians {ratio:.2f} (at most 1.2), {size:.0f} MB, n = {repeats}, {os.cpu_count()} cores, CPU")
+    print(f"ratio of medians {ratio:.2f} (at most 1.2), {size:.0f} MB, n = {repeats}, {machine()}")
 
 
 if __name__ == "__main__":

@@ -23,13 +23,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from algorithms.config import AlgorithmsConfig
-from benchmarks.laboratory import ROOT
+from benchmarks.measure import ROOT, commit, markdown, spread
 from recipes.load import load_config
 from recipes.output import chart, save
 from recipes.results import Evaluation, first_reached, mean_curve, read_results
@@ -75,32 +75,18 @@ def compare(baseline: Sequence[Curve], recipe: Sequence[Curve]) -> dict[str, Any
     return found
 
 
-def spread(values: Sequence[float | None], form: str) -> str:
-    """`mean +- standard deviation`, and the number of missing values."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return "never"
-    text = format(fmean(there), form) + (f" ± {format(stdev(there), form)}" if len(there) > 1 else "")
-    return text if len(there) == len(values) else f"{text} ({len(values) - len(there)} of {len(values)} never)"
-
-
 def table(found: dict[str, Any], curves: dict[str, list[Curve]]) -> str:
     """Markdown, a row per side."""
     trained, whole = found["trained"], found["whole"]
-    rows = ["| side | final top-1 (%) | epochs to it | training seconds to it | of the baseline's | with evaluation |"]
-    rows += ["| --- | --- | --- | --- | --- | --- |"]
-    final = {side: [100 * curve.whole[-1].top1 for curve in curves[side]] for side in SIDES}
-    cells = [spread(final["baseline"], ".2f"), f"{trained['baseline_epochs']:.1f}"]
-    cells += [f"{trained['baseline_seconds']:.0f}", "1", "1"]
-    rows.append("| baseline | " + " | ".join(cells) + " |")
-    cells = [spread(final["recipe"], ".2f"), spread(trained["recipe_epochs"], ".1f")]
-    cells += [
-        spread(trained["recipe_seconds"], ".0f"),
-        spread(trained["ratios"], ".3f"),
-        spread(whole["ratios"], ".3f"),
-    ]
-    rows.append("| recipe | " + " | ".join(cells) + " |")
-    return "\n".join(rows)
+    final = {side: spread([100 * curve.whole[-1].top1 for curve in curves[side]], ".2f") for side in SIDES}
+    baseline = [f"{trained['baseline_epochs']:.1f}", f"{trained['baseline_seconds']:.0f}", "1", "1"]
+    recipe = [spread(trained["recipe_epochs"], ".1f"), spread(trained["recipe_seconds"], ".0f")]
+    ratios = [spread(kind["ratios"], ".3f") for kind in (trained, whole)]
+    return markdown(
+        ["side", "final top-1 (%)", "epochs to it", "training seconds to it", "of the baseline's", "with evaluation"],
+        ["baseline", final["baseline"], *baseline],
+        ["recipe", final["recipe"], *recipe, *ratios],
+    )
 
 
 def draw(found: dict[str, Any], curves: dict[str, list[Curve]], path: Path, sizes: dict[str, int]) -> None:
@@ -120,11 +106,7 @@ def draw(found: dict[str, Any], curves: dict[str, list[Curve]], path: Path, size
 
 
 def run(command: Sequence[str]) -> None:
-    """Run a command of this project, showing what it prints.
-
-    Raises:
-        SystemExit: It failed.
-    """
+    """Run a command of this project, showing what it prints; SystemExit if it fails."""
     print("$ python " + " ".join(command), flush=True)
     if status := subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
         raise SystemExit(f"exit status {status}")
@@ -146,17 +128,22 @@ def found_rate(yaml: str, overrides: Sequence[str], folder: Path) -> str:
     return str(json.loads(place.read_text())["optimizer"]["lr"])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
+    """A command line with a YAML, overrides, seeds, and a folder for the runs."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
     parser.add_argument("yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides for both sides")
-    parser.add_argument("--baseline-epochs", type=int, default=10)
-    parser.add_argument("--baseline-lr", help="its highest rate (default: found with recipes.find_lr)")
-    parser.add_argument(
-        "--baseline", nargs="*", default=[], metavar="key=value", help="overrides for the baseline only"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    return parser
+
+
+def main() -> None:
+    parser = parser_of_runs(__doc__)
+    add = parser.add_argument
+    add("--baseline-epochs", type=int, default=10)
+    add("--baseline-lr", help="its highest rate (default: found with recipes.find_lr)")
+    add("--baseline", nargs="*", default=[], metavar="key=value", help="overrides for the baseline only")
     options = parser.parse_intermixed_args()
     folder = options.output.resolve()
     shared = [*options.overrides, f"runs_folder={folder}"]
@@ -171,8 +158,7 @@ def main() -> None:
             run(["entrypoint.py", options.yaml, *words[side], f"run_name={name}", f"seed={seed}"])
             curves[side].append(read_curve(folder / name, seed, sizes[side]))
     found = compare(curves["baseline"], curves["recipe"])
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
-    about = {"cores": os.cpu_count(), "machine": platform.machine(), "commit": commit.strip(), "baseline_lr": rate}
+    about = {"cores": os.cpu_count(), "machine": platform.machine(), "commit": commit(), "baseline_lr": rate}
     (folder / "results.json").write_text(json.dumps(found | about | {"seeds": options.seeds}, indent=1) + "\n")
     (folder / "table.md").write_text(table(found, curves) + "\n")
     draw(found, curves, folder / "accuracy.png", sizes)

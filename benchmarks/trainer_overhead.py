@@ -9,15 +9,11 @@ ratio ours / bare of each round, and the median.
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from composer import Callback, DataSpec, Logger, State, Trainer
 
+from benchmarks.measure import alternate, commit, machine, options
 from data.augment import Normalise
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.model import build_classifier
@@ -94,8 +91,9 @@ def bare(batches: Batches, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def ours(batches: Batches, device: torch.device, folder: Path) -> float:
+def ours(batches: Batches, device: torch.device, scratch: str) -> float:
     """Seconds of the same with the Trainer and everything that watches a run."""
+    folder = Path(tempfile.mkdtemp(dir=scratch))
     model, seconds, samples = network(device), Seconds(), sum(len(labels) for _, labels in batches)
     watchers = build_watchers(
         CONFIG,
@@ -126,44 +124,28 @@ def ours(batches: Batches, device: torch.device, folder: Path) -> float:
     return seconds.took
 
 
-def rounds(count: int, batches: Batches, device: torch.device) -> Iterator[tuple[float, float]]:
-    """(bare, ours) in seconds, alternating which goes first; the first round warms up and is left out."""
-    with tempfile.TemporaryDirectory() as folder:
-        sides = {"bare": partial(bare, batches, device)}
-        for number in range(count + 1):
-            sides["ours"] = partial(ours, batches, device, Path(folder) / str(number))
-            order = ("bare", "ours") if number % 2 else ("ours", "bare")
-            took = {side: sides[side]() for side in order}
-            if number:
-                yield took["bare"], took["ours"]
-
-
 def main() -> None:
     """Measure, and print a line of JSON with everything the result depends on."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=40, help="steps per round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
-    shape = (args.batch_size, 3, args.size, args.size)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    given = options(__doc__, size=32, batch_size=32, batches=40, rounds=7, device=default)
+    shape = (given.batch_size, 3, given.size, given.size)
     batches = [
         (
             torch.randint(256, shape, dtype=torch.uint8).contiguous(memory_format=torch.channels_last),
-            torch.randint(CLASSES, (args.batch_size,)),
+            torch.randint(CLASSES, (given.batch_size,)),
         )
-        for _ in range(args.batches)
+        for _ in range(given.batches)
     ]
-    images = args.batches * args.batch_size
-    ratios = []
-    for plain, with_trainer in rounds(args.rounds, batches, torch.device(args.device)):
-        ratios.append(plain / with_trainer)
-        print(f"bare {images / plain:8.1f} images/s   ours {images / with_trainer:8.1f} images/s   {ratios[-1]:.3f}")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    device = torch.cuda.get_device_name() if args.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    device, images = torch.device(given.device), given.batches * given.batch_size
+    with tempfile.TemporaryDirectory() as scratch:
+        sides = {"bare": partial(bare, batches, device), "ours": partial(ours, batches, device, scratch)}
+        took = alternate(sides, given.rounds)
+    ratios = [plain / with_trainer for plain, with_trainer in zip(took["bare"], took["ours"], strict=True)]
+    for plain, with_trainer, ratio in zip(took["bare"], took["ours"], ratios, strict=True):
+        print(f"bare {images / plain:8.1f} images/s   ours {images / with_trainer:8.1f} images/s   {ratio:.3f}")
+    name = torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     figures = {"ratio": round(statistics.median(ratios), 3), "lowest": round(min(ratios), 3), "n": len(ratios)}
-    print(json.dumps(figures | vars(args) | {"device": f"{device}, {platform.machine()}", "commit": commit}))
+    print(json.dumps(figures | vars(given) | {"device": f"{name}, {machine()}", "commit": commit()}))
 
 
 if __name__ == "__main__":

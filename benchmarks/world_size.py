@@ -8,15 +8,13 @@ with one process.
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.laboratory import Laboratory, digits, finish, laboratory, poll
+from benchmarks.laboratory import Laboratory, digits, finish, laboratory, poll, stop
+from benchmarks.measure import options
 
 RECIPE = (
     "max_duration=2ep",
@@ -35,25 +33,24 @@ RECIPE = (
 
 
 def steps(place: Laboratory, name: str) -> list[dict[str, float]]:
-    """The figures of each step."""
-    lines = [json.loads(line) for line in (place.disk / name / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "train/loss" in line]
+    """The figures of each step so far."""
+    path = place.disk / name / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if "train/loss" in line and line.endswith("}")]
 
 
 def changing(place: Laboratory, processes: list[int]) -> None:
     """Train with each number of processes in turn."""
     for count in processes[:-1]:
+        before = len(steps(place, "changing"))
         process, output = place.start("changing", *RECIPE, processes=count)
-        poll(lambda output=output: " images in " in output.read_text(), process, output)
-        os.killpg(process.pid, signal.SIGTERM)
-        finish(process, output, 75)
+        poll(lambda before=before: len(steps(place, "changing")) > before, process, output)
+        stop(process, output)
     finish(*place.start("changing", *RECIPE, processes=processes[-1]))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--processes", type=int, nargs="+", default=[8, 4, 1])
-    processes = parser.parse_args().processes
+    processes = options(__doc__, processes=[8, 4, 1]).processes
     with tempfile.TemporaryDirectory() as scratch, laboratory(Path(scratch), digits(Path(scratch))) as place:
         finish(*place.start("one", *RECIPE))
         changing(place, processes)

@@ -1,7 +1,10 @@
 """What tests share: tiny images on disk, and a run of the whole program in this process."""
 
+import atexit
+import ctypes
 import gc
 import json
+import sys
 
 import hypothesis
 import pytest
@@ -16,7 +19,8 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("no deadline")
 
-SLOW = "two_nodes hangs notebooks processes handwritten_loop output yamls store_faults ablate_runs kill_resume"
+SLOW = """two_nodes hangs notebooks processes output handwritten_loop yamls store_faults ablate_runs kill_resume
+data_in_a_bucket two_processes"""
 """The longest files, which `make test` starts first, so that none of them is left over for one worker at the end."""
 
 
@@ -33,13 +37,20 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _process_as_before_the_module():
-    """What a module's own fixtures run leaves the process as it was for the modules after it.
+    """What a module's own fixtures run leaves the process as it was for the modules after it, also in memory."""
+    if "composer.core.engine" in sys.modules:
+        from composer.core.engine import Engine
+        from torch.distributed.checkpoint.state_dict import _get_fqns
 
-    Trainers and clients lie in reference cycles. Python looks for these the more rarely, the more objects there are in
-    all, however large their tensors: so what is there for good is not counted.
-    """
+        # Composer keeps each Trainer's state, network included, until the process ends, and torch each saved network.
+        atexit.unregister(Engine._close)
+        _get_fqns.cache_clear()
+    # Trainers and clients are in reference cycles. Python looks for these the more rarely, the more objects there are,
+    # however large their tensors: so what stays for good is not counted.
     gc.collect()
     gc.freeze()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps what is freed in between
+        trim(0)
     with process_as_before():
         yield
 

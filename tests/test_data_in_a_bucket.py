@@ -5,7 +5,7 @@ import pytest
 from data.prepare import Settings, prepare
 from recipes.errors import InputError
 from tests.s3 import aws_environment, running
-from tests.support import write_images
+from tests.support import upload, write_images
 from tests.test_techniques import TINY
 
 SAVING = ("checkpoints.interval=2ba", "checkpoints.keep=100")
@@ -21,16 +21,12 @@ def prepared(tmp_path_factory, images):
 @pytest.fixture
 def bucket(tmp_path, prepared, monkeypatch):
     with running(tmp_path / "s3") as server:
-        client = server.client()
-        client.create_bucket(Bucket="bucket")
-        for file in prepared.rglob("*"):
-            if file.is_file():
-                client.put_object(Bucket="bucket", Key=f"set/{file.relative_to(prepared)}", Body=file.read_bytes())
+        upload(server, prepared)
         aws_environment(monkeypatch, server.endpoint)
         yield "s3://bucket/set"
 
 
-def test_a_run_on_a_bucket_ends_with_the_weights_of_one_on_a_folder_also_resumed(train, tmp_path, prepared, bucket):
+def test_a_run_on_a_bucket_whole_or_resumed_ends_with_the_weights_of_one_on_a_folder(train, tmp_path, prepared, bucket):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.rstrip("\n") + "\n  progressive_resizing: {size_increment: 8}\n")
     status, local = train(path, "run_name=local", f"data.path={prepared}", *SAVING)
@@ -45,17 +41,19 @@ def test_a_run_on_a_bucket_ends_with_the_weights_of_one_on_a_folder_also_resumed
     assert kept.stem in resumed["resumed_from"][0]
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"), [({"train": 7}, "21 training images"), ({"classes": 4}, "32 training")]
-)
-def test_a_run_does_not_go_on_with_another_training_set(train, tmp_path, images, changed, message):
+def test_a_run_does_not_resume_with_another_training_set(train, tmp_path):
     path = tmp_path / "tiny.yaml"
     path.write_text(TINY.rstrip("\n") + " {}\n")
-    status, _ = train(path, "run_name=run", "max_duration=1ep", *SAVING)
-    assert status == 0
-    other = write_images(tmp_path / "other", **changed)
-    kept = tmp_path / "run/checkpoints/ep000-ba000002.safetensors"
-    with pytest.raises(InputError, match=f"data.path: holds {message}.*trained on 24; to resume"):
-        train(path, "run_name=again", "max_duration=1ep", f"data.path={other}", f"resume={kept}", *SAVING)
-    status, again = train(path, "run_name=again", "max_duration=1ep", f"resume={kept}", *SAVING)
-    assert (status, again["finished"]) == (0, True)
+    assert train(path, "run_name=run", "max_duration=1ep", *SAVING)[0] == 0
+    again = (
+        "run_name=again",
+        "max_duration=1ep",
+        f"resume={tmp_path}/run/checkpoints/ep000-ba000002.safetensors",
+        *SAVING,
+    )
+    for changed, message in (({"train": 7}, "21 training images"), ({"classes": 4}, "32 training")):
+        other = write_images(tmp_path / message, **changed)
+        with pytest.raises(InputError, match=f"data.path: holds {message}.*trained on 24; to resume"):
+            train(path, *again, f"data.path={other}")
+    status, summary = train(path, *again)
+    assert (status, summary["finished"]) == (0, True)

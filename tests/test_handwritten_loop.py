@@ -26,7 +26,7 @@ from data.source import open_split_pair
 from recipes.load import load_config
 from recipes.schedule import epoch_plan
 from recipes.trainer import build_train_data, position_seed
-from tests.support import ROOT, write_images
+from tests.support import ROOT, one_thread, write_images
 
 SEED, EPOCHS, BATCH, CLASSES, STEPS = 5, 7, 8, 3, 21
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -34,8 +34,8 @@ PLAIN = """
 run_name: run
 model: {name: resnet50}
 optimizer: {lr: 0.000005, weight_decay: 50.0}
-data: {path: IMAGES, train_size: 64, augment: {area: [1.0, 1.0], aspect_ratio: [1.0, 1.0], flip: 0.0}}
-eval: {sizes: [64], crop_ratio: 1.0}
+data: {path: IMAGES, train_size: 32, augment: {area: [1.0, 1.0], aspect_ratio: [1.0, 1.0], flip: 0.0}}
+eval: {sizes: [32], crop_ratio: 1.0}
 algorithms: {label_smoothing: {smoothing: 0.1}}
 """
 HERE = (
@@ -45,6 +45,7 @@ HERE = (
     "device=cpu",
     "data.workers=0",
     "eval.interval=7",
+    "checkpoints.interval=7ep",
     "loggers.interval=1",
     "loggers.tensorboard=false",
     "loggers.progress_bar=false",
@@ -53,10 +54,8 @@ HERE = (
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+    with one_thread():
+        yield
 
 
 @pytest.fixture
@@ -106,12 +105,26 @@ def by_hand(network, batches, loss_of, *, lr, weight_decay, after_step=lambda: N
     return losses, rates, momenta
 
 
+def require_same(ours, theirs, network, val, size):
+    """Step by step, and in the last evaluation, of a network on pictures with labels."""
+    losses, rates, momenta = theirs
+    assert ours.loss == pytest.approx(losses, rel=1e-5)
+    assert ours.lr == pytest.approx(rates, rel=1e-9)
+    assert ours.momentum == pytest.approx(momenta, rel=1e-9)
+    pictures, labels = map(list, zip(*val, strict=True))
+    with torch.no_grad():
+        logits = network.eval()(torch.stack(pictures))
+    found = ours.summary["eval_by_size"][size]
+    assert found["top1"] == pytest.approx((logits.argmax(1) == torch.tensor(labels)).float().mean().item(), abs=1e-6)
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-3)
+
+
 def test_twenty_steps_of_resnet50_have_the_losses_of_a_plain_loop(program, tmp_path):
     """Decoded with Pillow, normalised with torchvision: of our loader it takes the order of the images alone."""
-    images = write_images(tmp_path / "images", size=64)
+    images = write_images(tmp_path / "images", size=32)
     for path in images.rglob("*.jpg"):  # square pictures without loss: neither cropping nor decoding changes a pixel
         with Image.open(path) as picture:
-            picture.crop((0, 0, 64, 64)).save(path.with_suffix(".png"))
+            picture.crop((0, 0, 32, 32)).save(path.with_suffix(".png"))
         path.unlink()
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(PLAIN.replace("IMAGES", str(images)))
@@ -131,17 +144,9 @@ def test_twenty_steps_of_resnet50_have_the_losses_of_a_plain_loop(program, tmp_p
     def loss_of(step, images, labels):
         return F.cross_entropy(network(images), labels, label_smoothing=0.1)
 
-    losses, rates, momenta = by_hand(network, batches(), loss_of, lr=5e-6, weight_decay=50.0)
-    assert ours.loss == pytest.approx(losses, rel=1e-5)
-    assert ours.lr == pytest.approx(rates, rel=1e-9)
-    assert ours.momentum == pytest.approx(momenta, rel=1e-9)
-    assert max(losses) - min(losses) > 0.1  # they do move
-    pictures, labels = zip(*val, strict=True)
-    with torch.no_grad():
-        logits = network.eval()(torch.stack(pictures))
-    found = ours.summary["eval_by_size"]["64"]
-    assert found["top1"] == pytest.approx((logits.argmax(1) == torch.tensor(labels)).float().mean().item(), abs=1e-6)
-    assert found["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-3)
+    theirs = by_hand(network, batches(), loss_of, lr=5e-6, weight_decay=50.0)
+    assert max(theirs[0]) - min(theirs[0]) > 0.1  # they do move
+    require_same(ours, theirs, network, val, "32")
 
 
 class Blur(nn.Module):
@@ -218,14 +223,7 @@ def test_the_whole_recipe_has_the_losses_of_a_plain_loop(program, images):
         averages[:] = averages or [ModelEmaV3(network, decay=0.5)]  # a half-life of 0.2 % of 21 steps is one step
         averages[0].update(network)
 
-    lr = 2.0 * BATCH / 2048
-    losses, rates, momenta = by_hand(network, batches(), loss_of, lr=lr, weight_decay=5e-5, after_step=average)
-    assert ours.loss == pytest.approx(losses, rel=1e-5)
-    assert ours.lr == pytest.approx(rates, rel=1e-9)
-    assert ours.momentum == pytest.approx(momenta, rel=1e-9)
+    theirs = by_hand(network, batches(), loss_of, lr=2.0 * BATCH / 2048, weight_decay=5e-5, after_step=average)
     transform = torchvision.models.ResNet50_Weights.IMAGENET1K_V1.transforms(crop_size=56, resize_size=64)
-    pictures, labels = zip(*torchvision.datasets.ImageFolder(images / "val", transform), strict=True)
-    with torch.no_grad():
-        logits = averages[0].module(torch.stack(pictures))
-    found = ours.summary["eval_by_size"]["56"]
-    assert found["loss"] == pytest.approx(F.cross_entropy(logits, torch.tensor(labels)).item(), rel=1e-3)
+    val = torchvision.datasets.ImageFolder(images / "val", transform)
+    require_same(ours, theirs, averages[0].module, val, "56")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import ROOT
 
-FILES = sorted(path for room in ("recipes", "algorithms", "data") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for package in ("recipes", "algorithms", "data") for path in (ROOT / package).rglob("*.py"))
 ALLOWED = {"recipes": {"recipes", "algorithms", "data"}, "algorithms": {"algorithms"}, "data": {"data"}}
 
 
@@ -21,11 +21,11 @@ def imported(path):
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_imports_only_what_its_room_may(path):
-    room = path.relative_to(ROOT).parts[0]
+def test_a_file_imports_only_what_its_package_may(path):
+    package = path.relative_to(ROOT).parts[0]
     ours = {name for name in imported(path) if name.split(".")[0] in {*ALLOWED, "entrypoint"}}
-    assert {name.split(".")[0] for name in ours} <= ALLOWED[room]
-    if room == "algorithms" and path.name != "config.py":
+    assert {name.split(".")[0] for name in ours} <= ALLOWED[package]
+    if package == "algorithms" and path.name != "config.py":
         assert ours <= {"algorithms"}, "a technique imports no other technique"
 
 

@@ -31,9 +31,8 @@ def weights(train, tmp_path):
 
     def weights(*lines, **options):
         overrides = [f"{key.replace('__', '.')}={value}" for key, value in options.items()]
-        path = tmp_path / "tiny.yaml"
-        path.write_text(TINY.rstrip("\n") + (" {}\n" if not lines else "\n" + "".join(f"  {x}\n" for x in lines)))
-        number = sum(1 for _ in tmp_path.iterdir())
+        path, number = tmp_path / "tiny.yaml", sum(1 for _ in tmp_path.iterdir())
+        path.write_text(TINY.rstrip("\n") + f" {{{', '.join(lines)}}}\n")
         status, summary = train(path, f"run_name=run{number}", *overrides)
         assert status == 0
         return summary["weights_sha256"]
@@ -45,7 +44,7 @@ def test_each_technique_of_the_loader_changes_the_run(weights):
     assert len({weights(), *(weights(line) for line in IN_THE_LOADER)}) == 1 + len(IN_THE_LOADER)
 
 
-def test_off_on_the_command_line_is_a_line_removed_and_the_seed_changes_the_run(weights):
+def test_off_on_the_command_line_equals_a_removed_line_and_the_seed_changes_the_run(weights):
     without = weights("label_smoothing: {}")
     assert weights("label_smoothing: {}", "mixup: {}", algorithms__mixup="off") == without
     assert weights("label_smoothing: {}", seed=3) != without

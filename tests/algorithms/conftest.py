@@ -36,12 +36,12 @@ def resumed(run: Any, tmp_path: Path) -> Callable:
 
     def check(techniques: dict[str, Any], batches: list[int], **options: Any) -> tuple[Run, list[Run]]:
         paths = {batch: tmp_path / f"{batch}.pt" for batch in batches}
-        through, others = run(techniques, save=paths, **options), []
+        through = run(techniques, save=paths, **options)
         final = through.fit()
-        for batch, path in paths.items():
-            others.append(run(techniques, load=path, **options))
-            assert others[-1].trainer.state.timestamp.batch == batch
-            assert_equal(final, others[-1].fit())
+        others = [run(techniques, load=path, **options) for path in paths.values()]
+        for batch, other in zip(batches, others, strict=True):
+            assert other.trainer.state.timestamp.batch == batch
+            assert_equal(final, other.fit())
         return through, others
 
     return check

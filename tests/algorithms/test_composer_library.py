@@ -15,7 +15,7 @@ CLASSES = {
 }
 
 
-def test_every_algorithm_of_composer_is_decided_on():
+def test_every_algorithm_of_composer_is_classified():
     assert sorted(CLASSES) == sorted([*OWN_KEY, *UNSUITABLE, *USABLE])
     assert USABLE.keys() >= NOT_RESUMABLE.keys()
     assert set(OWN_KEY.values()) <= AlgorithmsConfig.model_fields.keys()
@@ -55,12 +55,12 @@ def test_the_arguments_are_composers(name):
         ({"CutOut": {"num_holes": 2, "length": 1}}, []),  # an integer may stand for a float
     ],
 )
-def test_a_wrong_choice_is_named_with_what_is_allowed(chosen, expected):
+def test_a_wrong_choice_is_reported_with_what_is_allowed(chosen, expected):
     found = list(problems(chosen))
     assert [key for key, _ in found] == [key for key, _ in expected]
     assert all(word in text for (_, text), (_, word) in zip(found, expected, strict=True))
 
 
-def test_a_value_that_composer_refuses_is_named():
+def test_a_value_that_composer_refuses_is_reported():
     with pytest.raises(ValueError, match=r"^algorithms.composer.LayerFreezing: "):
         build_library({"LayerFreezing": {"unknown": 1}})

@@ -6,26 +6,17 @@ from composer.core import Event
 from hypothesis import given
 from hypothesis import strategies as st
 from timm.utils import ModelEmaV2, ModelEmaV3
-from tiny_run import assert_equal, convnet
+from tiny_run import Recorder, assert_equal, convnet
 from torch.nn.parallel import DistributedDataParallel
 
 from algorithms import bare_name
 from algorithms.ema import EMAConfig, in_batches
 
+TIMES = {"100ba": "100ba", "2ep": "2ep", "0.003dur": "27ba", ".5dur": "4500ba", "0.00001dur": "1ba", "1dur": "9000ba"}
 
-@pytest.mark.parametrize(
-    ("time", "batches"),
-    [
-        ("100ba", "100ba"),
-        ("2ep", "2ep"),
-        ("0.003dur", "27ba"),
-        (".5dur", "4500ba"),
-        ("0.00001dur", "1ba"),
-        ("1dur", "9000ba"),
-    ],
-)
-def test_a_share_of_the_run_becomes_batches(time, batches):
-    assert in_batches(time, 9000) == batches
+
+def test_a_share_of_the_run_becomes_batches():
+    assert {time: in_batches(time, 9000) for time in TIMES} == TIMES
 
 
 @given(share=st.floats(1e-3, 1), total=st.integers(1, 10**6), factor=st.integers(2, 10))
@@ -33,41 +24,6 @@ def test_half_lives_scale_with_the_run(share, total, factor):
     short, long = (int(in_batches(f"{share:.6f}dur", total * by).removesuffix("ba")) for by in (1, factor))
     assert short >= 1
     assert abs(long - factor * short) <= factor
-
-
-class Evaluated(Callback):
-    """Notes the weights that are evaluated, and every batch's trained ones."""
-
-    def __init__(self):
-        self.trained, self.evaluated = [], None
-
-    def batch_end(self, state, logger):
-        self.trained.append(state.model.state_dict()["module.0.weight"].clone())
-
-    def eval_batch_start(self, state, logger):
-        self.evaluated = state.model.state_dict()["module.0.weight"].clone()
-
-
-@pytest.mark.parametrize(("config", "smoothing"), [({"half_life": "4ba"}, 2 ** (-1 / 4)), ({"smoothing": 0.6}, 0.6)])
-def test_the_average_is_evaluated_and_the_trained_weights_stay(run, config, smoothing):
-    watch = Evaluated()
-    final = run({"ema": config}, callbacks=(watch,), evaluate=True).fit()
-    average = watch.trained[0]
-    for weights in watch.trained:
-        average = smoothing * average + (1 - smoothing) * weights
-    torch.testing.assert_close(watch.evaluated, average)
-    assert_equal(final, run({}, evaluate=True).fit())
-
-
-def test_a_run_equals_composers(run):
-    theirs, ours = (
-        EMA(half_life="4ba", update_interval="2ba"),
-        EMAConfig(half_life="4ba", update_interval="2ba").build(15),
-    )
-    run([theirs], evaluate=True).fit()
-    run([ours], evaluate=True).fit()
-    assert_equal(dict(theirs.ema_model.named_parameters()), dict(ours.ema_model.named_parameters()))
-    assert_equal(dict(theirs.ema_model.named_buffers()), dict(ours.ema_model.named_buffers()))
 
 
 class Timms(Callback):
@@ -86,19 +42,34 @@ class Timms(Callback):
             self.v3.update(network, step=1 + batch)  # its decay is zero before step 2
 
 
-@pytest.mark.parametrize("interval", [1, 2])
-def test_the_average_is_timms(run, interval):
-    timms = Timms(2 ** (-interval / 4), interval)
-    ours = run({"ema": {"half_life": "4ba", "update_interval": f"{interval}ba"}}, callbacks=(timms,))
-    ours.fit()
-    (algorithm,) = ours.trainer.state.algorithms
-    average = algorithm.ema_model.named_parameters_dict | algorithm.ema_model.named_buffers_dict
-    average = {bare_name(name): tensor for name, tensor in average.items() if tensor.is_floating_point()}
-    for theirs in (timms.v2.module.state_dict(), timms.v3.module.state_dict()):
-        floats = {name: tensor for name, tensor in theirs.items() if tensor.is_floating_point()}
-        torch.testing.assert_close(average, floats, rtol=1e-6, atol=1e-6)
-    # It is an average: the last weights are something else.
-    assert not torch.allclose(average["0.weight"], ours.weights()["module.0.weight"], atol=1e-4)
+def bare(tensors):
+    return {bare_name(name): tensor for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "decay", "interval"),
+    [
+        ({"half_life": "4ba"}, 2 ** (-1 / 4), 1),
+        ({"half_life": "4ba", "update_interval": "2ba"}, 2 ** (-2 / 4), 2),
+        ({"smoothing": 0.6}, 0.6, 1),
+    ],
+)
+def test_the_average_is_composers_and_timms_and_only_evaluated(run, fields, decay, interval):
+    timms, evaluated = Timms(decay, interval), Recorder("eval_batch_start")
+    ours = run({"ema": fields}, callbacks=(timms, evaluated), evaluate=True)
+    theirs = run([EMA(**{"half_life": None, "update_interval": "1ba"} | fields)], evaluate=True)
+    final = ours.fit()
+    theirs.fit()
+    averages = [item.trainer.state.algorithms[0].ema_model for item in (ours, theirs)]
+    average, composers = (bare(item.named_parameters_dict | item.named_buffers_dict) for item in averages)
+    assert_equal(average, composers)
+    assert_equal(average, bare(evaluated.values[-1]))
+    floats = {name: tensor for name, tensor in average.items() if tensor.is_floating_point()}
+    for original in (timms.v2.module.state_dict(), timms.v3.module.state_dict()):
+        torch.testing.assert_close(floats, {name: original[name] for name in floats}, rtol=1e-6, atol=1e-6)
+    # It is an average, the last weights are something else; and these are those of a run without.
+    assert not torch.allclose(average["0.weight"], final["module.0.weight"], atol=1e-4)
+    assert_equal(final, run({}, evaluate=True).fit())
 
 
 @pytest.fixture
@@ -126,9 +97,9 @@ def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logg
     run, after, _ = start(resumed_wrapped)
     after.load_state_dict(saved)
     averages = saved["ema_model"]["named_parameters_dict"] | saved["ema_model"]["named_buffers_dict"]
-    averages = {bare_name(name): tensor.clone() for name, tensor in averages.items()}
+    averages = {name: tensor.clone() for name, tensor in bare(averages).items()}
     after.apply(Event.EVAL_START, run, logger)
-    assert_equal({bare_name(name): tensor for name, tensor in run.model.state_dict().items()}, averages)
+    assert_equal(bare(run.model.state_dict()), averages)
 
 
 def test_an_average_that_fits_nothing_is_an_error(state, logger):

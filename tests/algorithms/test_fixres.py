@@ -2,21 +2,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from composer import Callback
 from composer.algorithms.blurpool import apply_blurpool
 from composer.core import Event
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_run import Recorder
 from torch import nn
 
 from algorithms.fixres import FixResConfig, classifier, last_batchnorm, start_epoch
-
-STAGE = {"fixres": {"start": 0.34, "train": "classifier"}}  # from epoch 1 of 3 on
-
-
-def fixres(epoch):
-    """The algorithm whose stage begins at an epoch of ten."""
-    return FixResConfig(start=epoch / 10, train="classifier").build(10)
 
 
 @given(start=st.floats(0, 1), epochs=st.integers(1, 1000))
@@ -72,24 +65,17 @@ def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
 
 @pytest.mark.parametrize("network", [nn.Sequential(nn.Conv2d(3, 4, 1)), torchvision.models.squeezenet1_1()])
 def test_a_network_without_them_is_refused_before_the_stage_begins(network, state, logger):
-    for start in (0, 5):
+    for start in (0.0, 0.5):
         with pytest.raises(ValueError, match="the model has no"):
-            fixres(start).apply(Event.INIT, state(network), logger)
-
-
-class Watch(Callback):
-    """Notes the state dict at the start of the stage."""
-
-    def epoch_start(self, state, logger):
-        if state.timestamp.epoch == 1:
-            self.weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+            FixResConfig(start=start, train="classifier").build(10).apply(Event.INIT, state(network), logger)
 
 
 @pytest.mark.parametrize("microbatch", [8, 4])
 def test_in_a_real_run_only_two_layers_change_in_the_stage(run, microbatch):
     """With evaluations and training metrics, both of which put the model back into training mode."""
-    watch = Watch()
-    final = run(STAGE, callbacks=(watch,), evaluate=True, microbatch=microbatch).fit()
-    changed = {name for name in final if not torch.equal(final[name], watch.weights[name])}
+    watch = Recorder("epoch_start")
+    stage = {"fixres": {"start": 0.34, "train": "classifier"}}  # from epoch 1 of 3 on
+    final = run(stage, callbacks=(watch,), evaluate=True, microbatch=microbatch).fit()
+    changed = {name for name in final if not torch.equal(final[name], watch.values[1][name])}
     assert {name.rpartition(".")[0] for name in changed} == {"module.5", "module.10"}
     assert {name for name in changed if "running" in name} == {"module.5.running_mean", "module.5.running_var"}

@@ -14,7 +14,7 @@ ORIGINALS = {
 
 
 @pytest.mark.parametrize("kind", ORIGINALS)
-def test_the_gradients_are_the_originals(kind, state, logger):
+def test_the_gradients_match_the_originals(kind, state, logger):
     gradients = []
     for clip in ("ours", "theirs", None):
         torch.manual_seed(2)

@@ -9,33 +9,18 @@ from PIL import Image
 
 from algorithms.config import AlgorithmsConfig
 
-
-def picture():
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
-
-
-def transform(config):
-    (only,) = AlgorithmsConfig.model_validate(config).image_transforms()
-    return only
+CASES = [("randaugment", {"severity": 7, "depth": 3, "augmentation_set": kind}) for kind in augmentation_sets]
+CASES += [("augmix", {"severity": 5, "depth": depth, "width": 2, "alpha": 0.7}) for depth in (-1, 2)]
 
 
-@pytest.mark.parametrize("chosen", ["all", "safe", "original"])
-def test_randaugment_is_composers(chosen):
-    ours = transform({"randaugment": {"severity": 7, "depth": 3, "augmentation_set": chosen}})
+@pytest.mark.parametrize(("name", "fields"), CASES)
+def test_the_pictures_are_composers(name, fields):
+    (ours,) = AlgorithmsConfig.model_validate({name: fields}).image_transforms()
+    theirs = {"randaugment": randaugment_image, "augmix": augmix_image}[name]
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    operations = augmentation_sets[fields.get("augmentation_set", "all")]
     for seed in range(5):
         np.random.seed(seed)
-        expected = randaugment_image(picture(), severity=7, depth=3, augmentation_set=augmentation_sets[chosen])
+        expected = theirs(Image.fromarray(pixels), **fields | {"augmentation_set": operations})
         np.random.seed(seed)
-        assert np.array_equal(np.asarray(ours(picture())), np.asarray(expected))
-
-
-@pytest.mark.parametrize("depth", [-1, 2])
-def test_augmix_is_composers(depth):
-    ours = transform({"augmix": {"severity": 5, "depth": depth, "width": 2, "alpha": 0.7}})
-    for seed in range(5):
-        np.random.seed(seed)
-        expected = augmix_image(
-            picture(), severity=5, depth=depth, width=2, alpha=0.7, augmentation_set=augmentation_sets["all"]
-        )
-        np.random.seed(seed)
-        assert np.array_equal(np.asarray(ours(picture())), np.asarray(expected))
+        assert np.array_equal(np.asarray(ours(Image.fromarray(pixels))), np.asarray(expected))

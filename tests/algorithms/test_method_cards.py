@@ -1,7 +1,5 @@
 """A technique's card says what its config says."""
 
-import ast
-import itertools
 import json
 import re
 from pathlib import Path
@@ -35,21 +33,8 @@ def rows(text):
     return {line[1]: (line[2], line[3]) for line in lines}
 
 
-def documented(config):
-    """Field -> (default, meaning) as the config has them: the meaning is the docstring under the field."""
-    source = ast.parse((ROOT / f"{module(config)}.py").read_text(encoding="utf-8"))
-    name = CONFIGS[config].__name__
-    body = next(node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == name)
-    meanings = {
-        field.target.id: below.value.value
-        for field, below in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr)
-    }
-    defaults = {
-        name: "required" if field.is_required() else json.dumps(field.default).strip('"')
-        for name, field in CONFIGS[config].model_fields.items()
-    }
-    return {name: (default, meanings[name]) for name, default in defaults.items()}
+def default(field):
+    return "required" if field.is_required() else json.dumps(field.default).strip('"')
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -58,9 +43,8 @@ def test_a_card_has_the_fields_of_its_config_and_promises_a_resume_that_it_keeps
     assert text.split("## Resuming\n")[1].startswith("Exactly") == (CONFIGS[name].not_resumable is None)
     if module(name) == "mix":
         text = text.split(f"### `{name}`\n")[1]
-    written, expected = rows(text), documented(name)
-    assert list(written) == list(expected)
-    assert written == expected
+    expected = [(key, (default(field), field.description)) for key, field in CONFIGS[name].model_fields.items()]
+    assert list(rows(text).items()) == expected
 
 
 def test_each_technique_has_a_module_and_a_card():

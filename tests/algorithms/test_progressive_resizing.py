@@ -11,20 +11,14 @@ from algorithms.progressive_resizing import ProgressiveResizingConfig
 BATCHES = 90
 
 
-def schedule(scale, delay, finetune, increment):
-    return ProgressiveResizingConfig(
-        initial_scale=scale, delay_fraction=delay, finetune_fraction=finetune, size_increment=increment
-    )
-
-
-def composers_widths(algorithm, state, full_size, batches=BATCHES):
+def composers_widths(algorithm, state, full_size):
     """Width of the images at each batch of a run, as Composer's algorithm makes them."""
     run = state(nn.Conv2d(3, 1, 1))
-    run.max_duration = f"{batches}ba"
+    run.max_duration = f"{BATCHES}ba"
     picture = torch.randint(0, 256, (1, 3, full_size, full_size), dtype=torch.uint8)
     picture = picture.to(memory_format=torch.channels_last)
     widths = []
-    for batch in range(batches):
+    for batch in range(BATCHES):
         run.timestamp = Timestamp(batch=batch)
         run.batch = (picture, torch.zeros(1, dtype=torch.int64))
         algorithm.apply(Event.AFTER_DATALOADER, run, None)
@@ -36,11 +30,10 @@ def composers_widths(algorithm, state, full_size, batches=BATCHES):
 @pytest.mark.parametrize(("full_size", "increment"), [(32, 1), (176, 4), (224, 32)])
 @pytest.mark.parametrize(("scale", "delay", "finetune"), [(0.5, 0.5, 0.2), (0.5, 0.4, 0.2), (0.3, 0.0, 0.0)])
 def test_the_sizes_are_composers_over_a_whole_run(full_size, increment, scale, delay, finetune, state):
-    algorithm = ProgressiveResizing(
-        initial_scale=scale, delay_fraction=delay, finetune_fraction=finetune, size_increment=increment
-    )
-    theirs = composers_widths(algorithm, state, full_size)
-    config = schedule(scale, delay, finetune, increment)
+    names = ("initial_scale", "delay_fraction", "finetune_fraction", "size_increment")
+    fields = dict(zip(names, (scale, delay, finetune, increment), strict=True))
+    theirs = composers_widths(ProgressiveResizing(**fields), state, full_size)
+    config = ProgressiveResizingConfig(**fields)
     ours = [config.size_at(batch / BATCHES, full_size) for batch in range(BATCHES)]
     # torch rounds size * (wanted / size) down, so Composer's picture can be one pixel short of what it computed.
     assert all(mine - 1 <= their <= mine for mine, their in zip(ours, theirs, strict=True))
@@ -50,9 +43,8 @@ def test_the_sizes_are_composers_over_a_whole_run(full_size, increment, scale, d
 @pytest.mark.parametrize(("delay", "finetune"), [(0.0, 1.0), (1.0, 0.0), (0.3, 0.7)])
 def test_where_batch_takes_every_split_without_a_ramp(delay, finetune, state):
     config = ProgressiveResizingConfig(where="batch", delay_fraction=delay, finetune_fraction=finetune)
-    assert composers_widths(config.build(), state, 64) == [32] * round(delay * BATCHES) + [64] * round(
-        finetune * BATCHES
-    )
+    expected = [32] * round(delay * BATCHES) + [64] * round(finetune * BATCHES)
+    assert composers_widths(config.build(), state, 64) == expected
 
 
 fractions = st.floats(0, 1)
@@ -67,7 +59,9 @@ fractions = st.floats(0, 1)
 )
 @example(full=224, scale=0.5, shares=(0.1, 0.9), increment=32, times=[0.0, 0.1, 1.0])
 def test_sizes_grow_from_the_first_to_the_full_one(full, scale, shares, increment, times):
-    config = schedule(scale, *shares, increment)
+    config = ProgressiveResizingConfig(
+        initial_scale=scale, delay_fraction=shares[0], finetune_fraction=shares[1], size_increment=increment
+    )
     sizes = [config.size_at(time, full) for time in times]
     assert sizes == sorted(sizes)
     assert all(size == full or size % increment == 0 for size in sizes)

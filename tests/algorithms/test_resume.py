@@ -70,7 +70,7 @@ def test_both_mixes_and_label_smoothing_resume_together(resumed):
 
 
 @pytest.mark.parametrize("name", NOT_RESUMABLE)
-def test_what_is_declared_not_to_resume_does_not(name, run, tmp_path):
+def test_what_is_declared_not_resumable_does_not_resume(name, run, tmp_path):
     chosen = {"composer": {name: ARGUMENTS.get(name, {})}}
     assert AlgorithmsConfig.model_validate(chosen).not_resumable == {f"composer.{name}": NOT_RESUMABLE[name]}
     through = run(chosen, save={7: tmp_path / "saved.pt"}).fit()
@@ -83,7 +83,7 @@ def test_every_technique_is_here():
     assert {name for name, *_ in CASES} | in_the_loader == set(AlgorithmsConfig.model_fields)
 
 
-def test_the_weights_are_in_nhwc_order_to_the_end(run):
+def test_the_weights_stay_in_nhwc_order(run):
     final = run({"channels_last": {}, "blurpool": {}, "squeeze_excite": {"min_channels": 16}}).fit()
     kernels = [tensor for tensor in final.values() if tensor.ndim == 4 and tensor.shape[1] > 1 and tensor.shape[2] > 1]
     assert kernels

@@ -7,18 +7,6 @@ from torch import nn
 from algorithms.sam import SAMConfig
 
 
-def closure(network, optimizer, pictures, targets, passes=None):
-    def run(**kwargs):
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(network(pictures), targets)
-        loss.backward()
-        if passes is not None:
-            passes.append([param.detach().clone() for param in network.parameters()])
-        return loss.item()
-
-    return run
-
-
 @pytest.fixture
 def problem():
     torch.manual_seed(0)
@@ -36,32 +24,27 @@ def test_a_step_is_the_papers(problem):
 
     first = gradient(weights)
     norm = torch.sqrt(sum((part**2).sum() for part in first))
-    climbed = [
-        (weight + 0.3 * part / norm).detach().requires_grad_() for weight, part in zip(weights, first, strict=True)
-    ]
+    pairs = zip(weights, first, strict=True)
+    climbed = [(weight + 0.3 * part / norm).detach().requires_grad_() for weight, part in pairs]
     expected = [weight - 0.1 * part for weight, part in zip(weights, gradient(climbed), strict=True)]
 
     optimizer = SAMConfig(rho=0.3).wrapped(torch.optim.SGD(network.parameters(), lr=0.1))
     passes = []
-    optimizer.step(closure(network, optimizer, pictures, targets, passes))
+
+    def closure(**kwargs):
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(network(pictures), targets)
+        loss.backward()
+        passes.append([param.detach().clone() for param in network.parameters()])
+        return loss.item()
+
+    optimizer.step(closure)
     torch.testing.assert_close(passes[1], [part.detach() for part in climbed])
     torch.testing.assert_close(list(network.parameters()), expected)
 
 
-def test_every_intervalth_step_takes_two_passes(problem):
-    network, pictures, targets = problem
-    optimizer = SAMConfig(interval=3).wrapped(torch.optim.SGD(network.parameters(), lr=0.1))
-    counts = []
-    for _ in range(7):
-        passes = []
-        optimizer.step(closure(network, optimizer, pictures, targets, passes))
-        counts.append(len(passes))
-    assert counts == [1, 1, 2, 1, 1, 2, 1]
-    assert optimizer.global_step == 7
-
-
 @pytest.mark.parametrize("interval", [1, 3])
-def test_a_whole_run_equals_composers_up_to_rounding(run, interval):
+def test_a_run_equals_composers_up_to_rounding(run, interval):
     ours = run({"sam": {"rho": 0.5, "interval": interval}}).fit()
     theirs = run([ComposersSAM(rho=0.5, epsilon=1e-12, interval=interval)]).fit()
     for name, weights in ours.items():

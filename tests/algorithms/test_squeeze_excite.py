@@ -3,18 +3,17 @@ import torch
 import torchvision
 from composer.algorithms import SqueezeExcite2d, SqueezeExciteConv2d
 from composer.algorithms.warnings import NoEffectWarning
+from composer.core import Event
+
+from algorithms.squeeze_excite import SqueezeExciteConfig
 
 
-def test_wide_convolutions_get_a_block(run):
-    trainer = run({"squeeze_excite": {"min_channels": 512}}, network=torchvision.models.resnet50).trainer
-    names = [name for name, module in trainer.state.model.named_modules() if isinstance(module, SqueezeExciteConv2d)]
-    wide = [
-        f"module.{name}"
-        for name, module in torchvision.models.resnet50().named_modules()
-        if isinstance(module, torch.nn.Conv2d) and min(module.in_channels, module.out_channels) >= 512
-    ]
-    assert names == wide
-    assert len(wide) > 0
+def test_wide_convolutions_get_a_block(state, logger):
+    network = torchvision.models.resnet50()
+    convolutions = {name: item for name, item in network.named_modules() if isinstance(item, torch.nn.Conv2d)}
+    wide = [name for name, item in convolutions.items() if min(item.in_channels, item.out_channels) >= 512]
+    SqueezeExciteConfig(min_channels=512).build().apply(Event.INIT, state(network), logger)
+    assert [name for name, item in network.named_modules() if isinstance(item, SqueezeExciteConv2d)] == wide != []
 
 
 def test_a_block_scales_each_channel_as_in_the_paper():
@@ -26,6 +25,6 @@ def test_a_block_scales_each_channel_as_in_the_paper():
     torch.testing.assert_close(block(pictures), pictures * scales[:, :, None, None])
 
 
-def test_no_effect_is_said(run):
+def test_no_effect_is_reported(run):
     with pytest.warns(NoEffectWarning, match="no convolution has 128 channels"):
         run({"squeeze_excite": {}})

@@ -1,8 +1,12 @@
 import pytest
 import torch
 import torchvision
+from composer.core import Event
+from composer.loggers import Logger
 from tiny_run import bottlenecks
 from torchvision.models.resnet import Bottleneck
+
+from algorithms.config import AlgorithmsConfig
 
 
 def blocks(network):
@@ -10,12 +14,13 @@ def blocks(network):
 
 
 @pytest.mark.parametrize("method", ["block", "sample"])
-def test_the_default_layer_name_fits_torchvisions_resnet50(run, method):
-    trainer = run(
-        {"stochastic_depth": {"stochastic_method": method}}, network=lambda: torchvision.models.resnet50()
-    ).trainer
-    rates = [block.drop_rate.item() for block in blocks(trainer.state.model)]
+def test_the_default_layer_name_fits_torchvisions_resnet50(state, method):
+    network = torchvision.models.resnet50()
+    made = state(network)
+    (algorithm,) = AlgorithmsConfig(stochastic_depth={"stochastic_method": method}).build(15, 3)
+    algorithm.apply(Event.INIT, made, Logger(made))
     # Huang et al. 2016, section 3: linear in the depth, up to the last of 16 blocks.
+    rates = [block.drop_rate.item() for block in blocks(network)]
     torch.testing.assert_close(rates, [0.2 * (index + 1) / 16 for index in range(16)])
 
 

@@ -1,31 +1,70 @@
-"""Techniques under DDP: one launch of two processes, looked at from several sides."""
+"""Techniques under DDP: `python test_two_processes.py FOLDER` trains in two processes, once for all tests."""
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from composer import Callback
 from composer.algorithms import EMA
-from tiny_run import assert_equal
-from two_processes import AVERAGED, SWAPPED
+from composer.utils import dist
+from tiny_run import Recorder, Run, assert_equal, bottlenecks, convnet
 
-from tests.support import ROOT, end, free_port, start
+from algorithms import bare_name
+from tests.support import ROOT, run_two
 
-HERE = Path(__file__).parent
+AVERAGED = {
+    "fixres": {"start": 0.34, "train": "classifier"},
+    "mixup": {"alpha": 0.4},
+    "cutmix": {},
+    "ema": {"half_life": "4ba"},
+    "sam": {"interval": 2},
+}
+SWAPPED = {"swa": {"start": 0.3, "end": 0.7}}
+SKIPPED = {"stochastic_depth": {"drop_rate": 0.6}}
+
+
+class Mixes(Recorder):
+    """Which of MixUp and CutMix acts on each batch."""
+
+    def __init__(self):
+        super().__init__("before_loss", self.choice)
+
+    def batch_start(self, state, logger):
+        self.images = state.batch[0].clone()
+
+    def choice(self, state):
+        # CutMix takes every value from some image as it is; MixUp blends.
+        return "CutMix" if torch.isin(state.batch[0], self.images).all() else "MixUp"
+
+
+def through_and_resumed(out, name, techniques, epochs, batch, *, network=convnet, callbacks=()):
+    """The final weights of an uninterrupted run and of one resumed from its checkpoint."""
+    path = out / f"{name}.pt"
+    through = Run(techniques, epochs=epochs, network=network, save={batch: path}, callbacks=callbacks)
+    through.trainer.fit()
+    resumed = Run(techniques, epochs=epochs, network=network, load=path)
+    resumed.trainer.fit()
+    weights = [item.trainer.state.model.module.state_dict() for item in (through, resumed)]
+    return {"through": weights[0], "resumed": weights[1]}
+
+
+def main(out):
+    dist.initialize_dist("cpu", timeout=120)
+    starts, mixes = Recorder("epoch_start"), Mixes()
+    found = {
+        "averaged": through_and_resumed(out, "averaged", AVERAGED, 3, 8, callbacks=(starts, mixes)),
+        "swapped": through_and_resumed(out, "swapped", SWAPPED, 4, 12),
+        "skipped": through_and_resumed(out, "skipped", SKIPPED, 3, 2, network=bottlenecks),
+        "stage": starts.values[1],
+        "choices": mixes.values,
+    }
+    torch.save(found, out / f"rank{dist.get_global_rank()}.out")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Two processes as Composer's launcher would start them, without the seconds that it takes itself."""
-    out, port = tmp_path_factory.mktemp("two"), str(free_port())
-    together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    together |= {"MASTER_PORT": port, "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT)])}
-    command = [sys.executable, str(HERE / "two_processes.py"), str(out)]
-    processes = [start(command, **together, RANK=rank, LOCAL_RANK=rank) for rank in ("0", "1")]
-    outcomes = [end(process) for process in processes]
-    assert [status for status, _ in outcomes] == [0, 0], outcomes
+    out = tmp_path_factory.mktemp("two")
+    run_two([sys.executable, __file__, str(out)], PYTHONPATH=str(ROOT))
     return out
 
 
@@ -40,36 +79,34 @@ def trained(weights):
 
 
 @pytest.mark.parametrize("name", ["averaged", "swapped", "skipped"])
-def test_processes_agree_and_a_resume_is_exact(ranks, name):
+def test_processes_agree_and_resume_exactly(ranks, name):
     assert_equal(ranks[0][name]["through"], ranks[0][name]["resumed"])
     assert_equal(trained(ranks[0][name]["through"]), trained(ranks[1][name]["through"]))
 
 
-def test_freezing_after_ddp_wrapped_the_model_moves_two_layers_only(ranks):
-    start, end = ranks[0]["stage"], ranks[0]["averaged"]["through"]
-    changed = {name.rpartition(".")[0] for name in end if not torch.equal(start[name], end[name])}
-    assert changed == {"module.5", "module.10"}
+def test_freezing_after_ddp_wrapped_the_model_changes_only_two_layers(ranks):
+    stage, end = (
+        {bare_name(name): tensor for name, tensor in weights.items()}
+        for weights in (ranks[0]["stage"], ranks[0]["averaged"]["through"])
+    )
+    changed = {name.rpartition(".")[0] for name in end if not torch.equal(stage[name], end[name])}
+    assert changed == {"5", "10"}
 
 
-def test_all_ranks_mix_alike(ranks):
+def test_all_processes_mix_alike(ranks):
     assert ranks[0]["choices"] == ranks[1]["choices"]
     assert set(ranks[0]["choices"]) == {"MixUp", "CutMix"}
 
 
-class Evaluated(Callback):
-    def eval_batch_start(self, state, logger):
-        self.weights = {name: value.clone() for name, value in state.model.named_parameters()}
-
-
 def test_one_process_resumes_with_the_averages_of_two(run, folder):
     """Composer ignores weights whose names DDP changed, and would evaluate what was never averaged."""
-    watch = Evaluated()
-    item = run(AVERAGED, load=folder / "averaged.pt", evaluate=True, callbacks=(watch,))
+    evaluated = Recorder("eval_batch_start")
+    item = run(AVERAGED, load=folder / "averaged.pt", evaluate=True, callbacks=(evaluated,))
     (average,) = (algorithm for algorithm in item.trainer.state.algorithms if isinstance(algorithm, EMA))
     saved = {name: value.clone() for name, value in average.ema_model.named_parameters_dict.items()}
     trained = item.weights()
     item.trainer.eval()
-    assert_equal(watch.weights, saved)
+    assert_equal({name: evaluated.values[-1][name] for name in saved}, saved)
     assert_equal(item.weights(), trained)
     item.fit()
 
@@ -78,3 +115,7 @@ def test_one_process_resumes_with_the_swa_of_two(run, folder):
     item = run(SWAPPED, load=folder / "swapped.pt", epochs=4)
     item.fit()
     assert item.trainer.state.algorithms[0].swa_completed
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,17 +1,16 @@
 """A run of seconds through Composer's real Trainer: 15 steps of a small network on 40 random images."""
 
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from composer import Callback, Evaluator, Trainer
 from composer.core import State
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from composer.utils import dist
+from composer.utils.reproducibility import seed_all
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.resnet import Bottleneck
@@ -55,42 +54,43 @@ def bottlenecks() -> nn.Sequential:
     )
 
 
-class SeedByPosition(Callback):
-    """Makes the draws of Composer's algorithms a function of the batch, as the recipe's trainer does."""
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        seed = 1000 + state.timestamp.batch.value
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-
-
-class SaveAt(Callback):
-    """Saves checkpoints after some batches while the run continues."""
+class SeedAndSave(Callback):
+    """Makes draws a function of the batch, as the recipe's trainer does, and saves checkpoints after some batches."""
 
     def __init__(self, paths: dict[int, Path]) -> None:
         self.paths = paths
         self.trainer: Trainer | None = None
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        seed_all(1000 + state.timestamp.batch.value)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if path := self.paths.get(state.timestamp.batch.value):
             self.trainer.save_checkpoint(str(path))
 
 
-def images() -> TensorDataset:
-    generator = torch.Generator().manual_seed(1)
-    pictures = torch.randn(IMAGES, 3, 16, 16, generator=generator)
-    return TensorDataset(pictures, torch.randint(0, CLASSES, (IMAGES,), generator=generator))
+class Recorder(Callback):
+    """Keeps what a function reads from the state at each event of one kind; by default the weights."""
+
+    def __init__(self, event: str, read: Callable[[State], Any] | None = None) -> None:
+        self.values: list[Any] = []
+        setattr(self, event, lambda state, logger: self.values.append((read or weights_of)(state)))
+
+
+def weights_of(state: State) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
 
 
 def loader() -> DataLoader:
-    """The images in order, shared evenly by the processes."""
-    data, processes = images(), dist.get_world_size()
+    """Random images in order, shared evenly by the processes."""
+    generator, processes = torch.Generator().manual_seed(1), dist.get_world_size()
+    pictures = torch.randn(IMAGES, 3, 16, 16, generator=generator)
+    data = TensorDataset(pictures, torch.randint(0, CLASSES, (IMAGES,), generator=generator))
     return DataLoader(data, BATCH // processes, sampler=dist.get_sampler(data, shuffle=False))
 
 
 class Run:
-    """A Trainer that is closed at the end of the test."""
+    """A Trainer of Composer's, of techniques by their fields or of built algorithms."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Run:
             techniques = config.build(epochs * BATCHES_PER_EPOCH, epochs)
         torch.manual_seed(0)
         model = ComposerClassifier(network(), num_classes=CLASSES)
-        saver = SaveAt(save or {})
+        saver = SeedAndSave(save or {})
         self.trainer = Trainer(
             model=model,
             train_dataloader=loader(),
@@ -118,7 +118,7 @@ class Run:
             max_duration=f"{epochs}ep",
             optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-3),
             algorithms=techniques,
-            callbacks=[SeedByPosition(), *callbacks, saver],
+            callbacks=[saver, *callbacks],
             device_train_microbatch_size=microbatch,
             load_path=str(load) if load else None,
             device="cpu",
@@ -134,7 +134,7 @@ class Run:
         return self.weights()
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: tensor.clone() for name, tensor in self.trainer.state.model.state_dict().items()}
+        return weights_of(self.trainer.state)
 
 
 def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:

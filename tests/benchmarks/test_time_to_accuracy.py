@@ -31,7 +31,7 @@ def test_the_time_is_that_to_the_baselines_mean_end():
     assert found["whole"]["ratios"] == [pytest.approx(50 / 122), None], "with one and a half evaluations, and with two"
 
 
-def test_a_seed_that_never_arrives_is_told(tmp_path):
+def test_a_seed_that_never_arrives_is_reported(tmp_path):
     curves = {"baseline": BASELINE, "recipe": [a_curve(0, (5, 30, 0.65)), a_curve(1, (5, 30, 0.59))]}
     found = compare(curves["baseline"], curves["recipe"])
     baseline, recipe = table(found, curves).splitlines()[2:]
