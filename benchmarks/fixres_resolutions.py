@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
-from algorithms.fixres import start_epoch
 from benchmarks.time_to_accuracy import run
 from recipes.load import load_config
 from recipes.output import chart, save
@@ -92,7 +91,7 @@ def main() -> None:
     fixres = config.algorithms.fixres
     if fixres is None:
         raise SystemExit(f"{options.yaml}: has no algorithms.fixres")
-    border = start_epoch(fixres.start, config.epochs)
+    border = fixres.start_epoch(config.epochs)
     curves: dict[str, list[Curve]] = {kind: [] for kind in KINDS}
     for seed in options.seeds:
         recipe, without = f"recipe-seed{seed}", f"without-fixres-seed{seed}"

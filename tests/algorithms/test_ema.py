@@ -9,8 +9,9 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from tiny_run import assert_equal, convnet
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms import bare_name
-from algorithms.ema import EMAConfig, in_batches
+from algorithms import bare_name, ema
+from algorithms.config import EMAConfig
+from algorithms.ema import in_batches
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_the_average_is_evaluated_and_the_trained_weights_stay(run, config, smoo
 def test_a_run_equals_composers(run):
     theirs, ours = (
         EMA(half_life="4ba", update_interval="2ba"),
-        EMAConfig(half_life="4ba", update_interval="2ba").build(15),
+        ema.build(EMAConfig(half_life="4ba", update_interval="2ba"), 15),
     )
     run([theirs], evaluate=True).fit()
     run([ours], evaluate=True).fit()
@@ -116,7 +117,7 @@ def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logg
         made = state(convnet())
         names = set(dict(made.model.named_parameters()))
         made.model = DistributedDataParallel(made.model) if wrapped else made.model
-        algorithm = EMAConfig(half_life="4ba").build(100)
+        algorithm = ema.build(EMAConfig(half_life="4ba"), 100)
         algorithm.apply(Event.INIT, made, logger)
         return made, algorithm, names
 
@@ -132,7 +133,7 @@ def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logg
 
 
 def test_an_average_that_fits_nothing_is_an_error(state, logger):
-    algorithm = EMAConfig(half_life="4ba").build(100)
+    algorithm = ema.build(EMAConfig(half_life="4ba"), 100)
     algorithm.apply(Event.INIT, state(torch.nn.Linear(2, 2)), logger)
     with pytest.raises(ValueError, match="which the model lacks"):
         algorithm.apply(Event.FIT_START, state(torch.nn.Sequential(torch.nn.Linear(2, 2))), logger)

@@ -9,19 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from algorithms.fixres import FixResConfig, classifier, last_batchnorm, start_epoch
+from algorithms.config import FixResConfig
+from algorithms.fixres import build, classifier, last_batchnorm
 
 STAGE = {"fixres": {"start": 0.34, "train": "classifier"}}  # from epoch 1 of 3 on
 
 
 def fixres(epoch):
     """The algorithm whose stage begins at an epoch of ten."""
-    return FixResConfig(start=epoch / 10, train="classifier").build(10)
+    return build(FixResConfig(start=epoch / 10, train="classifier"), 10)
 
 
 @given(start=st.floats(0, 1), epochs=st.integers(1, 1000))
 def test_the_stage_begins_at_the_nearest_epoch_that_leaves_both_parts_one(start, epochs):
-    first = start_epoch(start, epochs)
+    first = FixResConfig(start=start).start_epoch(epochs)
     assert 0 <= first <= epochs
     if start > 0:
         assert first >= 1
@@ -32,9 +33,9 @@ def test_the_stage_begins_at_the_nearest_epoch_that_leaves_both_parts_one(start,
 
 
 def test_the_recipes_stage_is_the_last_five_of_ninety_epochs():
-    assert start_epoch(FixResConfig().start, 90) == 85
-    assert start_epoch(FixResConfig().start, 16) == 15
-    assert (start_epoch(0, 5), start_epoch(1, 5), start_epoch(0.5, 1)) == (0, 5, 1)
+    assert FixResConfig().start_epoch(90) == 85
+    assert FixResConfig().start_epoch(16) == 15
+    assert [FixResConfig(start=at).start_epoch(epochs) for at, epochs in ((0, 5), (1, 5), (0.5, 1))] == [0, 5, 1]
 
 
 def resnet_blurred():

@@ -15,11 +15,11 @@ from algorithms.config import AlgorithmsConfig
 ROOT = Path(algorithms.__file__).parent
 TECHNIQUES = {name: field for name, field in AlgorithmsConfig.model_fields.items() if name != "composer"}
 CONFIGS = {name: next(iter(field.annotation.__args__)) for name, field in TECHNIQUES.items()}
-MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"__init__", "config"})
+MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"__init__", "config", "targets"})
 
 
 def module(name):
-    return CONFIGS[name].__module__.removeprefix("algorithms.")
+    return "mix" if name in ("mixup", "cutmix") else name
 
 
 def card(name):
@@ -37,7 +37,7 @@ def rows(text):
 
 def documented(config):
     """Field -> (default, meaning) as the config has them: the meaning is the docstring under the field."""
-    source = ast.parse((ROOT / f"{module(config)}.py").read_text(encoding="utf-8"))
+    source = ast.parse((ROOT / "config.py").read_text(encoding="utf-8"))
     name = CONFIGS[config].__name__
     body = next(node.body for node in source.body if isinstance(node, ast.ClassDef) and node.name == name)
     meanings = {

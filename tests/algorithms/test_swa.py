@@ -4,7 +4,8 @@ from composer import Callback
 from composer.algorithms import SWA
 from tiny_run import assert_equal
 
-from algorithms.swa import SWAConfig
+from algorithms import swa
+from algorithms.config import SWAConfig
 
 LATE = {"swa": {"start": 0.3, "end": 0.7}}  # of 4 epochs: averages after epochs 1, 2 and 3, and replaces then
 
@@ -31,17 +32,17 @@ def test_the_mean_of_the_epochs_replaces_the_weights(run):
 
 
 def test_a_run_equals_composers(run):
-    ours = run([SWAConfig(start=0.3, end=0.7).build(epochs=4)], epochs=4).fit()
+    ours = run([swa.build(SWAConfig(start=0.3, end=0.7), epochs=4)], epochs=4).fit()
     assert_equal(ours, run([SWA(swa_start="1ep", swa_end="3ep")], epochs=4).fit())
 
 
 @pytest.mark.parametrize(("epochs", "start", "end"), [(90, 63, 87), (16, 11, 15), (10, 7, 9), (4, 2, 3), (3, 1, 2)])
 def test_an_epoch_is_always_left_for_batchnorm(epochs, start, end):
-    algorithm = SWAConfig().build(epochs)
+    algorithm = swa.build(SWAConfig(), epochs)
     assert (algorithm.swa_start.value, algorithm.swa_end.value) == (start, end)
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_run_too_short_is_refused(epochs):
     with pytest.raises(ValueError, match="at least 3 epochs"):
-        SWAConfig().build(epochs)
+        swa.build(SWAConfig(), epochs)
