@@ -1,8 +1,4 @@
-"""The techniques: each is a module here with its card (`NAME.py`, `NAME.md`); `config.py` is the index.
-
-Reading a config must stay fast, so a technique imports torch and Composer only inside functions. A class that extends
-one of theirs is therefore defined inside the function that creates it.
-"""
+"""The techniques: each is a module here with its card (`NAME.py`, `NAME.md`); `config.py` has their fields and the index."""
 
 from __future__ import annotations
 

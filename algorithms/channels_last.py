@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from composer.algorithms import ChannelsLast
 
-from algorithms import Technique
-
-if TYPE_CHECKING:
-    from composer.core import Algorithm
+from algorithms.config import ChannelsLastConfig
 
 
-class ChannelsLastConfig(Technique):
-    """Keep the weights in NHWC memory order, by Composer's `ChannelsLast`; it has no fields."""
-
-    def build(self) -> Algorithm:
-        """Composer's algorithm."""
-        from composer.algorithms import ChannelsLast
-
-        return ChannelsLast()
+def build(_: ChannelsLastConfig) -> ChannelsLast:
+    """Composer's algorithm."""
+    return ChannelsLast()

@@ -1,33 +1,280 @@
-"""The index of techniques: one typed field each, in the order in which they run."""
+"""All fields of the techniques: types, defaults, meanings; and the index, one typed field each, in running order.
+
+Reading a config must stay fast, so torch and Composer are imported only by the techniques' modules (`NAME.py`), and
+these only by `build` and `image_transforms`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from algorithms import Technique
-from algorithms.augmix import AugMixConfig
-from algorithms.blurpool import BlurPoolConfig
-from algorithms.channels_last import ChannelsLastConfig
-from algorithms.colout import ColOutConfig
+from algorithms import Fraction, PositiveFloat, PositiveFraction, PositiveInt, Technique
 from algorithms.composer_library import NOT_RESUMABLE, ComposerLibrary, build_library
-from algorithms.ema import EMAConfig
-from algorithms.fixres import FixResConfig
-from algorithms.gradient_clipping import GradientClippingConfig
-from algorithms.label_smoothing import LabelSmoothingConfig
-from algorithms.mix import CutMixConfig, MixUpConfig, build_mix
-from algorithms.progressive_resizing import TOLERANCE, ProgressiveResizingConfig
-from algorithms.randaugment import RandAugmentConfig
-from algorithms.sam import SAMConfig
-from algorithms.squeeze_excite import SqueezeExciteConfig
-from algorithms.stochastic_depth import StochasticDepthConfig
-from algorithms.swa import SWAConfig
 
 if TYPE_CHECKING:
     from composer.core import Algorithm
     from PIL.Image import Image
+
+TOLERANCE = 1e-9  # shares of a run that differ by less than this count as equal; one batch is a larger share of any run
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+TimeString = Annotated[str, Field(pattern=r"^([1-9][0-9]*(ba|ep)|(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)dur)$")]
+
+
+class BlurPoolConfig(Technique):
+    """Blur before every subsampling (Zhang 2019), by Composer's `BlurPool`."""
+
+    replace_convs: bool = True
+    """Blur at strided convolutions."""
+    replace_maxpools: bool = True
+    """Blur at max-pooling layers."""
+    blur_first: bool = True
+    """Blur before the strided convolution; false: convolve at stride 1 and blur after, as in the paper; much slower."""
+    min_channels: PositiveInt = 16
+    """Skip convolutions with fewer input channels, such as the stem's."""
+
+    @model_validator(mode="after")
+    def _replaces_something(self) -> BlurPoolConfig:
+        if not (self.replace_convs or self.replace_maxpools):
+            raise ValueError("replace_convs and replace_maxpools are both false, so nothing would change")
+        return self
+
+
+class SqueezeExciteConfig(Technique):
+    """A Squeeze-and-Excitation block (Hu et al. 2018) after each wide convolution, by Composer's `SqueezeExcite`."""
+
+    latent_channels: PositiveFloat = 64.0
+    """Channels of the block's hidden layer; below 1: a share of the convolution's output channels."""
+    min_channels: PositiveInt = 128
+    """Only convolutions with at least this many input and output channels get a block."""
+
+
+class StochasticDepthConfig(Technique):
+    """Skip residual blocks at random while training (Huang et al. 2016), by Composer's `StochasticDepth`."""
+
+    target_layer_name: Literal["ResNetBottleneck"] = "ResNetBottleneck"
+    """The block to skip; Composer supports only torchvision's `Bottleneck`."""
+    stochastic_method: Literal["block", "sample"] = "block"
+    """Skip a block for the whole batch, or for single images."""
+    drop_rate: PositiveFraction = 0.2
+    """Probability of skipping a block; with `linear`, that of the last block."""
+    drop_distribution: Literal["linear", "uniform"] = "linear"
+    """Let the probability grow linearly with depth, or be the same in all blocks."""
+    drop_warmup: Fraction = 0.0
+    """Share of the run in which the probability rises from zero; `block` only."""
+
+    @model_validator(mode="after")
+    def _warmup_of_blocks(self) -> StochasticDepthConfig:
+        if self.stochastic_method == "sample" and self.drop_warmup > 0:
+            raise ValueError("drop_warmup: Composer has a warm-up for stochastic_method: block only; allowed: 0")
+        return self
+
+
+class ChannelsLastConfig(Technique):
+    """Keep the weights in NHWC memory order, by Composer's `ChannelsLast`; it has no fields."""
+
+
+class RandAugmentConfig(Technique):
+    """Apply a chain of random augmentations to each image (Cubuk et al. 2020), by Composer's `RandAugmentTransform`."""
+
+    severity: Annotated[int, Field(ge=1, le=10)] = 9
+    """Strength of the augmentations, 1 to 10 (M in the paper)."""
+    depth: PositiveInt = 2
+    """Augmentations in the chain (N in the paper)."""
+    augmentation_set: Literal["all", "safe", "original"] = "all"
+    """`safe` leaves out what ImageNet-C tests; `original` has the colour operations of the AugMix authors' code."""
+
+
+class AugMixConfig(Technique):
+    """Mix each image with chains of random augmentations of it (Hendrycks et al. 2020), by Composer's AugMix."""
+
+    severity: Annotated[int, Field(ge=1, le=10)] = 3
+    """Strength of the augmentations, 1 to 10."""
+    depth: Literal[-1] | PositiveInt = -1
+    """Augmentations in a chain; -1: drawn from 1, 2 and 3."""
+    width: PositiveInt = 3
+    """Number of chains."""
+    alpha: PositiveFloat = 1.0
+    """Parameter of the Dirichlet and Beta distributions of the weights."""
+    augmentation_set: Literal["all", "safe", "original"] = "all"
+    """`safe` leaves out what ImageNet-C tests; `original` has the colour operations of the paper's code."""
+
+
+class ColOutConfig(Technique):
+    """Drop random rows and columns, which makes the images smaller, by Composer's `ColOut`."""
+
+    p_row: Share = 0.15
+    """Share of the rows to drop."""
+    p_col: Share = 0.15
+    """Share of the columns to drop."""
+    batch: bool = True
+    """Drop the same ones in the whole batch, after loading; false: different ones in each image, in the loader."""
+
+    @model_validator(mode="after")
+    def _drops_something(self) -> ColOutConfig:
+        if self.p_row == self.p_col == 0:
+            raise ValueError("p_row and p_col are both 0, so nothing would change")
+        return self
+
+
+class ProgressiveResizingConfig(Technique):
+    """Train on small images first and let them grow (fast.ai's progressive resizing), on Composer's schedule."""
+
+    where: Literal["loader", "batch"] = "loader"
+    """Decode to the size in the loader, one size per epoch; or scale whole batches by Composer's own class."""
+    mode: Literal["resize", "crop"] = "resize"
+    """Scale the image, or cut out a random part of it (`where: batch` only)."""
+    initial_scale: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """First size as a share of the full size."""
+    delay_fraction: Fraction = 0.5
+    """Share of the run at the first size."""
+    finetune_fraction: Fraction = 0.2
+    """Share of the run at the full size, at the end; the size grows linearly between the two."""
+    size_increment: PositiveInt = 4
+    """Sizes are rounded to multiples of this many pixels."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ProgressiveResizingConfig:
+        if (total := self.delay_fraction + self.finetune_fraction) > 1 + TOLERANCE:
+            raise ValueError(f"delay_fraction + finetune_fraction must not exceed 1, got {total}")
+        if self.mode == "crop" and self.where == "loader":
+            raise ValueError("mode: crop needs where: batch, because the loader resizes its crops")
+        return self
+
+    def size_at(self, progress: float, full_size: int) -> int:
+        """Side of the images at a point of the run, as Composer's `ProgressiveResizing` computes it.
+
+        Unlike in Composer's, a ramp of length zero (delay_fraction + finetune_fraction == 1) is a step. `progress` is
+        the completed share of the run.
+
+        Returns:
+            Side in pixels: a multiple of `size_increment`, at least one; or `full_size`, if that multiple reaches it.
+        """
+        ramp = 1 - self.finetune_fraction - self.delay_fraction
+        if progress < self.delay_fraction - TOLERANCE:
+            done = 0.0
+        elif ramp < TOLERANCE:
+            done = 1.0
+        else:
+            done = min(max(progress - self.delay_fraction, 0.0) / ramp, 1.0)
+        scale = self.initial_scale + (1 - self.initial_scale) * done
+        size = round(full_size * scale / self.size_increment) * self.size_increment
+        return min(max(size, self.size_increment), full_size)
+
+
+class FixResConfig(Technique):
+    """Finish at `size` px with test-time crops (Touvron et al. 2019), on all parameters or the classifier's only."""
+
+    start: Fraction = 85 / 90
+    """Share of the run before the stage; it begins at the nearest epoch, and lasts at least one."""
+    size: Annotated[int, Field(ge=8, le=4096)] = 288
+    """Side of the images in the stage, in pixels."""
+    train: Literal["all", "classifier"] = "all"
+    """What is trained in the stage: everything, or only the last Linear and the last BatchNorm."""
+
+    def start_epoch(self, epochs: int) -> int:
+        """The first epoch of the stage, counted from 0; `epochs` if there is none.
+
+        It is the nearest epoch to `start * epochs` such that the stage has at least one epoch if `start` is below 1,
+        and does not start the run if `start` is above 0. A run of one epoch cannot satisfy both, and has no stage.
+        """
+        first = round(self.start * epochs)
+        if self.start < 1:
+            first = min(first, epochs - 1)
+        return max(first, 1) if self.start > 0 else first
+
+
+class MixUpConfig(Technique):
+    """Blend each image and its target with another's of the batch (Zhang et al. 2018), by Composer's `MixUp`."""
+
+    alpha: PositiveFloat = 0.2
+    """Parameter of the Beta distribution of the other image's weight; the larger, the more even the blend."""
+    interpolate_loss: bool = False
+    """Blend two losses instead of the targets; only for a loss that is linear in the target."""
+
+
+class CutMixConfig(Technique):
+    """Replace a box of each image by another's of the batch (Yun et al. 2019), by Composer's `CutMix`."""
+
+    alpha: PositiveFloat = 1.0
+    """Parameter of the Beta distribution of the share that is kept."""
+    interpolate_loss: bool = False
+    """Blend two losses instead of the targets; only for a loss that is linear in the target."""
+    uniform_sampling: bool = False
+    """Place the box so that each pixel is equally likely to be replaced; false: centre it anywhere in the image."""
+    switch_prob: Fraction = 0.5
+    """If MixUp is on too: the probability that a batch gets CutMix rather than MixUp."""
+
+
+class LabelSmoothingConfig(Technique):
+    """Shrink the targets towards the uniform distribution (Szegedy et al. 2016), by Composer's `LabelSmoothing`."""
+
+    smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the target that is spread evenly over all classes."""
+
+
+class GradientClippingConfig(Technique):
+    """Bound the gradients before the optimizer's step, by Composer's `GradientClipping`."""
+
+    type: Literal["norm", "value", "adaptive"] = "norm"
+    """Bound the norm of all gradients together, each element, or each unit's norm relative to that of its weights."""
+    threshold: PositiveFloat
+    """The bound; for `adaptive` the ratio of the gradient's norm to the weights' norm."""
+
+
+class EMAConfig(Technique):
+    """Evaluate with a moving average of the weights, by Composer's `EMA`; set `half_life` or `smoothing`."""
+
+    half_life: TimeString | None = None
+    """Time in which a weight's share in the average halves: batches (`100ba`), epochs (`2ep`), a share (`0.003dur`)."""
+    smoothing: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Instead of `half_life`: the share of the old average that an update keeps."""
+    start: Fraction = 0.0
+    """Share of the run before averaging begins."""
+    update_interval: TimeString = "1ba"
+    """Time between two updates: batches (`20ba`), epochs (`1ep`), a share of the run (`0.001dur`)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EMAConfig:
+        if (self.half_life is None) == (self.smoothing is None):
+            raise ValueError("set exactly one of half_life and smoothing")
+        if self.half_life is not None and self.half_life.endswith("ep") != self.update_interval.endswith("ep"):
+            raise ValueError(
+                f"update_interval: {self.update_interval} is incompatible with half_life {self.half_life}; "
+                "allowed: both in epochs, or neither"
+            )
+        return self
+
+
+class SWAConfig(Technique):
+    """Near the end, replace the weights by their average so far (Izmailov et al. 2018), by Composer's `SWA`."""
+
+    start: Fraction = 0.7
+    """Share of the run before averaging begins."""
+    end: Fraction = 0.97
+    """Share of the run after which the average replaces the weights; at least one epoch is left for BatchNorm."""
+    update_interval: Annotated[str, Field(pattern=r"^[1-9][0-9]*(ba|ep)$")] = "1ep"
+    """Time between two updates: epochs (`1ep`) or batches (`100ba`)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SWAConfig:
+        if self.start >= self.end:
+            raise ValueError(f"start must come before end, got {self.start} and {self.end}")
+        return self
+
+
+class SAMConfig(Technique):
+    """Step along the gradient of the worst point nearby (Foret et al. 2021), every `interval` batches."""
+
+    rho: PositiveFloat = 0.05
+    """Radius of the neighbourhood, in the L2 norm of all weights."""
+    epsilon: PositiveFloat = 1e-12
+    """Added to the gradient's norm, against division by zero."""
+    interval: PositiveInt = 1
+    """Batches from one such step to the next; each costs a second forward and backward pass."""
 
 
 class AlgorithmsConfig(BaseModel):
@@ -55,34 +302,57 @@ class AlgorithmsConfig(BaseModel):
     sam: SAMConfig | None = None
 
     def build(self, total_batches: int, epochs: int) -> list[Algorithm]:
-        """Composer's algorithms of the techniques that are on, in the order in which they run."""
+        """Composer's algorithms of the techniques that are on, in the order in which they run.
+
+        Raises:
+            ValueError: Composer refuses a value, or `swa` does not fit into the run.
+        """
+        from algorithms import (
+            blurpool,
+            channels_last,
+            colout,
+            ema,
+            fixres,
+            gradient_clipping,
+            label_smoothing,
+            mix,
+            progressive_resizing,
+            sam,
+            squeeze_excite,
+            stochastic_depth,
+            swa,
+        )
+
+        mixes = self.mixup or self.cutmix
+        smoothing = self.label_smoothing.smoothing if self.label_smoothing else 0.0
         built = [
-            self.blurpool.build() if self.blurpool else None,
-            self.squeeze_excite.build() if self.squeeze_excite else None,
-            self.stochastic_depth.build() if self.stochastic_depth else None,
+            blurpool.build(self.blurpool) if self.blurpool else None,
+            squeeze_excite.build(self.squeeze_excite) if self.squeeze_excite else None,
+            stochastic_depth.build(self.stochastic_depth) if self.stochastic_depth else None,
             *build_library(self.composer),
-            self.channels_last.build() if self.channels_last else None,
-            self.colout.build() if self.colout else None,
-            self.progressive_resizing.build() if self.progressive_resizing else None,
-            self.fixres.build(epochs) if self.fixres else None,
-            build_mix(self.mixup, self.cutmix),
-            self.label_smoothing.build() if self.label_smoothing else None,
-            self.gradient_clipping.build() if self.gradient_clipping else None,
-            self.ema.build(total_batches) if self.ema else None,
-            self.swa.build(epochs) if self.swa else None,
-            self.sam.build() if self.sam else None,
+            channels_last.build(self.channels_last) if self.channels_last else None,
+            colout.build(self.colout) if self.colout else None,
+            progressive_resizing.build(self.progressive_resizing) if self.progressive_resizing else None,
+            fixres.build(self.fixres, epochs) if self.fixres else None,
+            mix.build(self.mixup, self.cutmix, smoothing),
+            label_smoothing.build(self.label_smoothing) if self.label_smoothing and not mixes else None,
+            gradient_clipping.build(self.gradient_clipping) if self.gradient_clipping else None,
+            ema.build(self.ema, total_batches) if self.ema else None,
+            swa.build(self.swa, epochs) if self.swa else None,
+            sam.build(self.sam) if self.sam else None,
         ]
-        found = [algorithm for algorithm in built if algorithm is not None]
-        for kind in map(type, found):
-            kind.__qualname__ = kind.__name__  # checkpoints hold it; for a local class it would name the function
-        return found
+        return [algorithm for algorithm in built if algorithm is not None]
 
     def image_transforms(self) -> list[Callable[[Image], Image]]:
         """The loader's transforms of each cropped training image, in this order; they draw from the global RNGs."""
+        if not (self.randaugment or self.augmix or self.colout):
+            return []
+        from algorithms import augmix, colout, randaugment
+
         transforms = [
-            self.randaugment.image_transform() if self.randaugment else None,
-            self.augmix.image_transform() if self.augmix else None,
-            self.colout.image_transform() if self.colout else None,
+            randaugment.image_transform(self.randaugment) if self.randaugment else None,
+            augmix.image_transform(self.augmix) if self.augmix else None,
+            colout.image_transform(self.colout) if self.colout else None,
         ]
         return [transform for transform in transforms if transform is not None]
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from torch import Tensor
 
-from pydantic import Field
-
-from algorithms import Technique
-
-if TYPE_CHECKING:
-    from composer.core import Algorithm
+from algorithms.config import LabelSmoothingConfig
+from algorithms.targets import soft_targets
 
 
-class LabelSmoothingConfig(Technique):
-    """Shrink the targets towards the uniform distribution (Szegedy et al. 2016), by Composer's `LabelSmoothing`."""
+class LabelSmoothing(Algorithm):
+    """Replaces the labels of each microbatch by soft targets for the loss; Composer's asks the device about the labels.
 
-    smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the target that is spread evenly over all classes."""
+    With MixUp or CutMix on, these make the soft targets, and smooth them.
+    """
 
-    def build(self) -> Algorithm:
-        """Composer's algorithm with these fields."""
-        from composer.algorithms import LabelSmoothing
+    def __init__(self, smoothing: float) -> None:
+        self.smoothing = smoothing
 
-        return LabelSmoothing(smoothing=self.smoothing)
+    def match(self, event: Event, state: State) -> bool:
+        """Before the loss."""
+        return event == Event.BEFORE_LOSS
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Replace the labels."""
+        images, labels = state.batch
+        assert isinstance(state.outputs, Tensor)
+        state.batch = (images, soft_targets(labels, state.outputs.shape[1], self.smoothing))
+
+
+def build(config: LabelSmoothingConfig) -> LabelSmoothing:
+    """The algorithm with these fields."""
+    return LabelSmoothing(config.smoothing)

@@ -1,14 +1,50 @@
-"""MixUp, CutMix, and the switch between them."""
+"""MixUp, CutMix, and the switch between them.
+
+What is drawn is a function of (seed, rank, batch, microbatch), on the host; the device gets a permutation to index with
+and is never asked anything.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from algorithms import Fraction, PositiveFloat, Technique
+import numpy as np
+import torch
+from composer.core import Algorithm, Event, State
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
-if TYPE_CHECKING:
-    from composer.core import Algorithm, Event, State
-    from composer.loggers import Logger
+from algorithms.config import CutMixConfig, MixUpConfig
+from algorithms.targets import soft_targets
+
+Box = tuple[int, int, int, int]
+"""Top, bottom, left and right in pixels; bottom and right are not part of it."""
+
+
+def mixup(images: Tensor, permutation: Tensor, share: float) -> Tensor:
+    """Each image (N, C, H, W) blended with a `share` in [0, 1] of that at its place in the permutation, int64 (N,)."""
+    return torch.lerp(images, images[permutation], share)
+
+
+def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Tensor:
+    """Images (N, C, H, W), a box of each replaced by that of the one at its place in the permutation, int64 (N,)."""
+    top, bottom, left, right = box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][permutation]
+    return mixed
+
+
+def box_around(y: int, x: int, height: int, width: int, share: float) -> Box:
+    """The box of a `share` in [0, 1] of an image's area and of its shape, centred at (y, x), clipped to the image.
+
+    As `rand_bbox` of the CutMix authors computes it (github.com/clovaai/CutMix-PyTorch, train.py).
+    """
+    half_height, half_width = int(height * share**0.5) // 2, int(width * share**0.5) // 2
+    top, bottom = (min(max(at, 0), height) for at in (y - half_height, y + half_height))
+    left, right = (min(max(at, 0), width) for at in (x - half_width, x + half_width))
+    return top, bottom, left, right
 
 
 def is_cutmix(seed: int, batch: int, switch_prob: float) -> bool:
@@ -16,55 +52,97 @@ def is_cutmix(seed: int, batch: int, switch_prob: float) -> bool:
 
     `switch_prob` is the probability of CutMix, as in timm's `Mixup`.
     """
-    import numpy as np
-
     return bool(np.random.default_rng((seed, batch)).random() < switch_prob)
 
 
-class MixUpConfig(Technique):
-    """Blend each image and its target with another's of the batch (Zhang et al. 2018), by Composer's `MixUp`."""
+class Mixing(NamedTuple):
+    """How the images of a microbatch are mixed, and its targets."""
 
-    alpha: PositiveFloat = 0.2
-    """Parameter of the Beta distribution of the other image's weight; the larger, the more even the blend."""
-    interpolate_loss: bool = False
-    """Blend two losses instead of the targets; only for a loss that is linear in the target."""
-
-
-class CutMixConfig(Technique):
-    """Replace a box of each image by another's of the batch (Yun et al. 2019), by Composer's `CutMix`."""
-
-    alpha: PositiveFloat = 1.0
-    """Parameter of the Beta distribution of the share that is kept."""
-    interpolate_loss: bool = False
-    """Blend two losses instead of the targets; only for a loss that is linear in the target."""
-    uniform_sampling: bool = False
-    """Place the box so that each pixel is equally likely to be replaced; false: centre it anywhere in the image."""
-    switch_prob: Fraction = 0.5
-    """If MixUp is on too: the probability that a batch gets CutMix rather than MixUp."""
+    permutation: Tensor
+    """The other image of each, int64 (N,), on the host."""
+    share: float
+    """Of the other image, in [0, 1]."""
+    box: Box | None
+    """CutMix's box; None: MixUp."""
 
 
-def build_mix(mixup: MixUpConfig | None, cutmix: CutMixConfig | None) -> Algorithm | None:
-    """Composer's own algorithm if one of the two is on; if both are, a switch between them.
+def draw_mixup(config: MixUpConfig, rng: np.random.Generator, shape: torch.Size) -> Mixing:
+    """A mixing of images of this shape (N, C, H, W) by MixUp; the share is at most a half, as Composer draws it."""
+    kept = rng.beta(config.alpha, config.alpha)
+    return Mixing(torch.from_numpy(rng.permutation(shape[0])), float(min(kept, 1 - kept)), None)
 
-    The switch gives each batch to exactly one (Wightman et al. 2021; timm's `Mixup`, mode `batch`). The choice is drawn
-    from (seed, batch) at each event rather than stored, so that it is the same for all microbatches, for SAM's second
-    pass, on all ranks and after a resume.
+
+def draw_cutmix(config: CutMixConfig, rng: np.random.Generator, shape: torch.Size) -> Mixing:
+    """A mixing of images of this shape (N, C, H, W) by CutMix; the share is that of the clipped box."""
+    count, _, height, width = shape
+    share = 1 - rng.beta(config.alpha, config.alpha)
+    # For each pixel to be replaced equally often, the centre may also lie outside of the image.
+    beyond = [int(side * share**0.5) // 2 if config.uniform_sampling else 0 for side in (height, width)]
+    y, x = (int(rng.integers(-b, side + b)) for b, side in zip(beyond, (height, width), strict=True))
+    top, bottom, left, right = box_around(y, x, height, width, share)
+    area = (bottom - top) * (right - left)
+    return Mixing(torch.from_numpy(rng.permutation(count)), area / (height * width), (top, bottom, left, right))
+
+
+class Mix(Algorithm):
+    """Gives each batch to MixUp or to CutMix, and smooths the targets by the share `smoothing`.
+
+    If both are on, the switch gives each batch to exactly one (Wightman et al. 2021; timm's `Mixup`, mode `batch`). The
+    draws are made anew in SAM's second pass, and are equal there, as the microbatches are counted from its start.
     """
-    from composer.algorithms import CutMix, MixUp
-    from composer.core import Algorithm
 
-    mixing = MixUp(**mixup.model_dump()) if mixup else None
-    cutting = CutMix(**cutmix.model_dump(exclude={"switch_prob"})) if cutmix else None
-    if mixing is None or cutting is None or cutmix is None:
-        return mixing or cutting
-    members, switch_prob = (mixing, cutting), cutmix.switch_prob
+    def __init__(self, mixup: MixUpConfig | None, cutmix: CutMixConfig | None, smoothing: float) -> None:
+        self.mixup, self.cutmix, self.smoothing = mixup, cutmix, smoothing
+        self.interpolate_loss = any(one.interpolate_loss for one in (mixup, cutmix) if one)
+        self._microbatch = 0
+        self._permutation, self._share = torch.empty(0), 0.0  # of the current microbatch, the first on its device
 
-    class MixUpOrCutMix(Algorithm):
-        def match(self, event: Event, state: State) -> bool:
-            return members[0].match(event, state)  # as CutMix does: both have the same `interpolate_loss`
+    def match(self, event: Event, state: State) -> bool:
+        """At the start of a pass, before the forward pass, and where the targets or losses are mixed."""
+        mixes = Event.BEFORE_BACKWARD if self.interpolate_loss else Event.BEFORE_LOSS
+        return event in (Event.BEFORE_TRAIN_BATCH, Event.BEFORE_FORWARD, mixes)
 
-        def apply(self, event: Event, state: State, logger: Logger) -> None:
-            batch = state.timestamp.batch.value
-            members[is_cutmix(state.rank_zero_seed, batch, switch_prob)].apply(event, state, logger)
+    def draw(self, state: State, shape: torch.Size) -> Mixing:
+        """The mixing of the current microbatch."""
+        batch = state.timestamp.batch.value
+        rng = np.random.default_rng((state.rank_zero_seed, dist.get_global_rank(), batch, self._microbatch))
+        switch_prob = self.cutmix.switch_prob if self.cutmix else 0.0
+        if self.cutmix and (self.mixup is None or is_cutmix(state.rank_zero_seed, batch, switch_prob)):
+            return draw_cutmix(self.cutmix, rng, shape)
+        assert self.mixup is not None
+        return draw_mixup(self.mixup, rng, shape)
 
-    return MixUpOrCutMix()  # type: ignore[no-untyped-call]  # Composer's
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Mix the images of a microbatch, then its targets or losses."""
+        if event == Event.BEFORE_TRAIN_BATCH:
+            self._microbatch = 0
+            return
+        images, labels = state.batch
+        if event == Event.BEFORE_FORWARD:
+            mixing = self.draw(state, images.shape)
+            self._microbatch += 1
+            self._permutation, self._share = on_device(mixing.permutation, images.device), mixing.share
+            if mixing.box is None:
+                images = mixup(images, self._permutation, mixing.share)
+            else:
+                images = cutmix(images, self._permutation, mixing.box)
+            state.batch = (images, labels)
+        elif event == Event.BEFORE_LOSS:
+            assert isinstance(state.outputs, Tensor)
+            targets = soft_targets(labels, state.outputs.shape[1], self.smoothing)
+            state.batch = (images, torch.lerp(targets, targets[self._permutation], self._share))
+        else:
+            model: Any = state.model.module if isinstance(state.model, DistributedDataParallel) else state.model
+            other = model.loss(state.outputs, (images, labels[self._permutation]))
+            assert isinstance(state.loss, Tensor)
+            state.loss = torch.lerp(state.loss, other, self._share)
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the host on a device, without waiting for the device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def build(mixup: MixUpConfig | None, cutmix: CutMixConfig | None, smoothing: float) -> Mix | None:
+    """The algorithm that mixes and smooths; None if neither is on."""
+    return Mix(mixup, cutmix, smoothing) if mixup or cutmix else None

@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
 
-from algorithms import PositiveFloat, PositiveInt, Technique
+from composer.algorithms import SqueezeExcite, SqueezeExciteConv2d
+from composer.algorithms.warnings import NoEffectWarning
+from composer.core import Event, State
+from composer.loggers import Logger
+from composer.utils.module_surgery import count_module_instances
 
-if TYPE_CHECKING:
-    from composer.core import Algorithm, Event, State
-    from composer.loggers import Logger
+from algorithms.config import SqueezeExciteConfig
 
 
-class SqueezeExciteConfig(Technique):
-    """A Squeeze-and-Excitation block (Hu et al. 2018) after each wide convolution, by Composer's `SqueezeExcite`."""
+class CheckedSqueezeExcite(SqueezeExcite):
+    """Composer's algorithm, which warns if it changes nothing, as its `BlurPool` does."""
 
-    latent_channels: PositiveFloat = 64.0
-    """Channels of the block's hidden layer; below 1: a share of the convolution's output channels."""
-    min_channels: PositiveInt = 128
-    """Only convolutions with at least this many input and output channels get a block."""
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Put the blocks in."""
+        super().apply(event, state, logger)
+        if count_module_instances(state.model, SqueezeExciteConv2d) == 0:
+            text = f"squeeze_excite: no convolution has {self.min_channels} channels (min_channels)"
+            warnings.warn(NoEffectWarning(text), stacklevel=2)
 
-    def build(self) -> Algorithm:
-        """Composer's algorithm with these fields, which warns if it changes nothing, as its `BlurPool` does."""
-        from composer.algorithms import SqueezeExcite, SqueezeExciteConv2d
-        from composer.algorithms.warnings import NoEffectWarning
-        from composer.utils.module_surgery import count_module_instances
 
-        class CheckedSqueezeExcite(SqueezeExcite):
-            def apply(self, event: Event, state: State, logger: Logger) -> None:
-                super().apply(event, state, logger)
-                if count_module_instances(state.model, SqueezeExciteConv2d) == 0:
-                    text = f"squeeze_excite: no convolution has {self.min_channels} channels (min_channels)"
-                    warnings.warn(NoEffectWarning(text), stacklevel=2)
-
-        return CheckedSqueezeExcite(**self.model_dump())
+def build(config: SqueezeExciteConfig) -> SqueezeExcite:
+    """The algorithm with these fields."""
+    return CheckedSqueezeExcite(**config.model_dump())

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from algorithms.fixres import start_epoch
 from benchmarks.measure import markdown, spread
 from benchmarks.time_to_accuracy import parser_of_runs, run
 from recipes.load import load_config
@@ -75,7 +74,7 @@ def main() -> None:
     fixres = config.algorithms.fixres
     if fixres is None:
         raise SystemExit(f"{options.yaml}: has no algorithms.fixres")
-    border = start_epoch(fixres.start, config.epochs)
+    border = fixres.start_epoch(config.epochs)
     curves: dict[str, list[Curve]] = {kind: [] for kind in KINDS}
     for seed in options.seeds:
         recipe, without = f"recipe-seed{seed}", f"without-fixres-seed{seed}"

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from algorithms.fixres import start_epoch
 from data.config import EpochPlan
 from recipes.config import RunConfig, SchedulerConfig, at_size
 from recipes.errors import InputError
@@ -21,7 +20,7 @@ from recipes.errors import InputError
 def image_size(config: RunConfig, epoch: int) -> int:
     """Side in pixels of the training images that the loader makes in an epoch (counted from 0)."""
     fixres, resizing = config.algorithms.fixres, config.algorithms.progressive_resizing
-    if fixres is not None and epoch >= start_epoch(fixres.start, config.epochs):
+    if fixres is not None and epoch >= fixres.start_epoch(config.epochs):
         return fixres.size
     if resizing is None or resizing.where == "batch":
         return config.data.train_size
@@ -63,7 +62,7 @@ def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
     if errors:
         raise InputError(*errors)
     fixres = config.algorithms.fixres
-    center = start_epoch(fixres.start, config.epochs) if fixres is not None else config.epochs
+    center = fixres.start_epoch(config.epochs) if fixres is not None else config.epochs
     return tuple(
         EpochPlan(size, "center" if epoch >= center else "random", images[size]) for epoch, size in enumerate(sizes)
     )

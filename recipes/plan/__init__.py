@@ -21,7 +21,6 @@ import yaml
 from pydantic import BaseModel, Field
 
 from algorithms import PositiveFloat, PositiveInt
-from algorithms.fixres import start_epoch
 from data.config import Crop, EpochPlan
 from data.text import first_line
 from recipes.config import Part, RunConfig
@@ -323,7 +322,7 @@ def _step_cost(config: RunConfig, epoch: int) -> float:
     """
     fixres, sam = config.algorithms.fixres, config.algorithms.sam
     cost = 1.0 + (FORWARD if config.model.activation_checkpointing else 0.0)
-    if fixres is not None and fixres.train == "classifier" and epoch >= start_epoch(fixres.start, config.epochs):
+    if fixres is not None and fixres.train == "classifier" and epoch >= fixres.start_epoch(config.epochs):
         cost = FORWARD
     return cost * (1.0 if sam is None else 1.0 + 1.0 / sam.interval)
 

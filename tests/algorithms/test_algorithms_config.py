@@ -32,8 +32,8 @@ def errors(config):
 
 
 BUILT = """
-BlurPool CheckedSqueezeExcite ResumableStochasticDepth CutOut ChannelsLast ColOut ProgressiveResizing MixUpOrCutMix
-LabelSmoothing GradientClipping PortableEMA SAM
+BlurPool CheckedSqueezeExcite ResumableStochasticDepth CutOut ChannelsLast ColOut ProgressiveResizing Mix
+GradientClipping PortableEMA SAM
 """
 
 

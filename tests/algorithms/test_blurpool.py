@@ -5,13 +5,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from composer.algorithms.blurpool import BlurConv2d, BlurMaxPool2d
+from composer.algorithms.blurpool import BlurConv2d, BlurMaxPool2d, apply_blurpool
 from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Event
 from tiny_run import bottlenecks, convnet
 from torch import nn
 
-from algorithms.blurpool import BlurPoolConfig
+from algorithms import blurpool
+from algorithms.config import BlurPoolConfig
 
 ZERO = {"timm": "constant", "antialiased_cnns": "zero"}
 """What the original layers call zero padding."""
@@ -57,7 +58,7 @@ def count(network, kind):
 )
 def test_resnet50s_strided_layers_are_replaced(state, logger, fields, convolutions, pools):
     made = state(torchvision.models.resnet50())
-    BlurPoolConfig(**fields).build().apply(Event.INIT, made, logger)
+    blurpool.build(BlurPoolConfig(**fields)).apply(Event.INIT, made, logger)
     assert count(made.model, BlurConv2d) == convolutions
     assert count(made.model, BlurMaxPool2d) == pools
 
@@ -88,3 +89,26 @@ def test_a_network_computes_what_it_does_with_the_original_layers(run, name, net
     ours = run({"blurpool": {"blur_first": blur_first}}, network=lambda: plain).trainer.state.model.module.eval()
     images = torch.randn(4, 3, 17, 22)
     torch.testing.assert_close(ours(images), by_hand(images), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("blur_first", [True, False])
+def test_a_network_computes_what_it_does_with_composers_layers(blur_first):
+    torch.manual_seed(3)
+    composers = torchvision.models.resnet50(num_classes=4)
+    apply_blurpool(composers, blur_first=blur_first)
+    ours = copy.deepcopy(composers)
+    blurpool.replace_forward(ours)
+    assert ours.state_dict().keys() == composers.state_dict().keys()
+    images = torch.randn(2, 3, 65, 48)
+    assert torch.equal(ours(images), composers(images))
+
+
+def test_it_compiles_to_one_graph_and_exports():
+    network = torchvision.models.resnet18(num_classes=4)
+    apply_blurpool(network)
+    blurpool.replace_forward(network)
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)  # a break in the graph raises
+    torch.testing.assert_close(compiled(images), network(images))
+    program = torch.export.export(network.eval(), (images,))
+    torch.testing.assert_close(program.module()(images), network(images))

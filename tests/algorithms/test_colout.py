@@ -5,7 +5,8 @@ from composer.core import Event
 from PIL import Image
 from torch import nn
 
-from algorithms.colout import ColOutConfig
+from algorithms.colout import build, image_transform
+from algorithms.config import ColOutConfig
 
 
 def indexed(rows, columns):
@@ -26,7 +27,7 @@ def check_rows_and_columns(grid, rows, columns):
 
 
 def test_whole_batches_lose_the_same_rows_and_columns(state, logger):
-    algorithm = ColOutConfig(p_row=0.25, p_col=0.1).build()
+    algorithm = build(ColOutConfig(p_row=0.25, p_col=0.1))
     assert type(algorithm) is ColOut
     run = state(nn.Conv2d(3, 1, 1))
     pictures = torch.from_numpy(np.stack([indexed(40, 40)] * 3)).permute(0, 3, 1, 2)
@@ -41,11 +42,11 @@ def test_whole_batches_lose_the_same_rows_and_columns(state, logger):
 
 def test_single_images_lose_their_own_in_the_loader():
     config = ColOutConfig(p_row=0.25, p_col=0.1, batch=False)
-    assert config.build() is None
-    transform = config.image_transform()
+    assert build(config) is None
+    transform = image_transform(config)
     assert type(transform) is ColOutTransform
     first, second = (np.asarray(transform(Image.fromarray(indexed(40, 40)))) for _ in range(2))
     for grid in (first, second):
         check_rows_and_columns(grid, 30, 36)
     assert not np.array_equal(first, second)
-    assert ColOutConfig().image_transform() is None
+    assert image_transform(ColOutConfig()) is None

@@ -9,8 +9,9 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from tiny_run import Recorder, assert_equal, convnet
 from torch.nn.parallel import DistributedDataParallel
 
-from algorithms import bare_name
-from algorithms.ema import EMAConfig, in_batches
+from algorithms import bare_name, ema
+from algorithms.config import EMAConfig
+from algorithms.ema import in_batches
 
 TIMES = {"100ba": "100ba", "2ep": "2ep", "0.003dur": "27ba", ".5dur": "4500ba", "0.00001dur": "1ba", "1dur": "9000ba"}
 
@@ -87,7 +88,7 @@ def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logg
         made = state(convnet())
         names = set(dict(made.model.named_parameters()))
         made.model = DistributedDataParallel(made.model) if wrapped else made.model
-        algorithm = EMAConfig(half_life="4ba").build(100)
+        algorithm = ema.build(EMAConfig(half_life="4ba"), 100)
         algorithm.apply(Event.INIT, made, logger)
         return made, algorithm, names
 
@@ -103,7 +104,7 @@ def test_averages_carry_over_from_any_world_size_to_any(one_process, state, logg
 
 
 def test_an_average_that_fits_nothing_is_an_error(state, logger):
-    algorithm = EMAConfig(half_life="4ba").build(100)
+    algorithm = ema.build(EMAConfig(half_life="4ba"), 100)
     algorithm.apply(Event.INIT, state(torch.nn.Linear(2, 2)), logger)
     with pytest.raises(ValueError, match="which the model lacks"):
         algorithm.apply(Event.FIT_START, state(torch.nn.Sequential(torch.nn.Linear(2, 2))), logger)

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from tiny_run import Recorder
 from torch import nn
 
-from algorithms.fixres import FixResConfig, classifier, last_batchnorm, start_epoch
+from algorithms import fixres
+from algorithms.config import FixResConfig
+from algorithms.fixres import classifier, last_batchnorm
 
 
 @given(start=st.floats(0, 1), epochs=st.integers(1, 1000))
 def test_the_stage_begins_at_the_nearest_epoch_that_leaves_both_parts_one(start, epochs):
-    first = start_epoch(start, epochs)
+    first = FixResConfig(start=start).start_epoch(epochs)
     assert 0 <= first <= epochs
     if start > 0:
         assert first >= 1
@@ -25,9 +27,9 @@ def test_the_stage_begins_at_the_nearest_epoch_that_leaves_both_parts_one(start,
 
 
 def test_the_recipes_stage_is_the_last_five_of_ninety_epochs():
-    assert start_epoch(FixResConfig().start, 90) == 85
-    assert start_epoch(FixResConfig().start, 16) == 15
-    assert (start_epoch(0, 5), start_epoch(1, 5), start_epoch(0.5, 1)) == (0, 5, 1)
+    assert FixResConfig().start_epoch(90) == 85
+    assert FixResConfig().start_epoch(16) == 15
+    assert [FixResConfig(start=at).start_epoch(epochs) for at, epochs in ((0, 5), (1, 5), (0.5, 1))] == [0, 5, 1]
 
 
 def resnet_blurred():
@@ -67,7 +69,7 @@ def test_the_classifier_and_the_last_batchnorm_are_found(build, norm, linear):
 def test_a_network_without_them_is_refused_before_the_stage_begins(network, state, logger):
     for start in (0.0, 0.5):
         with pytest.raises(ValueError, match="the model has no"):
-            FixResConfig(start=start, train="classifier").build(10).apply(Event.INIT, state(network), logger)
+            fixres.build(FixResConfig(start=start, train="classifier"), 10).apply(Event.INIT, state(network), logger)
 
 
 @pytest.mark.parametrize("microbatch", [8, 4])

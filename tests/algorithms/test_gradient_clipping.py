@@ -4,7 +4,8 @@ import torch
 from composer.core import Event
 from tiny_run import convnet
 
-from algorithms.gradient_clipping import GradientClippingConfig
+from algorithms import gradient_clipping
+from algorithms.config import GradientClippingConfig
 
 ORIGINALS = {
     "norm": torch.nn.utils.clip_grad_norm_,
@@ -24,7 +25,7 @@ def test_the_gradients_match_the_originals(kind, state, logger):
                 param.data.normal_()
             param.grad = torch.randn_like(param)
         if clip == "ours":
-            algorithm = GradientClippingConfig(type=kind, threshold=0.05).build()
+            algorithm = gradient_clipping.build(GradientClippingConfig(type=kind, threshold=0.05))
             assert algorithm.match(Event.AFTER_TRAIN_BATCH, run)
             algorithm.apply(Event.AFTER_TRAIN_BATCH, run, logger)
         elif clip == "theirs":

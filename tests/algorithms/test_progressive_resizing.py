@@ -6,7 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 
-from algorithms.progressive_resizing import ProgressiveResizingConfig
+from algorithms.config import ProgressiveResizingConfig
+from algorithms.progressive_resizing import build
 
 BATCHES = 90
 
@@ -44,7 +45,7 @@ def test_the_sizes_are_composers_over_a_whole_run(full_size, increment, scale, d
 def test_where_batch_takes_every_split_without_a_ramp(delay, finetune, state):
     config = ProgressiveResizingConfig(where="batch", delay_fraction=delay, finetune_fraction=finetune)
     expected = [32] * round(delay * BATCHES) + [64] * round(finetune * BATCHES)
-    assert composers_widths(config.build(), state, 64) == expected
+    assert composers_widths(build(config), state, 64) == expected
 
 
 fractions = st.floats(0, 1)

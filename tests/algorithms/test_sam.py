@@ -4,7 +4,8 @@ from composer.algorithms import SAM as ComposersSAM
 from composer.trainer._scaler import ClosureGradScaler
 from torch import nn
 
-from algorithms.sam import SAMConfig
+from algorithms.config import SAMConfig
+from algorithms.sam import wrapped
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_a_step_is_the_papers(problem):
     climbed = [(weight + 0.3 * part / norm).detach().requires_grad_() for weight, part in pairs]
     expected = [weight - 0.1 * part for weight, part in zip(weights, gradient(climbed), strict=True)]
 
-    optimizer = SAMConfig(rho=0.3).wrapped(torch.optim.SGD(network.parameters(), lr=0.1))
+    optimizer = wrapped(torch.optim.SGD(network.parameters(), lr=0.1), SAMConfig(rho=0.3))
     passes = []
 
     def closure(**kwargs):
@@ -56,7 +57,7 @@ def test_a_parameter_without_gradient_in_the_second_pass_is_put_back():
     network, skipped = nn.Linear(2, 1), nn.Linear(2, 1)
     before = skipped.weight.detach().clone()
     base = torch.optim.SGD([*network.parameters(), *skipped.parameters()], lr=0.1)
-    optimizer = SAMConfig(rho=10.0).wrapped(base)
+    optimizer = wrapped(base, SAMConfig(rho=10.0))
     passes = iter([True, False])
 
     def run(**kwargs):
@@ -76,7 +77,7 @@ def test_with_a_gradient_scaler_an_overflow_in_either_pass_changes_nothing(probl
     network, pictures, targets = problem
     before = [param.detach().clone() for param in network.parameters()]
     base = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
-    optimizer = SAMConfig(rho=0.3).wrapped(base)
+    optimizer = wrapped(base, SAMConfig(rho=0.3))
     assert optimizer._step_supports_amp_closure
     scaler, calls = ClosureGradScaler(device="cpu", init_scale=8.0), []
 

@@ -5,14 +5,15 @@ from composer.algorithms import SqueezeExcite2d, SqueezeExciteConv2d
 from composer.algorithms.warnings import NoEffectWarning
 from composer.core import Event
 
-from algorithms.squeeze_excite import SqueezeExciteConfig
+from algorithms.config import SqueezeExciteConfig
+from algorithms.squeeze_excite import build
 
 
 def test_wide_convolutions_get_a_block(state, logger):
     network = torchvision.models.resnet50()
     convolutions = {name: item for name, item in network.named_modules() if isinstance(item, torch.nn.Conv2d)}
     wide = [name for name, item in convolutions.items() if min(item.in_channels, item.out_channels) >= 512]
-    SqueezeExciteConfig(min_channels=512).build().apply(Event.INIT, state(network), logger)
+    build(SqueezeExciteConfig(min_channels=512)).apply(Event.INIT, state(network), logger)
     assert [name for name, item in network.named_modules() if isinstance(item, SqueezeExciteConv2d)] == wide != []
 
 

@@ -3,7 +3,8 @@ import torch
 from composer.algorithms import SWA
 from tiny_run import Recorder, assert_equal
 
-from algorithms.swa import SWAConfig
+from algorithms import swa
+from algorithms.config import SWAConfig
 
 
 def test_the_mean_of_the_epochs_replaces_the_weights_as_with_composers(run):
@@ -23,11 +24,11 @@ def test_the_mean_of_the_epochs_replaces_the_weights_as_with_composers(run):
 
 @pytest.mark.parametrize(("epochs", "start", "end"), [(90, 63, 87), (16, 11, 15), (10, 7, 9), (4, 2, 3), (3, 1, 2)])
 def test_an_epoch_is_always_left_for_batchnorm(epochs, start, end):
-    algorithm = SWAConfig().build(epochs)
+    algorithm = swa.build(SWAConfig(), epochs)
     assert (algorithm.swa_start.value, algorithm.swa_end.value) == (start, end)
 
 
 def test_a_run_too_short_is_refused():
     for epochs in (1, 2):
         with pytest.raises(ValueError, match="at least 3 epochs"):
-            SWAConfig().build(epochs)
+            swa.build(SWAConfig(), epochs)
