@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ COLUMNS = (
 )
 """Columns of every table of metrics; each evaluated size adds `eval/SIZE/top1`, `top5` and `loss`."""
 _EVALUATED = re.compile(r"eval/(\d{1,9})/(top1|top5|loss)")
-_TAIL_BYTES = 16384
 
 Metrics = dict[str, NDArray[np.float64]]
 """Lines of metrics.jsonl in order of batches: float64 (n,) by name, nan where a line has no finite number."""
@@ -140,22 +138,6 @@ def _number(value: Any) -> float:
 def rows(metrics: Metrics, chosen: NDArray[Any]) -> Metrics:
     """The same columns with the chosen rows only: indices, or a mask bool (n,)."""
     return {name: column[chosen] for name, column in metrics.items()}
-
-
-def epochs_done(folder: Path) -> float:
-    """The epoch in the last complete line of a run's metrics.jsonl, without reading the others; 0 if there is none."""
-    try:
-        with (folder / METRICS).open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return 0.0
-    for line in reversed(lines[:-1]):
-        try:
-            return float(json.loads(line)["epoch"])
-        except (ValueError, TypeError, KeyError):
-            continue
-    return 0.0
 
 
 def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]:

@@ -19,7 +19,6 @@ from recipes.find_lr import (
     smooth,
     steepest,
     suggestions,
-    tenth,
     valley,
     window,
 )
@@ -125,7 +124,7 @@ def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     lrs = rates(losses)
     index = min(range(len(losses)), key=lambda index: losses[index])
     assert lowest(lrs, losses) == (lrs[index] if index else None)
-    assert tenth(lrs, losses) == (lrs[index] / 10 if index else None)
+    assert METHODS["minimum/10"](lrs, losses) == (lrs[index] / 10 if index else None)
 
 
 @given(LOSSES)
