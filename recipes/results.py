@@ -81,10 +81,9 @@ def read_results(folder: Path) -> Results:
     path = folder / SUMMARY
     try:
         summary = parse_summary(path.read_bytes())
-    except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror or error}")
-    except ValueError as error:
-        problems.append(f"{path}: {error}")
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
+        problems.append(f"{path}: {fault}")
     return Results(folder, summary, _read_metrics(folder / METRICS, problems), tuple(problems))
 
 
@@ -151,8 +150,7 @@ def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]
 def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | None:
     """The point at which a curve, in order of time, first reaches a top-1 in [0, 1]; None if it never does.
 
-    Accuracy is known at evaluations only. Between the first one at or above the target and the one before it, it is
-    interpolated linearly; if the very first evaluation is above the target, that evaluation is returned.
+    It is interpolated linearly between evaluations; if the very first one is above the target, it is that one.
     """
     for before, after in zip([None, *curve], curve, strict=False):
         if after.top1 >= target:

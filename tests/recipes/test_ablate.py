@@ -135,9 +135,7 @@ def test_every_figure_is_compared_with_the_baseline(results):
     assert cells["recipe"] == ("recipe", "2", "45.50 ± 0.71", "91.00 ± 1.41", "+19.00", "*")
     assert cells["without a"] == ("without a", "1", "40.00", "80.00", "+8.00", "* 1 failed")
     assert cells["with b"] == ("with b", "0", "-", "-", "-", "2 not run")
-
-
-def test_effects_are_paired_by_seed(results):
+    # Effects are paired by seed.
     a, b, c = results.effects
     assert a.alone.top1 == pytest.approx([0.01, 0.05])
     assert a.in_recipe == (pytest.approx([0.12]), pytest.approx(22 / 18)), "seed 1 only"
