@@ -1,4 +1,4 @@
-"""The techniques: each is a module here with its card (`NAME.py`, `NAME.md`); `config.py` has their fields and the index."""
+"""The techniques: each is a module and a card (`NAME.py`, `NAME.md`); `config.py` has their fields and the index."""
 
 from __future__ import annotations
 

@@ -147,11 +147,7 @@ def duration(seconds: float | None) -> str:
 
 @contextmanager
 def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
-    """A figure to draw in, with sizes in inches, whose axes have the project's style.
-
-    `with chart() as figure: axes = figure.subplots(...)`, with `cycle(COLORS)` for the lines. No global state of
-    pyplot is touched, and no screen is needed.
-    """
+    """A figure to draw in, with sizes in inches and the project's style; needs no screen and no pyplot."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -169,20 +165,15 @@ def plain(text: str, longest: int = 40) -> str:
 
 
 def svg(drawn: Figure, alt: str) -> Markup:
-    """A figure as an SVG element for a page; `alt` describes it for those who cannot see it.
-
-    Call it inside the `with chart()` of the figure.
-    """
-    buffer = io.StringIO()
-    drawn.savefig(buffer, format="svg", metadata={"Date": None})
+    """A figure as an SVG element for a page, with a description; call it inside the figure's `with chart()`."""
+    drawn.savefig(buffer := io.StringIO(), format="svg", metadata={"Date": None})
     element = buffer.getvalue().partition("<svg")[2]
     return Markup('<svg role="img" aria-label="{}"').format(escape(alt)) + Markup(element)
 
 
 def save(drawn: Figure, path: Path) -> None:
     """Write a figure as a PNG file of 150 dots per inch; creates its folder."""
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=150)
+    drawn.savefig(buffer := io.BytesIO(), format="png", dpi=150)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, [buffer.getvalue()])
 

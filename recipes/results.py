@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from array import array
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,6 @@ COLUMNS = (
 )
 """Columns of every table of metrics; each evaluated size adds `eval/SIZE/top1`, `top5` and `loss`."""
 _EVALUATED = re.compile(r"eval/(\d{1,9})/(top1|top5|loss)")
-_TAIL_BYTES = 16384
 
 Metrics = dict[str, NDArray[np.float64]]
 """Lines of metrics.jsonl in order of batches: float64 (n,) by name, nan where a line has no finite number."""
@@ -83,10 +81,9 @@ def read_results(folder: Path) -> Results:
     path = folder / SUMMARY
     try:
         summary = parse_summary(path.read_bytes())
-    except OSError as error:
-        problems.append(f"{path}: cannot be read: {error.strerror or error}")
-    except ValueError as error:
-        problems.append(f"{path}: {error}")
+    except (OSError, ValueError) as error:
+        fault = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
+        problems.append(f"{path}: {fault}")
     return Results(folder, summary, _read_metrics(folder / METRICS, problems), tuple(problems))
 
 
@@ -142,22 +139,6 @@ def rows(metrics: Metrics, chosen: NDArray[Any]) -> Metrics:
     return {name: column[chosen] for name, column in metrics.items()}
 
 
-def epochs_done(folder: Path) -> float:
-    """The epoch in the last complete line of a run's metrics.jsonl, without reading the others; 0 if there is none."""
-    try:
-        with (folder / METRICS).open("rb") as file:
-            file.seek(max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return 0.0
-    for line in reversed(lines[:-1]):
-        try:
-            return float(json.loads(line)["epoch"])
-        except (ValueError, TypeError, KeyError):
-            continue
-    return 0.0
-
-
 def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]:
     """The mean of several runs' evaluations at the epochs that all of them have: mean top-1 at mean time."""
     by_epoch = [{entry.epoch: entry for entry in curve} for curve in curves]
@@ -169,8 +150,7 @@ def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]
 def first_reached(curve: Sequence[Evaluation], target: float) -> Evaluation | None:
     """The point at which a curve, in order of time, first reaches a top-1 in [0, 1]; None if it never does.
 
-    Accuracy is known at evaluations only. Between the first one at or above the target and the one before it, it is
-    interpolated linearly; if the very first evaluation is above the target, that evaluation is returned.
+    It is interpolated linearly between evaluations; if the very first one is above the target, it is that one.
     """
     for before, after in zip([None, *curve], curve, strict=False):
         if after.top1 >= target:

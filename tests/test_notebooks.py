@@ -12,7 +12,6 @@ from nbclient import NotebookClient
 
 from tests.support import ROOT
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PNG = b"\x89PNG"
 
 
@@ -35,41 +34,30 @@ def play(tmp_path, monkeypatch):
     """Run a notebook as Jupyter does, in its own folder; gives it with its outputs, and where it wrote."""
 
     def play(name):
-        work = tmp_path / "work"
-        monkeypatch.setenv("WORK", str(work))
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+        work, place = tmp_path / "work", str(ROOT / "notebooks")
+        values = {"WORK": work, "IPYTHONDIR": tmp_path / "ipython", "JUPYTER_RUNTIME_DIR": tmp_path / "jupyter"}
+        for key, value in (values | {"OMP_NUM_THREADS": "1"}).items():
+            monkeypatch.setenv(key, str(value))
         notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
         manager = ThisPython(transport="ipc", ip=str(tmp_path / "kernel"))
-        NotebookClient(
-            notebook, timeout=300, km=manager, resources={"metadata": {"path": str(ROOT / "notebooks")}}
-        ).execute()
+        NotebookClient(notebook, timeout=300, km=manager, resources={"metadata": {"path": place}}).execute()
         return notebook, work
 
     return play
 
 
-def test_there_are_notebooks():
-    assert [path.name for path in NOTEBOOKS] == ["local.ipynb", "p3.ipynb"]
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_a_notebook_is_valid_and_holds_no_outputs(path):
-    notebook = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+@pytest.mark.parametrize("name", ["local.ipynb", "p3.ipynb"])
+def test_a_notebook_is_valid_and_holds_no_outputs_and_its_links_point_to_something(name):
+    notebook = nbformat.read(ROOT / "notebooks" / name, as_version=nbformat.NO_CONVERT)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code)
     assert len(notebook.cells) > len(code) > 10
     assert all(len(line) <= 160 for cell in code for line in cell.source.splitlines())
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
-def test_links_of_a_notebook_point_to_something(path):
-    prose = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+    prose = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     links = [part.partition(")")[0] for text in prose for part in text.split("](")[1:]]
     assert links
-    assert [link for link in links if not (path.parent / Path(link)).is_file()] == []
+    assert [link for link in links if not (ROOT / "notebooks" / link).is_file()] == []
 
 
 def test_the_laptop_s_notebook(play):

@@ -5,10 +5,9 @@ Here: the variants of a recipe and the runs of an ablation, each with its config
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
 from multiprocessing import get_context
@@ -40,11 +39,6 @@ class PlannedRun(NamedTuple):
     digest: str
 
     @property
-    def label(self) -> str:
-        """For people."""
-        return f"{self.variant.name} seed {self.seed}"
-
-    @property
     def folder(self) -> Path:
         """The run's folder; its output is appended to console.txt there."""
         return Path(self.config.runs_folder) / self.config.run_name
@@ -60,7 +54,7 @@ class Outcome(NamedTuple):
     """The results of a finished run, or why it failed; neither if it was not started or is not finished."""
 
     planned: PlannedRun
-    run: Results | None
+    run: Results | None = None
     failure: str | None = None
 
 
@@ -90,15 +84,9 @@ def techniques(algorithms: AlgorithmsConfig) -> tuple[str, ...]:
 def choose_variants(names: Sequence[str], words: Sequence[str] = ()) -> tuple[Variant, ...]:
     """The recipe, the recipe without each technique, the baseline without any, the baseline with each alone.
 
-    Equal variants occur once: of two techniques, `without-a` is `with-b` as well.
-
-    Args:
-        names: The recipe's techniques.
-        words: Variants to choose, or techniques, each of which stands for both of its variants; none: all. What they
-        are compared with is included: the baseline, and the recipe if one of its techniques is removed.
-
-    Raises:
-        InputError: A word names neither a variant nor a technique.
+    Equal variants occur once: of two techniques, `without-a` is `with-b` as well. `words` choose variants, or
+    techniques, each of which stands for both of its variants; none: all. What they are compared with is included: the
+    baseline, and the recipe if one of its techniques is removed. InputError: a word is neither.
     """
     labels: dict[str, tuple[str, ...]] = {
         "recipe": tuple(names),
@@ -108,14 +96,8 @@ def choose_variants(names: Sequence[str], words: Sequence[str] = ()) -> tuple[Va
     }
     known = {label: {label} for label in labels} | {name: {f"without-{name}", f"with-{name}"} for name in names}
     allowed = f"allowed: {', '.join(['recipe', 'baseline', *names])}, and without-TECHNIQUE, with-TECHNIQUE"
-    wrong = []
-    for word in words:
-        if word not in known:
-            close = difflib.get_close_matches(word, list(known), n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            wrong.append(f"--only: {word} is not a variant or a technique; {allowed}{hint}")
-    if wrong:
-        raise InputError(*wrong)
+    if wrong := [word for word in words if word not in known]:
+        raise InputError(*(f"--only: {word} is not a variant or a technique; {allowed}" for word in wrong))
     chosen = {"baseline"}.union(*(known[word] for word in words)) if words else set(labels)
     if any(label.startswith("without-") for label in chosen):
         chosen.add("recipe")
@@ -130,12 +112,10 @@ def choose_variants(names: Sequence[str], words: Sequence[str] = ()) -> tuple[Va
 def make_plan(
     path: Path, overrides: Sequence[str], *, seeds: Sequence[int], only: Sequence[str], processes: int
 ) -> Plan:
-    """Read the recipe and make a config for every run; nothing is written, and torch is not imported.
+    """Read the recipe and make a config for each variant and seed; nothing is written, and torch is not imported.
 
-    `only` are words for `choose_variants`; each of `seeds` gets a run of each variant.
-
-    Raises:
-        InputError: All that is wrong with any of the configs, or with what an earlier ablation left.
+    `only` are words for `choose_variants`. InputError: all that is wrong with any of the configs, or with what an
+    earlier ablation left.
     """
     recipe = load_config(path, overrides)
     names = techniques(recipe.algorithms)
@@ -148,32 +128,33 @@ def make_plan(
     }
     if any(errors.values()):
         raise InputError(*(line for line, wrong in errors.items() if wrong))
-    folder = Path(recipe.runs_folder) / f"{recipe.run_name}-ablate"
-    variants = choose_variants(names, only)
+    folder, variants = Path(recipe.runs_folder) / f"{recipe.run_name}-ablate", choose_variants(names, only)
     runs: list[PlannedRun] = []
-    wrong: dict[str, list[str]] = {}
+    wrong: list[tuple[str, Sequence[str]]] = []
     for seed in seeds:
         for variant in variants:
+            off = [f"algorithms.{name}=off" for name in variant.off]
             own = [f"seed={seed}", f"runs_folder={folder}", "loggers.progress_bar=false"]
             own.append(f"run_name={recipe.run_name}-{variant.name}-seed{seed}")
             try:
-                config = load_config(path, [*overrides, *(f"algorithms.{name}=off" for name in variant.off), *own])
+                config = load_config(path, [*overrides, *off, *own])
                 runs.append(PlannedRun(variant, seed, config, config_digest(config, processes)))
             except InputError as error:
-                for line in error.lines:
-                    wrong.setdefault(line, []).append(variant.name)
+                wrong.append((variant.name, error.lines))
     _raise_all(wrong, len(variants))
-    lines = [line for run in runs for line in conflicts(run, processes)]
-    if lines:
+    if lines := [line for run in runs for line in conflicts(run, processes)]:
         raise InputError(*lines)
     return Plan(recipe, folder, processes, variants, tuple(seeds), tuple(runs))
 
 
-def _raise_all(wrong: dict[str, list[str]], of: int) -> None:
-    """Raise all errors, each line with the variants it is about; a line about all of them names none."""
-    named = {line: list(dict.fromkeys(names)) for line, names in wrong.items()}
+def _raise_all(found: Iterable[tuple[str, Sequence[str]]], variants: int) -> None:
+    """Raise the errors in the named variants, each line once, with its variants unless it is about all of them."""
+    named: dict[str, dict[str, None]] = {}
+    for name, lines in found:
+        for line in lines:
+            named.setdefault(line, {})[name] = None
     if named:
-        raise InputError(*(line if len(all_) == of else f"{', '.join(all_)}: {line}" for line, all_ in named.items()))
+        raise InputError(*(ln if len(of) == variants else f"{', '.join(of)}: {ln}" for ln, of in named.items()))
 
 
 def conflicts(run: PlannedRun, processes: int) -> list[str]:
@@ -195,21 +176,14 @@ def conflicts(run: PlannedRun, processes: int) -> list[str]:
 
 
 def preflight(runs: Sequence[PlannedRun], processes: int) -> None:
-    """Find errors that would make a run fail at its start on this machine, before any is started.
+    """Raise all errors that would make a run fail at its start on this machine, before any is started.
 
     In a process of its own, since it imports torch and may look at the GPU, whose memory the runs need.
-
-    Raises:
-        InputError: All that is wrong, each line with the variants that it is about.
     """
-    first = {run.variant: run.config for run in reversed(runs)}
+    first = {run.variant.name: run.config for run in runs}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        found = pool.submit(_problems, list(first.values())[::-1], processes).result()
-    wrong: dict[str, list[str]] = {}
-    for variant, lines in zip(reversed(first), found, strict=True):
-        for line in lines:
-            wrong.setdefault(line, []).append(variant.name)
-    _raise_all(wrong, len(first))
+        found = pool.submit(_problems, list(first.values()), processes).result()
+    _raise_all(zip(first, found, strict=True), len(first))
 
 
 def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
@@ -226,10 +200,7 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
         try:
             require_ready(config, processes, data)
             config.algorithms.build(total_batches=config.epochs, epochs=config.epochs)
-        except InputError as error:
-            found.append(list(error.lines))
-        except (DataError, ValueError) as error:  # ValueError: Composer's own checks
-            found.append(str(error).strip().splitlines())
-        else:
             found.append([])
+        except (InputError, DataError, ValueError) as error:  # ValueError: Composer's own checks
+            found.append(str(error).strip().splitlines())
     return found

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.errors import InputError
 from recipes.output import Table, show
 from recipes.resolved import resolved
-from recipes.results import epochs_done, read_results
+from recipes.results import CONFIG, SUMMARY, parse_summary, read_results
 
 DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline without any,
 and the baseline with each technique alone, and compare them: accuracy, time,
@@ -50,15 +50,12 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     text = "seeds; each variant is trained once per seed (default: 0 1)"
     add("--seeds", nargs="+", type=int, default=[0, 1], metavar="N", help=text)
-    text = (
-        "only these variants (recipe, without-X, baseline, with-X), or a technique X for both of its variants; "
-        "what they are compared with is included (default: all)"
-    )
+    text = "only these variants (recipe, without-X, baseline, with-X), or a technique X for both of its variants; "
+    text += "what they are compared with is included (default: all)"
     add("--only", nargs="+", default=[], metavar="NAME", help=text)
     text = "top-1 in (0, 1] whose time is compared (default: the baseline's final mean)"
     add("--target", type=float, metavar="TOP1", help=text)
-    text = "the one of eval.sizes at which to compare (default: the last)"
-    add("--size", type=int, metavar="PX", help=text)
+    add("--size", type=int, metavar="PX", help="the one of eval.sizes at which to compare (default: the last)")
     add("--processes", type=int, default=1, metavar="N", help="processes of each run, as composer -n N")
     add("--list", action="store_true", help="show the runs and their progress, and exit")
     given = parser.parse_intermixed_args(list(argv))
@@ -92,7 +89,15 @@ def main() -> int:
             _say(f"{len(todo)} of {len(plan.runs)} runs to do, in {plan.folder}; checking all of them first")
             preflight(todo, given.processes)
         outcomes = _do_runs(plan, todo, stop, lock)
-        present(plan, outcomes, size, given.target)
+        from recipes.ablate.compare import compare, describe, write
+
+        comparison = compare(plan.variants, outcomes, sizes, size, given.target)
+        command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
+        # If no run is finished, existing files stay.
+        files = write(plan, outcomes, comparison, command) if comparison.most_seeds else []
+        show(describe(plan, outcomes, comparison, [*[px for px in sizes if px != size][-1:], size]))
+        if files:  # flushed, so that in a pipe with stderr it comes before the last lines there
+            print(f"\n{plan.folder}: {', '.join(files)}", flush=True)
     if stop.requested:
         _say("interrupted; run the same command again to resume")
         return EXIT_INTERRUPTED
@@ -102,19 +107,6 @@ def main() -> int:
 def _say(line: str) -> None:
     """Print to stderr, above the progress bar."""
     tqdm.write(line, file=sys.stderr)
-
-
-def present(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None) -> None:
-    """Write and print the results; if no run is finished, existing files stay."""
-    from recipes.ablate.compare import compare, describe, write
-
-    command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
-    comparison = compare(plan, outcomes, size, target, command)
-    files = write(comparison, plan.folder) if any(outcome.run for outcome in outcomes) else []
-    others = [px for px in comparison.sizes if px != size]
-    show(describe(comparison, [*others[-1:], size]))
-    if files:  # flushed, so that in a pipe with stderr it comes before the last lines there
-        print(f"\n{files[0].parent}: {', '.join(file.name for file in files)}", flush=True)
 
 
 class Stop:
@@ -134,19 +126,15 @@ class Stop:
         again, self.requested = self.requested, True
         if not again:
             os.write(2, b"\nstopping: the current run saves its state; press Ctrl-C again to kill it\n")
-            self._terminate()
+            self.watch(self._process)
         elif number == signal.SIGINT and self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
 
-    def _terminate(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()  # the launcher forwards it to its ranks
-
-    def watch(self, process: subprocess.Popen[bytes]) -> None:
-        """Make this the current run."""
+    def watch(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Make this the current run, which is stopped at once if that was requested before."""
         self._process = process
-        if self.requested:  # between the last run and this one
-            self._terminate()
+        if self.requested and process is not None:
+            process.terminate()  # if it is alive; the launcher forwards it to its ranks
 
 
 @contextmanager
@@ -154,10 +142,7 @@ def locked(folder: Path) -> Iterator[int]:
     """Lock a folder against other ablations, even while a run of a killed ablation is still active in it.
 
     Yields the file descriptor that the runs must inherit: the system releases the lock when the last process holding it
-    ends.
-
-    Raises:
-        InputError: The folder cannot be written, or another process is active there.
+    ends. InputError: the folder cannot be written, or another process is active there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,19 +168,14 @@ def _do_runs(plan: Plan, todo: Sequence[PlannedRun], stop: Stop, lock: int) -> l
                 continue
             before = bar.n
             status = _execute(run, plan.processes, stop, lock, bar)
-            outcome = _judge(run, status)
-            if outcome.run is None and (stop.requested or status == EXIT_INTERRUPTED):
+            outcome, words = _judge(run, status)
+            if outcome.failure and (stop.requested or status == EXIT_INTERRUPTED):
                 stop.requested = True  # stopped by something else, such as a spot notice that the run itself received
-                outcomes.append(Outcome(run, None))
+                outcomes.append(Outcome(run))
                 continue
             bar.update(before + epochs - bar.n)
             outcomes.append(outcome)
-            if outcome.run is None:
-                words = f"failed: {outcome.failure}"
-            else:
-                top1, seconds = (outcome.run.summary[name] for name in ("top1", "wall_seconds"))
-                words = f"top-1 {100 * top1:.2f} % at {run.config.eval.sizes[-1]} px, {seconds:.0f} s"
-            _say(f"[{number}/{len(plan.runs)}] {run.label}: {words}")
+            _say(f"[{number}/{len(plan.runs)}] {run.variant.name} seed {run.seed}: {words}")
             if status == EXIT_NOT_UPLOADED:
                 _say(f"its last state could not be uploaded; see {run.folder / 'console.txt'}")
     return outcomes
@@ -207,37 +187,34 @@ def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[A
     Its `config.yaml` is written first, its output is appended to `console.txt`, and the bar counts its epochs.
     """
     before = bar.n
-    bar.set_description(run.label)
+    bar.set_description(f"{run.variant.name} seed {run.seed}")
     run.folder.mkdir(parents=True, exist_ok=True)
-    config = run.folder / "config.yaml"
-    replace_file(config, [resolved(run.config).encode()])
+    replace_file(run.folder / CONFIG, [resolved(run.config).encode()])
     launcher = [] if processes == 1 else ["-m", "composer.cli.launcher", "-n", str(processes)]
+    command = [sys.executable, *launcher, str(ENTRYPOINT), str(run.folder / CONFIG)]
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
     with (run.folder / "console.txt").open("ab") as console:
-        process = subprocess.Popen(
-            [sys.executable, *launcher, str(ENTRYPOINT), str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=console,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            pass_fds=[lock],
-        )
+        process = subprocess.Popen(command, stdout=console, **streams, start_new_session=True, pass_fds=[lock])
         stop.watch(process)
         while True:
             try:
                 return process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                bar.update(before + epochs_done(run.folder) - bar.n)
+                with suppress(OSError, ValueError, KeyError):  # there is none yet
+                    bar.update(before + parse_summary((run.folder / SUMMARY).read_bytes())["epochs"] - bar.n)
 
 
-def _judge(run: PlannedRun, status: int) -> Outcome:
-    """The outcome of a run whose process ended with this exit status."""
+def _judge(run: PlannedRun, status: int) -> tuple[Outcome, str]:
+    """The outcome of a run whose process ended with this exit status, and a line about it."""
     found, console = read_results(run.folder), run.folder / "console.txt"
     if status in (0, EXIT_NOT_UPLOADED) and found.finished:
-        return Outcome(run, found)
+        top1, seconds = (found.summary[name] for name in ("top1", "wall_seconds"))
+        return Outcome(run, found), f"top-1 {100 * top1:.2f} % at {run.config.eval.sizes[-1]} px, {seconds:.0f} s"
     how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-    lines = console.read_text(encoding="utf-8", errors="replace").split("\n") if console.is_file() else []
+    lines = console.read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
-    return Outcome(run, None, f"{how}: {escape(last if len(last) <= 120 else last[:117] + '...')}; see {console}")
+    failure = f"{how}: {escape(last if len(last) <= 120 else last[:117] + '...')}; see {console}"
+    return Outcome(run, None, failure), f"failed: {failure}"
 
 
 if __name__ == "__main__":

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -71,11 +70,6 @@ class Comparison(NamedTuple):
     target: float | None  # top-1 in [0, 1] whose time is compared
     rows: tuple[Row, ...]
     effects: tuple[Effect, ...]
-    title: str = ""
-    setting: str = ""  # which runs on which hardware
-    notes: Sequence[str] = ()  # what the numbers mean
-    remarks: Sequence[str] = ()  # failed and missing runs, and differences that affect the comparison
-    command: str = ""  # the command line
 
     @property
     def most_seeds(self) -> int:
@@ -89,86 +83,42 @@ class Comparison(NamedTuple):
         return None if noise is None else noise * (2 / self.most_seeds) ** 0.5
 
 
-def compare(plan: Plan, outcomes: Sequence[Outcome], size: int, target: float | None, command: str) -> Comparison:
-    """Compare the variants of an ablation, given an outcome for each run."""
-    recipe, variants = plan.recipe, plan.variants
-    runs: dict[Variant, dict[int, Results]] = {variant: {} for variant in variants}
-    for outcome in outcomes:
-        if outcome.run is not None:
-            runs[outcome.planned.variant][outcome.planned.seed] = outcome.run
-    failed = Counter(outcome.planned.variant for outcome in outcomes if outcome.failure)
-    found = compare_runs(variants, runs, failed, len(plan.seeds), recipe.eval.sizes, size, target)
-    finished = [run for done in runs.values() for run in done.values()]
-    versions = [run.summary.get("versions") or {} for run in finished]
-    devices = sorted({str(entry.get("device")) for entry in versions})
-    setting = (
-        f"{len(variants)} variants of {recipe.model.name}, {recipe.epochs} epochs each, "
-        f"seeds {', '.join(map(str, plan.seeds))}: "
-        f"{len(finished)} of {len(plan.runs)} runs are finished{'. ' if devices else ''}{', '.join(devices)}."
-    )
-
-    remarks = [f"Failed: {outcome.planned.label}, {outcome.failure}" for outcome in outcomes if outcome.failure]
-    if missing := len(outcomes) - len(finished) - failed.total():
-        remarks.append(f"{missing} of {len(outcomes)} runs are not finished; run the same command again to resume.")
-    mixing = {len({"mixup", "cutmix"} & set(variant.on)) for variant in variants}
-    if recipe.algorithms.cutmix is not None and {1, 2} <= mixing:
-        remarks.append(
-            "Where MixUp and CutMix are both on, a batch gets CutMix with probability "
-            f"{recipe.algorithms.cutmix.switch_prob:g} and MixUp otherwise; without one of them, the other acts on "
-            "every batch."
-        )
-    for key in dict.fromkeys(key for entry in versions for key in entry):
-        counts = Counter(short_commit(str(entry.get(key))) for entry in versions)
-        if len(counts) > 1:
-            shares = ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
-            remarks.append(f"Not the same in all runs: {key}: {shares}.")
-    return found._replace(
-        title=f"Ablation of {recipe.run_name}",
-        setting=setting,
-        notes=notes(found, recipe.eval.interval),
-        remarks=remarks,
-        command=command,
-    )
-
-
-def compare_runs(
-    variants: Sequence[Variant],
-    runs: Mapping[Variant, Mapping[int, Results]],
-    failed: Mapping[Variant, int],
-    seeds: int,
-    sizes: Sequence[int],
-    size: int,
-    target: float | None,
+def compare(
+    variants: Sequence[Variant], outcomes: Sequence[Outcome], sizes: Sequence[int], size: int, target: float | None
 ) -> Comparison:
-    """Compute a comparison from the finished `runs` by seed, of the `seeds` planned runs of each variant.
+    """Compare variants, given an outcome for each run.
 
     Accuracies are compared at `size`, one of the evaluation's `sizes` in pixels; without a target (top-1 in [0, 1]), it
     is the baseline's final mean.
     """
-    by_techniques = {frozenset(variant.on): runs.get(variant, {}) for variant in variants}
-    baseline = by_techniques.get(frozenset(), {})
-    if target is None and baseline:
-        target = fmean(_top1(run, size) for run in baseline.values())
+    runs: dict[frozenset[str], dict[int, Results]] = {frozenset(variant.on): {} for variant in variants}
+    for planned, run, _ in outcomes:
+        if run is not None:
+            runs[frozenset(planned.variant.on)][planned.seed] = run
+    if target is None and runs[frozenset()]:
+        target = fmean(_top1(run, size) for run in runs[frozenset()].values())
     rows = []
     for variant in variants:
-        done, gone = list(runs.get(variant, {}).values()), failed.get(variant, 0)
+        done = list(runs[frozenset(variant.on)].values())
+        others = [failure for planned, run, failure in outcomes if planned.variant == variant and run is None]
         values = {name: [float(run.summary[name]) for run in done] for name in ("wall_seconds", "images_per_second")}
         for px in sizes:
             values["top1" if px == size else f"top1_{px}px"] = [_top1(run, px) for run in done]
-        figures: dict[str, float | None] = {"n": len(done), "failed": gone, "not_run": seeds - len(done) - gone}
-        for name, found in values.items():
-            figures[name] = fmean(found) if found else None
-            figures[f"{name}_std"] = stdev(found) if len(found) > 1 else None
-        figures["top1_min"], figures["top1_max"] = min(values["top1"], default=None), max(values["top1"], default=None)
         curve = mean_curve([run.evaluations(size) for run in done])
         reached = None if target is None else first_reached(curve, target - 1e-9)
-        figures |= {"target_top1": target, "seconds_to_target": reached and reached.wall_seconds}
-        figures["epochs_to_target"] = reached and reached.epoch
+        figures: dict[str, float | None] = {
+            **{"n": len(done), "failed": len(others) - others.count(None), "not_run": others.count(None)},
+            **{name: fmean(found) if found else None for name, found in values.items()},
+            **{f"{name}_std": stdev(found) if len(found) > 1 else None for name, found in values.items()},
+            **{"top1_min": min(values["top1"], default=None), "top1_max": max(values["top1"], default=None)},
+            **{"target_top1": target, "seconds_to_target": reached and reached.wall_seconds},
+            "epochs_to_target": reached and reached.epoch,
+        }
         rows.append(Row(variant, values, figures, curve))
     _add_ratios(rows)
 
     def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference | None:
-        with_it, without = (by_techniques.get(chosen, {}) for chosen in (having, lacking))
+        with_it, without = runs.get(having, {}), runs.get(lacking, {})
         both = [seed for seed in with_it if seed in without]
         if not both:
             return None
@@ -181,7 +131,7 @@ def compare_runs(
     effects = tuple(
         Effect(name, difference(frozenset({name}), frozenset()), difference(everything, everything - {name}))
         for name in order
-        if frozenset({name}) in by_techniques or everything - {name} in by_techniques
+        if frozenset({name}) in runs or everything - {name} in runs
     )
     return Comparison(size, tuple(sizes), target, tuple(rows), effects)
 
@@ -192,26 +142,26 @@ def _top1(run: Results, size: int) -> float:
 
 def _add_ratios(rows: Sequence[Row]) -> None:
     """Compare each variant with the baseline, and with all others on time and top-1."""
-    base = next((row.figures for row in rows if not row.variant.on), {})
-    points = [(row.figures["wall_seconds"] or 0.0, row.figures["top1"] or 0.0) for row in rows if row.values["top1"]]
-    front = pareto(points)
+    base = next(row.figures for row in rows if not row.variant.on)
+    ends = ((row.figures["wall_seconds"], row.figures["top1"]) for row in rows)
+    front = pareto([(seconds, top1) for seconds, top1 in ends if seconds is not None and top1 is not None])
     for row in rows:
         mine = row.figures
         for name in ("wall_seconds", "images_per_second", "seconds_to_target"):
-            known, reference = mine[name], base.get(name)
+            known, reference = mine[name], base[name]
             mine[f"{name}_over_baseline"] = known / reference if known is not None and reference else None
-        top1, reference = mine["top1"], base.get("top1")
+        top1, reference = mine["top1"], base["top1"]
         mine["top1_minus_baseline"] = None if top1 is None or reference is None else top1 - reference
         mine["on_pareto_front"] = int((mine["wall_seconds"], top1) in front)
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
     """The points (cost, gain) for which no other is at least as good in both and better in one."""
-
-    def beaten(mine: tuple[float, float]) -> bool:
-        return any(cost <= mine[0] and gain >= mine[1] and (cost, gain) != mine for cost, gain in points)
-
-    return {point for point in points if not beaten(point)}
+    return {
+        (cost, gain)
+        for cost, gain in points
+        if not any(other <= cost and more >= gain and (other, more) != (cost, gain) for other, more in points)
+    }
 
 
 def pooled_std(groups: Sequence[Sequence[float]]) -> float | None:
@@ -224,7 +174,7 @@ def pooled_std(groups: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(sum(degrees * std**2 for degrees, std in many) / freedom) if freedom else None
 
 
-def notes(comparison: Comparison, eval_interval: int) -> list[str]:
+def _notes(comparison: Comparison, eval_interval: int) -> list[str]:
     """What the numbers mean, given the epochs between two evaluations."""
     size, target, error = comparison.size, comparison.target, comparison.standard_error
     found = [
@@ -252,6 +202,28 @@ def notes(comparison: Comparison, eval_interval: int) -> list[str]:
     if jitter is not None:
         time += f" Between seeds, it has a standard deviation of {100 * jitter:.0f} % per variant."
     return [*found, time]
+
+
+def _remarks(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
+    """Failed and missing runs, and differences that affect the comparison."""
+    found = [
+        f"Failed: {planned.variant.name} seed {planned.seed}, {failure}" for planned, _, failure in outcomes if failure
+    ]
+    if missing := sum(run is None and failure is None for _, run, failure in outcomes):
+        found.append(f"{missing} of {len(outcomes)} runs are not finished; run the same command again to resume.")
+    cutmix = plan.recipe.algorithms.cutmix
+    if cutmix is not None and {1, 2} <= {len({"mixup", "cutmix"} & set(variant.on)) for variant in plan.variants}:
+        found.append(
+            f"Where MixUp and CutMix are both on, a batch gets CutMix with probability {cutmix.switch_prob:g} and MixUp"
+            " otherwise; without one of them, the other acts on every batch."
+        )
+    versions = [run.summary.get("versions") or {} for _, run, _ in outcomes if run is not None]
+    for key in dict.fromkeys(key for entry in versions for key in entry):
+        counts = Counter(short_commit(str(entry.get(key))) for entry in versions)
+        if len(counts) > 1:
+            shares = ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
+            found.append(f"Not the same in all runs: {key}: {shares}.")
+    return found
 
 
 def _points(mean: float | None, std: float | None, sign: str = "") -> str:
@@ -284,13 +256,15 @@ def cost_table(comparison: Comparison) -> Table:
     target, rows = comparison.target, []
     for row in comparison.rows:
         figures = row.figures
-        seconds, speed, epochs = (figures[name] for name in ("wall_seconds", "images_per_second", "epochs_to_target"))
+        speed, epochs = figures["images_per_second"], figures["epochs_to_target"]
         never = target is not None and epochs is None and row.curve
-        cells = [duration(seconds), _times(figures["wall_seconds_over_baseline"])]
-        cells += [ABSENT if speed is None else f"{speed:.0f}", _times(figures["images_per_second_over_baseline"])]
+        wall, rate, reached = (
+            _times(figures[f"{name}_over_baseline"])
+            for name in ("wall_seconds", "images_per_second", "seconds_to_target")
+        )
+        cells = [duration(figures["wall_seconds"]), wall, ABSENT if speed is None else f"{speed:.0f}", rate]
         cells += ["never" if never else duration(figures["seconds_to_target"])]
-        cells += [ABSENT if epochs is None else f"{epochs:.1f}", _times(figures["seconds_to_target_over_baseline"])]
-        rows.append([row.name, *cells])
+        rows.append([row.name, *cells, ABSENT if epochs is None else f"{epochs:.1f}", reached])
     goal = "target" if target is None else f"{100 * target:.1f}%"
     return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio"], rows, range(1, 8))
 
@@ -308,68 +282,63 @@ def effect_table(comparison: Comparison) -> Table:
     return Table(["technique", "alone: top-1", "time", "in the recipe: top-1", "time"], rows, range(1, 5))
 
 
-def csv_table(comparison: Comparison) -> str:
-    """One line per variant: accuracies as shares, times in seconds; empty if not known."""
-    others = [f"top1_{px}px{part}" for px in comparison.sizes if px != comparison.size for part in ("", "_std")]
-    columns, rows = [*CSV_FIELDS, *others], list[list[object]]()
-    for row in comparison.rows:
-        names = [spreadsheet(row.variant.name), " ".join(row.variant.on)]
-        rows.append([*names, *(row.figures[column] for column in columns[2:])])
-    return output.csv_text(columns, rows)
-
-
-def describe(comparison: Comparison, sizes: Sequence[int]) -> output.Content:
+def describe(plan: Plan, outcomes: Sequence[Outcome], comparison: Comparison, sizes: Sequence[int]) -> output.Content:
     """The tables, with top-1 at the given image sizes, and explanations; without a finished run, only remarks."""
     content: output.Content = {}
     if comparison.most_seeds:
         if comparison.effects:
             content[EFFECTS] = [effect_table(comparison)]
         content |= {ACCURACY: [accuracy_table(comparison, sizes)], "Cost": [cost_table(comparison)]}
-        content["How to read this"] = [*comparison.notes]
-    if comparison.remarks:
-        content["Remarks"] = [*comparison.remarks]
+        content["How to read this"] = [*_notes(comparison, plan.recipe.eval.interval)]
+    if remarks := _remarks(plan, outcomes):
+        content["Remarks"] = [*remarks]
     return content
 
 
-def write(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write table.md, table.csv, accuracy.png and ablation.html into a folder that exists.
-
-    Raises:
-        OSError: A file cannot be written; its previous version is unchanged.
-    """
-    content = describe(comparison, comparison.sizes) | {"Command": [output.Code(comparison.command)]}
-    names = ("table.md", "table.csv", "accuracy.png", "ablation.html")
-    table, values, picture, page = written = [folder / name for name in names]
-    replace_text(table, f"# {comparison.title}\n\n{comparison.setting}\n\n{output.markdown(content)}")
-    replace_text(values, csv_table(comparison))
+def write(plan: Plan, outcomes: Sequence[Outcome], comparison: Comparison, command: str) -> list[str]:
+    """Write table.md, table.csv, accuracy.png and ablation.html into the plan's folder; returns these names."""
+    recipe, finished = plan.recipe, [run for _, run, _ in outcomes if run is not None]
+    devices = sorted({str((run.summary.get("versions") or {}).get("device")) for run in finished})
+    title = f"Ablation of {recipe.run_name}"
+    setting = (
+        f"{len(plan.variants)} variants of {recipe.model.name}, {recipe.epochs} epochs each, "
+        f"seeds {', '.join(map(str, plan.seeds))}: "
+        f"{len(finished)} of {len(plan.runs)} runs are finished. {', '.join(devices)}."
+    )
+    content = describe(plan, outcomes, comparison, comparison.sizes) | {"Command": [output.Code(command)]}
+    others = [f"top1_{px}px{part}" for px in comparison.sizes if px != comparison.size for part in ("", "_std")]
+    columns = [*CSV_FIELDS, *others]
+    lines = (
+        [spreadsheet(row.variant.name), " ".join(row.variant.on), *(row.figures[column] for column in columns[2:])]
+        for row in comparison.rows
+    )
+    replace_text(plan.folder / "table.md", f"# {title}\n\n{setting}\n\n{output.markdown(content)}")
+    replace_text(plan.folder / "table.csv", output.csv_text(columns, lines))
     with chart(11, 6.5) as figure:
         _draw_accuracy(figure, comparison)
-        alt = "Top-1 against time for each variant, and the Pareto front"
-        content[ACCURACY].append(
-            output.Chart(svg(figure, alt), "Curves and points: means; whiskers: lowest to highest seed.")
-        )
-        output.save(figure, picture)
+        picture = svg(figure, "Top-1 against time for each variant, and the Pareto front")
+        output.save(figure, plan.folder / "accuracy.png")
+    content[ACCURACY].append(output.Chart(picture, "Curves and points: means; whiskers: lowest to highest seed."))
     if comparison.effects:
         with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
             _draw_effects(figure, comparison)
-            alt = "Change of top-1 by each technique, alone and in the recipe"
-            caption = "Bars: means over the seeds; whiskers: lowest to highest seed."
-            content[EFFECTS].append(output.Chart(svg(figure, alt), caption))
-    replace_text(page, output.render_page(comparison.title, comparison.setting, content=content))
-    return written
+            picture = svg(figure, "Change of top-1 by each technique, alone and in the recipe")
+        caption = "Bars: means over the seeds; whiskers: lowest to highest seed."
+        content[EFFECTS].append(output.Chart(picture, caption))
+    replace_text(plan.folder / "ablation.html", output.render_page(title, setting, content=content))
+    return ["table.md", "table.csv", "accuracy.png", "ablation.html"]
 
 
-def _looks(comparison: Comparison) -> dict[str, dict[str, Any]]:
+def _looks(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """How each variant is drawn: a technique has a colour and a marker, hollow and dashed when it is removed."""
-    names = dict.fromkeys(name for row in comparison.rows for name in (*row.variant.on, *row.variant.off))
-    looks = dict(zip(names, zip(cycle(COLORS[:6]), cycle("sD^vP*Xh<>p")), strict=False))
-    found = {}
-    for row in comparison.rows:
-        kind, _, technique = row.variant.name.partition("-")
-        color, marker = looks[technique] if technique else (COLORS[6], "o")
+    names = dict.fromkeys(name for row in rows for name in (*row.variant.on, *row.variant.off))
+    looks = {"": (COLORS[6], "o")} | dict(zip(names, zip(cycle(COLORS[:6]), cycle("sD^vP*Xh<>p")), strict=False))
+    found = []
+    for kind, _, technique in (row.variant.name.partition("-") for row in rows):
+        color, marker = looks[technique]
         dashes: Any = {"baseline": (0, (4, 1.5)), "without": "--"}.get(kind, "-")
         face = color if kind in ("recipe", "with") else "white"
-        found[row.variant.name] = {"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": face}
+        found.append({"color": color, "marker": marker, "linestyle": dashes, "markerfacecolor": face})
     return found
 
 
@@ -382,18 +351,17 @@ def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     """Left: top-1 over time; right: the final point of each variant, and the Pareto front."""
     finished = [row for row in comparison.rows if row.values["top1"]]
     divisor, unit = output.time_unit(max(max(row.values["wall_seconds"]) for row in finished))
-    looks, front = _looks(comparison), []
     curves, ends = figure.subplots(1, 2)
-    for row in finished:
-        look, main = looks[row.variant.name], "-" not in row.variant.name
+    front = []
+    for row, look in zip(comparison.rows, _looks(comparison.rows), strict=True):
         wall, top1 = row.values["wall_seconds"], row.values["top1"]
-        curves.plot(
-            [entry.wall_seconds / divisor for entry in row.curve],
-            [100 * entry.top1 for entry in row.curve],
-            **look | {"linewidth": 2.4 if main else 1.1, "markersize": 6 if main else 4},
-            alpha=1.0 if main else 0.75,
-            zorder=3 if main else 2,
-        )
+        if not top1:
+            continue
+        weight: dict[str, Any] = {"linewidth": 1.1, "markersize": 4, "alpha": 0.75, "zorder": 2}
+        if row.variant.name in ("recipe", "baseline"):
+            weight = {"linewidth": 2.4, "markersize": 6, "alpha": 1.0, "zorder": 3}
+        points = [(entry.wall_seconds / divisor, 100 * entry.top1) for entry in row.curve]
+        curves.plot(*np.array(points).reshape(-1, 2).T, **look | weight)
         place = (fmean(wall) / divisor, 100 * fmean(top1))
         front += [place] if row.figures["on_pareto_front"] else []
         bars = {"xerr": _range(wall, 1 / divisor), "yerr": _range(top1, 100), "elinewidth": 0.6, "zorder": 3}
@@ -402,8 +370,8 @@ def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
     step: dict[str, Any] = {"where": "post", "color": "#b6c2cf", "linewidth": 4.0, "zorder": 1}
     ends.step(*zip(*sorted(front), strict=True), **step, label="Pareto front")
     if comparison.target is not None:
-        label = f"target {100 * comparison.target:.2f} %"
-        curves.axhline(100 * comparison.target, color=DIM, linewidth=0.8, linestyle=":", label=label)
+        target = 100 * comparison.target
+        curves.axhline(target, color=DIM, linewidth=0.8, linestyle=":", label=f"target {target:.2f} %")
     curves.set_xlim(left=0)
     for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
         axes.set(xlabel=f"time of training, loading, evaluation [{unit}]", title=title)
@@ -418,20 +386,15 @@ def _draw_effects(figure: Figure, comparison: Comparison) -> None:
     if error is not None:
         label = "two standard errors of seed noise"
         axes.axvspan(-200 * error, 200 * error, color="#e3e7eb", zorder=0, label=label)
+    alone, in_recipe = [effect.alone for effect in shown], [effect.in_recipe for effect in shown]
     for shift, color, label, differences in (
-        (-0.19, COLORS[0], "added to the baseline", [effect.alone for effect in shown]),
-        (0.19, COLORS[1], "in the recipe (minus the recipe without it)", [effect.in_recipe for effect in shown]),
+        (-0.19, COLORS[0], "added to the baseline", alone),
+        (0.19, COLORS[1], "in the recipe (minus the recipe without it)", in_recipe),
     ):
         bars = [(place + shift, one.top1) for place, one in enumerate(differences) if one is not None]
-        axes.barh(
-            [place for place, _ in bars],
-            [100 * fmean(top1) for _, top1 in bars],
-            height=0.36,
-            color=color,
-            xerr=np.hstack([np.empty((2, 0)), *(_range(top1, 100) for _, top1 in bars)]),
-            error_kw={"elinewidth": 0.8},
-            label=label,
-        )
+        ranges = np.hstack([np.empty((2, 0)), *(_range(top1, 100) for _, top1 in bars)])
+        places, means = [place for place, _ in bars], [100 * fmean(top1) for _, top1 in bars]
+        axes.barh(places, means, 0.36, color=color, label=label, xerr=ranges, error_kw={"elinewidth": 0.8})
     axes.axvline(0, color=COLORS[6], linewidth=0.8)
     axes.set_yticks(range(len(shown)), [effect.technique for effect in shown])
     axes.set(xlabel=f"change of top-1 at {comparison.size} px [percentage points]", ylim=(len(shown) - 0.5, -0.5))

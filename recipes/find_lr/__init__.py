@@ -55,15 +55,14 @@ class Curve(NamedTuple):
     end: End
 
 
-def smooth(losses: Sequence[float] | Values, smoothing: float) -> Values:
+def smooth(losses: Sequence[float], smoothing: float) -> Values:
     """Exponential moving average with bias correction; values after an inf or NaN are not finite.
 
     At step i (from 0) it is the mean of losses 0 to i with weights smoothing**(i - k). fastai's `AvgSmoothLoss` and
     Adam's moments (Kingma & Ba 2015, section 3) correct the bias in the same way; torch-lr-finder does not.
     """
-    values = [float(loss) for loss in losses]
-    averages = accumulate(values, lambda average, loss: smoothing * average + (1.0 - smoothing) * loss, initial=0.0)
-    weights = 1.0 - smoothing ** np.arange(1, len(values) + 1, dtype=np.float64)
+    averages = accumulate(losses, lambda average, loss: smoothing * average + (1.0 - smoothing) * loss, initial=0.0)
+    weights = 1.0 - smoothing ** np.arange(1, len(losses) + 1, dtype=np.float64)
     return np.array(list(averages)[1:], np.float64) / weights
 
 
@@ -82,26 +81,23 @@ def end_of(losses: Sequence[float], ramp: Ramp) -> End | None:
 
 def curve_of(losses: Sequence[float], ramp: Ramp, seed: int, end: End) -> Curve:
     """The curve of a test that stopped after these losses."""
-    values = np.asarray(losses, dtype=np.float64)
-    return Curve(seed, ramp.lrs()[: len(values)], values, smooth(values, ramp.smoothing), end)
+    return Curve(seed, ramp.lrs()[: len(losses)], np.array(losses, np.float64), smooth(losses, ramp.smoothing), end)
 
 
-def usable(lrs: Values, losses: Values, steps: int) -> tuple[Values, Values]:
-    """The part of a curve that the methods use, given the number of steps in the ramp; it is finite, and may be empty.
+def usable(curve: Curve, steps: int) -> tuple[Values, Values]:
+    """The rates and losses that the methods use, given the number of steps in the ramp; finite, and maybe empty.
 
     The first and last points are left out, everything after the first inf or NaN, and everything after the point beyond
     the minimum at which the loss is back above its start: the loss of a diverged network may fall again, which fastai
     and torch-lr-finder would mistake for the steepest descent.
     """
-    wrong = np.flatnonzero(~np.isfinite(losses))
-    start = int(SKIP_START * steps)
-    end = min(len(losses) - SKIP_END, int(wrong[0]) if len(wrong) else len(losses))
+    losses, start = curve.smoothed, int(SKIP_START * steps)
+    end = min([len(losses) - SKIP_END, *np.flatnonzero(~np.isfinite(losses))[:1]])
     if end > start:
         bottom = start + int(losses[start:end].argmin())
-        diverged = np.flatnonzero(losses[bottom:end] > losses[start])
-        end = bottom + int(diverged[0]) if len(diverged) else end
+        end = min([end, *(bottom + np.flatnonzero(losses[bottom:end] > losses[start])[:1])])
     kept = slice(start, max(start, end))
-    return lrs[kept], losses[kept]
+    return curve.lrs[kept], losses[kept]
 
 
 def steepest(lrs: Values, losses: Values) -> float | None:
@@ -125,10 +121,8 @@ def valley(lrs: Values, losses: Values) -> float | None:
     for index in range(1, len(losses)):
         lengths[index] += lengths[:index][losses[:index] > losses[index]].max(initial=0)
     end = int(lengths.argmax())
-    if lengths[end] == 1:
-        return None
     third = lengths[end] / 3
-    return float(lrs[max(end - int(lengths[end]) + int(third) + int(third / 2), 0)])
+    return float(lrs[max(end - int(lengths[end]) + int(third) + int(third / 2), 0)]) if lengths[end] > 1 else None
 
 
 def lowest(lrs: Values, losses: Values) -> float | None:
@@ -139,12 +133,6 @@ def lowest(lrs: Values, losses: Values) -> float | None:
     """
     index = int(losses.argmin())
     return float(lrs[index]) if index else None
-
-
-def tenth(lrs: Values, losses: Values) -> float | None:
-    """A tenth of `lowest`: fastai's `minimum`."""
-    rate = lowest(lrs, losses)
-    return None if rate is None else rate / 10
 
 
 def window(lrs: Values, losses: Values) -> float | None:
@@ -158,26 +146,22 @@ def window(lrs: Values, losses: Values) -> float | None:
         return None
     slopes = np.gradient(losses) / (losses.max() - losses.min())
     steady = np.flatnonzero(np.abs(slopes[WINDOW:] - slopes[:-WINDOW]) <= STEADY)
-    if not len(steady):
-        return None
     # fastai keeps the last window whose ends still differ, one point right of the first that agrees.
-    return float(lrs[min(int(steady[-1]) + 1, len(lrs) - 1 - WINDOW)])
+    return float(lrs[min(int(steady[-1]) + 1, len(lrs) - 1 - WINDOW)]) if len(steady) else None
 
 
 METHODS: dict[str, Callable[[Values, Values], float | None]] = {
     "steepest": steepest,
     "valley": valley,
-    "minimum/10": tenth,
+    "minimum/10": lambda lrs, losses: (rate := lowest(lrs, losses)) and rate / 10,  # fastai's `minimum`
     "sliding window": window,
     "minimum": lowest,
 }
 CHOSEN = "minimum"
 """The method whose rate is proposed as the highest rate of the schedule.
 
-On the demo's digits (4 epochs of One-Cycle, batch 32) neither a tenth of it nor ten times as much trains better: 85.3 %
-(a tenth), 93.6 % (proposed) and 89.2 % (ten times) top-1 with timm/resnet10t (3 seeds), 94.6, 96.6 and 78.8 % with
-ResNet-50 (1 seed). The other four methods give rates 3 to 70 times lower, which suit a rate that is constant from the
-start. All values: docs/find_lr.md.
+On the demo's digits neither a tenth of it nor ten times as much trains better. The other four methods give rates 3 to
+70 times lower, which suit a rate that is constant from the start. The measurements are in docs/find_lr.md.
 """
 
 
@@ -197,29 +181,21 @@ class Suggestion(NamedTuple):
         return [rate for rate in self.per_run if rate is not None]
 
 
-def over_runs(method: str, per_run: Sequence[float | None]) -> Suggestion | None:
-    """Combine the runs' suggestions; None if there are none."""
-    found = np.array([rate for rate in per_run if rate is not None])
-    if not len(found):
-        return None
-    logs = np.log(found)
-    spread = float(np.exp(logs.std(ddof=1))) if len(found) > 1 else 1.0
-    means = float(found.mean()), float(np.median(found)), float(np.exp(logs.mean()))
-    return Suggestion(method, tuple(per_run), *means, spread)
-
-
 def suggestions(curves: Sequence[Curve], steps: int) -> dict[str, Suggestion]:
     """What each method suggests from curves, given the ramp's number of steps; methods without a result are omitted."""
-    parts = [usable(curve.lrs, curve.smoothed, steps) for curve in curves]
+    parts = [usable(curve, steps) for curve in curves]
     found = {}
     for name, method in METHODS.items():
-        rates = [method(lrs, losses) if len(lrs) >= FEWEST else None for lrs, losses in parts]
-        if (suggestion := over_runs(name, rates)) is not None:
-            found[name] = suggestion
+        per_run = tuple(method(lrs, losses) if len(lrs) >= FEWEST else None for lrs, losses in parts)
+        rates = np.array([rate for rate in per_run if rate is not None])
+        if len(rates):
+            logs = np.log(rates)
+            means = float(rates.mean()), float(np.median(rates)), float(np.exp(logs.mean()))
+            found[name] = Suggestion(name, per_run, *means, float(np.exp(logs.std(ddof=1))) if len(rates) > 1 else 1.0)
     return found
 
 
 def still_falling(curve: Curve, steps: int) -> bool:
     """Whether the ramp ended before the loss rose, so that rates above the suggestions may be better."""
-    _, losses = usable(curve.lrs, curve.smoothed, steps)
+    _, losses = usable(curve, steps)
     return curve.end == "complete" and len(losses) > 0 and bool(curve.smoothed[-1] <= losses.min())

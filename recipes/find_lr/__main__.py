@@ -6,8 +6,8 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,96 +100,40 @@ def present_lr(config: RunConfig, batch_size: int) -> float:
 def peaks(config: RunConfig, proposal: dict[str, Any]) -> list[tuple[int, int, float]]:
     """The highest rate of the run with the proposal, for each number of devices in `DEVICES` that is possible.
 
-    Returns:
-        (devices, images per step over all of them in the stage with the most epochs, rate).
+    Each is (devices, images per step over all of them in the stage with the most epochs, rate).
     """
     config = config.model_copy(update={"optimizer": config.optimizer.model_copy(update=proposal)})
     found = []
     for devices in DEVICES:
-        try:
+        with suppress(InputError):  # a global batch that is not divisible by them
             lr = peak_lr(config, epoch_plan(config, devices))
-        except InputError:  # a global batch that is not divisible by them
-            continue
-        found.append((devices, round(lr / proposal["lr"] * proposal["lr_batch_size"]), lr))
+            found.append((devices, round(lr / proposal["lr"] * proposal["lr_batch_size"]), lr))
     return found
 
 
-@dataclass
-class Result:
-    """A finished test."""
-
-    config: RunConfig  # the run's config
-    size: int  # side of the images in pixels
-    images: int  # per step over all devices
-    devices: int
-    ramp: Ramp
-    curves: list[Curve]
-    command: str
-    versions: dict[str, str | None]
-
-    def __post_init__(self) -> None:
-        self.suggestions = suggestions(self.curves, self.ramp.steps)  # by method, without those that have no result
-        self.present = present_lr(self.config, self.images)
-        chosen = self.suggestions.get(CHOSEN)
-        self.proposal = chosen and propose(self.config, chosen.geometric_mean, self.images)
-        self.peaks = peaks(self.config, self.proposal) if self.proposal else []
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, except the curves, which are in lr.csv."""
-        return {
-            "run_name": self.config.run_name,
-            "image_size": self.size,
-            "global_batch_size": self.images,
-            "devices": self.devices,
-            "ramp": self.ramp._asdict(),
-            "runs": [{"seed": curve.seed, "steps": len(curve.lrs), "end": curve.end} for curve in self.curves],
-            "present_lr": self.present,
-            "suggestions": {method: suggestion._asdict() for method, suggestion in self.suggestions.items()},
-            "chosen": CHOSEN if self.proposal else None,
-            "optimizer": self.proposal,
-            "peak_lr_by_devices": {str(devices): lr for devices, _, lr in self.peaks},
-            "command": self.command,
-            "versions": self.versions,
-        }
-
-
-def suggestion_table(found: dict[str, Suggestion]) -> Table:
-    """A row for each method, with dashes if no run had what it looks for."""
-    headers, rows = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest"), []
-    for method in METHODS:
-        if (one := found.get(method)) is None:
-            rows.append((method, *[ABSENT] * 6))
-            continue
-        name = method + (f" ({len(one.rates)} of {len(one.per_run)})" if None in one.per_run else "")
-        means = (f"{mean:.2g}" for mean in (one.geometric_mean, one.median, one.mean))
-        spread = f"x{one.spread:.2f}" if len(one.rates) > 1 else ABSENT
-        rows.append((name, *means, spread, f"{min(one.rates):.2g}", f"{max(one.rates):.2g}"))
-    return Table(headers, rows, range(1, 7))
-
-
-def _draw(figure: Figure, result: Result) -> None:
+def _draw(figure: Figure, result: dict[str, Any], curves: Sequence[Curve], found: dict[str, Suggestion]) -> None:
     """Draw the loss over the rate, and below it each method's suggestions, into an empty figure."""
     from matplotlib.ticker import NullFormatter
 
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
-    for index, curve in enumerate(result.curves):
+    for index, curve in enumerate(curves):
         above.plot(curve.lrs, curve.losses, ".", color=COLORS[0], alpha=0.25, markersize=4, markeredgewidth=0)
         label = "smoothed training loss, one line per run" if index == 0 else None
         above.plot(curve.lrs, curve.smoothed, color=COLORS[0], alpha=0.8, label=label)
-    losses = np.concatenate([curve.losses for curve in result.curves])
-    first = [float(curve.losses[0]) for curve in result.curves if np.isfinite(curve.losses[0])]
+    losses = np.concatenate([curve.losses for curve in curves])
+    first = [float(curve.losses[0]) for curve in curves if np.isfinite(curve.losses[0])]
     if first:  # cut the chart above the first values: beyond them the loss has diverged
         top, bottom = 1.25 * max(first), float(losses[np.isfinite(losses)].min())
         above.set_ylim(bottom - 0.05 * (top - bottom), top)
     for row, method in enumerate(METHODS):
-        if (one := result.suggestions.get(method)) is not None:
+        if (one := found.get(method)) is not None:
             dots, color = [row] * len(one.rates), COLORS[2]
             below.plot(one.rates, dots, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
             below.plot([one.geometric_mean], [row], "|", color=color, markersize=14, markeredgewidth=2.5)
     below.set_yticks(range(len(METHODS)), list(METHODS))
     below.set_ylim(len(METHODS) - 0.4, -0.6)
-    low, high = result.ramp.start_lr, max(curve.lrs.max() for curve in result.curves)
-    present, chosen = result.present, result.suggestions.get(CHOSEN)
+    low, high = result["ramp"]["start_lr"], max(curve.lrs.max() for curve in curves)
+    present, chosen = result["present_lr"], found.get(CHOSEN)
     for axes in (above, below):
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
@@ -201,67 +145,47 @@ def _draw(figure: Figure, result: Result) -> None:
     above.set_ylabel("loss")
     above.legend(loc="lower left")
     below.set_title("suggestions: a dot per run, a bar at their geometric mean", fontsize="small")
-    below.set_xlabel(f"learning rate (at {result.images} images per step, log scale)")
+    below.set_xlabel(f"learning rate (at {result['global_batch_size']} images per step, log scale)")
 
 
-def _describe(result: Result) -> output.Content:
+def _describe(
+    result: dict[str, Any], curves: Sequence[Curve], found: dict[str, Suggestion], highest: Sequence[Sequence[float]]
+) -> output.Content:
     """The suggestions and the lines to paste, in 80 columns."""
-    if result.proposal is None:
+    proposal = result["optimizer"]
+    if proposal is None:
         return {"Result": [NOTHING]}
+    headers, rows = ("method", "geom. mean", "median", "mean", "spread", "lowest", "highest"), []
+    for method in METHODS:
+        if (one := found.get(method)) is None:
+            rows.append([method, *[ABSENT] * 6])
+            continue
+        name = method + (f" ({len(one.rates)} of {len(one.per_run)})" if None in one.per_run else "")
+        means = (f"{mean:.2g}" for mean in (one.geometric_mean, one.median, one.mean))
+        spread = f"x{one.spread:.2f}" if len(one.rates) > 1 else ABSENT
+        rows.append([name, *means, spread, f"{min(one.rates):.2g}", f"{max(one.rates):.2g}"])
     note = (
-        f"Rates at {result.images} images of {result.size} px per step. Spread: geometric standard deviation over "
-        "the runs, a factor. A dash: no run had what the method looks for."
+        f"Rates at {result['global_batch_size']} images of {result['image_size']} px per step. Spread: geometric "
+        "standard deviation over the runs, a factor. A dash: no run had what the method looks for."
     )
-    falling = sum(still_falling(curve, result.ramp.steps) for curve in result.curves)
+    falling = sum(still_falling(curve, result["ramp"]["steps"]) for curve in curves)
     warning = (
-        f"In {falling} of {len(result.curves)} runs the loss was still falling at the last rate, "
-        f"{result.ramp.end_lr:g}: higher rates may be better; try a higher --end-lr."
+        f"In {falling} of {len(curves)} runs the loss was still falling at the last rate, "
+        f"{result['ramp']['end_lr']:g}: higher rates may be better; try a higher --end-lr."
     )
-    rates = [(devices, images, f"{lr:.3g}") for devices, images, lr in result.peaks]
+    rates = [(devices, images, f"{lr:.3g}") for devices, images, lr in highest]
     return {
-        "Suggestions": [suggestion_table(result.suggestions), note],
+        "Suggestions": [Table(headers, rows, range(1, 7)), note],
         "Result": [
-            f"For the YAML ({CHOSEN}, geometric mean of the runs; the config has {result.present:.3g} now):",
-            output.Code(yaml.safe_dump({"optimizer": result.proposal}, sort_keys=False).rstrip()),
+            f"For the YAML ({CHOSEN}, geometric mean of the runs; the config has {result['present_lr']:.3g} now):",
+            output.Code(yaml.safe_dump({"optimizer": proposal}, sort_keys=False).rstrip()),
             "or on the command line:",
-            output.Code(" ".join(f"optimizer.{key}={value}" for key, value in result.proposal.items())),
+            output.Code(" ".join(f"optimizer.{key}={value}" for key, value in proposal.items())),
             *([warning] if falling else []),
             "The schedule's highest rate is then, by linear scaling:",
             Table(("devices", "images per step", "highest rate"), rates, range(3)),
         ],
     }
-
-
-def _write_files(result: Result, content: output.Content, folder: Path) -> None:
-    """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole."""
-    alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
-    runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in result.curves]
-    versions = [(name, value or ABSENT) for name, value in result.versions.items()]
-    with chart(height=5.2) as drawn:
-        _draw(drawn, result)
-        output.save(drawn, folder / "lr.png")
-        curves = output.Chart(svg(drawn, alt), "Points are single batches. Each step's loss is that before the update.")
-    page: output.Content = {
-        "Result": content["Result"],
-        "Curves": [curves],
-        **content,
-        "Runs": [Table(("seed", "steps", "last rate", "end"), runs, range(3))],
-        "Command and versions": [output.Code(result.command), Table(("what", "version"), versions)],
-    }
-    html = output.render_page(
-        "Learning-rate range test",
-        f"{result.config.run_name}: {len(runs)} runs of up to {result.ramp.steps} steps, "
-        f"{result.images} images of {result.size} px per step on {result.devices} device(s)",
-        content=page,
-    )
-    points = (
-        (run, curve.seed, step, *(float(value) for value in point))
-        for run, curve in enumerate(result.curves)
-        for step, point in enumerate(zip(curve.lrs, curve.losses, curve.smoothed, strict=True))
-    )
-    replace_text(folder / "lr.csv", output.csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
-    replace_text(folder / "lr.html", html)
-    replace_text(folder / "lr.json", to_json(result.as_json(), indent=1) + "\n")
 
 
 def main() -> int:
@@ -275,30 +199,69 @@ def main() -> int:
 
     require_launched()
     devices, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
-    size, batch_size = given.size, given.batch_size
-    trial = trial_config(given.yaml, given.overrides, size=size, batch_size=batch_size, world_size=devices)
+    trial = trial_config(given.yaml, given.overrides, given.size, given.batch_size, devices)
     # The average covers a twentieth of the ramp, so a longer ramp smooths over the same range of rates.
     smoothing = 1 - 5 / given.steps if given.smoothing is None else given.smoothing
     ramp = Ramp(given.start_lr, given.end_lr, given.steps, smoothing, given.divergence)
     curves = run_tests(trial, ramp, given.runs)
     if rank != 0:
         return 0
-    result = Result(
-        config=config,
-        size=trial.data.train_size,
-        images=epoch_plan(trial, devices)[0].global_batch_size,
-        devices=devices,
-        ramp=ramp,
-        curves=curves,
-        command=shlex.join(["python", "-m", "recipes.find_lr", *sys.argv[1:]]),
-        versions=versions(device_name(config.device)),
-    )
+    images, found = epoch_plan(trial, devices)[0].global_batch_size, suggestions(curves, ramp.steps)
+    proposal = propose(config, found[CHOSEN].geometric_mean, images) if CHOSEN in found else None
+    highest = peaks(config, proposal) if proposal else []
+    result = {
+        "run_name": config.run_name,
+        "image_size": trial.data.train_size,
+        "global_batch_size": images,
+        "devices": devices,
+        "ramp": ramp._asdict(),
+        "runs": [{"seed": curve.seed, "steps": len(curve.lrs), "end": curve.end} for curve in curves],
+        "present_lr": present_lr(config, images),
+        "suggestions": {method: suggestion._asdict() for method, suggestion in found.items()},
+        "chosen": CHOSEN if proposal else None,
+        "optimizer": proposal,
+        "peak_lr_by_devices": {str(count): lr for count, _, lr in highest},
+        "command": shlex.join(["python", "-m", "recipes.find_lr", *sys.argv[1:]]),
+        "versions": versions(device_name(config.device)),
+    }
     folder = Path(config.runs_folder) / config.run_name / "find_lr"
-    content = _describe(result)
-    _write_files(result, content, folder)
+    content = _describe(result, curves, found, highest)
+    _write_files(result, curves, found, content, folder)
     output.show(content)
     print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
-    return 0 if result.proposal else 1
+    return 0 if proposal else 1
+
+
+def _write_files(
+    result: dict[str, Any], curves: Sequence[Curve], found: dict[str, Suggestion], content: output.Content, folder: Path
+) -> None:
+    """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole."""
+    alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
+    with chart(height=5.2) as drawn:
+        _draw(drawn, result, curves, found)
+        output.save(drawn, folder / "lr.png")
+        plot = output.Chart(svg(drawn, alt), "Points are single batches. Each step's loss is that before the update.")
+    runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in curves]
+    versions = [(name, value or ABSENT) for name, value in result["versions"].items()]
+    page: output.Content = {
+        "Result": content["Result"],
+        "Curves": [plot],
+        **content,
+        "Runs": [Table(("seed", "steps", "last rate", "end"), runs, range(3))],
+        "Command and versions": [output.Code(result["command"]), Table(("what", "version"), versions)],
+    }
+    subtitle = (
+        f"{result['run_name']}: {len(runs)} runs of up to {result['ramp']['steps']} steps, "
+        f"{result['global_batch_size']} images of {result['image_size']} px per step on {result['devices']} device(s)"
+    )
+    points = (
+        (run, curve.seed, step, *map(float, point))
+        for run, curve in enumerate(curves)
+        for step, point in enumerate(zip(curve.lrs, curve.losses, curve.smoothed, strict=True))
+    )
+    replace_text(folder / "lr.csv", output.csv_text(("run", "seed", "step", "lr", "loss", "smoothed_loss"), points))
+    replace_text(folder / "lr.html", output.render_page("Learning-rate range test", subtitle, content=page))
+    replace_text(folder / "lr.json", to_json(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

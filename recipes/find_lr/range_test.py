@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,16 +30,14 @@ OFF = ("progressive_resizing", "fixres", "ema", "swa")
 
 
 def trial_config(
-    path: Path, overrides: Sequence[str], *, size: int | None, batch_size: int | None, world_size: int
+    path: Path, overrides: Sequence[str], size: int | None, batch_size: int | None, world_size: int
 ) -> RunConfig:
     """The config that a range test trains with.
 
     It is the run's own, at one image size with random crops, with the momentum at the schedule's highest rate, and
     without the techniques in `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off. Without a
     `size`, it is that of most epochs; without a `batch_size` (over all devices), it is the run's at that size.
-
-    Raises:
-        InputError: The config is wrong, or the batch size is not divisible by the number of processes.
+    InputError: the config is wrong, or the batch size is not divisible by the number of processes.
     """
     config = load_config(path, overrides)
     if batch_size is not None and batch_size % world_size:
@@ -52,17 +51,10 @@ def trial_config(
     images = global_batch_size(config, size, world_size) if batch_size is None else batch_size
     schedule = config.scheduler
     momentum = schedule.base_momentum if isinstance(schedule, OneCycleConfig) else config.optimizer.momentum
-    changes = [
-        *(f"algorithms.{name}=off" for name in OFF),
-        f"data.train_size={size}",
-        "device_batch_size=null",
-        f"global_batch_size={images}",
-        "scheduler={name: constant}",
-        f"optimizer.momentum={momentum}",
-        "compile=false",
-        "resume=null",
-        "autoresume=false",
-    ]
+    changes = [f"algorithms.{name}=off" for name in OFF]
+    changes += [f"data.train_size={size}", "device_batch_size=null", f"global_batch_size={images}"]
+    changes += ["scheduler={name: constant}", f"optimizer.momentum={momentum}"]
+    changes += ["compile=false", "resume=null", "autoresume=false"]
     return load_config(path, [*overrides, *changes])
 
 
@@ -105,19 +97,15 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
     sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
     rising = RisingRate(ramp, bar)
-    before = reproducibility.get_rng_state()
-    try:
+    with ExitStack() as stack:
+        stack.callback(reproducibility.load_rng_state, reproducibility.get_rng_state())
         algorithms = build_algorithms(config, [sampler.batches(epoch) for epoch in range(epochs)])
         trainer = build_trainer(
             config, train=train, val=val, sampler=sampler, algorithms=algorithms, callbacks=[rising], loggers=[]
         )
+        stack.callback(trainer.close)
         trainer.state.evaluators = []  # no evaluation after the end of training
-        try:
-            trainer.fit()
-        finally:
-            trainer.close()
-    finally:
-        reproducibility.load_rng_state(before)
+        trainer.fit()
     assert rising.end is not None
     return curve_of(rising.losses, ramp, config.seed, rising.end)
 
@@ -125,18 +113,14 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
 def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     """Run the test with consecutive seeds, starting at the config's.
 
-    Raises:
-        InputError: The config or the data cannot be used; nothing was trained.
-        DataError: Likewise.
+    InputError, DataError: the config or the data cannot be used; nothing was trained.
     """
     warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(trial)
     world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
     train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
-    data = trial.data
-    stage_dataset(
-        data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=dist.get_local_rank() == 0
-    )
+    data, first = trial.data, dist.get_local_rank() == 0
+    stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=first)
     curves: list[Curve] = []
     bar: tqdm[NoReturn]
     with tqdm(total=runs * ramp.steps, unit="step", disable=None if leader else True) as bar:

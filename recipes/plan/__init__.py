@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from algorithms import PositiveFloat, PositiveInt
 from data.config import Crop, EpochPlan
@@ -61,6 +61,11 @@ class MachineConfig(Part):
     on_demand: PriceConfig | None = None
     spot: PriceConfig | None = None
 
+    @property
+    def prices(self) -> dict[str, PriceConfig | None]:
+        """By kind."""
+        return {"on demand": self.on_demand, "spot": self.spot}
+
 
 class PricesConfig(Part):
     """prices.yaml."""
@@ -68,26 +73,18 @@ class PricesConfig(Part):
     machines: dict[str, MachineConfig]
 
 
-class Factor(NamedTuple):
-    """The factor by which a technique changes a published figure."""
-
-    name: str
-    factor: float
-    source: str
-
-
 class Throughput(NamedTuple):
     """Training images per second over all devices."""
 
     images_per_second_by_size: dict[int, float]  # by image size in pixels
     source: str
-    factors: tuple[Factor, ...] = ()  # already included in the figures
+    factors: Sequence[dict[str, Any]] = ()  # techniques' name, factor and source; included in a published figure
     whole_step: bool = False  # the figures are for the run's own steps, including SAM's second passes and the like
     evaluation_seconds: float | None = None  # one evaluation, at all sizes; None: not measured
     checkpoint_seconds: float | None = None  # waiting for checkpoints, per epoch; None: not measured
 
     def rate(self, size: int, cost: float, work: Work) -> float:
-        """Training images per second at any size, scaled by compute from the nearest known size.
+        """Training images per second at a size, scaled from the nearest known one by compute.
 
         `cost` is the compute of a step relative to one forward and backward pass.
         """
@@ -105,102 +102,6 @@ class Images(NamedTuple):
     source: str
 
 
-class Inputs(NamedTuple):
-    """The inputs of a plan."""
-
-    config: RunConfig
-    images: Images
-    devices: int
-    hardware: str  # in words
-    prices: PricesConfig
-    machine_name: str | None = None  # in the price list
-    throughput: Throughput | None = None  # None: unknown
-
-    @property
-    def machine(self) -> MachineConfig | None:
-        """The machine's entry in the price list."""
-        return None if self.machine_name is None else self.prices.machines[self.machine_name]
-
-
-class Stage(NamedTuple):
-    """Consecutive epochs with one image size, one batch size and one cost of a step."""
-
-    first_epoch: int  # counted from 0
-    epochs: int
-    loader_size: int  # side in pixels of the images from the loader ...
-    size: int  # ... and at the network's input, which differs with `progressive_resizing.where: batch`
-    crop: Crop
-    global_batch_size: int
-    cost: float  # compute of a step relative to one forward and backward pass over all parameters
-    steps: int
-    first: Rate  # rate of the first step ...
-    last: Rate  # ... and of the last step
-    epochs_at_224px: float
-    images_per_second: float | None  # rate at which the devices train, and which the loader must supply; None: unknown
-    hours: float | None
-    memory_gb: float | None = None  # of one device, in GB (1e9 bytes); None: not computed
-
-
-class Evaluations(NamedTuple):
-    """All evaluations of a run."""
-
-    times: int
-    sizes: tuple[int, ...]
-    images: int
-    epochs_at_224px: float  # compute, in training epochs
-
-
-class Cost(NamedTuple):
-    """Price of the run."""
-
-    kind: str  # `on demand` or `spot`
-    dollars: float
-    price: PriceConfig
-
-
-class Plan(NamedTuple):
-    """A plan; its fields are those of --json. Savings are shares of the compute, and may be negative."""
-
-    run_name: str
-    epochs: int
-    images: Images
-    hardware: str
-    machine: str | None
-    machine_note: str | None
-    devices: int
-    compute_scaled_by: str  # `area` of the images, or `FLOPs` of the network
-    peak_lr: float  # the schedule's highest learning rate ...
-    peak_epoch: int  # ... the epoch in which it is reached, counted from 0 ...
-    peak_momentum: float  # ... and the momentum there
-    stages: tuple[Stage, ...]
-    epochs_at_224px: float
-    saving_against_224px: float  # against as many epochs at 224 px with one forward and backward pass per step
-    saving_by_size_alone: float  # the same, without the second passes of SAM and the like
-    train_size: int
-    saving_against_train_size: float
-    evaluation: Evaluations
-    throughput: Throughput | None
-    evaluation_hours: float | None
-    checkpoint_hours: float | None
-    hours: float | None
-    device_memory_gb: float | None
-    costs: tuple[Cost, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; named tuples become dictionaries."""
-        values: dict[str, Any] = _plain(self)
-        return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump()
-    if hasattr(value, "_asdict"):
-        hidden = ("whole_step", "evaluation_seconds", "checkpoint_seconds")  # included in the plan's hours
-        return {name: _plain(item) for name, item in value._asdict().items() if name not in hidden}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
-
-
 def published(config: RunConfig, device: str, devices: int) -> Throughput | None:
     """The published figure for the run's model, precision and number of devices; None if there is none."""
     table, half = yaml.safe_load(THROUGHPUT.read_text(encoding="utf-8")), config.precision != "fp32"
@@ -208,34 +109,31 @@ def published(config: RunConfig, device: str, devices: int) -> Throughput | None
     entry = next((one for one in table["published"] if wanted.items() <= one.items()), None)
     if entry is None:
         return None
-    channels_last, factors = config.algorithms.channels_last is not None, []
+    channels_last, factors, known = config.algorithms.channels_last is not None, [], table["factors"]
     if half and channels_last != entry["channels_last"]:
-        known = table["factors"]["channels_last"]
-        name = "channels_last" if channels_last else "no channels_last"
-        factors.append(Factor(name, known["factor"] if channels_last else 1 / known["factor"], known["source"]))
+        factor, source = known["channels_last"].values()
+        name, factor = ("channels_last", factor) if channels_last else ("no channels_last", 1 / factor)
+        factors.append({"name": name, "factor": factor, "source": source})
     if half and config.algorithms.blurpool is not None:
-        known = table["factors"]["blurpool" if channels_last else "blurpool_without_channels_last"]
-        factors.append(Factor("blurpool", known["factor"], known["source"]))
-    rate = entry["images_per_second"] * math.prod(factor.factor for factor in factors)
-    return Throughput({entry["size"]: rate}, f"published: {entry['source']}", tuple(factors))
+        factors.append({"name": "blurpool"} | known["blurpool" if channels_last else "blurpool_without_channels_last"])
+    rate = entry["images_per_second"] * math.prod(factor["factor"] for factor in factors)
+    return Throughput({entry["size"]: rate}, f"published: {entry['source']}", factors)
 
 
 def measured(run: Path) -> Throughput:
-    """The throughput of a run in RUNS_FOLDER/RUN_NAME, from its metrics.jsonl, including waiting for the loader.
+    """The throughput of a run, including waiting for the loader, from metrics.jsonl in its folder.
 
-    Raises:
-        InputError: There is no metrics.jsonl, or it holds too few values.
+    InputError: There is no such file, or it holds too few values.
     """
-    results = read_results(run)
-    path, metrics, training = run / METRICS, results.metrics, results.training
+    results, path = read_results(run), run / METRICS
+    metrics, training = results.metrics, results.training
     if not path.is_file():
         raise InputError(f"{path}: cannot be read: no such file; allowed: the folder of a run")
     rates = _rates_by_size(training)
     if not rates:
         raise InputError(f"{path}: too few values of train/images_per_second; allowed: a run of 20 batches or more")
-    epochs, evaluation, checkpointing = (
-        float(training[name][-1]) for name in ("epoch", "time/evaluation_seconds", "time/checkpointing_seconds")
-    )
+    names = ("epoch", "time/evaluation_seconds", "time/checkpointing_seconds")
+    epochs, evaluation, checkpointing = (float(training[name][-1]) for name in names)
     evaluated = [np.isfinite(metrics[f"eval/{size}/top1"]) for size in results.sizes]
     # An evaluation is logged after the line of its batch, so that line has the seconds of earlier evaluations only.
     counted = int(np.sum(metrics["batch"][np.any(evaluated, axis=0)] < training["batch"][-1])) if evaluated else 0
@@ -251,13 +149,10 @@ def measured(run: Path) -> Throughput:
 
 
 def _rates_by_size(training: Metrics) -> dict[int, float]:
-    """Images per second at each image size in pixels.
-
-    The first line of each size is left out, because workers start and kernels are chosen then.
-    """
-    rate, size, samples = (training[name] for name in ("train/images_per_second", "train/image_size", "samples"))
-    known = (rate > 0) & (size > 0) & np.isfinite(samples)
-    rate, size, samples = rate[known], size[known], samples[known]
+    """By image size, without each size's first line: workers start and kernels are chosen then."""
+    names = ("train/images_per_second", "train/image_size", "samples")
+    known = (training[names[0]] > 0) & (training[names[1]] > 0) & np.isfinite(training["samples"])
+    rate, size, samples = (training[name][known] for name in names)
     images = np.diff(samples)
     same = (size[1:] == size[:-1]) & (images > 0)
     size, images, seconds = size[1:][same], images[same], images[same] / rate[1:][same]
@@ -276,10 +171,9 @@ def by_flops(network: nn.Module) -> Work:
 
 
 def flops(network: nn.Module, size: int) -> int:
-    """Floating-point operations of a forward pass over one image: convolutions and matrix products, by torch's count.
+    """Operations of a forward pass over one image (convolutions, matrix products); InputError: not at this size.
 
-    Raises:
-        InputError: The network, which is on the meta device, does not accept images of this size.
+    The network is on the meta device.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -293,13 +187,11 @@ def flops(network: nn.Module, size: int) -> int:
     return counter.get_total_flops()
 
 
-def _device_memory(network: nn.Module, config: RunConfig, devices: int, stage: Stage) -> float:
-    """Memory in GB that one device needs in a stage (recipes/preflight.py); the network is on the meta device."""
+def _device_memory(network: nn.Module, config: RunConfig, devices: int, entry: EpochPlan, size: int) -> float:
     from recipes.preflight import pass_images, step_memory
 
-    images = pass_images(config, EpochPlan(stage.loader_size, stage.crop, stage.global_batch_size), devices)
-    fixed, per_image = step_memory(network, config, devices, stage.size, stage.crop == "center")
-    return (fixed + per_image * images) / 1e9
+    fixed, per_image = step_memory(network, config, devices, size, entry.crop == "center")
+    return (fixed + per_image * pass_images(config, entry, devices)) / 1e9
 
 
 def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
@@ -336,86 +228,99 @@ def schedule_of(
     return steps, lambda epoch, batch: rate(step_at(epoch, batch, steps[epoch], len(steps), total), total)
 
 
-def make_plan(inputs: Inputs, network: nn.Module | None = None) -> Plan:
-    """Compute a plan; with the run's network on the meta device, by FLOPs instead of area, and with memory.
+def make_plan(
+    config: RunConfig,
+    images: Images,
+    devices: int,
+    hardware: str = "any",
+    machine_name: str | None = None,
+    machine: MachineConfig | None = None,
+    throughput: Throughput | None = None,
+    network: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Compute a plan, in the form of --json; what is unknown is None.
 
-    Raises:
-        InputError: `global_batch_size` is not divisible by the number of devices.
+    With the run's network, which is on the meta device, compute is by FLOPs instead of area, and memory is included.
+    InputError: `global_batch_size` is not divisible by the number of devices.
     """
     work = by_area if network is None else by_flops(network)
-    config, images, machine, throughput = inputs.config, inputs.images, inputs.machine, inputs.throughput
-    epochs = epoch_plan(config, inputs.devices)
+    epochs, sizes = epoch_plan(config, devices), config.eval.sizes
     steps, rate_at = schedule_of(config, epochs, images.train)
 
     def kind(epoch: int) -> tuple[EpochPlan, int, float]:
         return epochs[epoch], network_size(config, epoch, epochs[epoch].size), _step_cost(config, epoch)
 
-    stages = []
+    stages: list[dict[str, Any]] = []
     for (entry, size, cost), group in groupby(range(config.epochs), kind):
         members = list(group)
+        first, last, count = members[0], members[-1], len(members)
         speed = None if throughput is None else throughput.rate(size, cost, work)
-        stage = Stage(
-            first_epoch=members[0],
-            epochs=len(members),
-            loader_size=entry.size,
-            size=size,
-            crop=entry.crop,
-            global_batch_size=entry.global_batch_size,
-            cost=cost,
-            steps=sum(steps[epoch] for epoch in members),
-            first=rate_at(members[0], 0),
-            last=rate_at(members[-1], steps[members[-1]] - 1),
-            epochs_at_224px=len(members) * cost * work(size),
-            images_per_second=speed,
-            hours=None if speed is None else len(members) * images.train / speed / 3600,
+        stages.append(
+            {
+                "first_epoch": first,  # counted from 0
+                "epochs": count,
+                "loader_size": entry.size,  # side in pixels of the images from the loader ...
+                "size": size,  # ... and at the network's input, which differs with `progressive_resizing.where: batch`
+                "crop": entry.crop,
+                "global_batch_size": entry.global_batch_size,
+                "cost": cost,  # compute of a step relative to one forward and backward pass over all parameters
+                "steps": sum(steps[first : last + 1]),
+                "first": rate_at(first, 0)._asdict(),
+                "last": rate_at(last, steps[last] - 1)._asdict(),
+                "epochs_at_224px": count * cost * work(size),
+                "images_per_second": speed,  # at which the devices train, and which the loader must supply
+                "hours": None if speed is None else count * images.train / speed / 3600,
+                "memory_gb": None if network is None else _device_memory(network, config, devices, entry, size),
+            }
         )
-        if network is not None:
-            stage = stage._replace(memory_gb=_device_memory(network, config, inputs.devices, stage))
-        stages.append(stage)
 
     # 20 steps of each epoch suffice to find the peak of a schedule with a warm-up of epochs.
     points = ((e, rate_at(e, count * part // 20)) for e, count in enumerate(steps) for part in range(20))
     peak_epoch, peak = max(points, key=lambda point: point[1].lr)
-    compute, sizes = sum(stage.epochs_at_224px for stage in stages), config.eval.sizes
-    times = -(-config.epochs // config.eval.interval)
+    compute, times = sum(stage["epochs_at_224px"] for stage in stages), -(-config.epochs // config.eval.interval)
     evaluation_hours = checkpoint_hours = hours = None
+    costs = []
     if throughput is not None:
-        if throughput.evaluation_seconds is None:
-            seconds = sum(times * images.val / throughput.rate(size, FORWARD, work) for size in sizes)
-        else:
-            seconds = times * throughput.evaluation_seconds
-        evaluation_hours = seconds / 3600
+        evaluation = throughput.evaluation_seconds
+        each = [times * images.val / throughput.rate(size, FORWARD, work) for size in sizes]
+        evaluation_hours = (sum(each) if evaluation is None else times * evaluation) / 3600
         if throughput.checkpoint_seconds is not None:
             checkpoint_hours = config.epochs * throughput.checkpoint_seconds / 3600
-        hours = sum(stage.hours or 0.0 for stage in stages) + evaluation_hours + (checkpoint_hours or 0.0)
-    costs: tuple[Cost, ...] = ()
-    if machine and hours is not None:
-        prices = (("on demand", machine.on_demand), ("spot", machine.spot))
-        costs = tuple(Cost(kind, hours * price.usd_per_hour, price) for kind, price in prices if price is not None)
-    evaluated = times * images.val / images.train * FORWARD * sum(map(work, sizes))
-    return Plan(
-        run_name=config.run_name,
-        epochs=config.epochs,
-        images=images,
-        hardware=inputs.hardware,
-        machine=inputs.machine_name,
-        machine_note=machine.note if machine else None,
-        devices=inputs.devices,
-        compute_scaled_by="area" if network is None else "FLOPs",
-        peak_lr=peak_lr(config, epochs),
-        peak_epoch=peak_epoch,
-        peak_momentum=config.optimizer.momentum if peak.momentum is None else peak.momentum,
-        stages=tuple(stages),
-        epochs_at_224px=compute,
-        saving_against_224px=1.0 - compute / config.epochs,
-        saving_by_size_alone=1.0 - sum(stage.epochs * work(stage.size) for stage in stages) / config.epochs,
-        train_size=config.data.train_size,
-        saving_against_train_size=1.0 - compute / (config.epochs * work(config.data.train_size)),
-        evaluation=Evaluations(times, sizes, images.val, evaluated),
-        throughput=throughput,
-        evaluation_hours=evaluation_hours,
-        checkpoint_hours=checkpoint_hours,
-        hours=hours,
-        device_memory_gb=config.device_memory_gb or (machine.device_memory_gb if machine else None),
-        costs=costs,
-    )
+        hours = sum(stage["hours"] for stage in stages) + evaluation_hours + (checkpoint_hours or 0.0)
+        for name, price in (machine.prices if machine else {}).items():
+            if price is not None:
+                costs.append({"kind": name, "dollars": hours * price.usd_per_hour, "price": price.model_dump()})
+    known = ("images_per_second_by_size", "source", "factors")
+    return {
+        "run_name": config.run_name,
+        "epochs": config.epochs,
+        "images": images._asdict(),
+        "hardware": hardware,
+        "machine": machine_name,
+        "machine_note": machine and machine.note,
+        "devices": devices,
+        "compute_scaled_by": "area" if network is None else "FLOPs",  # of the images, or of the network
+        "peak_lr": peak_lr(config, epochs),  # the schedule's highest learning rate ...
+        "peak_epoch": peak_epoch,  # ... the epoch in which it is reached, counted from 0 ...
+        "peak_momentum": config.optimizer.momentum if peak.momentum is None else peak.momentum,  # ... with this
+        "stages": stages,
+        "epochs_at_224px": compute,
+        # Shares, which may be negative, against as many epochs at 224 px with one forward and backward pass per step;
+        # then without the second passes of SAM and the like; then against as many epochs at `train_size`.
+        "saving_against_224px": 1.0 - compute / config.epochs,
+        "saving_by_size_alone": 1.0 - sum(stage["epochs"] * work(stage["size"]) for stage in stages) / config.epochs,
+        "train_size": config.data.train_size,
+        "saving_against_train_size": 1.0 - compute / (config.epochs * work(config.data.train_size)),
+        "evaluation": {
+            "times": times,
+            "sizes": sizes,
+            "images": images.val,
+            "epochs_at_224px": times * images.val / images.train * FORWARD * sum(map(work, sizes)),
+        },
+        "throughput": throughput and {name: getattr(throughput, name) for name in known},
+        "evaluation_hours": evaluation_hours,
+        "checkpoint_hours": checkpoint_hours,
+        "hours": hours,
+        "device_memory_gb": config.device_memory_gb or (machine and machine.device_memory_gb),
+        "costs": costs,
+    }

@@ -22,10 +22,8 @@ from recipes.plan import (
     PRICES,
     REFERENCE_SIZE,
     Images,
-    Inputs,
-    Plan,
+    MachineConfig,
     PricesConfig,
-    Stage,
     Throughput,
     make_plan,
     measured,
@@ -101,68 +99,79 @@ def _find_throughput(given: argparse.Namespace, config: RunConfig, device: str, 
     """The given throughput, else one measured by the named run or by this one, else a published one; None: unknown."""
     if given.images_per_second is not None:
         return Throughput({REFERENCE_SIZE: given.images_per_second}, "given: --images-per-second")
-    if given.measured is not None:
-        return measured(given.measured)
     try:
-        return measured(Path(config.runs_folder) / config.run_name)
+        return measured(given.measured or Path(config.runs_folder) / config.run_name)
     except InputError:
+        if given.measured is not None:
+            raise
         return published(config, device, devices)
 
 
-def _gather_inputs(given: argparse.Namespace, config: RunConfig) -> tuple[Inputs, int]:
-    """The inputs of the plan, and the dataset's classes."""
-    prices, hardware = load_table(given.prices, PricesConfig), hardware_of(given.yaml)
-    if given.machine is not None and given.machine not in prices.machines:
-        allowed = ", ".join(prices.machines)
-        raise InputError(f"--machine: {given.machine!r} is not in {given.prices}; allowed: {allowed}")
-    words = re.findall(r"[\w.-]+", hardware)
-    name = given.machine or next((name for name in prices.machines if name in words), None)
-    if name is not None:
-        device, devices = prices.machines[name].device, prices.machines[name].devices
+def _compute(
+    given: argparse.Namespace, config: RunConfig, machines: dict[str, MachineConfig]
+) -> tuple[dict[str, Any], Throughput | None]:
+    """The plan, for the machine that is named by --machine or by the YAML's comment, and the throughput behind it."""
+    if given.machine is not None and given.machine not in machines:
+        raise InputError(f"--machine: {given.machine!r} is not in {given.prices}; allowed: {', '.join(machines)}")
+    hardware = hardware_of(given.yaml)
+    words, found = re.findall(r"[\w.-]+", hardware), re.search(r"(\d+)x (\S+)", hardware)  # such as `8x A100`
+    name = given.machine or next((name for name in machines if name in words), None)
+    machine = machines[name] if name else None
+    if machine is not None:
+        device, devices = machine.device, machine.devices
     else:
-        found = re.search(r"(\d+)x (\S+)", hardware)  # such as `8x A100`
         device, devices = (found[2], int(found[1])) if found else (hardware, 1)
     if given.machine is not None:
         hardware = f"{devices}x {device} ({name})"
     devices = given.devices or devices
     images, classes = _count_images(config, given.images)
     throughput = _find_throughput(given, config, device, devices)
-    return Inputs(config, images, devices, hardware, prices, name, throughput), classes
+    network = None
+    if given.memory:
+        if sys.stderr.isatty():
+            print("loading torch and Composer, building the network ...", file=sys.stderr)
+        from recipes.model import planned_network
+
+        network = planned_network(config, classes)
+    return make_plan(config, images, devices, hardware, name, machine, throughput, network), throughput
 
 
-def _describe_run(plan: Plan) -> list[str]:
-    hardware = "any hardware" if plan.hardware == "any" else plan.hardware
+def _describe_run(plan: dict[str, Any]) -> list[str]:
+    hardware, images = "any hardware" if plan["hardware"] == "any" else plan["hardware"], plan["images"]
     return [
-        f"{plan.run_name}: {plan.epochs} epochs of {plan.images.train:,} images ({plan.images.source})",
-        f"on {hardware}, {plan.devices} process{'es' if plan.devices > 1 else ''}",
-        *([f"note: {plan.machine_note}"] if plan.machine_note else []),
+        f"{plan['run_name']}: {plan['epochs']} epochs of {images['train']:,} images ({images['source']})",
+        f"on {hardware}, {plan['devices']} process{'es' if plan['devices'] > 1 else ''}",
+        *([f"note: {plan['machine_note']}"] if plan["machine_note"] else []),
     ]
 
 
-def _describe(plan: Plan, inputs: Inputs) -> Content:
+def _describe(
+    plan: dict[str, Any], config: RunConfig, throughput: Throughput | None, machines: dict[str, MachineConfig]
+) -> Content:
     """The plan as text, at most 80 columns wide."""
     stages, times, memory = [], [], []
-    vcpus = inputs.machine.vcpus if inputs.machine else None
-    for row in _group_rows(plan.stages):
-        first, last, hours = row[0], row[-1], sum(stage.hours or 0.0 for stage in row)
-        own = inputs.config.optimizer.momentum  # for a schedule that does not set it
-        lrs = [_number(rate.lr) for rate in (first.first, last.last)]
-        momenta = [f"{own if rate.momentum is None else rate.momentum:.3g}" for rate in (first.first, last.last)]
-        epochs = _span(first.first_epoch + 1, last.first_epoch + last.epochs)
-        sizes, loader = _span(*(stage.size for stage in row)), _span(*(stage.loader_size for stage in row))
-        counts = (first.global_batch_size, sum(stage.steps for stage in row))
+    vcpus = machines[plan["machine"]].vcpus if plan["machine"] else None
+    for row in _group_rows(plan["stages"]):
+        first, last = row[0], row[-1]
+        own = config.optimizer.momentum  # for a schedule that does not set it
+        ends = (first["first"], last["last"])
+        lrs = [_number(rate["lr"]) for rate in ends]
+        momenta = [f"{own if rate['momentum'] is None else rate['momentum']:.3g}" for rate in ends]
+        where = [_span(first["first_epoch"] + 1, last["first_epoch"] + last["epochs"]), _span(*_column(row, "size"))]
+        counts = (first["global_batch_size"], sum(_column(row, "steps")))
         changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
-        compute = f"{sum(stage.epochs_at_224px for stage in row):.4g}"
-        stages.append((epochs, sizes, *(f"{count:,}" for count in counts), *changes, compute))
-        if hours:
-            rate = sum((stage.images_per_second or 0.0) * (stage.hours or 0.0) for stage in row) / hours
-            rates = (rate, rate / plan.devices, rate / vcpus if vcpus else None)
+        stages.append((*where, *(f"{n:,}" for n in counts), *changes, f"{sum(_column(row, 'epochs_at_224px')):.4g}"))
+        if plan["hours"] is not None:
+            hours = sum(_column(row, "hours"))
+            rate = sum(stage["images_per_second"] * stage["hours"] for stage in row) / hours
+            rates = (rate, rate / plan["devices"], rate / vcpus if vcpus else None)
             needed = (ABSENT if value is None else f"{value:,.0f}" for value in rates)
-            times.append((epochs, sizes, loader, *needed, duration(3600 * hours)))
-        available = ABSENT if plan.device_memory_gb is None else f"{plan.device_memory_gb:.1f}"
-        memory.append((epochs, sizes, f"{max(stage.memory_gb or 0.0 for stage in row):.1f}", available))
-    totals = {"evaluation": plan.evaluation_hours, "checkpoints": plan.checkpoint_hours, "all": plan.hours}
-    times += [(name, *[""] * 5, duration(3600 * hours)) for name, hours in totals.items() if hours is not None]
+            times.append((*where, _span(*_column(row, "loader_size")), *needed, duration(3600 * hours)))
+        if first["memory_gb"] is not None:
+            has = plan["device_memory_gb"]
+            memory.append((*where, f"{max(_column(row, 'memory_gb')):.1f}", ABSENT if has is None else f"{has:.1f}"))
+    totals = {"evaluation": "evaluation_hours", "checkpoints": "checkpoint_hours", "all": "hours"}
+    times += [(name, *[""] * 5, duration(3600 * plan[key])) for name, key in totals.items() if plan[key] is not None]
     stage_headers = ("epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
     time_headers = ("epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
     memory_table = Table(("epochs", "px", "GB per device", "GB it has"), memory, range(1, 4))
@@ -170,33 +179,35 @@ def _describe(plan: Plan, inputs: Inputs) -> Content:
     return {
         "Schedule": [Table(stage_headers, stages, range(1, 7))],
         "Compute": [*_describe_compute(plan)],
-        "Time and loader": [*([Table(time_headers, times, range(1, 7))] if times else []), *_describe_throughput(plan)],
-        "Price": [*_describe_price(plan, inputs)],
-        "Memory": [no_memory if plan.stages[0].memory_gb is None else memory_table],
+        "Time and loader": [
+            *([Table(time_headers, times, range(1, 7))] if times else []),
+            *_describe_throughput(throughput, plan["compute_scaled_by"]),
+        ],
+        "Price": [*_describe_price(plan, machines)],
+        "Memory": [memory_table if memory else no_memory],
     }
 
 
-def _describe_compute(plan: Plan) -> list[str]:
+def _describe_compute(plan: dict[str, Any]) -> list[str]:
     def share(value: float) -> str:
         return f"{abs(100 * value):.1f} % {'less' if value >= 0 else 'more'}"
 
-    saved = f"{share(plan.saving_against_224px)} than {plan.epochs} plain epochs at 224 px"
-    if plan.train_size != REFERENCE_SIZE:
-        saved += f", {share(plan.saving_against_train_size)} than at {plan.train_size} px"
-    if plan.saving_against_224px != plan.saving_by_size_alone:
-        saved += f"; by the sizes alone {share(plan.saving_by_size_alone)} than at 224 px"
-    evaluation = plan.evaluation
+    saved = f"{share(plan['saving_against_224px'])} than {plan['epochs']} plain epochs at 224 px"
+    if plan["train_size"] != REFERENCE_SIZE:
+        saved += f", {share(plan['saving_against_train_size'])} than at {plan['train_size']} px"
+    if plan["saving_against_224px"] != plan["saving_by_size_alone"]:
+        saved += f"; by the sizes alone {share(plan['saving_by_size_alone'])} than at 224 px"
+    evaluation = plan["evaluation"]
     return [
-        f"highest learning rate: {_number(plan.peak_lr)}, in epoch {plan.peak_epoch + 1}, "
-        f"at momentum {plan.peak_momentum:.3g}",
-        f"compute: {plan.epochs_at_224px:.4g} epochs at 224 px (scaled by {plan.compute_scaled_by}), {saved}",
-        f"evaluation, not included: {evaluation.times} times at {' and '.join(map(str, evaluation.sizes))} px, "
-        f"{evaluation.epochs_at_224px:.3g} epochs at 224 px",
+        f"highest learning rate: {_number(plan['peak_lr'])}, in epoch {plan['peak_epoch'] + 1}, "
+        f"at momentum {plan['peak_momentum']:.3g}",
+        f"compute: {plan['epochs_at_224px']:.4g} epochs at 224 px (scaled by {plan['compute_scaled_by']}), {saved}",
+        f"evaluation, not included: {evaluation['times']} times at {' and '.join(map(str, evaluation['sizes']))} px, "
+        f"{evaluation['epochs_at_224px']:.3g} epochs at 224 px",
     ]
 
 
-def _describe_throughput(plan: Plan) -> list[str]:
-    throughput = plan.throughput
+def _describe_throughput(throughput: Throughput | None, scaled_by: str) -> list[str]:
     if throughput is None:
         return [
             "no throughput: none is published for this model, hardware and precision, and no run was measured",
@@ -204,43 +215,43 @@ def _describe_throughput(plan: Plan) -> list[str]:
         ]
     known = ", ".join(map(str, throughput.images_per_second_by_size))
     missing = ["start-up", "interruptions"]
-    if throughput.checkpoint_seconds is None:
-        missing.append("waiting for checkpoints")
-    if not throughput.whole_step:
-        missing.append("waiting for a loader that is slower than the devices")
+    missing += ["waiting for checkpoints"] if throughput.checkpoint_seconds is None else []
+    missing += [] if throughput.whole_step else ["waiting for a loader that is slower than the devices"]
     return [
-        f"images/s {throughput.source} (at {known} px; other sizes scaled by {plan.compute_scaled_by})",
-        *(f"x {factor.factor:.3g} for {factor.name}: {factor.source}" for factor in throughput.factors),
+        f"images/s {throughput.source} (at {known} px; other sizes scaled by {scaled_by})",
+        *(f"x {factor['factor']:.3g} for {factor['name']}: {factor['source']}" for factor in throughput.factors),
         f"not included: {', '.join(missing)}; in the price, storage and transfer",
     ]
 
 
-def _describe_price(plan: Plan, inputs: Inputs) -> list[str]:
+def _describe_price(plan: dict[str, Any], machines: dict[str, MachineConfig]) -> list[str]:
     """The price of the run, or of an hour if the hours are unknown; each with its date and source."""
-    if inputs.machine is None:
-        return [f"no price: no machine is given; choose one with --machine NAME: {', '.join(inputs.prices.machines)}"]
-    lines = []
-    for kind, price in (("on demand", inputs.machine.on_demand), ("spot", inputs.machine.spot)):
+    if plan["machine"] is None:
+        return [f"no price: no machine is given; choose one with --machine NAME: {', '.join(machines)}"]
+    lines, dollars = [], {cost["kind"]: f"{cost['dollars']:,.2f} dollars at " for cost in plan["costs"]}
+    for kind, price in machines[plan["machine"]].prices.items():
         if price is None:
             lines.append(f"{kind}: no price")
             continue
-        total = next((f"{cost.dollars:,.2f} dollars at " for cost in plan.costs if cost.kind == kind), "")
-        varies = "; varies by the hour" if kind == "spot" and total else ""
+        varies = "; varies by the hour" if kind == "spot" and dollars else ""
         where = f"{price.region}, {price.date}{varies}; {price.source}"
-        lines.append(f"{kind}: {total}{price.usd_per_hour:g} $/h ({where})")
+        lines.append(f"{kind}: {dollars.get(kind, '')}{price.usd_per_hour:g} $/h ({where})")
     return lines
 
 
-def _group_rows(stages: Sequence[Stage]) -> list[list[Stage]]:
+def _group_rows(stages: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """A row for each stage; if there are many, short neighbours that differ only in size share one."""
-    total = sum(stage.epochs for stage in stages)
+    total = sum(_column(stages, "epochs"))
 
-    def key(numbered: tuple[int, Stage]) -> object:
-        index, stage = numbered
-        short = len(stages) > SHOWN and 8 * stage.epochs < total
-        return (stage.global_batch_size, stage.crop) if short else index
+    def key(stage: dict[str, Any]) -> object:
+        short = len(stages) > SHOWN and 8 * stage["epochs"] < total
+        return (stage["global_batch_size"], stage["crop"]) if short else stage["first_epoch"]
 
-    return [[stage for _, stage in row] for _, row in groupby(enumerate(stages), key)]
+    return [list(row) for _, row in groupby(stages, key)]
+
+
+def _column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    return [row[name] for row in rows]
 
 
 def _span(*values: int) -> str:
@@ -253,22 +264,21 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
+def _draw_schedule(figure: Figure, plan: dict[str, Any], config: RunConfig) -> None:
     """Draw image size, batch size, learning rate and momentum over epochs into an empty figure."""
-    config, stages = inputs.config, plan.stages
-    steps, rate_at = schedule_of(config, epoch_plan(config, inputs.devices), plan.images.train)
+    stages = plan["stages"]
+    steps, rate_at = schedule_of(config, epoch_plan(config, plan["devices"]), plan["images"]["train"])
     stride = max(1, sum(steps) // POINTS)
     points = [(e, batch) for e, count in enumerate(steps) for batch in sorted({*range(0, count, stride), count - 1})]
     epochs = [epoch + batch / steps[epoch] for epoch, batch in points]
     rates = [rate_at(epoch, batch) for epoch, batch in points]
     momenta = [config.optimizer.momentum if rate.momentum is None else rate.momentum for rate in rates]
-    edges = [*(stage.first_epoch for stage in stages), config.epochs]
-    batches = [stage.global_batch_size for stage in stages]
+    edges = [*_column(stages, "first_epoch"), config.epochs]
+    sizes, loader, batches = (_column(stages, name) for name in ("size", "loader_size", "global_batch_size"))
     line: dict[str, Any] = {"baseline": None, "linewidth": 1.8, "zorder": 3}
     size_axes, batch_axes, lr_axes, momentum_axes = figure.subplots(4, 1, sharex=True)
-    size_axes.stairs([stage.size for stage in stages], edges, **line, color=COLORS[0], label="network")
-    if any(stage.size != stage.loader_size for stage in stages):
-        loader = [stage.loader_size for stage in stages]
+    size_axes.stairs(sizes, edges, **line, color=COLORS[0], label="network")
+    if sizes != loader:
         size_axes.stairs(loader, edges, **line, color=COLORS[1], linestyle="--", label="loader")
         size_axes.legend(loc="lower right")
     batch_axes.stairs(batches, edges, **line, color=COLORS[0])
@@ -284,27 +294,19 @@ def _draw_schedule(figure: Figure, plan: Plan, inputs: Inputs) -> None:
 def main(argv: Sequence[str]) -> int:
     """Print the plan, then write its page; returns the exit status."""
     given = _parse_arguments(argv)
-    config = load_config(given.yaml, given.overrides)
-    inputs, classes = _gather_inputs(given, config)
-    network = None
-    if given.memory:
-        if sys.stderr.isatty():
-            print("loading torch and Composer, building the network ...", file=sys.stderr)
-        from recipes.model import planned_network
-
-        network = planned_network(config, classes)
-    plan = make_plan(inputs, network)
+    config, machines = load_config(given.yaml, given.overrides), load_table(given.prices, PricesConfig).machines
+    plan, throughput = _compute(given, config, machines)
     if given.json:
-        print(to_json(plan.as_json(), indent=2))
+        print(to_json(plan, indent=2))
         return 0
-    content = _describe(plan, inputs)
-    output.show(content, *_describe_run(plan))
+    content, about = _describe(plan, config, throughput, machines), _describe_run(plan)
+    output.show(content, *about)
     sys.stdout.flush()  # the chart takes another second
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
     with chart(9, 8) as drawn:
-        _draw_schedule(drawn, plan, inputs)
+        _draw_schedule(drawn, plan, config)
         content["Schedule"].insert(0, output.Chart(svg(drawn, "the run's schedule")))
-        page = output.render_page(f"Plan: {plan.run_name}", "; ".join(_describe_run(plan)), content=content)
+        page = output.render_page(f"Plan: {config.run_name}", "; ".join(about), content=content)
         try:
             output.save(drawn, folder / "schedule.png")
             replace_text(folder / "plan.html", page)

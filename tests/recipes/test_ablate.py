@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.ablate import Outcome, choose_variants, conflicts, make_plan, techniques
+from recipes.ablate import Outcome, PlannedRun, choose_variants, conflicts, make_plan, techniques
+from recipes.ablate.__main__ import main
 from recipes.ablate.compare import (
     accuracy_table,
     compare,
-    compare_runs,
     cost_table,
     describe,
     effect_table,
@@ -19,6 +19,7 @@ from recipes.ablate.compare import (
     pooled_std,
     write,
 )
+from recipes.cli import run_command
 from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.output import show
@@ -48,26 +49,21 @@ def test_each_technique_is_taken_away_once_and_stands_alone_once(path, tmp_path)
         assert techniques(by_name[f"with-{name}"]) == (name,)
         assert getattr(by_name[f"with-{name}"], name) == getattr(plan.recipe.algorithms, name)
     assert len({run.digest for run in plan.runs}) == len(plan.runs) == len({run.folder for run in plan.runs})
-    rest = {run.config.model_copy(update=same(plan.recipe)).model_dump_json() for run in plan.runs}
-    assert rest == {plan.recipe.model_copy(update=same(plan.recipe)).model_dump_json()}
+    # Nothing else differs from the recipe.
+    changed = ("algorithms", "seed", "run_name", "runs_folder", "loggers")
+    same = {key: getattr(plan.recipe, key) for key in changed}
+    assert all(run.config.model_copy(update=same) == plan.recipe for run in plan.runs)
     assert not list(tmp_path.iterdir())
 
 
-def same(recipe):
-    """What a variant or a seed changes, as it is in the recipe."""
-    keys = ("algorithms", "seed", "run_name", "runs_folder", "loggers")
-    return {key: getattr(recipe, key) for key in keys}
-
-
-def ran(top1, seconds, curve=(), device="cpu", digest="", size=32):
+def ran(top1, seconds, curve=(), size=32):
     """A finished run."""
     summary = {
         "finished": True,
-        "config_digest": digest,
         "wall_seconds": seconds,
         "images_per_second": 1000 / seconds,
         "eval_by_size": {str(size): {"top1": top1}, "16": {"top1": top1 / 2}},
-        "versions": {"device": device},
+        "versions": {"device": "cpu"},
     }
     names = ("epoch", "wall_seconds", f"eval/{size}/top1")
     return Results(None, summary, dict(zip(names, np.array(curve, float).reshape(-1, 3).T, strict=True)), ())
@@ -78,10 +74,11 @@ COORDINATE = st.integers(0, 6).map(float) | st.floats(0, 10)
 
 @given(st.lists(st.tuples(COORDINATE, COORDINATE), max_size=12))
 def test_the_front_is_what_no_other_point_beats(points):
-    def beaten(mine):
-        return any(other[0] <= mine[0] and other[1] >= mine[1] and other != mine for other in points)
-
-    assert pareto(points) == {point for point in points if not beaten(point)}
+    kept = pareto(points)
+    assert kept <= set(points)
+    for cost, gain in points:
+        rivals = [other for other in points if other[0] <= cost and other[1] >= gain and other != (cost, gain)]
+        assert ((cost, gain) in kept) == (not rivals)
 
 
 @given(st.lists(st.lists(st.floats(0, 1), min_size=1, max_size=5), min_size=1, max_size=5))
@@ -104,7 +101,14 @@ def results():
         baseline: {0: ran(0.70, 10.0, [(1, 5, 0.4), (2, 10, 0.7)]), 1: ran(0.74, 10.0, [(1, 5, 0.4), (2, 10, 0.74)])},
         with_a: {0: ran(0.71, 12.0), 1: ran(0.79, 12.0)},
     }
-    return compare_runs(variants, runs, {without_a: 1}, 2, (16, 32), 32, None)
+    outcomes = [
+        Outcome(PlannedRun(variant, seed, None, ""), runs.get(variant, {}).get(seed))
+        for variant in variants
+        for seed in (0, 1)
+    ]
+    outcomes[2] = outcomes[2]._replace(failure="boom")
+    assert outcomes[2].planned[:2] == (without_a, 0)
+    return compare(variants, outcomes, (16, 32), 32, None)
 
 
 def test_every_figure_is_compared_with_the_baseline(results):
@@ -131,9 +135,7 @@ def test_every_figure_is_compared_with_the_baseline(results):
     assert cells["recipe"] == ("recipe", "2", "45.50 ± 0.71", "91.00 ± 1.41", "+19.00", "*")
     assert cells["without a"] == ("without a", "1", "40.00", "80.00", "+8.00", "* 1 failed")
     assert cells["with b"] == ("with b", "0", "-", "-", "-", "2 not run")
-
-
-def test_effects_are_paired_by_seed(results):
+    # Effects are paired by seed.
     a, b, c = results.effects
     assert a.alone.top1 == pytest.approx([0.01, 0.05])
     assert a.in_recipe == (pytest.approx([0.12]), pytest.approx(22 / 18)), "seed 1 only"
@@ -143,22 +145,16 @@ def test_effects_are_paired_by_seed(results):
     assert effect_table(results).rows[0] == ("a", "+3.00 ± 2.83", "1.20x", "+12.00", "1.22x")
 
 
-def outcomes(plan, **options):
-    """Every run but the first, which failed, finished."""
-    rest = [
-        Outcome(run, ran(0.5 + 0.02 * len(run.variant.on) + 0.01 * run.seed, 60.0, size=36, **options))
-        for run in plan.runs[1:]
-    ]
-    for outcome in rest:
-        outcome.run.summary["eval_by_size"]["32"] = {"top1": 0.4}
-    return [Outcome(plan.runs[0], None, "exit status 1: boom | <b>; see console.txt"), *rest]
-
-
 def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path, monkeypatch, capsys):
     plan = planned(DEMO, f"runs_folder={tmp_path}", seeds=(0, 1))
-    found = compare(plan, outcomes(plan), 36, None, "ablate 'eval.sizes=[32, 36]'")
+    # Every run but the first, which failed, finished.
+    outcomes = [Outcome(plan.runs[0], None, "exit status 1: boom | <b>; see console.txt")]
+    for run in plan.runs[1:]:
+        outcomes.append(Outcome(run, ran(0.5 + 0.02 * len(run.variant.on) + 0.01 * run.seed, 60.0, size=36)))
+        outcomes[-1].run.summary["eval_by_size"]["32"] = {"top1": 0.4}
+    found = compare(plan.variants, outcomes, (32, 36), 36, None)
     monkeypatch.setenv("COLUMNS", "80")
-    show(describe(found, [32, 36]))
+    show(describe(plan, outcomes, found, [32, 36]))
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert max(map(len, lines)) <= 80
@@ -167,15 +163,16 @@ def test_the_terminal_needs_80_columns_and_the_files_hold_everything(tmp_path, m
     # One line per variant and table: nothing is folded.
     assert sum(line.startswith("without progressive_resizing ") for line in lines) == 2
     assert "boom | <b>" in out
-    files = {path.name: path for path in write(found, tmp_path)}
+    plan.folder.mkdir()
+    files = write(plan, outcomes, found, "ablate 'eval.sizes=[32, 36]'")
+    assert sorted(path.name for path in plan.folder.iterdir()) == sorted(files)
     assert set(files) == {"table.md", "table.csv", "accuracy.png", "ablation.html"}
-    assert files["accuracy.png"].read_bytes().startswith(b"\x89PNG")
-    html = files["ablation.html"].read_text()
+    assert (plan.folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    html = (plan.folder / "ablation.html").read_text()
     assert "boom | &lt;b&gt;" in html
     assert html.count("<svg") == 2
     assert "src=" not in html
-    assert "| * 1 failed |" in files["table.md"].read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(files)
+    assert "| * 1 failed |" in (plan.folder / "table.md").read_text()
 
 
 def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
@@ -203,7 +200,7 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     ("words", "said"),
     [
         ([], "no YAML file given"),
-        ([str(DEMO), "--only", "mixupp"], "did you mean 'mixup'?"),
+        ([str(DEMO), "--only", "mixupp"], "--only: mixupp is not a variant or a technique; allowed: recipe, "),
         ([str(DEMO), "--target", "97"], "--target: got 97; allowed: a share"),
         ([str(DEMO), "--size", "33"], "--size: got 33; allowed: one of eval.sizes, 32, 36"),
         ([str(DEMO), "--processes", "0"], "--processes: got 0"),
@@ -218,9 +215,6 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     ids=lambda value: "_".join(value[-2:])[-30:] if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_status_2(words, said, monkeypatch, capsys, tmp_path):
-    from recipes.ablate.__main__ import main
-    from recipes.cli import run_command
-
     elsewhere = [f"runs_folder={tmp_path}"] if words else []  # what the reader has run does not matter
     monkeypatch.setattr(sys, "argv", ["ablate", *words[:1], *elsewhere, *words[1:]])
     assert run_command(main) == 2
@@ -229,21 +223,15 @@ def test_a_mistake_is_one_line_and_status_2(words, said, monkeypatch, capsys, tm
     assert said in lines[0]
 
 
-def test_a_recipe_without_techniques_is_refused(tmp_path):
-    path = tmp_path / "bare.yaml"
-    path.write_text("run_name: bare\ndevice_batch_size: 8\ndata: {path: x}\n")
-    with pytest.raises(InputError, match="no technique is on"):
-        planned(path)
-
-
 def test_what_the_command_line_changes_is_in_every_run_and_its_config_reads_back(tmp_path):
     words = (f"runs_folder={tmp_path}", "algorithms.mixup=off", "algorithms.composer.CutOut={length: 0.5}")
     plan = planned(DEMO, *words)
     assert {"without-composer.CutOut", "with-composer.CutOut"} <= {variant.name for variant in plan.variants}
+    path = tmp_path / "config.yaml"
     for run in plan.runs:
-        on = techniques(run.config.algorithms)
-        assert on == run.variant.on
-        assert "mixup" not in on
-        path = tmp_path / "config.yaml"
+        assert techniques(run.config.algorithms) == run.variant.on
+        assert "mixup" not in run.variant.on
         path.write_text(resolved(run.config))
         assert load_config(path) == run.config
+    with pytest.raises(InputError, match="no technique is on"):
+        planned(DEMO, *(f"algorithms.{name}=off" for name in techniques(load_config(DEMO).algorithms)))

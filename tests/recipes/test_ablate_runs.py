@@ -91,33 +91,22 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     }
 
     # Nothing is left to do: nothing is started, and the table is there again at another target.
-    assert run_command(lambda: main_with(monkeypatch, *words, "--target", "0.9", "--size", "24")) == 0
+    monkeypatch.setattr(sys, "argv", ["ablate", *words, "--target", "0.9", "--size", "24"])
+    assert run_command(main) == 0
     assert "at 24 px" in capfd.readouterr().out
     assert summary(folder, second)["resumed_from"] == []
 
 
-def main_with(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["ablate", *words])
-    return main()
-
-
 def test_what_a_variant_cannot_do_is_found_before_any_run(recipe, tmp_path):
     """At 32 px AlexNet's last pooling has nothing left: only FixRes from the first epoch on makes its images larger."""
-    overrides = [
-        f"runs_folder={tmp_path}",
-        "model.name=alexnet",
-        "algorithms.fixres={start: 0.0, size: 96}",
-        "algorithms.composer.CutOut={length: 0.5}",
-        "data.path=/nowhere",
-        "eval.sizes=96",
-    ]
+    overrides = [f"runs_folder={tmp_path}", "data.path=/nowhere", "model.name=alexnet", "eval.sizes=96"]
+    overrides += ["algorithms.fixres={start: 0.0, size: 96}", "algorithms.composer.CutOut={length: 0.5}"]
     plan = make_plan(recipe, overrides, seeds=(0, 1), only=(), processes=1)
     with pytest.raises(InputError) as caught:
         preflight(plan.runs, 1)
     small, data = sorted(caught.value.lines, key=lambda line: "nowhere" in line)
-    assert small.startswith(
-        "without-fixres, baseline, with-composer.CutOut, with-label_smoothing: model.name: alexnet "
-    )
+    variants = "without-fixres, baseline, with-composer.CutOut, with-label_smoothing"
+    assert small.startswith(f"{variants}: model.name: alexnet ")
     assert "does not accept images of 32 px" in small
-    assert data.startswith("data.path: /nowhere") or data.startswith("/nowhere")
+    assert data.startswith(("data.path: /nowhere", "/nowhere"))
     assert not (tmp_path / "tiny-ablate").exists()

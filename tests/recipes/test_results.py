@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.results import Evaluation, epochs_done, first_reached, read_results
+from recipes.results import Evaluation, first_reached, read_results
 
 
 def leave(folder, summary, lines):
@@ -63,14 +63,3 @@ def test_what_is_missing_or_damaged_is_a_problem_in_one_line(tmp_path):
         (tmp_path / "summary.json").write_bytes(data)
         run = read_results(tmp_path)
         assert (len(run.problems), run.summary, run.finished) == (1, {}, False)
-
-
-def test_how_far_a_run_is_shows_in_the_last_whole_line(tmp_path):
-    metrics = tmp_path / "metrics.jsonl"
-    assert epochs_done(tmp_path) == 0
-    metrics.write_text(
-        '{"batch": 1, "epoch": 0.5}\n' * 2000 + '{"batch": 2, "epoch": 1.25}\nnull\n{"batch": 3, "epoch": 2'
-    )
-    assert epochs_done(tmp_path) == 1.25
-    metrics.write_text("")
-    assert epochs_done(tmp_path) == 0

@@ -1,7 +1,6 @@
 """The command on real runs: what it leaves, what it does not touch, several processes, wrong input."""
 
 import csv
-import hashlib
 import json
 import random
 import re
@@ -104,8 +103,8 @@ def test_a_ramp_that_stops_too_early_says_so(find_lr, tmp_path):
 
 def files(folder):
     """Content of every file of a run, but for the test's own."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and "find_lr" not in path.parts]
-    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    paths = [path for path in folder.rglob("*") if path.is_file() and "find_lr" not in path.parts]
+    return {path: path.read_bytes() for path in paths}
 
 
 def generators():

@@ -8,21 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from recipes.find_lr import (
-    CHOSEN,
-    FEWEST,
-    METHODS,
-    Ramp,
-    curve_of,
-    end_of,
-    lowest,
-    smooth,
-    steepest,
-    suggestions,
-    tenth,
-    valley,
-    window,
-)
+from recipes.find_lr import CHOSEN, FEWEST, METHODS, Ramp, curve_of, end_of, lowest, smooth, suggestions
 
 RAMP = Ramp(start_lr=1e-4, end_lr=10.0, steps=101, smoothing=0.9, divergence=4.0)
 ANY = st.lists(st.floats(0.01, 100), min_size=1, max_size=60)
@@ -106,7 +92,7 @@ def test_valley_is_fastais(losses):
     lrs = rates(losses)
     falls = any(later < earlier for index, earlier in enumerate(losses) for later in losses[index:])
     expected = fastai_valley(lrs, losses)
-    assert valley(lrs, losses) == (lrs[max(expected, 0)] if falls else None)
+    assert METHODS["valley"](lrs, losses) == (lrs[max(expected, 0)] if falls else None)
 
 
 @given(LOSSES, st.floats(0.01, 100))
@@ -117,7 +103,7 @@ def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height
     slopes = np.gradient(losses / height)
     # A difference that is the threshold up to rounding may go either way.
     assume(not np.any(np.isclose(np.abs(slopes[15:] - slopes[:-15]), 0.005, rtol=1e-6)))
-    assert window(lrs, losses) == (lrs[index] if found else None)
+    assert METHODS["sliding window"](lrs, losses) == (lrs[index] if found else None)
 
 
 @given(LOSSES)
@@ -125,7 +111,7 @@ def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     lrs = rates(losses)
     index = min(range(len(losses)), key=lambda index: losses[index])
     assert lowest(lrs, losses) == (lrs[index] if index else None)
-    assert tenth(lrs, losses) == (lrs[index] / 10 if index else None)
+    assert METHODS["minimum/10"](lrs, losses) == (lrs[index] / 10 if index else None)
 
 
 @given(LOSSES)
@@ -135,7 +121,7 @@ def test_steepest_is_torch_lr_finders(losses):
     # factor where the ratios are equal.
     slopes = np.gradient(losses)
     assume(np.sum(np.isclose(slopes, slopes.min())) == 1)
-    assert steepest(lrs, losses) == (lrs[slopes.argmin()] if slopes.min() < 0 else None)
+    assert METHODS["steepest"](lrs, losses) == (lrs[slopes.argmin()] if slopes.min() < 0 else None)
 
 
 # What must hold whatever the curve.
