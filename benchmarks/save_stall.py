@@ -22,9 +22,8 @@ from composer.utils import reproducibility
 from torchvision.models import resnet50
 
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity
+from recipes.checkpoints.find import Identity, Resume
 from recipes.checkpoints.interrupt import Interrupt
-from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import CheckpointManager
 from recipes.checkpoints.store import Places
 from recipes.config import RunConfig

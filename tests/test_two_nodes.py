@@ -134,7 +134,6 @@ def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a
     cluster.start("hit")
     # The bucket knows of this resume once it has a checkpoint made after it.
     cluster.wait_until(lambda: newest_in_bucket() > went_on_from())
-    assert any((cluster.disk(1) / "hit" / "checkpoints").glob("ep*.safetensors"))
     assert cluster.kill(0) not in (0, 2, 74, 75)
     shutil.rmtree(cluster.disk(0) / "hit")  # a new machine takes its place
     cluster.start("hit")

@@ -74,7 +74,7 @@ def _verified(store: Store, manifest: Manifest) -> str:
 def _pull(local: LocalStore, remote: Store | None) -> int:
     if remote is None:
         raise InputError("checkpoints.folder: is not a bucket (s3://BUCKET/PREFIX), so there is nothing to pull")
-    found, skipped, _ = newest_good([remote], lambda manifest, location: None, into=local)
+    found, skipped = newest_good({remote: survey(remote)}, lambda manifest, location: None, into=local)
     for stem, reason in skipped.items():
         print(f"{stem}  damaged: {escape(reason)}", file=sys.stderr)
     if found is None:

@@ -203,29 +203,28 @@ def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
     return tensor.permute([order.index(dim) for dim in range(tensor.ndim)])
 
 
-def read_verified(path: Path, entry: FileEntry) -> bytes:
-    """A file's bytes, at most as many as its manifest says; `DamagedError` if they differ from it."""
+def read_file(path: Path, entry: FileEntry) -> bytes:
+    """A regular file's bytes; `DamagedError` if they are not as many as its manifest says."""
     try:
         with os.fdopen(open_regular(path), "rb") as file:
             if (size := os.fstat(file.fileno()).st_size) != entry.size:
                 raise DamagedError(f"{size} bytes instead of {entry.size}")
-            data = file.read(entry.size)
+            return file.read(entry.size)
     except OSError as error:
         raise DamagedError(f"cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise DamagedError(f"has {entry.size} bytes, more than fit into memory") from None
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise DamagedError("its SHA-256 differs from the manifest's")
-    return data
 
 
-def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
+def read_state(data: bytes, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
     """A checkpoint's content: `state`, in the form of Composer's `State.state_dict`, and `rng`; tensors on the CPU.
 
     Raises:
         DamagedError: It differs from the manifest, is not a training state, or has other `algorithms` (None: any).
     """
-    content: dict[str, Any] = unpack(read_verified(path, manifest.file))
+    if hashlib.sha256(data).hexdigest() != manifest.file.sha256:
+        raise DamagedError("its SHA-256 differs from the manifest's")
+    content: dict[str, Any] = unpack(data)
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state.keys() >= _REQUIRED or not isinstance(content.get("rng"), list):
         raise DamagedError("is not a training state")

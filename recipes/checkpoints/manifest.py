@@ -162,7 +162,7 @@ class Listing(NamedTuple):
 
 def survey(store: Store) -> Listing:
     """Sort a store's files into checkpoints."""
-    names = {entry.name for entry in store.entries()}
+    names = store.entries().keys()
     stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=position_of)
     data = {stem for stem in stems if f"{stem}{SUFFIX}" in names}
     old = {stem for stem in stems if f"{stem}.pt" in names} - data

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import boto3.exceptions
 import botocore.exceptions
@@ -27,9 +27,12 @@ from data.text import escape, first_line, hide, scrub
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_BotoError, _ClientError = botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError
 
 CHECKPOINTS = "checkpoints"  # folder in a run's folder for checkpoints on their way to a bucket
 LOGS = "logs"  # folder below a bucket's prefix for the run's logs
+RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
+_PROBE = "write-test"
 SMALL = 8 * 2**20  # bytes read of a manifest or a note, whatever its size
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
@@ -73,13 +76,6 @@ class CancelledError(Exception):
     """An upload was cancelled because it is no longer needed."""
 
 
-class Entry(NamedTuple):
-    """A file in a store; `size` in bytes."""
-
-    name: str
-    size: int
-
-
 class LocalStore:
     """A folder, created when something is first put into it."""
 
@@ -91,20 +87,26 @@ class LocalStore:
         """The path of the file with this name, which need not exist."""
         return self.folder / name
 
-    def entries(self) -> list[Entry]:
-        """The folder's regular files, except those still being written; none if there is no folder."""
-        found = []
+    def entries(self) -> dict[str, int]:
+        """Sizes of the folder's regular files by name, except those still being written; none if there is no folder."""
+        found = {}
         with suppress(FileNotFoundError), self._errors(""):
-            for path in self.folder.iterdir():
+            for path in sorted(self.folder.iterdir()):
                 with suppress(FileNotFoundError):  # it was removed meanwhile
                     status = path.stat()
                     if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
-                        found.append(Entry(path.name, status.st_size))
-        return sorted(found)
+                        found[path.name] = status.st_size
+        return found
 
-    def read(self, name: str) -> bytes:
-        """The first `SMALL` bytes of a file, which is all of a valid manifest or note."""
+    def size(self, name: str) -> int:
+        """A file's size in bytes."""
+        with self._errors(name):
+            return self.path(name).stat().st_size
+
+    def read(self, name: str, begin: int = 0) -> bytes:
+        """At most `SMALL` bytes of a file, which is all of a valid manifest or note."""
         with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
+            file.seek(begin)
             return file.read(SMALL)
 
     def fetch(self, name: str, path: Path) -> None:
@@ -138,9 +140,9 @@ class LocalStore:
                 self.path(name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove the incomplete files of writers that died; call it when no writer is alive."""
+        """Remove the incomplete files of processes that died while writing or downloading; call it when none does."""
         with suppress(OSError):
-            for left in self.folder.glob(".ep*.new"):
+            for left in self.folder.glob(".ep*"):
                 left.unlink(missing_ok=True)
 
     @contextmanager
@@ -175,21 +177,22 @@ class S3Store:
         """The store one folder deeper."""
         return S3Store(f"{self.location}/{folder}")
 
-    def entries(self) -> list[Entry]:
-        """All objects directly below the prefix."""
-        return [entry for entry in self.tree() if "/" not in entry.name]
+    def entries(self) -> dict[str, int]:
+        """Sizes of the objects directly below the prefix by name."""
+        return {name: size for name, size in self.tree().items() if "/" not in name}
 
-    def tree(self) -> list[Entry]:
-        """All objects below the prefix, those in folders as `folder/name`."""
+    def tree(self) -> dict[str, int]:
+        """Sizes of all objects below the prefix, those in folders as `folder/name`."""
         prefix = self._objects.prefix
         with self._errors(""):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._objects.bucket, Prefix=prefix)
-            return [
-                Entry(item["Key"].removeprefix(prefix), item["Size"])
-                for page in pages
-                for item in page.get("Contents", ())
-                if item["Key"] != prefix
-            ]
+            objects = [item for page in pages for item in page.get("Contents", ()) if item["Key"] != prefix]
+        return {item["Key"].removeprefix(prefix): item["Size"] for item in objects}
+
+    def size(self, name: str) -> int:
+        """An object's size in bytes."""
+        with self._errors(name):
+            return int(self._client.head_object(**self._key(name))["ContentLength"])
 
     def read(self, name: str) -> bytes:
         """The first `SMALL` bytes of an object."""
@@ -222,6 +225,16 @@ class S3Store:
             with self._errors(name):
                 self._client.delete_object(**self._key(name))
 
+    def probe(self) -> None:
+        """Find out at once, not at the first save, if uploads are not allowed; a full store may get room later."""
+        try:
+            self.put(_PROBE, b"may this run write here?")
+            self.delete([_PROBE])
+        except StoreError as error:
+            if error.mistake:
+                raise
+            log.error("the bucket does not accept uploads at the moment: %s", error)
+
     def cancel(self) -> None:
         """Make the current upload fail soon, and later ones at once."""
         self._cancelled = True
@@ -248,16 +261,8 @@ class S3Store:
         where = f"{self.location}/{name}" if name else self.location
         try:
             yield
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        except (_BotoError, _ClientError, boto3.exceptions.Boto3Error, OSError, ValueError) as error:
             raise _explained(where, error) from None
-        except boto3.exceptions.Boto3Error as error:
-            raise _explained(where, error.__cause__ or error.__context__ or error) from None
-        except FileNotFoundError as error:  # Composer turns 403 into "not found".
-            raise _explained(where, error.__cause__ or error) from None
-        except OSError as error:
-            raise StoreError(f"{where}: {scrub(str(error.strerror or error))}") from None
-        except ValueError as error:  # a malformed endpoint URL or region
-            raise StoreError(f"{where}: {scrub(str(error))}", mistake=True) from None
 
 
 Store = LocalStore | S3Store
@@ -269,20 +274,24 @@ def _hide_credentials(request_signer: Any, **_: Any) -> None:
 
 
 def _explained(where: str, error: BaseException) -> Exception:
-    if isinstance(error, botocore.exceptions.ClientError):
+    if isinstance(error, boto3.exceptions.Boto3Error | FileNotFoundError):  # Composer turns 403 into "not found"
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, _ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in ("404", "NoSuchKey"):
             return FileNotFoundError(where)
         if code in _MISTAKES:
             return StoreError(f"{where}: {_MISTAKES[code]} ({code})", mistake=True)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(where)
     if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
         return StoreError(
             f"{where}: no AWS credentials in the environment, a profile or the instance role", mistake=True
         )
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(where)
-    mistake = isinstance(error, botocore.exceptions.ProfileNotFound)
-    return StoreError(f"{where}: {scrub(first_line(error))[:300]}", mistake=mistake)
+    text = getattr(error, "strerror", None) or first_line(error)
+    # A ValueError: a malformed endpoint URL or region.
+    mistake = isinstance(error, botocore.exceptions.ProfileNotFound | ValueError)
+    return StoreError(f"{where}: {scrub(text)[:300]}", mistake=mistake)
 
 
 def retry(action: Callable[[], T], limit: float) -> T:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, publish, survey
-from recipes.checkpoints.store import CHECKPOINTS, LOGS, CancelledError, LocalStore, Places, S3Store, StoreError
+from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, CancelledError, LocalStore, Places, S3Store, StoreError
 from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
 
-RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _COMPLAIN_EVERY = 300.0  # seconds between two log lines about a failing bucket
 _COPY_LOGS_EVERY = 30.0
@@ -33,33 +31,21 @@ class Uploader:
     """
 
     def __init__(
-        self,
-        places: Places,
-        keep: int,
-        damaged: Collection[str],
-        owner: Owner,
-        before: Callable[[], None] = lambda: None,
+        self, places: Places, keep: int, damaged: Iterable[str], owner: Owner, before: Callable[[], None] = lambda: None
     ) -> None:
-        assert places.remote is not None
-        self._local = LocalStore(places.local)
-        self.location = places.remote
-        self._owner = owner
-        self._before = before
-        self._keep = keep
-        self._damaged = set(damaged)
+        self._places, self._keep, self._damaged, self._owner, self._before = places, keep, set(damaged), owner, before
+        self.location = str(places.remote)
         self._changed = threading.Condition()  # guards what follows
         self._wanted: Manifest | None = None
         self._current: str | None = None
         self._store: S3Store | None = None
         self._uploaded: set[str] = set()
-        self._newest: str | None = None
         self._stopped = False
         self._silent_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
         """Start working in the background."""
-        self._thread.start()
+        threading.Thread(target=self._run, name="uploads", daemon=True).start()
 
     def submit(self, manifest: Manifest) -> None:
         """Upload this checkpoint, instead of one that is still waiting."""
@@ -81,51 +67,40 @@ class Uploader:
             return stem in self._uploaded
 
     def upload_now(self, manifest: Manifest, limit: float) -> bool:
-        """Upload this checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
+        """Upload the submitted checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
         deadline = time.monotonic() + limit
         with self._changed:
-            self._stop()
-            self._wanted = None
-            if self._store is not None and self._current != manifest.stem:
+            in_transfer = self._current == manifest.stem
+            if not in_transfer and self._store is not None:
                 self._store.cancel()
-            if manifest.stem in self._uploaded:
-                return True
-        # Wait only briefly for the current upload: a transfer that hangs would end only at its time limit.
-        self._thread.join(2.0 if self._current != manifest.stem else max(limit - 2.0, 0.0))
-        threading.Thread(target=self._retry, args=(manifest, deadline), name="last upload", daemon=True).start()
-        return self.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
+        if self.wait(manifest.stem, max(limit - 2.0, 0.0) if in_transfer else min(limit, 2.0)):
+            return True
+        # A transfer that hangs ends only at its time limit, and this thread may be pausing: use another.
+        self.close()
+        another = Uploader(self._places, self._keep, self._damaged, self._owner)
+        another.start()
+        another.submit(manifest)
+        uploaded = another.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
+        another.close()
+        return uploaded
 
     def close(self) -> None:
         """Stop uploading; the current upload is cancelled."""
         with self._changed:
-            self._stop()
+            self._stopped = True
+            self._changed.notify_all()
             if self._store is not None:
                 self._store.cancel()
-
-    def _stop(self) -> None:
-        self._stopped = True
-        self._changed.notify_all()
-
-    def _retry(self, manifest: Manifest, deadline: float) -> None:
-        while time.monotonic() < deadline and manifest.stem not in self._uploaded and not self._owner.superseded:
-            try:
-                self._upload(S3Store(self.location), manifest)
-            except (StoreError, CancelledError) as error:
-                log.error("%s", error)
-                time.sleep(0.5)
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
         while (manifest := self._next()) is not None:
             try:
-                store = self._connected()
-                if manifest.stem not in self._uploaded:
-                    self._before()
-                    self._upload(store, manifest)
+                self._upload(manifest)
                 pause = _FIRST_PAUSE
-                self._prune(store)
             except CancelledError:
                 log.info("upload of %s cancelled", manifest.stem)
+                self._store = None
             except FileNotFoundError as error:
                 log.error("checkpoint %s is not uploaded: %s is gone", manifest.stem, error)
                 with self._changed:
@@ -137,7 +112,7 @@ class Uploader:
                         "checkpoint %s is not uploaded yet; training continues, retrying: %s", manifest.stem, error
                     )
                 with self._changed:
-                    self._store, self._current = None, None
+                    self._store, self._current = None, None  # the next client reads credentials again
                     self._changed.wait_for(lambda: self._stopped, pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -151,45 +126,40 @@ class Uploader:
             self._current = self._wanted.stem
             return self._wanted
 
-    def _connected(self) -> S3Store:
-        if self._store is None:
+    def _upload(self, manifest: Manifest) -> None:
+        local, store = LocalStore(self._places.local), self._store
+        if store is None:
             store = S3Store(self.location)
             self._require_owned(store)
             store.abort_leftovers()
             with suppress(FileNotFoundError):
-                store.put(RECORD, self._local.read(RECORD))
+                store.put(RECORD, local.read(RECORD))
             with self._changed:
                 self._store = store
-        return self._store
-
-    def _require_owned(self, store: S3Store) -> None:
-        self._owner.renew(store)
-        if self._owner.superseded:
-            self.close()
-            raise CancelledError
-
-    def _upload(self, store: S3Store, manifest: Manifest) -> None:
+        self._before()
         self._require_owned(store)
         if manifest.stem in self._damaged or not _has(store, manifest):
             began, name = time.monotonic(), manifest.file.name
-            publish(store, manifest, lambda: store.put(name, self._local.path(name)))
+            publish(store, manifest, lambda: store.put(name, local.path(name)))
             took, megabytes = time.monotonic() - began, manifest.file.size / 1e6
             log.info("uploaded %s to %s: %.1f MB in %.1f s", manifest.stem, store.location, megabytes, took)
         self._silent_until = 0.0
         with self._changed:
             self._uploaded.add(manifest.stem)
             self._damaged.discard(manifest.stem)
-            self._newest = manifest.stem
             if self._wanted is not None and self._wanted.stem in self._uploaded:
                 self._wanted = None
             self._changed.notify_all()
-
-    def _prune(self, store: S3Store) -> None:
         try:
-            removed = prune(store, self._keep, protect=[self._newest] if self._newest else (), ignore=self._damaged)
-            self._uploaded.difference_update(removed)
+            self._uploaded.difference_update(prune(store, self._keep, protect=[manifest.stem], ignore=self._damaged))
         except StoreError as error:
             log.warning("old checkpoints could not be removed: %s", error)
+
+    def _require_owned(self, store: S3Store) -> None:
+        self._owner.renew(store)
+        if self._owner.superseded:
+            self.close()
+            raise CancelledError
 
 
 def _has(store: S3Store, manifest: Manifest) -> bool:
@@ -208,9 +178,7 @@ class LogMirror:
     def __init__(
         self, places: Places, every: float = _COPY_LOGS_EVERY, may_copy: Callable[[], bool] = lambda: True
     ) -> None:
-        self._places = places
-        self._every = every
-        self._may_copy = may_copy
+        self._places, self._every, self._may_copy = places, every, may_copy
         self._store: S3Store | None = None
         self._copied: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, int] = {}
@@ -236,7 +204,7 @@ class LogMirror:
             try:
                 if self._store is None:
                     store = S3Store(f"{self._places.remote}/{LOGS}")
-                    self._sizes = {entry.name: entry.size for entry in store.tree()}
+                    self._sizes = store.tree()
                     self._store = store
                 self._copy(self._store)
             except (StoreError, OSError) as error:
@@ -276,13 +244,10 @@ def restore_logs(folder: Path, store: S3Store) -> list[str]:
     Logs that cannot be downloaded, or whose names are not valid below `folder`, are skipped with one log line. Returns
     the names of the downloaded logs.
     """
-    fetched, refused = [], []
-    entries = store.tree()
-    names = sorted(entry.name for entry in entries)
-    for name, size in entries:
-        after = bisect_left(names, f"{name}/")
-        is_folder = size == 0 and after < len(names) and names[after].startswith(f"{name}/")
-        if name.endswith("/") or is_folder:
+    fetched, refused, sizes = [], [], store.tree()
+    folders = {str(parent) for name in sizes for parent in PurePosixPath(name).parents}
+    for name, size in sizes.items():
+        if name.endswith("/") or (size == 0 and name in folders):
             continue  # a folder marker that browsers and bucket mounts create
         if name == CONFIG:
             continue  # A config would be trusted, and the run writes its own.

@@ -38,13 +38,13 @@ def five(store, into=None):
     """Checkpoints of which the second is the best, in one store or two."""
     stems = [save(store, batch, top1=0.9 if batch == 2 else 0.1 * batch) for batch in range(1, 6)]
     if into is not None:
-        for entry in store.entries():
-            into.put(entry.name, store.path(entry.name))
+        for name in store.entries():
+            into.put(name, store.path(name))
     return stems
 
 
 def stems_in(store):
-    return {entry.name.split(".")[0] for entry in store.entries()}
+    return {name.split(".")[0] for name in store.entries()}
 
 
 def test_list_names_each_checkpoint_with_its_size_and_accuracy(disk, type_in):

@@ -5,8 +5,7 @@ import shutil
 import pytest
 
 from recipes.checkpoints.manifest import survey
-from recipes.checkpoints.store import LocalStore, S3Store
-from recipes.checkpoints.upload import RECORD
+from recipes.checkpoints.store import RECORD, LocalStore, S3Store
 from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import Tiny, damage, identity, same, save
 
@@ -111,7 +110,7 @@ def test_started_again_it_replaces_the_older_run_on_disk_and_in_the_bucket(tmp_p
     new = Tiny(tmp_path / "new", url, patience="30s")
     new.go(new.interrupt_at(3), autoresume=False)
     assert survey(S3Store(url)).complete[-1] == "ep000-ba000003"
-    assert "logs/log.txt" not in {entry.name for entry in S3Store(url).tree()}
+    assert "logs/log.txt" not in S3Store(url).tree()
     with pytest.raises(InputError, match="two runs named tiny, started"):
         old.find()
     assert old.find(restart=True).manifest.batch == 3
@@ -132,7 +131,7 @@ def test_killed_while_the_older_is_removed_it_starts_again(copy, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("recipes.checkpoints.resume.remove", killed)
+        patch.setattr("recipes.checkpoints.find.remove", killed)
         with pytest.raises(KeyboardInterrupt):
             copy.find(autoresume=False)
     assert copy.find(autoresume=False).manifest is None

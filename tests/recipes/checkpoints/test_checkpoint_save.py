@@ -5,11 +5,11 @@ import time
 import pytest
 import torch
 
+from recipes.checkpoints.find import Resume
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.checkpoints.manifest import load_manifest, prune, survey
-from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import Writer
-from recipes.checkpoints.store import LocalStore, StoreError
+from recipes.checkpoints.store import RECORD, LocalStore, StoreError
 from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, look, same, save, snapshot
 
@@ -139,11 +139,17 @@ def write(writer, batch):
     assert writer.wait(10)
 
 
-def test_the_writer_keeps_the_newest_and_sweeps_away_what_a_dead_one_left(tmp_path):
-    (tmp_path / ".ep000-ba000001.safetensors.new").write_bytes(b"half")
+def test_what_a_process_left_that_died_while_writing_or_downloading_is_swept_away(tiny):
+    tiny.places.local.mkdir(parents=True)
+    for name in ("new", "fetched", "fetched.0a1b.tmp"):
+        (tiny.places.local / f".ep000-ba000001.safetensors.{name}").write_bytes(b"half")
+    assert tiny.find().manifest is None
+    assert [path.name for path in tiny.places.local.iterdir()] == [RECORD]
+
+
+def test_the_writer_keeps_the_newest(tmp_path):
     store = LocalStore(tmp_path)
     writer = writer_of(store, keep=2)
-    assert list(tmp_path.iterdir()) == []
     for batch in range(5):
         write(writer, batch)
     assert survey(store).complete == ("ep000-ba000003", "ep000-ba000004")
@@ -181,7 +187,7 @@ def test_a_disk_that_fills_up_makes_room_by_giving_up_older_checkpoints(tmp_path
 
         def put(self, name, source):
             size = len(b"".join([source] if isinstance(source, bytes) else source))
-            if sum(entry.size for entry in self.entries()) + size > 9000:
+            if sum(self.entries().values()) + size > 9000:
                 raise StoreError(f"{name}: No space left on device")
             super().put(name, source)
 

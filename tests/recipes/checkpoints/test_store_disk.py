@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from data.files import replace_file
-from recipes.checkpoints.store import Entry, LocalStore, StoreError
+from recipes.checkpoints.store import LocalStore, StoreError
 
 
 def failing(monkeypatch, number, of):
@@ -28,7 +28,7 @@ def test_a_disk_that_cannot_sync_is_written_to(tmp_path, monkeypatch, number, of
     failing(monkeypatch, number, of)
     store = LocalStore(tmp_path / "run")
     store.put("a", b"1")
-    assert store.entries() == [Entry("a", 1)]
+    assert store.entries() == {"a": 1}
     replace_file(tmp_path / "b", [b"2"])
     assert (tmp_path / "b").read_bytes() == b"2"
 
@@ -58,4 +58,4 @@ def test_what_is_no_file_is_no_entry_and_a_file_that_goes_meanwhile_hides_no_oth
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")  # as a file that is removed after it was listed
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "ep000-ba000001.json")
-    assert LocalStore(tmp_path).entries() == [Entry("a", 1)]
+    assert LocalStore(tmp_path).entries() == {"a": 1}

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from recipes.checkpoints import store as s3
-from recipes.checkpoints.store import CancelledError, Entry, Places, S3Store, StoreError
+from recipes.checkpoints.store import CancelledError, Places, S3Store, StoreError
 from recipes.checkpoints.upload import LogMirror, restore_logs
 from tests.s3 import ADMIN
 
@@ -22,14 +22,14 @@ def test_what_goes_in_comes_out(store, tmp_path):
     (tmp_path / "large").write_bytes(large)
     store.put("large", tmp_path / "large")
     store.put("small", b"text")
-    assert store.entries() == [Entry("large", LARGE), Entry("small", 4)]
+    assert store.entries() == {"large": LARGE, "small": 4}
     store.fetch("large", tmp_path / "back")
     assert (tmp_path / "back").read_bytes() == large
     assert store.read("small") == b"text"
     store.delete(["small", "never was"])
     store.below("logs").put("deep/b", b"22")
-    assert store.entries() == [Entry("large", LARGE)]
-    assert store.below("logs").tree() == [Entry("deep/b", 2)]
+    assert store.entries() == {"large": LARGE}
+    assert store.below("logs").tree() == {"deep/b": 2}
     for get in (lambda: store.read("small"), lambda: store.fetch("small", tmp_path / "x")):
         with pytest.raises(FileNotFoundError):
             get()
@@ -79,7 +79,7 @@ def test_a_transfer_that_breaks_off_leaves_nothing_half(proxy, url, tmp_path, fa
         with pytest.raises(StoreError):
             store.put("after", tmp_path / "file")
         proxy.set(None)
-        assert [entry.name for entry in store.entries()] == ["before"]
+        assert list(store.entries()) == ["before"]
     else:
         with pytest.raises(StoreError):
             store.fetch("before", tmp_path / "back")
@@ -91,7 +91,7 @@ def test_an_upload_can_be_given_up(store, tmp_path):
     store.cancel()
     with pytest.raises(CancelledError):
         store.put("file", tmp_path / "file")
-    assert store.entries() == []
+    assert store.entries() == {}
 
 
 def test_parts_of_dead_uploads_are_dropped(store, server, url):
@@ -121,7 +121,7 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     with (run / "metrics.jsonl").open("a") as file:
         file.write("2\n")
     mirror.close(10, finished=False)
-    assert [entry.name for entry in store.tree()] == ["logs/metrics.jsonl", "logs/tensorboard/events.1"]
+    assert list(store.tree()) == ["logs/metrics.jsonl", "logs/tensorboard/events.1"]
     (other / "tensorboard").mkdir(parents=True)
     (other / "tensorboard" / "events.1").write_bytes(b"ours is newer")
     assert restore_logs(other, store.below("logs")) == ["metrics.jsonl"]
@@ -137,7 +137,7 @@ class Hostile:
     def tree(self):
         names = ["../evil", "a/../../evil", "/evil", "/", "", ".bashrc", "a/.ssh/evil", "harmless"]
         names += ["a//evil", "nul\0evil", "x" * 256, "lone\udc80", "checkpoints/ep000-ba000001.json", "a/./evil"]
-        return [Entry(name, 4) for name in names] + [Entry("images/", 0), Entry("curves", 0), Entry("curves/a", 4)]
+        return dict.fromkeys(names, 4) | {"images/": 0, "curves": 0, "curves/a": 4}
 
     def fetch(self, name, path):
         path.parent.mkdir(parents=True, exist_ok=True)

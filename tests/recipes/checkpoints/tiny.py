@@ -12,11 +12,10 @@ from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity, find_newest
+from recipes.checkpoints.find import Identity, find_newest, find_resume
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
 from recipes.checkpoints.manifest import FileEntry, load_manifest, publish
-from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, Snapshot, upload_finished
 from recipes.checkpoints.store import LocalStore, Places
 from recipes.config import RunConfig
@@ -196,11 +195,13 @@ def save(store, batch, **settings):
 
 def look(store, remote=None, **settings):
     """The newest good checkpoint, or None."""
-    return search(store, remote, **settings).found
+    return search(store, remote, **settings)[0]
 
 
 def search(store, remote=None, who=None, restart=False):
-    return find_newest(store, remote, who or identity(), restart=restart, algorithms=algorithms())
+    """As `find_newest`: the newest good checkpoint, and why others cannot be used."""
+    stores = [store] if remote is None else [store, remote]
+    return find_newest(stores, who or identity(), restart=restart, algorithms=algorithms())
 
 
 class Dying(LocalStore):
