@@ -80,7 +80,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
     owner = stack.enter_context(Owner(places, config.run_name))
-    resume = find_resume(config, places, identity, algorithms)
+    resume = find_resume(config, places, identity)
     uploaded = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():

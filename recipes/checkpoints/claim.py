@@ -55,10 +55,8 @@ class Owner:
     On a disk the owner holds a POSIX lock, which the system releases when the process dies in any way, and which
     children do not inherit. A bucket has no locks: it holds a note with the owner's name, renewed by a thread. An owner
     that finds another's note there, because both started at once or the bucket could not be reached, is superseded: it
-    continues training, and copies nothing more to the bucket.
-
-    Raises:
-        InputError: On every process, by `with`: another owner is alive; the run's folder cannot be created.
+    continues training, and copies nothing more to the bucket. `with` raises InputError, on every process, if another
+    owner is alive or the run's folder cannot be created.
     """
 
     def __init__(self, places: Places, run_name: str) -> None:
@@ -171,7 +169,7 @@ class Owner:
                 store = store or S3Store(str(self._places.remote))
                 if self._holds or not stopped:
                     self.renew(store)
-            except StoreError as error:
+            except (StoreError, FileNotFoundError) as error:
                 log.debug("the owner's note could not be renewed: %s", error)
                 store = None  # the next client reads credentials again
             if stopped:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,28 +20,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from composer import Algorithm
 from composer.utils import dist
 
 from data.files import is_remote
 from recipes.checkpoints.claim import on_first
-from recipes.checkpoints.format import read_file, read_state
-from recipes.checkpoints.manifest import (
-    DamagedError,
-    Listing,
-    Manifest,
-    is_stem,
-    load_manifest,
-    position_of,
-    publish,
-    remove,
-    survey,
-)
+from recipes.checkpoints.format import read_state
+from recipes.checkpoints.manifest import Listing, Manifest, is_stem, load_manifest, position_of, publish, remove, survey
 from recipes.checkpoints.store import (
     CHECKPOINTS,
     LOGS,
     RECORD,
     SMALL,
+    DamagedError,
     LocalStore,
     Places,
     S3Store,
@@ -163,17 +152,16 @@ class Resume:
 # --- where a run resumes --------------------------------------------------------------------------------------------
 
 
-def find_resume(config: RunConfig, places: Places, identity: Identity, algorithms: Sequence[Algorithm]) -> Resume:
+def find_resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
     """Decide where the run starts or resumes; every process calls this and gets the same answer.
 
-    Raises:
-        InputError: On every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
+    InputError, on every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
     local, content = LocalStore(places.local), None
 
     def decide() -> Resume:
         nonlocal content
-        resume = _resume(config, places, identity, algorithms)
+        resume = _resume(config, places, identity)
         content = resume.content
         return replace(resume, content=None)
 
@@ -184,20 +172,20 @@ def find_resume(config: RunConfig, places: Places, identity: Identity, algorithm
         file = resume.manifest.file
         data = b"".join(on_first(partial(local.read, file.name, at)) for at in range(0, file.size, SMALL))
         try:
-            content = content or read_state(data, resume.manifest, algorithms)
+            content = content or read_state(data, resume.manifest)
         except DamagedError as error:
             raise InputError(f"{local.path(file.name)}: {error}") from None
     return replace(resume, content=content)
 
 
-def _resume(config: RunConfig, places: Places, identity: Identity, algorithms: Sequence[Algorithm]) -> Resume:
+def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
     """Search the disk and the bucket; only the disk if the bucket cannot be reached and nothing is lost by that."""
     local = LocalStore(places.local)
     local.sweep()
 
     def among(*stores: Store) -> Resume:
-        _begin(config, stores, identity, algorithms)
-        found, skipped = find_newest(stores, identity, restart=config.checkpoints.restart, algorithms=algorithms)
+        _begin(config, stores, identity)
+        found, skipped = find_newest(stores, identity, restart=config.checkpoints.restart)
         if found is None:
             return Resume(damaged=tuple(skipped))
         log.info("resuming from %s at %s", found.manifest.describe(), found.location)
@@ -230,37 +218,26 @@ def _resume(config: RunConfig, places: Places, identity: Identity, algorithms: S
     return among(local)
 
 
-def find_newest(
-    stores: Sequence[Store], identity: Identity, *, restart: bool, algorithms: Sequence[Algorithm]
-) -> tuple[Found | None, dict[str, str]]:
+def find_newest(stores: Sequence[Store], identity: Identity, *, restart: bool) -> tuple[Found | None, dict[str, str]]:
     """The checkpoint to resume from, then on the first store's disk, and why others cannot be used, which is logged.
 
-    Raises:
-        InputError: A checkpoint belongs to another run or recipe; or, without `restart`, none can be used.
-        StoreError: As `newest_good`.
+    InputError: a checkpoint belongs to another run or recipe; or, without `restart`, none can be used.
     """
     (local, *_), listings = stores, {store: survey(store) for store in stores}
     assert isinstance(local, LocalStore)
-    found, skipped = newest_good(listings, identity.require_same, into=local, algorithms=algorithms)
+    found, skipped = newest_good(listings, identity.require_same, into=local)
     instead = "" if found is None else f"; resuming from {found.manifest.describe()}"
     for stem, reason in skipped.items():
         log.warning("checkpoint %s skipped: %s%s", stem, reason, instead)
     for stem in (stem for listing in listings.values() for stem in listing.incomplete):
         log.warning("checkpoint %s was started but never completed", stem)
-    if found is not None or restart:
-        return found, skipped
-    if old := [f"{store.location}/{stem}.pt" for store, listing in listings.items() for stem in listing.old]:
-        raise InputError(
-            f"{old[-1]}: a checkpoint in an older format, which this version does not read; choose another "
-            "run_name, or start from scratch with checkpoints.restart=true"
-        )
-    if skipped:
+    if found is None and skipped and not restart:
         raise InputError(
             *(f"checkpoint {stem}: {reason}" for stem, reason in skipped.items()),
             f"{_locations(stores)}: checkpoints of {identity.run_name} exist, but none can be used; repair them, "
             "choose another run_name, or start from scratch with checkpoints.restart=true",
         )
-    return None, {}
+    return found, skipped
 
 
 # --- how a run begins -----------------------------------------------------------------------------------------------
@@ -296,12 +273,11 @@ def _is_finished(store: Store) -> bool:
     return False
 
 
-def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity, algorithms: Sequence[Algorithm]) -> None:
+def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity) -> None:
     """Keep in the run's stores only the checkpoints of one beginning, and record which.
 
-    Raises:
-        InputError: Checkpoints of another recipe or run would be replaced, two runs have one name, or `resume` names
-        no good checkpoint of this recipe.
+    InputError: checkpoints of another recipe or run would be replaced, two runs have one name, or `resume` names no
+    good checkpoint of this recipe.
     """
     again, how = _begins_anew(config, stores), _how(config)
     named = _named(config.resume, config, identity) if again and config.resume is not None else None
@@ -324,7 +300,7 @@ def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity, algor
         with suppress(DamagedError):
             identity.require_same(load_manifest(store, stem), store.location)
     if named is not None:
-        _take_over(*named, stores[0], identity.run_name, algorithms)
+        _take_over(*named, stores[0], identity.run_name)
         replaced = [one for one in replaced if one != (stores[0], named[1].stem)]
     for store, stem in replaced:
         log.warning("%s: removing checkpoint %s of an older run", store.location, stem)
@@ -355,11 +331,11 @@ def _write_record(store: Store, record: tuple[str, str]) -> None:
         log.warning("%s", error)  # a full disk or bucket, which may get room; an upload writes the record too
 
 
-def _take_over(store: Store, manifest: Manifest, local: Store, run_name: str, algorithms: Sequence[Algorithm]) -> None:
+def _take_over(store: Store, manifest: Manifest, local: Store, run_name: str) -> None:
     """Make a checkpoint the first one of the run."""
     assert isinstance(local, LocalStore)
     try:
-        read_checkpoint(store, manifest, local, algorithms)
+        read_checkpoint(store, manifest, local)
     except DamagedError as error:
         raise InputError(f"resume: {store.location}/{manifest.stem}: {error}") from None
     if manifest.run_name != run_name:
@@ -371,24 +347,13 @@ def _take_over(store: Store, manifest: Manifest, local: Store, run_name: str, al
 
 
 def newest_good(
-    listings: Mapping[Store, Listing],
-    require: Callable[[Manifest, str], None],
-    *,
-    into: LocalStore | None,
-    algorithms: Sequence[Algorithm] | None = None,
+    listings: Mapping[Store, Listing], require: Callable[[Manifest, str], None], *, into: LocalStore | None
 ) -> tuple[Found | None, dict[str, str]]:
     """The newest checkpoint of which some store has a good copy, and why others cannot be used, by stem.
 
-    If the first store's copy is damaged or torn, the next store's is used, then the next older checkpoint.
-
-    Args:
-        listings: What the stores hold; each checkpoint is looked for in this order.
-        require: Raises InputError for a manifest of another run.
-        into: Where to keep a checkpoint from another store; None: only read it.
-        algorithms: The run's own, which the checkpoint must match; None: any.
-
-    Raises:
-        StoreError: A bucket fails: it may work later, and its newest checkpoint must not be missed.
+    If the first store's copy is damaged or torn, the next store's is used, then the next older checkpoint. A failing
+    bucket is a StoreError: it may work later, and its newest checkpoint must not be missed. `require` raises InputError
+    for a manifest of another run; a checkpoint from another store than `into` is kept there (None: only read).
     """
     known = listings.values()
     skipped = dict.fromkeys((stem for listing in known for stem in listing.torn), "its data or its manifest is missing")
@@ -398,7 +363,7 @@ def newest_good(
             try:
                 manifest = load_manifest(store, stem)
                 require(manifest, store.location)
-                content = read_checkpoint(store, manifest, into, algorithms)
+                content = read_checkpoint(store, manifest, into)
             except DamagedError as error:
                 reasons.append(f"{store.location}: {error}")
             except StoreError as error:
@@ -412,35 +377,25 @@ def newest_good(
     return None, skipped
 
 
-def read_checkpoint(
-    store: Store, manifest: Manifest, into: LocalStore | None, algorithms: Sequence[Algorithm] | None = None
-) -> dict[str, Any]:
-    """A checkpoint's content (`read_state`); unless it is in `into`, it is downloaded, verified and kept there."""
+def read_checkpoint(store: Store, manifest: Manifest, into: LocalStore | None) -> dict[str, Any]:
+    """A checkpoint's content (`read_state`); one from another store than `into` is kept there once it is verified."""
     file = manifest.file
-    if isinstance(store, LocalStore) and (into is None or store.location == into.location):
-        return read_state(read_file(store.path(file.name), file), manifest, algorithms)
-    if into is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return read_checkpoint(store, manifest, LocalStore(Path(folder)), algorithms)
-    fetched = into.path(f".{file.name}.fetched")
     try:
-        if (size := store.size(file.name)) != file.size:  # before it fills a disk
-            raise DamagedError(f"{size} bytes instead of {file.size}")
-        store.fetch(file.name, fetched)
-        content = read_state(read_file(fetched, file), manifest, algorithms)
-        publish(into, manifest, lambda: into.adopt(fetched, file.name))
-        return content
+        data = store.load(file.name, file.size)
+        content = read_state(data, manifest)
     except FileNotFoundError:
         raise DamagedError("its data is missing") from None
-    finally:
-        fetched.unlink(missing_ok=True)
+    except MemoryError:
+        raise DamagedError(f"has {file.size} bytes, more than fit into memory") from None
+    if into is not None and into.location != store.location:
+        publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
+    return content
 
 
 def find_named(path: str, key: str) -> tuple[Store, Manifest]:
     """The checkpoint that a user names: its file, its manifest, or a folder, meaning its newest; on disk or `s3://`.
 
-    Raises:
-        InputError: There is no such checkpoint, or its manifest is damaged; the message names the user's `key`.
+    InputError, with the user's `key`: there is no such checkpoint, or its manifest is damaged.
     """
     store: Store
     folder = Path(path)
@@ -470,8 +425,7 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
 def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
     """A checkpoint to read, not to resume from: nothing is written to the run's folder or its bucket.
 
-    Raises:
-        InputError: The named checkpoint does not exist, or (None) the run has no good one; or a store cannot be read.
+    InputError: the named checkpoint does not exist, or (None) the run has no good one; or a store cannot be read.
     """
 
     def require(manifest: Manifest, location: str) -> None:

@@ -19,20 +19,18 @@ import datetime
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 import torch
-from composer import Algorithm, Logger, State
+from composer import Logger, State
 from composer.utils import reproducibility
 from torch import Tensor, nn
 
-from data.files import open_regular
-from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest, parse_int
+from recipes.checkpoints.manifest import Manifest, parse_int
+from recipes.checkpoints.store import DamagedError
 from recipes.errors import InputError
 
 TREE = "tree.json"  # name of the uint8 tensor that holds the tree
@@ -47,19 +45,9 @@ _LONGEST_TIME = datetime.timedelta(days=10**6)
 _SMALL = 256 * 1024  # bytes that the header and the tree may each have in a file of any size ...
 _SHARE = 64
 """... or else this fraction of the file, since Python needs up to 60 times the memory of the JSON it parses."""
-_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U32": torch.uint32,
-    "BOOL": torch.bool,
-}
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+_DTYPES: dict[str, torch.dtype] = {**_FLOATS, **_INTEGERS, "U32": torch.uint32, "BOOL": torch.bool}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -70,7 +58,7 @@ def pack(content: Any) -> list[memoryview]:
     says where anything else is.
     """
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
+    tree = json.dumps(encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
     tensors[TREE] = torch.frombuffer(bytearray(tree), dtype=torch.uint8)
     header: dict[str, Any] = {}
     pieces, end = list[memoryview](), 0
@@ -85,13 +73,8 @@ def pack(content: Any) -> list[memoryview]:
     return [memoryview(len(text).to_bytes(8, "little") + text), *pieces]
 
 
-def require_packable(content: Any) -> None:
-    """Raise the `TypeError` that `pack` would raise, without copying a tensor."""
-    _encode(content, "", {})
-
-
-def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as a tree node; its tensors go to `tensors`, not copied, named by their path."""
+def encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as a tree node, or the TypeError of `pack`; its tensors go to `tensors`, not copied, named by path."""
     if isinstance(value, str):
         return str(value)
     if value is None or isinstance(value, bool | int):
@@ -105,10 +88,10 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, datetime.timedelta):
         return {"$timedelta": value // datetime.timedelta(microseconds=1)}
     if isinstance(value, tuple | list):
-        items = [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        items = [encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, Mapping) and all(type(key) in (str, int) for key in value):
-        items = [[key, _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        items = [[key, encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
         plain = all(isinstance(key, str) and not key.startswith("$") for key, _ in items)
         return dict(items) if plain else {"$dict": items}
     raise TypeError(f"{path.lstrip('/') or 'the state'}: a checkpoint cannot hold a {type(value).__name__}")
@@ -203,24 +186,10 @@ def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
     return tensor.permute([order.index(dim) for dim in range(tensor.ndim)])
 
 
-def read_file(path: Path, entry: FileEntry) -> bytes:
-    """A regular file's bytes; `DamagedError` if they are not as many as its manifest says."""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) != entry.size:
-                raise DamagedError(f"{size} bytes instead of {entry.size}")
-            return file.read(entry.size)
-    except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror or error}") from None
-    except MemoryError:
-        raise DamagedError(f"has {entry.size} bytes, more than fit into memory") from None
-
-
-def read_state(data: bytes, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
+def read_state(data: bytes, manifest: Manifest) -> dict[str, Any]:
     """A checkpoint's content: `state`, in the form of Composer's `State.state_dict`, and `rng`; tensors on the CPU.
 
-    Raises:
-        DamagedError: It differs from the manifest, is not a training state, or has other `algorithms` (None: any).
+    DamagedError: it differs from the manifest, or is not a training state.
     """
     if hashlib.sha256(data).hexdigest() != manifest.file.sha256:
         raise DamagedError("its SHA-256 differs from the manifest's")
@@ -236,10 +205,6 @@ def read_state(data: bytes, manifest: Manifest, algorithms: Sequence[Algorithm] 
         for item in found
     ):
         raise DamagedError("its list of algorithms is malformed")
-    if algorithms is not None:
-        theirs, ours = sorted(name for name, _ in found), sorted(type(item).__qualname__ for item in algorithms)
-        if theirs != ours:
-            raise DamagedError(f"its algorithms are not this run's: {theirs!r:.200} instead of {ours!r:.200}")
     if _position(state) != (manifest.epoch, manifest.batch_in_epoch, manifest.batch, manifest.samples):
         raise DamagedError("its position differs from the manifest's")
     return content
@@ -271,8 +236,7 @@ def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
 def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: str) -> None:
     """Fill a Trainer's state from a checkpoint's, after surgery and before the model is wrapped for several processes.
 
-    Raises:
-        InputError: A tensor, or the state of an algorithm or callback, does not fit this run.
+    InputError: a tensor, or the state of an algorithm or callback, does not fit this run.
     """
     own: dict[str, Any] = {
         "model": state.get_model_state_dict(),
@@ -295,8 +259,7 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
     try:
         state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
     except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{location}: does not fit this run: {type(error).__name__}: {reason}") from None
+        raise InputError(f"{location}: does not fit this run: {_in_a_line(error)}") from None
 
 
 def restore_generators(saved: list[Any], location: str) -> None:
@@ -307,8 +270,11 @@ def restore_generators(saved: list[Any], location: str) -> None:
                 raise ValueError("numpy's position")
         reproducibility.load_rng_state(saved)
     except Exception as error:  # from Python, NumPy or torch
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{location}: its random generators are malformed: {type(error).__name__}: {reason}") from None
+        raise InputError(f"{location}: its random generators are malformed: {_in_a_line(error)}") from None
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _mismatch(own: Any, theirs: Any, path: str) -> str | None:

@@ -17,7 +17,7 @@ from composer.utils import dist, reproducibility
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.find import Identity, Resume
-from recipes.checkpoints.format import pack, require_packable, restore, restore_generators, to_save
+from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import SUFFIX, FileEntry, Manifest, prune, publish, stem_of
 from recipes.checkpoints.store import LocalStore, Places, StoreError
@@ -187,8 +187,7 @@ class CheckpointManager(Callback):
             uploader = None
             if places.remote is not None:
                 self._mirror = LogMirror(places, may_copy=lambda: not owner.superseded)
-                self._mirror.start()
-                uploader = Uploader(places, saving.keep_remote, resume.damaged, owner, before=self._mirror.copy)
+                uploader = Uploader(places, saving.keep_remote, resume.damaged, owner, self._mirror)
             self.writer = Writer(LocalStore(places.local), saving.keep, resume, uploader)
 
     def before_load(self, state: State, logger: Logger) -> None:
@@ -204,7 +203,7 @@ class CheckpointManager(Callback):
         self._state = state
         for part in (*state.algorithms, *state.callbacks):
             try:
-                require_packable(part.state_dict())
+                encode(part.state_dict(), "", {})
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
@@ -279,7 +278,7 @@ class CheckpointManager(Callback):
             self.writer.close(_DISK_PATIENCE)
         if self._mirror is not None:
             limit = min(_LAST_LOGS, self._interrupt.seconds_left())
-            self._mirror.close(limit, finished=self._final is not None)
+            self._mirror.copy_last(limit, finished=self._final is not None)
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
         """The run's state, from every process; all raise DivergedError if it is not finite."""
@@ -288,14 +287,9 @@ class CheckpointManager(Callback):
         content = {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
         payload = [] if self.writer is None else pack(content)
         now = state.timestamp
-        about = self._identity.fields() | {
-            "epoch": int(now.epoch),
-            "batch_in_epoch": int(now.batch_in_epoch),
-            "batch": int(now.batch),
-            "samples": int(now.sample),
-            "top1": self._top1(state) if self._evaluated_batch == int(now.batch) else None,
-            "finished": finished,
-        }
+        at = {"epoch": now.epoch, "batch_in_epoch": now.batch_in_epoch, "batch": now.batch, "samples": now.sample}
+        about = self._identity.fields() | {name: int(count) for name, count in at.items()}
+        about |= {"top1": self._top1(state) if self._evaluated_batch == int(now.batch) else None, "finished": finished}
         return Snapshot(payload, about)
 
     def _save(self, snapshot: Snapshot) -> None:

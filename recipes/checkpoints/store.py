@@ -1,14 +1,14 @@
 """Where checkpoints are stored: a local folder or a bucket, behind the same few methods.
 
 Both are flat sets of named files. `put` is atomic: a name refers to either the whole file or nothing. Every method
-raises `StoreError`; `read` and `fetch` raise `FileNotFoundError` for a missing name, and `delete` ignores it.
+raises `StoreError`; `read`, `load` and `fetch` raise `FileNotFoundError` for a missing name, and `delete` ignores it.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import boto3.exceptions
 import botocore.exceptions
+from boto3.s3.transfer import TransferConfig
 from composer.utils.object_store import S3ObjectStore
 
 from data.files import is_remote, open_regular, replace_file, sync
@@ -48,18 +49,14 @@ _CLIENT = {
 }
 _TRANSFER = {"multipart_threshold": 16 * _MIB, "multipart_chunksize": 16 * _MIB, "max_concurrency": 4}
 _MISTAKES = {
-    "403": "access denied",
-    "AccessDenied": "access denied",
-    "AllAccessDisabled": "access denied",
-    "InvalidAccessKeyId": "the access key is unknown",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the session token has expired",
-    "InvalidToken": "the session token is wrong",
-    "NoSuchBucket": "the bucket does not exist",
-    "PermanentRedirect": "the bucket is in another region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region",
-    "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "RequestExpired": "this machine's clock is wrong",
+    "access denied": ("403", "AccessDenied", "AllAccessDisabled"),
+    "the access key is unknown": ("InvalidAccessKeyId",),
+    "the secret key is wrong": ("SignatureDoesNotMatch",),
+    "the session token has expired": ("ExpiredToken",),
+    "the session token is wrong": ("InvalidToken",),
+    "the bucket does not exist": ("NoSuchBucket",),
+    "the bucket is in another region": ("PermanentRedirect", "AuthorizationHeaderMalformed"),
+    "this machine's clock is wrong": ("RequestTimeTooSkewed", "RequestExpired"),
 }
 
 
@@ -70,6 +67,10 @@ class StoreError(Exception):
         super().__init__(escape(message))
         self.mistake = mistake
         """Retrying will not help: the bucket is missing, or the credentials are wrong or lack a permission."""
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what its manifest says, or its manifest cannot be read; the text says how."""
 
 
 class CancelledError(Exception):
@@ -98,27 +99,25 @@ class LocalStore:
                         found[path.name] = status.st_size
         return found
 
-    def size(self, name: str) -> int:
-        """A file's size in bytes."""
-        with self._errors(name):
-            return self.path(name).stat().st_size
-
     def read(self, name: str, begin: int = 0) -> bytes:
         """At most `SMALL` bytes of a file, which is all of a valid manifest or note."""
         with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
             file.seek(begin)
             return file.read(SMALL)
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to `path`."""
-        with self._errors(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            shutil.copyfile(self.path(name), path)
+    def load(self, name: str, size: int) -> bytes:
+        """A whole file, which must be a regular one of this size, else `DamagedError`."""
+        try:
+            with os.fdopen(open_regular(self.path(name)), "rb") as file:
+                if (found := os.fstat(file.fileno()).st_size) != size:
+                    raise DamagedError(f"{found} bytes instead of {size}")
+                return file.read(size)
+        except OSError as error:
+            raise DamagedError(f"cannot be read: {error.strerror or error}") from None
 
     def put(self, name: str, source: bytes | Sequence[memoryview]) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or absent."""
-        with self._errors(name, absent=False):
+        with self._errors(name):
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(self.path(name), [source] if isinstance(source, bytes) else source)
             with suppress(PermissionError):  # A folder may be writable but not readable.
@@ -128,11 +127,6 @@ class LocalStore:
                 finally:
                     os.close(descriptor)
 
-    def adopt(self, path: Path, name: str) -> None:
-        """Move a file on the same disk into the folder."""
-        with self._errors(name, absent=False):
-            path.replace(self.path(name))
-
     def delete(self, names: Iterable[str]) -> None:
         """Remove files."""
         for name in names:
@@ -140,19 +134,19 @@ class LocalStore:
                 self.path(name).unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Remove the incomplete files of processes that died while writing or downloading; call it when none does."""
+        """Remove the incomplete files of writers that died; call it when no writer is alive."""
         with suppress(OSError):
             for left in self.folder.glob(".ep*"):
                 left.unlink(missing_ok=True)
 
     @contextmanager
-    def _errors(self, name: str, *, absent: bool = True) -> Iterator[None]:
-        """Turn an OSError into a StoreError; with `absent`, FileNotFoundError stays as it is."""
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turn an OSError into a StoreError, except FileNotFoundError."""
         try:
             yield
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if absent and isinstance(error, FileNotFoundError):
-                raise
             raise StoreError(f"{self.path(name)}: {error.strerror or error}") from None
 
 
@@ -189,10 +183,14 @@ class S3Store:
             objects = [item for page in pages for item in page.get("Contents", ()) if item["Key"] != prefix]
         return {item["Key"].removeprefix(prefix): item["Size"] for item in objects}
 
-    def size(self, name: str) -> int:
-        """An object's size in bytes."""
+    def load(self, name: str, size: int) -> bytes:
+        """A whole object, which must be of this size, else `DamagedError`."""
+        data, config = io.BytesIO(), TransferConfig(**_TRANSFER)
         with self._errors(name):
-            return int(self._client.head_object(**self._key(name))["ContentLength"])
+            if (found := self._client.head_object(**self._key(name))["ContentLength"]) != size:
+                raise DamagedError(f"{found} bytes instead of {size}")
+            self._client.download_fileobj(**self._key(name), Fileobj=data, Config=config)
+        return data.getvalue()
 
     def read(self, name: str) -> bytes:
         """The first `SMALL` bytes of an object."""
@@ -280,8 +278,9 @@ def _explained(where: str, error: BaseException) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in ("404", "NoSuchKey"):
             return FileNotFoundError(where)
-        if code in _MISTAKES:
-            return StoreError(f"{where}: {_MISTAKES[code]} ({code})", mistake=True)
+        for mistake, codes in _MISTAKES.items():
+            if code in codes:
+                return StoreError(f"{where}: {mistake} ({code})", mistake=True)
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(where)
     if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
@@ -290,8 +289,8 @@ def _explained(where: str, error: BaseException) -> Exception:
         )
     text = getattr(error, "strerror", None) or first_line(error)
     # A ValueError: a malformed endpoint URL or region.
-    mistake = isinstance(error, botocore.exceptions.ProfileNotFound | ValueError)
-    return StoreError(f"{where}: {scrub(text)[:300]}", mistake=mistake)
+    wrong = isinstance(error, botocore.exceptions.ProfileNotFound | ValueError)
+    return StoreError(f"{where}: {scrub(text)[:300]}", mistake=wrong)
 
 
 def retry(action: Callable[[], T], limit: float) -> T:

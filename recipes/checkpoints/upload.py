@@ -11,8 +11,18 @@ from pathlib import Path, PurePosixPath
 
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, publish, survey
-from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, CancelledError, LocalStore, Places, S3Store, StoreError
+from recipes.checkpoints.manifest import Manifest, load_manifest, prune, publish, survey
+from recipes.checkpoints.store import (
+    CHECKPOINTS,
+    LOGS,
+    RECORD,
+    CancelledError,
+    DamagedError,
+    LocalStore,
+    Places,
+    S3Store,
+    StoreError,
+)
 from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
@@ -27,20 +37,21 @@ class Uploader:
     """Uploads the newest local checkpoint; one that is still waiting when a newer one is submitted is not uploaded.
 
     So a slow or unreachable bucket costs no training time and little disk: at most one checkpoint is kept for it.
-    `before` is called before each upload, to copy the logs that belong to the checkpoint.
+    `logs` are copied before each upload, for those that belong to the checkpoint, and from time to time.
     """
 
     def __init__(
-        self, places: Places, keep: int, damaged: Iterable[str], owner: Owner, before: Callable[[], None] = lambda: None
+        self, places: Places, keep: int, damaged: Iterable[str], owner: Owner, logs: LogMirror | None = None
     ) -> None:
-        self._places, self._keep, self._damaged, self._owner, self._before = places, keep, set(damaged), owner, before
+        self._places, self._keep, self._damaged, self._owner = places, keep, set(damaged), owner
+        self._logs = logs
         self.location = str(places.remote)
         self._changed = threading.Condition()  # guards what follows
         self._wanted: Manifest | None = None
         self._current: str | None = None
         self._store: S3Store | None = None
         self._uploaded: set[str] = set()
-        self._stopped = False
+        self._stopped, self._hurry = False, False
         self._silent_until = 0.0
 
     def start(self) -> None:
@@ -70,12 +81,14 @@ class Uploader:
         """Upload the submitted checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
         deadline = time.monotonic() + limit
         with self._changed:
-            in_transfer = self._current == manifest.stem
-            if not in_transfer and self._store is not None:
+            self._hurry = True
+            self._changed.notify_all()
+            if self._current != manifest.stem and self._store is not None:
                 self._store.cancel()
-        if self.wait(manifest.stem, max(limit - 2.0, 0.0) if in_transfer else min(limit, 2.0)):
+            begun = self._changed.wait_for(lambda: self._current == manifest.stem or not self._wanted, min(limit, 2.0))
+        if begun and self.wait(manifest.stem, max(deadline - time.monotonic() - 2.0, 0.0)):
             return True
-        # A transfer that hangs ends only at its time limit, and this thread may be pausing: use another.
+        # A transfer that hangs ends only at its time limit: use another thread and connection.
         self.close()
         another = Uploader(self._places, self._keep, self._damaged, self._owner)
         another.start()
@@ -94,7 +107,10 @@ class Uploader:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
-        while (manifest := self._next()) is not None:
+        while (manifest := self._next()) is not None or not self._stopped:
+            if manifest is None:
+                self._copy_logs()
+                continue
             try:
                 self._upload(manifest)
                 pause = _FIRST_PAUSE
@@ -113,17 +129,19 @@ class Uploader:
                     )
                 with self._changed:
                     self._store, self._current = None, None  # the next client reads credentials again
-                    self._changed.wait_for(lambda: self._stopped, pause)
+                    if not self._stopped:
+                        self._changed.wait(0.5 if self._hurry else pause)  # or until something changes
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _next(self) -> Manifest | None:
-        """Wait for the next checkpoint to upload; None: there will be no more."""
+        """Wait for the next checkpoint to upload; None: there will be no more, or it is time to copy the logs."""
         with self._changed:
             self._current = None
-            self._changed.wait_for(lambda: self._stopped or self._wanted is not None)
+            self._changed.wait_for(lambda: self._stopped or self._wanted is not None, _COPY_LOGS_EVERY)
             if self._stopped or self._wanted is None:
                 return None
             self._current = self._wanted.stem
+            self._changed.notify_all()
             return self._wanted
 
     def _upload(self, manifest: Manifest) -> None:
@@ -136,7 +154,7 @@ class Uploader:
                 store.put(RECORD, local.read(RECORD))
             with self._changed:
                 self._store = store
-        self._before()
+        self._copy_logs()
         self._require_owned(store)
         if manifest.stem in self._damaged or not _has(store, manifest):
             began, name = time.monotonic(), manifest.file.name
@@ -155,6 +173,10 @@ class Uploader:
         except StoreError as error:
             log.warning("old checkpoints could not be removed: %s", error)
 
+    def _copy_logs(self) -> None:
+        if self._logs is not None:
+            self._logs.copy()
+
     def _require_owned(self, store: S3Store) -> None:
         self._owner.renew(store)
         if self._owner.superseded:
@@ -172,33 +194,24 @@ def _has(store: S3Store, manifest: Manifest) -> bool:
 class LogMirror:
     """Copies changed files below the run's folder, except checkpoints, to the bucket, in case this machine dies.
 
-    It copies at a fixed interval, as long as `may_copy` allows this process to write the bucket's logs.
+    `may_copy` says whether this process may still write the bucket's logs.
     """
 
-    def __init__(
-        self, places: Places, every: float = _COPY_LOGS_EVERY, may_copy: Callable[[], bool] = lambda: True
-    ) -> None:
-        self._places, self._every, self._may_copy = places, every, may_copy
+    def __init__(self, places: Places, may_copy: Callable[[], bool] = lambda: True) -> None:
+        self._places, self._may_copy = places, may_copy
         self._store: S3Store | None = None
         self._copied: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, int] = {}
-        self._finished = False
         self._busy = threading.Lock()
-        self._stopped = threading.Event()
         self._silent_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
 
-    def start(self) -> None:
-        """Start copying in the background."""
-        self._thread.start()
+    def copy_last(self, limit: float, *, finished: bool) -> None:
+        """Copy for at most `limit` seconds; a finished run's logs are whole, and replace longer ones."""
+        thread = threading.Thread(target=self.copy, args=(finished,), name="logs", daemon=True)
+        thread.start()
+        thread.join(limit)
 
-    def close(self, limit: float, *, finished: bool) -> None:
-        """Copy a last time, for at most `limit` seconds; a finished run's logs are whole, and replace longer ones."""
-        self._finished = finished
-        self._stopped.set()
-        self._thread.join(limit)
-
-    def copy(self) -> None:
+    def copy(self, finished: bool = False) -> None:
         """Copy what has changed; a failing bucket is logged from time to time, and retried next time."""
         with self._busy:
             try:
@@ -206,14 +219,14 @@ class LogMirror:
                     store = S3Store(f"{self._places.remote}/{LOGS}")
                     self._sizes = store.tree()
                     self._store = store
-                self._copy(self._store)
+                self._copy(self._store, finished)
             except (StoreError, OSError) as error:
                 self._store = None  # the next client reads credentials again, which may have been renewed
                 if time.monotonic() >= self._silent_until:
                     self._silent_until = time.monotonic() + _COMPLAIN_EVERY
                     log.warning("the logs cannot be copied to the bucket now: %s", error)
 
-    def _copy(self, store: S3Store) -> None:
+    def _copy(self, store: S3Store, finished: bool) -> None:
         folder = self._places.run_folder
         for path in sorted(folder.rglob("*")):
             checkpoint = self._places.local in path.parents
@@ -223,7 +236,7 @@ class LogMirror:
             stamp = (status.st_size, status.st_mtime_ns)
             if self._copied.get(name) == stamp:
                 continue
-            if _grows(name) and status.st_size < self._sizes.get(name, 0) and not self._finished:
+            if _grows(name) and status.st_size < self._sizes.get(name, 0) and not finished:
                 continue  # The bucket's copy reaches further than what this process has repeated so far.
             if not self._may_copy():
                 return
@@ -231,11 +244,6 @@ class LogMirror:
                 # A file that grows during the copy is copied as it was at one moment.
                 store.put(name, path.read_bytes() if status.st_size <= _IN_MEMORY else path)
                 self._copied[name] = stamp
-
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every):
-            self.copy()
-        self.copy()
 
 
 def restore_logs(folder: Path, store: S3Store) -> list[str]:

@@ -38,8 +38,7 @@ def network():
 
 
 def identity(run_name="tiny", lr=0.1):
-    config = {"optimizer": {"lr": lr}}
-    return Identity(run_name, f"digest of {lr}", config, 1)
+    return Identity(run_name, f"digest of {lr}", {"optimizer": {"lr": lr}}, 1)
 
 
 def algorithms():
@@ -73,7 +72,7 @@ class Tiny:
         return RunConfig(run_name="tiny", data={"path": "nowhere"}, device_batch_size=8, checkpoints=saving, **more)
 
     def find(self, **more):
-        return find_resume(self.config(**more), self.places, self.identity, algorithms())
+        return find_resume(self.config(**more), self.places, self.identity)
 
     def go(self, *callbacks, **more):
         """Train on; returns the trained weights, or the `Interrupted` that ended it."""
@@ -201,7 +200,7 @@ def look(store, remote=None, **settings):
 def search(store, remote=None, who=None, restart=False):
     """As `find_newest`: the newest good checkpoint, and why others cannot be used."""
     stores = [store] if remote is None else [store, remote]
-    return find_newest(stores, who or identity(), restart=restart, algorithms=algorithms())
+    return find_newest(stores, who or identity(), restart=restart)
 
 
 class Dying(LocalStore):
