@@ -247,19 +247,17 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
         own["scaler"] = {type(state.scaler).__qualname__: state.scaler.state_dict()}
     texts = {name: item.pop("repr") for name, item in own["algorithms"].items()}
     theirs = {**saved, "algorithms": dict(saved["algorithms"])}
-    optimizer, name = state.optimizers[0], type(state.optimizers[0]).__qualname__
-    reasons = [_mismatch(expected, theirs[key], key) for key, expected in own.items()]
-    reasons.append(_mismatch({name: None}, theirs["optimizers"], "optimizers"))
-    if not any(reasons):
-        path = f"optimizers/{name}"
-        reasons.append(_optimizer_mismatch(optimizer, theirs["optimizers"][name], state.model, path))
-    if reason := next(filter(None, reasons), None):
-        raise InputError(f"{location}: does not fit this run: {reason}")
+    fit, optimizer = f"{location}: does not fit this run: ", state.optimizers[0]
+    name = type(optimizer).__qualname__
+    for key, expected in own.items():
+        _require_like(expected, theirs[key], fit + key)
+    _require_like({name: None}, theirs["optimizers"], f"{fit}optimizers")
+    _require_groups(optimizer, theirs["optimizers"][name], state.model, f"{fit}optimizers/{name}")
     algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
     try:
         state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
     except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
-        raise InputError(f"{location}: does not fit this run: {_in_a_line(error)}") from None
+        raise InputError(fit + _in_a_line(error)) from None
 
 
 def restore_generators(saved: list[Any], location: str) -> None:
@@ -277,51 +275,43 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
-    """Where a saved value differs in kind from the run's own initial value; None if nowhere."""
+def _require_like(own: Any, theirs: Any, path: str) -> None:
+    """Raise InputError where a saved value differs in kind from the run's own initial value."""
     if isinstance(own, Mapping):
         if not isinstance(theirs, Mapping) or own.keys() != theirs.keys():
-            return f"{path} has other keys than in this run"
-        return next((found for key in own if (found := _mismatch(own[key], theirs[key], f"{path}/{key}"))), None)
-    if isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
-        return f"{path} is not a tensor of shape {tuple(own.shape)}"
-    if isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
-        return f"{path} is not of type {type(own).__name__}"
-    if isinstance(own, datetime.timedelta) and abs(theirs) > _LONGEST_TIME:
-        return f"{path} is longer than any run"
-    return None
+            raise InputError(f"{path} has other keys than in this run")
+        for key in own:
+            _require_like(own[key], theirs[key], f"{path}/{key}")
+    elif isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
+        raise InputError(f"{path} is not a tensor of shape {tuple(own.shape)}")
+    elif isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
+        raise InputError(f"{path} is not of type {type(own).__name__}")
+    elif isinstance(own, datetime.timedelta) and abs(theirs) > _LONGEST_TIME:
+        raise InputError(f"{path} is longer than any run")
 
 
-def _optimizer_mismatch(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> str | None:
-    """As `_mismatch`: groups must have the same settings and parameters, and a parameter only tensors of its shape."""
-    if not isinstance(theirs, Mapping) or theirs.keys() != {"state", "param_groups"}:
-        return f"{path} has other keys than in this run"
+def _require_groups(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> None:
+    """As `_require_like`: the same groups of parameters and settings, and for a parameter only tensors of its shape."""
     parameters = dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in parameters.items()}
+    _require_like({"state": None, "param_groups": None}, theirs, path)
     groups, states = theirs["param_groups"], theirs["state"]
     if not isinstance(groups, list) or len(groups) != len(own.param_groups):
-        return f"{path}/param_groups is not a list of {len(own.param_groups)}"
+        raise InputError(f"{path}/param_groups is not a list of {len(own.param_groups)}")
     for index, (ours, group) in enumerate(zip(own.param_groups, groups, strict=True)):
         where = f"{path}/param_groups/{index}"
         if not isinstance(group, Mapping) or not group.keys() >= ours.keys():
-            return f"{where} has other keys than in this run"
+            raise InputError(f"{where} has other keys than in this run")
         own_names = {names.get(id(parameter)) for parameter in ours["params"]}
         if not isinstance(group["params"], list) or set(map(str, group["params"])) != own_names:
-            return f"{where} is of other parameters than in this run"
-        settings = {key: value for key, value in ours.items() if key != "params"}
-        if reason := _mismatch(settings, {key: group[key] for key in settings}, where):
-            return reason
-    return _slots_mismatch(parameters, states, f"{path}/state")
-
-
-def _slots_mismatch(parameters: Mapping[str, Tensor], states: Any, path: str) -> str | None:
-    """An optimizer has no state before its first step, so any entries of the parameter's shape are allowed."""
+            raise InputError(f"{where} is of other parameters than in this run")
+        for key in ours.keys() - {"params"}:
+            _require_like(ours[key], group[key], f"{where}/{key}")
+    # An optimizer has no state before its first step, so any entries of the parameter's shape are allowed.
     if not isinstance(states, Mapping) or not states.keys() <= parameters.keys():
-        return f"{path} is of other parameters than in this run"
+        raise InputError(f"{path}/state is of other parameters than in this run")
     for name, state in states.items():
         if not isinstance(state, Mapping):
-            return f"{path}/{name} is not a mapping"
-        for key, value in state.items():
-            if value is not None and (reason := _mismatch(parameters[name], value, f"{path}/{name}/{key}")):
-                return reason
-    return None
+            raise InputError(f"{path}/state/{name} is not a mapping")
+        kept = {key: value for key, value in state.items() if value is not None}
+        _require_like(dict.fromkeys(kept, parameters[name]), kept, f"{path}/state/{name}")
