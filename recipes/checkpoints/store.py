@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 import boto3.exceptions
 import botocore.exceptions
-from boto3.s3.transfer import TransferConfig
+from boto3.s3.transfer import S3TransferRetriesExceededError, TransferConfig
 from composer.utils.object_store import S3ObjectStore
 
 from data.files import is_remote, open_regular, replace_file, sync
@@ -259,6 +259,8 @@ class S3Store:
         where = f"{self.location}/{name}" if name else self.location
         try:
             yield
+        except S3TransferRetriesExceededError as error:
+            raise _explained(where, error.last_exception) from None
         except (_BotoError, _ClientError, boto3.exceptions.Boto3Error, OSError, ValueError) as error:
             raise _explained(where, error) from None
 

@@ -151,6 +151,7 @@ def test_a_clock_that_jumps_in_the_middle_does_not_stop_the_training(run, url, u
     assert run.kept is False
     assert "clock" in caplog.text
     turn_the_clock(monkeypatch, 0)
+    run.saving["patience"] = "30s"
     resume = run.find()
     assert resume.finished
     assert run.upload_finished(resume)
