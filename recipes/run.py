@@ -24,9 +24,8 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from recipes.checkpoints.claim import Owner, on_first
-from recipes.checkpoints.find import Identity
+from recipes.checkpoints.find import Identity, find_resume
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
-from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
 from recipes.cli import end_workers, require_launched
@@ -81,7 +80,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     places = Places.of(saving.folder, config.runs_folder, config.run_name)
     folder = places.run_folder
     owner = stack.enter_context(Owner(places, config.run_name))
-    resume = find_resume(config, places, identity, algorithms)
+    resume = find_resume(config, places, identity)
     uploaded = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():

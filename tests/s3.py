@@ -11,7 +11,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import SystemRandom
 
@@ -44,30 +44,24 @@ def free_ports(count: int) -> list[int]:
 
     They are not those of the last call: clients (fsspec) keep connections and secrets by address.
     """
-    sockets = []
-    for port in range(SystemRandom().randrange(21000, 45000), 55000):
-        candidate = socket.socket()
-        try:
-            candidate.bind(("127.0.0.1", port))
-        except OSError:
-            candidate.close()
-            continue
-        sockets.append(candidate)
-        if len(sockets) == count:
-            break
-    ports = [candidate.getsockname()[1] for candidate in sockets]
-    for candidate in sockets:
-        candidate.close()
+    ports: list[int] = []
+    with ExitStack() as stack:
+        for port in range(SystemRandom().randrange(21000, 45000), 55000):
+            candidate = stack.enter_context(socket.socket())
+            with suppress(OSError):
+                candidate.bind(("127.0.0.1", port))
+                ports.append(port)
+            if len(ports) == count:
+                break
     return ports
 
 
 class Server:
-    """SeaweedFS; `max_volumes` small plays a full store."""
+    """SeaweedFS."""
 
-    def __init__(self, folder: Path, max_volumes: int = 100) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "data").mkdir(exist_ok=True)
+        (folder / "data").mkdir(parents=True, exist_ok=True)
         actions = {ADMIN: ["Admin", "Read", "Write", "List", "Tagging"], READER: ["Read", "List"]}
         identities = [
             {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": allowed}
@@ -78,7 +72,6 @@ class Server:
         names += ["filer.port", "filer.port.grpc", "s3.port", "s3.port.grpc"]
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.port = self.ports["s3.port"]
-        self._max_volumes = max_volumes
         self._process: subprocess.Popen | None = None
 
     @property
@@ -86,16 +79,11 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        command = [
-            str(Path(sysconfig.get_path("scripts")) / "weed"),
-            "-logdir=" + str(self.folder),
-            "server",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
-        ]
+        weed = str(Path(sysconfig.get_path("scripts")) / "weed")
+        command = [weed, f"-logdir={self.folder}", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
         command += [f"-dir={self.folder / 'data'}", "-s3", f"-s3.config={self.folder / 'identities.json'}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false", "-master.telemetry=false"]
-        command += [f"-volume.max={self._max_volumes}", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=0"]
+        command += ["-volume.max=100", "-master.volumeSizeLimitMB=64", "-volume.minFreeSpace=0"]
         command += [f"-{name}={port}" for name, port in self.ports.items()]
         log = (self.folder / "weed.log").open("ab")
         self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
@@ -138,7 +126,6 @@ class Proxy:
         self.fault: str | None = None
         self.after = 1000
         self.rate = 10_000
-        self.requests = 0
         self._open: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self._listener.getsockname()[1]
@@ -172,7 +159,6 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            self.requests += 1
             if self.fault == "refuse":
                 _reset(client)
                 continue
@@ -221,19 +207,15 @@ class Proxy:
                 end.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, client: socket.socket, status: str) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = client.recv(65536)
-            if not data:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            if not (data := client.recv(65536)):
                 return
-            head += data
+            request += data
         code = {"500": "InternalError", "503": "SlowDown"}[status]
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-        client.sendall(
-            f"HTTP/1.1 {status} Fault\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
-            "Connection: close\r\n\r\n".encode()
-            + body
-        )
+        head = f"HTTP/1.1 {status} Fault\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n"
+        client.sendall(f"{head}Connection: close\r\n\r\n".encode() + body)
 
 
 def _reset(connection: socket.socket) -> None:
@@ -244,9 +226,9 @@ def _reset(connection: socket.socket) -> None:
 
 
 @contextmanager
-def running(folder: Path, max_volumes: int = 100) -> Iterator[Server]:
+def running(folder: Path) -> Iterator[Server]:
     """A server until the end of the block."""
-    server = Server(folder, max_volumes)
+    server = Server(folder)
     server.start()
     try:
         yield server

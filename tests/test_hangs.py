@@ -45,13 +45,6 @@ def untouched(recipe, tmp_path_factory):
     return finish(recipe, tmp_path_factory.mktemp("untouched"))
 
 
-def command(processes, program, recipe, runs, *overrides):
-    job = [*program.split(), str(recipe), f"runs_folder={runs}", *overrides]
-    if processes == 1:
-        return [sys.executable, *job]
-    return [*launcher(processes), *job]
-
-
 def finish(recipe, runs):
     """Train on to the end."""
     assert run_here(recipe, f"runs_folder={runs}") == 0
@@ -60,13 +53,14 @@ def finish(recipe, runs):
 
 @pytest.fixture
 def run(recipe, tmp_path, monkeypatch):
-    """Start the program; after `hang(text, at)` the `at`-th read of an image with the text in its path never ends."""
+    """Start the program; after `hang(text, at)`, the `at`-th read of an image with the text in its path never ends."""
     switch = tmp_path / "switch"
 
     def go(*overrides, processes=1, rank=0):
         monkeypatch.setenv("HANG_RANK", str(rank))
-        program = f"{ROOT / 'tests' / 'hanging.py'} {switch}"
-        process = start(command(processes, program, recipe, tmp_path / "runs", *overrides))
+        python = [sys.executable] if processes == 1 else launcher(processes)
+        job = [str(ROOT / "tests" / "hanging.py"), str(switch), str(recipe), f"runs_folder={tmp_path / 'runs'}"]
+        process = start([*python, *job, *overrides])
         started.append(process)
         return process
 
@@ -170,29 +164,23 @@ def test_before_the_first_step(run, recipe, untouched):
     assert finish(recipe, run.runs) == untouched
 
 
-def test_the_other_process_ends_too(run, recipe):
-    run.hang("train/class1", at=7)
-    process = run.go(processes=2, rank=0)
+@pytest.mark.parametrize(("text", "at", "rank"), [("train/class1", 7, 0), ("val/class2/1.jpg", 1, 1)])
+def test_the_other_process_ends_too(run, recipe, text, at, rank):
+    run.hang(text, at)
+    process = run.go(processes=2, rank=rank)
     wait_for(run.hangs.exists, process)
-    require_saved(run, recipe, None, process, says="train/class1/")
-
-
-def test_the_other_process_ends_too_during_an_evaluation(run, recipe):
-    run.hang("val/class2/1.jpg")
-    process = run.go(processes=2, rank=1)
-    require_saved(run, recipe, None, process, says="val/class2/1.jpg")
+    require_saved(run, recipe, None, process, says=text)
 
 
 def test_evaluate_says_what_hangs(run, recipe, tmp_path):
     assert run_here(recipe, f"runs_folder={run.runs}", "max_duration=1ep") == 0
     run.hang("val/class2/1.jpg")
-    program = f"{tmp_path / 'switch'}"
     code = (
         "import runpy, sys, entrypoint; import recipes.evaluate as command; entrypoint.main = command.main; "
-        f"sys.argv = ['hanging.py', {program!r}, *sys.argv[1:]]; "
         f"runpy.run_path({str(ROOT / 'tests' / 'hanging.py')!r}, run_name='__main__')"
     )
-    job = [sys.executable, "-c", code, str(recipe), f"runs_folder={run.runs}", "max_duration=1ep"]
+    job = [sys.executable, "-c", code, str(tmp_path / "switch"), str(recipe)]
+    job += [f"runs_folder={run.runs}", "max_duration=1ep"]
     status, output = end(start(job))
     assert status == 1
     assert "val/class2/1.jpg" in output.splitlines()[-1]

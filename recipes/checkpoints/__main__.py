@@ -6,8 +6,8 @@ import sys
 
 from data.text import escape
 from recipes.checkpoints.find import newest_good, read_checkpoint
-from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, survey
-from recipes.checkpoints.store import LocalStore, Places, Store, StoreError
+from recipes.checkpoints.manifest import Manifest, load_manifest, prune, survey
+from recipes.checkpoints.store import DamagedError, LocalStore, Places, Store, StoreError
 from recipes.cli import parse, run_command
 from recipes.config import CheckpointsConfig
 from recipes.errors import InputError
@@ -27,18 +27,15 @@ _USAGE = "\n".join(
 
 def _rows(store: Store) -> list[tuple[str, Manifest | None, str]]:
     """Each checkpoint's stem, manifest (None: unreadable) and state, as far as visible without reading the data."""
-    listing, rows = survey(store), list[tuple[str, Manifest | None, str]]()
-    for stem in sorted({*listing.complete, *listing.incomplete, *listing.torn}):
-        if stem in listing.incomplete:
-            rows.append((stem, None, "never completed"))
-        elif stem in listing.torn:
-            rows.append((stem, None, "torn: data or manifest missing"))
-        else:
-            try:
-                rows.append((stem, load_manifest(store, stem), "complete"))
-            except DamagedError as error:
-                rows.append((stem, None, f"damaged: {error}"))
-    return rows
+    listing = survey(store)
+    rows: list[tuple[str, Manifest | None, str]] = [(stem, None, "never completed") for stem in listing.incomplete]
+    rows += [(stem, None, "torn: data or manifest missing") for stem in listing.torn]
+    for stem in listing.complete:
+        try:
+            rows.append((stem, load_manifest(store, stem), "complete"))
+        except DamagedError as error:
+            rows.append((stem, None, f"damaged: {error}"))
+    return sorted(rows, key=lambda row: row[0])
 
 
 def _show(stores: list[Store], *, verify: bool) -> int:
@@ -50,31 +47,26 @@ def _show(stores: list[Store], *, verify: bool) -> int:
         if not rows:
             print("  no checkpoints")
         for stem, manifest, state in rows:
-            line = escape(state)
             if manifest is not None and verify:
-                line = _verified(store, manifest)
+                try:
+                    read_checkpoint(store, manifest, None)
+                    state = "good"
+                except DamagedError as error:
+                    state = f"damaged: {error}"
             elif manifest is not None:
                 top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
                 end = "  finished" if manifest.finished else ""
-                made = f"{manifest.file.size / 1e6:9.1f} MB  {escape(manifest.created_at)}"
-                line = f"{made}  {manifest.samples} samples{top1}{end}"
-            bad += line.startswith(("damaged", "torn"))
-            print(f"  {stem}  {line}", flush=True)
+                size = f"{manifest.file.size / 1e6:9.1f} MB"
+                state = f"{size}  {manifest.created_at}  {manifest.samples} samples{top1}{end}"
+            bad += state.startswith(("damaged", "torn"))
+            print(f"  {stem}  {escape(state)}", flush=True)
     return 1 if bad and verify else 0
-
-
-def _verified(store: Store, manifest: Manifest) -> str:
-    try:
-        read_checkpoint(store, manifest, None)
-        return "good"
-    except DamagedError as error:
-        return f"damaged: {escape(error)}"
 
 
 def _pull(local: LocalStore, remote: Store | None) -> int:
     if remote is None:
         raise InputError("checkpoints.folder: is not a bucket (s3://BUCKET/PREFIX), so there is nothing to pull")
-    found, skipped, _ = newest_good([remote], lambda manifest, location: None, into=local)
+    found, skipped = newest_good({remote: survey(remote)}, lambda manifest, location: None, into=local)
     for stem, reason in skipped.items():
         print(f"{stem}  damaged: {escape(reason)}", file=sys.stderr)
     if found is None:

@@ -55,15 +55,12 @@ class Owner:
     On a disk the owner holds a POSIX lock, which the system releases when the process dies in any way, and which
     children do not inherit. A bucket has no locks: it holds a note with the owner's name, renewed by a thread. An owner
     that finds another's note there, because both started at once or the bucket could not be reached, is superseded: it
-    continues training, and copies nothing more to the bucket.
-
-    Raises:
-        InputError: On every process, by `with`: another owner is alive; the run's folder cannot be created.
+    continues training, and copies nothing more to the bucket. `with` raises InputError, on every process, if another
+    owner is alive or the run's folder cannot be created.
     """
 
     def __init__(self, places: Places, run_name: str) -> None:
-        self._places = places
-        self._run_name = run_name
+        self._places, self._run_name = places, run_name
         self._locks: list[int] = []
         self._me = {
             "id": uuid.uuid4().hex,
@@ -73,8 +70,7 @@ class Owner:
             "machine": _machine(),
             "started": _started(os.getpid()),
         }
-        self._holds = False
-        self._reached = False
+        self._holds = False  # whether the note in the bucket has been ours
         self._predecessor: object = self._me["id"]
         """The id of the dead owner's note that ours replaced; a slow store may still store that one after ours."""
         self.superseded = False  # whether the bucket now belongs to another owner
@@ -91,16 +87,15 @@ class Owner:
 
     def __exit__(self, *error: object) -> None:
         self._stopped.set()
-        if self._thread.is_alive() and self._reached:
+        if self._thread.is_alive():
             self._thread.join(_LAST)
         for descriptor in self._locks:
             os.close(descriptor)
 
     def _claim(self) -> None:
         folders = {self._places.run_folder, self._places.local}
-        for folder in sorted(folders):
-            if not folders & set(folder.parents):
-                self._lock(folder)
+        for folder in sorted(folder for folder in folders if not folders & set(folder.parents)):
+            self._lock(folder)
         if self._places.remote is not None:
             try:
                 self._claim_bucket(S3Store(self._places.remote))
@@ -157,7 +152,6 @@ class Owner:
 
     def renew(self, store: S3Store) -> None:
         """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
-        self._reached = False
         found = _read(store)
         if found is not None and self._is_anothers(found[0]) and (self._holds or not _is_dead(*found)):
             if not self.superseded:
@@ -168,24 +162,22 @@ class Owner:
 
     def _renew_until_stopped(self) -> None:
         store: S3Store | None = None
-        while not self._stopped.wait(RENEWED_EVERY) and not self.superseded:
-            store = self._try_to_renew(store)
-        if self._holds and not self.superseded:
-            self._me["released"] = True
-            self._try_to_renew(store)
-
-    def _try_to_renew(self, store: S3Store | None) -> S3Store | None:
-        try:
-            store = store or S3Store(str(self._places.remote))
-            self.renew(store)
-            return store
-        except (StoreError, FileNotFoundError) as error:
-            log.debug("the owner's note could not be renewed: %s", error)
-            return None  # the next client reads credentials again
+        while not self.superseded:
+            stopped = self._stopped.wait(RENEWED_EVERY)
+            self._me["released"] = stopped
+            try:
+                store = store or S3Store(str(self._places.remote))
+                if self._holds or not stopped:
+                    self.renew(store)
+            except (StoreError, FileNotFoundError) as error:
+                log.debug("the owner's note could not be renewed: %s", error)
+                store = None  # the next client reads credentials again
+            if stopped:
+                return
 
     def _write(self, store: S3Store) -> None:
         store.put(NOTE, json.dumps(self._me).encode())
-        self._holds = self._reached = True
+        self._holds = True
 
     def _refusal(self, other: dict[str, Any], where: str) -> str:
         who = f"process {other.get('pid', '?')} on {other.get('host', '?')}, since {other.get('since', '?')}"
@@ -195,11 +187,10 @@ class Owner:
 
 def _read(store: S3Store) -> tuple[dict[str, Any], float] | None:
     """The note in the bucket, and its age in seconds by the bucket's clock; None if there is none."""
-    try:
+    with suppress(FileNotFoundError):
         text, age = store.read_with_age(NOTE)
-    except FileNotFoundError:
-        return None
-    return _parsed(text), age
+        return _parsed(text), age
+    return None
 
 
 def _parsed(text: bytes) -> dict[str, Any]:

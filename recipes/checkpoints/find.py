@@ -1,30 +1,46 @@
-"""Find the newest checkpoint that is complete, verified, and this run's. All searches go through this module."""
+"""Where a run starts or resumes, and every other search for a checkpoint that is complete, verified, and this run's.
+
+`find_resume`, on process 0: how the run begins (`_begin`), then what the disk and the bucket hold (`survey`), then the
+newest checkpoint of which one has a good copy (`newest_good`), read and verified. All other processes get its bytes.
+
+`resume=X` and `autoresume=false` set how a run begins. Once it has begun that way, the same command resumes from the
+run's own newest state. Checkpoints of this run name and recipe from a run that began otherwise are replaced, on disk
+and in the bucket.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from composer import Algorithm
+from composer.utils import dist
 
 from data.files import is_remote
+from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.format import read_state
-from recipes.checkpoints.manifest import (
+from recipes.checkpoints.manifest import Listing, Manifest, is_stem, load_manifest, position_of, publish, remove, survey
+from recipes.checkpoints.store import (
+    CHECKPOINTS,
+    LOGS,
+    RECORD,
+    SMALL,
     DamagedError,
-    Listing,
-    Manifest,
-    is_stem,
-    load_manifest,
-    position_of,
-    publish,
-    survey,
+    LocalStore,
+    Places,
+    S3Store,
+    Store,
+    StoreError,
+    retry,
 )
-from recipes.checkpoints.store import CHECKPOINTS, LocalStore, Places, S3Store, Store, StoreError
-from recipes.config import RunConfig
+from recipes.checkpoints.upload import restore_logs
+from recipes.config import RunConfig, seconds
 from recipes.errors import InputError
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys
 
@@ -41,7 +57,7 @@ class Identity:
     world_size: int
     train_images: int | None = None
     """Images in the training set, which may move but must not change; None: not known, and not compared."""
-    classes: tuple[str, ...] = ()  # its class folder names in label order; None: not known, and not compared
+    classes: tuple[str, ...] = ()  # its class folder names in label order; empty: not known, and not compared
 
     @classmethod
     def of(
@@ -65,11 +81,8 @@ class Identity:
 
     def require_same(self, manifest: Manifest, location: str) -> None:
         """Raise InputError for a checkpoint of another run or recipe: one line, and one for each key that differs."""
-        if manifest.run_name != self.run_name:
-            raise InputError(
-                f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {self.run_name!r}; "
-                "choose another checkpoints.folder, or the run_name of that run"
-            )
+        instead = "choose another checkpoints.folder, or the run_name of that run"
+        _require_run(self.run_name, manifest, location, instead)
         self.require_same_recipe(manifest, location)
 
     def require_same_recipe(self, manifest: Manifest, location: str) -> None:
@@ -81,9 +94,9 @@ class Identity:
                 f"{again}:",
                 *(f"  {line}" for line in self.differences(manifest)),
             )
-        now, then, different = self.train_images, manifest.train_images, None
-        if None not in (now, then) and now != then:
-            different = f"holds {now} training images, {manifest.stem} at {location} was trained on {then}"
+        here, there, different = self.train_images, manifest.train_images, None
+        if None not in (here, there) and here != there:
+            different = f"holds {here} training images, {manifest.stem} at {location} was trained on {there}"
         elif self.classes and manifest.classes and self.classes != manifest.classes:
             different = (
                 f"holds {len(self.classes)} classes, and not the {len(manifest.classes)} that {manifest.stem} at "
@@ -91,6 +104,11 @@ class Identity:
             )
         if different:
             raise InputError(f"data.path: {different}; to resume from it, use the same data; {again}")
+
+
+def _require_run(run_name: str, manifest: Manifest, location: str, instead: str) -> None:
+    if manifest.run_name != run_name:
+        raise InputError(f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {run_name!r}; {instead}")
 
 
 @dataclass(frozen=True)
@@ -115,121 +133,269 @@ class Found:
         return f"{self.store.location.rstrip('/')}/{self.manifest.file.name}"
 
 
-class Search(NamedTuple):
-    """The outcome of looking for the newest good checkpoint."""
+@dataclass
+class Resume:
+    """Where a run resumes."""
 
-    found: Found | None
-    skipped: dict[str, str]  # why other checkpoints cannot be used, by stem
-    listings: dict[str, Listing]  # what each store holds, by its location
+    manifest: Manifest | None = None  # of a verified checkpoint, on process 0's disk; None: start from scratch
+    resumed_from: str | None = None  # where it was found, for display
+    damaged: tuple[str, ...] = ()  # stems that were skipped
+    content: dict[str, Any] | None = field(default=None, repr=False)
+    """The checkpoint's content, from `read_state`; None once restored, because it is large."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has nothing left to train."""
+        return self.manifest is not None and self.manifest.finished
 
 
-def newest_good(
-    stores: Sequence[Store],
-    require: Callable[[Manifest, str], None],
-    *,
-    into: LocalStore | None,
-    algorithms: Sequence[Algorithm] | None = None,
-) -> Search:
-    """The newest checkpoint of which some store has a good copy.
+# --- where a run resumes --------------------------------------------------------------------------------------------
 
-    If the first store's copy is damaged or torn, the next store's is used, then the next older checkpoint.
 
-    Args:
-        stores: Searched in this order for each checkpoint.
-        require: Raises InputError for a manifest of another run.
-        into: Where to keep a checkpoint from the bucket; None: only read it.
-        algorithms: The run's own, which the checkpoint must match; None: any.
+def find_resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
+    """Decide where the run starts or resumes; every process calls this and gets the same answer.
 
-    Raises:
-        StoreError: A store cannot be listed, or a bucket fails: it may work later, and its newest checkpoint must not
-        be missed.
+    InputError, on every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
-    listings = {store.location: survey(store) for store in stores}
-    known = listings.values()
-    skipped = dict.fromkeys((stem for listing in known for stem in listing.torn), "its data or its manifest is missing")
-    for stem in sorted({stem for listing in known for stem in listing.complete}, key=position_of, reverse=True):
-        reasons = []
-        for store in (store for store in stores if stem in listings[store.location].complete):
-            try:
-                manifest = load_manifest(store, stem)
-                require(manifest, store.location)
-                content = read_checkpoint(store, manifest, into, algorithms)
-            except DamagedError as error:
-                reasons.append(f"{store.location}: {error}")
-            except StoreError as error:
-                if into is None or store.location != into.location:
-                    raise
-                reasons.append(str(error))
-            else:
-                skipped.pop(stem, None)
-                return Search(Found(manifest, store, content), skipped, listings)
-        skipped[stem] = "; ".join(reasons)
-    return Search(None, skipped, listings)
+    local, content = LocalStore(places.local), None
+
+    def decide() -> Resume:
+        nonlocal content
+        resume = _resume(config, places, identity)
+        content = resume.content
+        return replace(resume, content=None)
+
+    resume = on_first(decide)
+    if resume.manifest is not None and dist.get_world_size() > 1:
+        # From process 0's disk: another node has another one, and the newest state may not be in the bucket yet, since
+        # a node often dies during an upload. In pieces, because a device's memory may have to hold each message.
+        file = resume.manifest.file
+        data = b"".join(on_first(partial(local.read, file.name, at)) for at in range(0, file.size, SMALL))
+        try:
+            content = content or read_state(data, resume.manifest)
+        except DamagedError as error:
+            raise InputError(f"{local.path(file.name)}: {error}") from None
+    return replace(resume, content=content)
 
 
-def read_checkpoint(
-    store: Store, manifest: Manifest, into: LocalStore | None, algorithms: Sequence[Algorithm] | None = None
-) -> dict[str, Any]:
-    """A checkpoint's content (`read_state`); unless it is in `into`, it is downloaded, verified and kept there."""
-    name = manifest.file.name
-    if isinstance(store, LocalStore) and (into is None or store.location == into.location):
-        return read_state(store.path(name), manifest, algorithms)
-    if into is None:
-        with tempfile.TemporaryDirectory() as folder:
-            return read_checkpoint(store, manifest, LocalStore(Path(folder)), algorithms)
-    fetched = into.path(f".{name}.fetched")
+def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
+    """Search the disk and the bucket; only the disk if the bucket cannot be reached and nothing is lost by that."""
+    local = LocalStore(places.local)
+    local.sweep()
+
+    def among(*stores: Store) -> Resume:
+        _begin(config, stores, identity)
+        found, skipped = find_newest(stores, identity, restart=config.checkpoints.restart)
+        if found is None:
+            return Resume(damaged=tuple(skipped))
+        log.info("resuming from %s at %s", found.manifest.describe(), found.location)
+        return Resume(found.manifest, found.location, tuple(skipped), found.content)
+
+    def with_bucket() -> Resume:
+        bucket = S3Store(str(places.remote))
+        bucket.probe()
+        resume = among(local, bucket)
+        if resume.manifest is not None and (fetched := restore_logs(places.run_folder, bucket.below(LOGS))):
+            log.info("downloaded the run's logs: %s", ", ".join(fetched))
+        return resume
+
+    if places.remote is None:
+        return among(local)
     try:
-        size = dict(store.entries()).get(name)
-        if size != manifest.file.size:  # before it fills a disk
-            raise DamagedError(f"{size} bytes instead of {manifest.file.size}" if size else "its data is missing")
-        store.fetch(name, fetched)
-        content = read_state(fetched, manifest, algorithms)
-        publish(into, manifest, lambda: into.adopt(fetched, name))
-        return content
-    except FileNotFoundError:
-        raise DamagedError("its data is missing") from None
-    finally:
-        fetched.unlink(missing_ok=True)
+        return retry(with_bucket, seconds(config.checkpoints.patience))
+    except StoreError as error:
+        if error.mistake:
+            raise
+        log.error("the bucket cannot be reached: %s", error)
+        reason = str(error)
+    if not config.checkpoints.restart and (_begins_anew(config, [local]) or not survey(local).complete):
+        raise InputError(
+            reason,
+            f"{places.local}: no checkpoint here, and the bucket, which may hold some, cannot be reached; "
+            "try again later, or start from scratch with checkpoints.restart=true",
+        )
+    log.error("resuming from the local disk; uploads will be retried while training runs")
+    return among(local)
 
 
-def find_newest(
-    local: LocalStore, remote: Store | None, identity: Identity, *, restart: bool, algorithms: Sequence[Algorithm]
-) -> Search:
-    """The checkpoint to resume from, downloaded if only the bucket has a good copy; logs what is skipped.
+def find_newest(stores: Sequence[Store], identity: Identity, *, restart: bool) -> tuple[Found | None, dict[str, str]]:
+    """The checkpoint to resume from, then on the first store's disk, and why others cannot be used, which is logged.
 
-    Raises:
-        InputError: A checkpoint belongs to another run or recipe; or, without `restart`, none can be used.
-        StoreError: As `newest_good`.
+    InputError: a checkpoint belongs to another run or recipe; or, without `restart`, none can be used.
     """
-    stores: list[Store] = [local] if remote is None else [local, remote]
-    search = newest_good(stores, identity.require_same, into=local, algorithms=algorithms)
-    found, skipped, listings = search
+    (local, *_), listings = stores, {store: survey(store) for store in stores}
+    assert isinstance(local, LocalStore)
+    found, skipped = newest_good(listings, identity.require_same, into=local)
     instead = "" if found is None else f"; resuming from {found.manifest.describe()}"
     for stem, reason in skipped.items():
         log.warning("checkpoint %s skipped: %s%s", stem, reason, instead)
     for stem in (stem for listing in listings.values() for stem in listing.incomplete):
         log.warning("checkpoint %s was started but never completed", stem)
-    old = [f"{location}/{stem}.pt" for location, listing in listings.items() for stem in listing.old]
-    if found is None and old and not restart:
-        raise InputError(
-            f"{old[-1]}: a checkpoint in an older format, which this version does not read; choose another "
-            "run_name, or start from scratch with checkpoints.restart=true"
-        )
     if found is None and skipped and not restart:
         raise InputError(
             *(f"checkpoint {stem}: {reason}" for stem, reason in skipped.items()),
-            f"{' and '.join(listings)}: checkpoints of {identity.run_name} exist, but none can be used; repair them, "
+            f"{_locations(stores)}: checkpoints of {identity.run_name} exist, but none can be used; repair them, "
             "choose another run_name, or start from scratch with checkpoints.restart=true",
         )
-    return search
+    return found, skipped
+
+
+# --- how a run begins -----------------------------------------------------------------------------------------------
+
+
+def _begins_anew(config: RunConfig, stores: Sequence[Store]) -> bool:
+    """Whether this command begins a new run, instead of resuming one that it began."""
+    how, latest = _how(config), max(filter(None, map(_recorded, stores)), default=None)
+    if not how or latest is None or latest[1] != how:
+        return bool(how)
+    return bool(config.algorithms.not_resumable) and not any(map(_is_finished, stores))
+
+
+def _how(config: RunConfig) -> str:
+    """The part of the command that decides where the run begins; empty if it resumes from any checkpoint."""
+    if config.resume is not None:
+        return f"resume={config.resume}"
+    return "" if config.autoresume else "autoresume=false"
+
+
+def _recorded(store: Store) -> tuple[str, str] | None:
+    """When (UTC, ISO 8601) and how a store's checkpoints began; None if it has no record or no checkpoints."""
+    if any(survey(store)[:3]):
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
+            content = json.loads(store.read(RECORD))
+            return ascii(content["at"])[1:-1][:40], str(content["how"])
+    return None
+
+
+def _is_finished(store: Store) -> bool:
+    with suppress(DamagedError):
+        return any(load_manifest(store, stem).finished for stem in survey(store).complete[-1:])
+    return False
+
+
+def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity) -> None:
+    """Keep in the run's stores only the checkpoints of one beginning, and record which.
+
+    InputError: checkpoints of another recipe or run would be replaced, two runs have one name, or `resume` names no
+    good checkpoint of this recipe.
+    """
+    again, how = _begins_anew(config, stores), _how(config)
+    named = _named(config.resume, config, identity) if again and config.resume is not None else None
+    found = [_recorded(store) for store in stores]
+    known = sorted(filter(None, found))
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    record = (now, how) if again or not known else known[-1]
+    older = [store for store, one in zip(stores, found, strict=True) if again or one not in (None, record)]
+    if older and not (how or config.checkpoints.restart):
+        raise InputError(
+            f"{_locations(stores)}: hold checkpoints of two runs named {identity.run_name}, started "
+            f"{' and '.join(at for at, _ in known)}; remove one of them, choose another run_name, or let the later one "
+            "replace the earlier with checkpoints.restart=true"
+        )
+    # Going back to one of the run's own checkpoints keeps it and those before it.
+    back = named is not None and named[0].location in [store.location for store in stores]
+    last = named[1].order if named is not None and back else (-1, -1)
+    replaced = [(store, stem) for store in older for stem in sum(survey(store)[:3], ()) if position_of(stem) > last]
+    for store, stem in replaced:
+        with suppress(DamagedError):
+            identity.require_same(load_manifest(store, stem), store.location)
+    if named is not None:
+        _take_over(*named, stores[0], identity.run_name)
+        replaced = [one for one in replaced if one != (stores[0], named[1].stem)]
+    for store, stem in replaced:
+        log.warning("%s: removing checkpoint %s of an older run", store.location, stem)
+        remove(store, [stem])
+    for store, one in zip(stores, found, strict=True):
+        if isinstance(store, S3Store) and store in older and not back:
+            logs = store.below(LOGS)
+            logs.delete(logs.tree())
+        if one != record:
+            _write_record(store, record)
+
+
+def _named(path: str, config: RunConfig, identity: Identity) -> tuple[Store, Manifest]:
+    try:
+        store, manifest = retry(lambda: find_named(path, "resume"), seconds(config.checkpoints.patience))
+    except StoreError as error:
+        raise InputError(f"resume: {path}: {error}") from None
+    identity.require_same_recipe(manifest, store.location)
+    return store, manifest
+
+
+def _write_record(store: Store, record: tuple[str, str]) -> None:
+    try:
+        store.put(RECORD, json.dumps({"at": record[0], "how": record[1]}).encode())
+    except StoreError as error:
+        if error.mistake:
+            raise
+        log.warning("%s", error)  # a full disk or bucket, which may get room; an upload writes the record too
+
+
+def _take_over(store: Store, manifest: Manifest, local: Store, run_name: str) -> None:
+    """Make a checkpoint the first one of the run."""
+    assert isinstance(local, LocalStore)
+    try:
+        read_checkpoint(store, manifest, local)
+    except DamagedError as error:
+        raise InputError(f"resume: {store.location}/{manifest.stem}: {error}") from None
+    if manifest.run_name != run_name:
+        local.put(f"{manifest.stem}.json", manifest.model_copy(update={"run_name": run_name}).to_json())
+    log.info("%s starts from %s/%s", run_name, store.location, manifest.stem)
+
+
+# --- the newest good checkpoint, or a named one ---------------------------------------------------------------------
+
+
+def newest_good(
+    listings: Mapping[Store, Listing], require: Callable[[Manifest, str], None], *, into: LocalStore | None
+) -> tuple[Found | None, dict[str, str]]:
+    """The newest checkpoint of which some store has a good copy, and why others cannot be used, by stem.
+
+    If the first store's copy is damaged or torn, the next store's is used, then the next older checkpoint. A failing
+    bucket is a StoreError: it may work later, and its newest checkpoint must not be missed. `require` raises InputError
+    for a manifest of another run; a checkpoint from another store than `into` is kept there (None: only read).
+    """
+    known = listings.values()
+    skipped = dict.fromkeys((stem for listing in known for stem in listing.torn), "its data or its manifest is missing")
+    for stem in sorted({stem for listing in known for stem in listing.complete}, key=position_of, reverse=True):
+        reasons = []
+        for store in (store for store, listing in listings.items() if stem in listing.complete):
+            try:
+                manifest = load_manifest(store, stem)
+                require(manifest, store.location)
+                content = read_checkpoint(store, manifest, into)
+            except DamagedError as error:
+                reasons.append(f"{store.location}: {error}")
+            except StoreError as error:
+                if is_remote(store.location):
+                    raise
+                reasons.append(str(error))
+            else:
+                skipped.pop(stem, None)
+                return Found(manifest, store, content), skipped
+        skipped[stem] = "; ".join(reasons)
+    return None, skipped
+
+
+def read_checkpoint(store: Store, manifest: Manifest, into: LocalStore | None) -> dict[str, Any]:
+    """A checkpoint's content (`read_state`); one from another store than `into` is kept there once it is verified."""
+    file = manifest.file
+    try:
+        data = store.load(file.name, file.size)
+        content = read_state(data, manifest)
+    except FileNotFoundError:
+        raise DamagedError("its data is missing") from None
+    except MemoryError:
+        raise DamagedError(f"has {file.size} bytes, more than fit into memory") from None
+    if into is not None and into.location != store.location:
+        publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
+    return content
 
 
 def find_named(path: str, key: str) -> tuple[Store, Manifest]:
     """The checkpoint that a user names: its file, its manifest, or a folder, meaning its newest; on disk or `s3://`.
 
-    Raises:
-        InputError: There is no such checkpoint; the message names the `key` that the user set.
-        DamagedError: Its manifest is damaged.
+    InputError, with the user's `key`: there is no such checkpoint, or its manifest is damaged.
     """
     store: Store
     folder = Path(path)
@@ -250,41 +416,41 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
     wanted = (stem,) if is_stem(stem) and not folder.is_dir() else complete[-1:]
     if not set(wanted) & set(complete):
         raise InputError(f"{key}: {store.location} holds no complete checkpoint{''.join(f' {one}' for one in wanted)}")
-    return store, load_manifest(store, wanted[0])
+    try:
+        return store, load_manifest(store, wanted[0])
+    except DamagedError as error:
+        raise InputError(f"{key}: {path}: {error}") from None
 
 
 def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
     """A checkpoint to read, not to resume from: nothing is written to the run's folder or its bucket.
 
-    Raises:
-        InputError: The named checkpoint does not exist, or (None) the run has no good one; or a store cannot be read.
+    InputError: the named checkpoint does not exist, or (None) the run has no good one; or a store cannot be read.
     """
 
     def require(manifest: Manifest, location: str) -> None:
-        if manifest.run_name != run_name:
-            raise InputError(
-                f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {run_name!r}; "
-                "name a checkpoint with --checkpoint"
-            )
+        _require_run(run_name, manifest, location, "name a checkpoint with --checkpoint")
 
     try:
         if checkpoint is not None:
-            where = checkpoint
+            store, manifest = find_named(checkpoint, "--checkpoint")
             try:
-                store, manifest = find_named(checkpoint, "--checkpoint")
-                where = f"{store.location}/{manifest.stem}"
                 return Found(manifest, store, read_checkpoint(store, manifest, None))
             except DamagedError as error:
-                raise InputError(f"--checkpoint: {where}: {error}") from None
+                raise InputError(f"--checkpoint: {store.location}/{manifest.stem}: {error}") from None
         stores = places.stores()
-        found, skipped, _ = newest_good(stores, require, into=None)
+        found, skipped = newest_good({store: survey(store) for store in stores}, require, into=None)
     except StoreError as error:
         raise InputError(str(error)) from None
     lines = {stem: f"checkpoint {stem} skipped: {reason}" for stem, reason in skipped.items()}
     if found is not None:
         newer = [line for stem, line in lines.items() if position_of(stem) > found.manifest.order]
         return replace(found, skipped=tuple(newer))
-    where = " and ".join(store.location for store in stores)
     if lines:
-        raise InputError(*lines.values(), f"{where}: no good checkpoint of run {run_name!r}")
-    raise InputError(f"{where}: no checkpoint of run {run_name!r}; train it, or name one with --checkpoint")
+        raise InputError(*lines.values(), f"{_locations(stores)}: no good checkpoint of run {run_name!r}")
+    message = f"no checkpoint of run {run_name!r}; train it, or name one with --checkpoint"
+    raise InputError(f"{_locations(stores)}: {message}")
+
+
+def _locations(stores: Sequence[Store]) -> str:
+    return " and ".join(store.location for store in stores)

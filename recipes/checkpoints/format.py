@@ -19,20 +19,18 @@ import datetime
 import hashlib
 import json
 import math
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import safetensors
 import torch
-from composer import Algorithm, Logger, State
+from composer import Logger, State
 from composer.utils import reproducibility
 from torch import Tensor, nn
 
-from data.files import open_regular
-from recipes.checkpoints.manifest import DamagedError, FileEntry, Manifest, parse_int
+from recipes.checkpoints.manifest import Manifest, parse_int
+from recipes.checkpoints.store import DamagedError
 from recipes.errors import InputError
 
 TREE = "tree.json"  # name of the uint8 tensor that holds the tree
@@ -47,19 +45,9 @@ _LONGEST_TIME = datetime.timedelta(days=10**6)
 _SMALL = 256 * 1024  # bytes that the header and the tree may each have in a file of any size ...
 _SHARE = 64
 """... or else this fraction of the file, since Python needs up to 60 times the memory of the JSON it parses."""
-_DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "U32": torch.uint32,
-    "BOOL": torch.bool,
-}
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+_DTYPES: dict[str, torch.dtype] = {**_FLOATS, **_INTEGERS, "U32": torch.uint32, "BOOL": torch.bool}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
@@ -70,7 +58,7 @@ def pack(content: Any) -> list[memoryview]:
     says where anything else is.
     """
     tensors: dict[str, Tensor] = {}
-    tree = json.dumps(_encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
+    tree = json.dumps(encode(content, "", tensors), allow_nan=False, separators=(",", ":")).encode()
     tensors[TREE] = torch.frombuffer(bytearray(tree), dtype=torch.uint8)
     header: dict[str, Any] = {}
     pieces, end = list[memoryview](), 0
@@ -85,13 +73,8 @@ def pack(content: Any) -> list[memoryview]:
     return [memoryview(len(text).to_bytes(8, "little") + text), *pieces]
 
 
-def require_packable(content: Any) -> None:
-    """Raise the `TypeError` that `pack` would raise, without copying a tensor."""
-    _encode(content, "", {})
-
-
-def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """A value as a tree node; its tensors go to `tensors`, not copied, named by their path."""
+def encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """A value as a tree node, or the TypeError of `pack`; its tensors go to `tensors`, not copied, named by path."""
     if isinstance(value, str):
         return str(value)
     if value is None or isinstance(value, bool | int):
@@ -105,10 +88,10 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, datetime.timedelta):
         return {"$timedelta": value // datetime.timedelta(microseconds=1)}
     if isinstance(value, tuple | list):
-        items = [_encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
+        items = [encode(item, f"{path}/{index}", tensors) for index, item in enumerate(value)]
         return {"$tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, Mapping) and all(type(key) in (str, int) for key in value):
-        items = [[key, _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        items = [[key, encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
         plain = all(isinstance(key, str) and not key.startswith("$") for key, _ in items)
         return dict(items) if plain else {"$dict": items}
     raise TypeError(f"{path.lstrip('/') or 'the state'}: a checkpoint cannot hold a {type(value).__name__}")
@@ -203,29 +186,14 @@ def _decode_tensor(stored: dict[str, Any], order: list[int] | None) -> Tensor:
     return tensor.permute([order.index(dim) for dim in range(tensor.ndim)])
 
 
-def read_verified(path: Path, entry: FileEntry) -> bytes:
-    """A file's bytes, at most as many as its manifest says; `DamagedError` if they differ from it."""
-    try:
-        with os.fdopen(open_regular(path), "rb") as file:
-            if (size := os.fstat(file.fileno()).st_size) != entry.size:
-                raise DamagedError(f"{size} bytes instead of {entry.size}")
-            data = file.read(entry.size)
-    except OSError as error:
-        raise DamagedError(f"cannot be read: {error.strerror or error}") from None
-    except MemoryError:
-        raise DamagedError(f"has {entry.size} bytes, more than fit into memory") from None
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise DamagedError("its SHA-256 differs from the manifest's")
-    return data
-
-
-def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] | None = None) -> dict[str, Any]:
+def read_state(data: bytes, manifest: Manifest) -> dict[str, Any]:
     """A checkpoint's content: `state`, in the form of Composer's `State.state_dict`, and `rng`; tensors on the CPU.
 
-    Raises:
-        DamagedError: It differs from the manifest, is not a training state, or has other `algorithms` (None: any).
+    DamagedError: it differs from the manifest, or is not a training state.
     """
-    content: dict[str, Any] = unpack(read_verified(path, manifest.file))
+    if hashlib.sha256(data).hexdigest() != manifest.file.sha256:
+        raise DamagedError("its SHA-256 differs from the manifest's")
+    content: dict[str, Any] = unpack(data)
     state = content.get("state") if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state.keys() >= _REQUIRED or not isinstance(content.get("rng"), list):
         raise DamagedError("is not a training state")
@@ -237,10 +205,6 @@ def read_state(path: Path, manifest: Manifest, algorithms: Sequence[Algorithm] |
         for item in found
     ):
         raise DamagedError("its list of algorithms is malformed")
-    if algorithms is not None:
-        theirs, ours = sorted(name for name, _ in found), sorted(type(item).__qualname__ for item in algorithms)
-        if theirs != ours:
-            raise DamagedError(f"its algorithms are not this run's: {theirs!r:.200} instead of {ours!r:.200}")
     if _position(state) != (manifest.epoch, manifest.batch_in_epoch, manifest.batch, manifest.samples):
         raise DamagedError("its position differs from the manifest's")
     return content
@@ -272,8 +236,7 @@ def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
 def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: str) -> None:
     """Fill a Trainer's state from a checkpoint's, after surgery and before the model is wrapped for several processes.
 
-    Raises:
-        InputError: A tensor, or the state of an algorithm or callback, does not fit this run.
+    InputError: a tensor, or the state of an algorithm or callback, does not fit this run.
     """
     own: dict[str, Any] = {
         "model": state.get_model_state_dict(),
@@ -284,20 +247,17 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
         own["scaler"] = {type(state.scaler).__qualname__: state.scaler.state_dict()}
     texts = {name: item.pop("repr") for name, item in own["algorithms"].items()}
     theirs = {**saved, "algorithms": dict(saved["algorithms"])}
-    optimizer, name = state.optimizers[0], type(state.optimizers[0]).__qualname__
-    reasons = [_mismatch(expected, theirs[key], key) for key, expected in own.items()]
-    reasons.append(_mismatch({name: None}, theirs["optimizers"], "optimizers"))
-    if not any(reasons):
-        path = f"optimizers/{name}"
-        reasons.append(_optimizer_mismatch(optimizer, theirs["optimizers"][name], state.model, path))
-    if reason := next(filter(None, reasons), None):
-        raise InputError(f"{location}: does not fit this run: {reason}")
+    fit, optimizer = f"{location}: does not fit this run: ", state.optimizers[0]
+    name = type(optimizer).__qualname__
+    for key, expected in own.items():
+        _require_like(expected, theirs[key], fit + key)
+    _require_like({name: None}, theirs["optimizers"], f"{fit}optimizers")
+    _require_groups(optimizer, theirs["optimizers"][name], state.model, f"{fit}optimizers/{name}")
     algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
     try:
         state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
     except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{location}: does not fit this run: {type(error).__name__}: {reason}") from None
+        raise InputError(fit + _in_a_line(error)) from None
 
 
 def restore_generators(saved: list[Any], location: str) -> None:
@@ -308,55 +268,50 @@ def restore_generators(saved: list[Any], location: str) -> None:
                 raise ValueError("numpy's position")
         reproducibility.load_rng_state(saved)
     except Exception as error:  # from Python, NumPy or torch
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{location}: its random generators are malformed: {type(error).__name__}: {reason}") from None
+        raise InputError(f"{location}: its random generators are malformed: {_in_a_line(error)}") from None
 
 
-def _mismatch(own: Any, theirs: Any, path: str) -> str | None:
-    """Where a saved value differs in kind from the run's own initial value; None if nowhere."""
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _require_like(own: Any, theirs: Any, path: str) -> None:
+    """Raise InputError where a saved value differs in kind from the run's own initial value."""
     if isinstance(own, Mapping):
         if not isinstance(theirs, Mapping) or own.keys() != theirs.keys():
-            return f"{path} has other keys than in this run"
-        return next((found for key in own if (found := _mismatch(own[key], theirs[key], f"{path}/{key}"))), None)
-    if isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
-        return f"{path} is not a tensor of shape {tuple(own.shape)}"
-    if isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
-        return f"{path} is not of type {type(own).__name__}"
-    if isinstance(own, datetime.timedelta) and abs(theirs) > _LONGEST_TIME:
-        return f"{path} is longer than any run"
-    return None
+            raise InputError(f"{path} has other keys than in this run")
+        for key in own:
+            _require_like(own[key], theirs[key], f"{path}/{key}")
+    elif isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
+        raise InputError(f"{path} is not a tensor of shape {tuple(own.shape)}")
+    elif isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
+        raise InputError(f"{path} is not of type {type(own).__name__}")
+    elif isinstance(own, datetime.timedelta) and abs(theirs) > _LONGEST_TIME:
+        raise InputError(f"{path} is longer than any run")
 
 
-def _optimizer_mismatch(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> str | None:
-    """As `_mismatch`: groups must have the same settings and parameters, and a parameter only tensors of its shape."""
-    if not isinstance(theirs, Mapping) or theirs.keys() != {"state", "param_groups"}:
-        return f"{path} has other keys than in this run"
+def _require_groups(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> None:
+    """As `_require_like`: the same groups of parameters and settings, and for a parameter only tensors of its shape."""
     parameters = dict(model.named_parameters())
     names = {id(parameter): name for name, parameter in parameters.items()}
+    _require_like({"state": None, "param_groups": None}, theirs, path)
     groups, states = theirs["param_groups"], theirs["state"]
     if not isinstance(groups, list) or len(groups) != len(own.param_groups):
-        return f"{path}/param_groups is not a list of {len(own.param_groups)}"
+        raise InputError(f"{path}/param_groups is not a list of {len(own.param_groups)}")
     for index, (ours, group) in enumerate(zip(own.param_groups, groups, strict=True)):
         where = f"{path}/param_groups/{index}"
         if not isinstance(group, Mapping) or not group.keys() >= ours.keys():
-            return f"{where} has other keys than in this run"
+            raise InputError(f"{where} has other keys than in this run")
         own_names = {names.get(id(parameter)) for parameter in ours["params"]}
         if not isinstance(group["params"], list) or set(map(str, group["params"])) != own_names:
-            return f"{where} is of other parameters than in this run"
-        settings = {key: value for key, value in ours.items() if key != "params"}
-        if reason := _mismatch(settings, {key: group[key] for key in settings}, where):
-            return reason
-    return _slots_mismatch(parameters, states, f"{path}/state")
-
-
-def _slots_mismatch(parameters: Mapping[str, Tensor], states: Any, path: str) -> str | None:
-    """An optimizer has no state before its first step, so any entries of the parameter's shape are allowed."""
+            raise InputError(f"{where} is of other parameters than in this run")
+        for key in ours.keys() - {"params"}:
+            _require_like(ours[key], group[key], f"{where}/{key}")
+    # An optimizer has no state before its first step, so any entries of the parameter's shape are allowed.
     if not isinstance(states, Mapping) or not states.keys() <= parameters.keys():
-        return f"{path} is of other parameters than in this run"
+        raise InputError(f"{path}/state is of other parameters than in this run")
     for name, state in states.items():
         if not isinstance(state, Mapping):
-            return f"{path}/{name} is not a mapping"
-        for key, value in state.items():
-            if value is not None and (reason := _mismatch(parameters[name], value, f"{path}/{name}/{key}")):
-                return reason
-    return None
+            raise InputError(f"{path}/state/{name} is not a mapping")
+        kept = {key: value for key, value in state.items() if value is not None}
+        _require_like(dict.fromkeys(kept, parameters[name]), kept, f"{path}/state/{name}")

@@ -89,40 +89,33 @@ class Interrupt:
         self.request(signal.Signals(number).name, GRACE)
 
 
-class SpotNotices:
-    """Polls the instance metadata (IMDSv2) in the background, and requests an interrupt when there is a notice.
+class SpotNotices(threading.Thread):
+    """Polls the instance metadata (IMDSv2), and requests an interrupt when there is a notice.
 
     Source: "Spot Instance interruption notices" in the EC2 user guide: `spot/instance-action` answers 404 until then.
     """
 
     def __init__(self, address: str, interrupt: Interrupt, every: float = _ASK_EVERY) -> None:
-        self._address = address.rstrip("/")
-        self._interrupt = interrupt
-        self._every = every
+        super().__init__(name="spot notices", daemon=True)
+        self._address, self._interrupt, self._every = address.rstrip("/"), interrupt, every
         self._stopped = threading.Event()
-        self._token: str | None = None
-
-    def start(self) -> None:
-        """Start polling."""
-        threading.Thread(target=self._run, name="spot notices", daemon=True).start()
 
     def close(self) -> None:
         """Stop polling."""
         self._stopped.set()
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Poll until there is a notice."""
         silent = False
         while not self._stopped.wait(self._every):
             try:
-                notice = self._ask()
-                silent = False
+                notice, silent = self._ask(), False
             except (OSError, ValueError) as error:
                 if not silent:
                     log.warning(
                         "%s does not answer; spot interruption notices will not be seen: %s", self._address, error
                     )
-                silent = True
-                continue
+                notice, silent = None, True
             if notice is not None:
                 log.warning("EC2 will reclaim this instance: %s", notice)
                 self._interrupt.request(f"EC2 spot notice: {notice}", _SPOT_GRACE)
@@ -130,16 +123,13 @@ class SpotNotices:
 
     def _ask(self) -> str | None:
         """The text of the notice, or None."""
+        token = self._get("PUT", "api/token", "X-aws-ec2-metadata-token-ttl-seconds", "60")
         try:
-            if self._token is None:
-                self._token = self._get("PUT", "api/token", "X-aws-ec2-metadata-token-ttl-seconds", "21600")
-            text = self._get("GET", "meta-data/spot/instance-action", "X-aws-ec2-metadata-token", self._token)
+            notice = json.loads(self._get("GET", "meta-data/spot/instance-action", "X-aws-ec2-metadata-token", token))
         except urllib.error.HTTPError as error:
             if error.code == 404:
                 return None
-            self._token = None  # 401: it has expired
             raise
-        notice = json.loads(text)
         return f"{notice.get('action')} at {notice.get('time')}" if isinstance(notice, dict) else None
 
     def _get(self, method: str, path: str, header: str, value: str) -> str:

@@ -15,16 +15,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from recipes.checkpoints.store import Store, StoreError
+from recipes.checkpoints.store import DamagedError, Store, StoreError
 
 SUFFIX = ".safetensors"  # suffix of a checkpoint's data; its manifest has the same name with `.json`
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
 _MAX_BYTES = 4 * 2**20
 """Limit of a manifest's size: far more than 20,000 class names need; below `SMALL` of store.py."""
-
-
-class DamagedError(Exception):
-    """A checkpoint is not what its manifest says, or its manifest cannot be read; the text says how."""
 
 
 class FileEntry(BaseModel):
@@ -157,18 +153,16 @@ class Listing(NamedTuple):
     incomplete: tuple[str, ...]
     """Left by a process that died while writing or removing them: nothing is lost with them."""
     torn: tuple[str, ...]  # data without manifest or manifest without data, although writing had ended
-    old: tuple[str, ...]  # in the pickled format used before October 2026, which is not read
 
 
 def survey(store: Store) -> Listing:
     """Sort a store's files into checkpoints."""
-    names = {entry.name for entry in store.entries()}
+    names = store.entries().keys()
     stems = sorted({name.split(".")[0] for name in names if is_stem(name.split(".")[0])}, key=position_of)
     data = {stem for stem in stems if f"{stem}{SUFFIX}" in names}
-    old = {stem for stem in stems if f"{stem}.pt" in names} - data
-    manifests = {stem for stem in stems if f"{stem}.json" in names} - old
+    manifests = {stem for stem in stems if f"{stem}.json" in names}
     incomplete = {stem for stem in stems if f"{stem}.json.tmp" in names} - manifests
-    groups = (data & manifests, incomplete, (data ^ manifests) - incomplete, old)
+    groups = (data & manifests, incomplete, (data ^ manifests) - incomplete)
     return Listing(*(tuple(stem for stem in stems if stem in group) for group in groups))
 
 
@@ -197,14 +191,8 @@ def remove(store: Store, stems: Iterable[str]) -> None:
 def prune(store: Store, keep: int, *, protect: Collection[str] = (), ignore: Collection[str] = ()) -> list[str]:
     """Remove complete checkpoints except the newest `keep` and the best by top-1, and torn ones before the newest.
 
-    Args:
-        store: Where.
-        keep: How many of the newest stay, at least one.
-        protect: Stems that stay whatever their age: the newest verified one, one being uploaded.
-        ignore: Stems known to be damaged: they are neither counted nor removed.
-
-    Returns:
-        The stems that were removed.
+    `protect`: stems that stay whatever their age, such as one being uploaded. `ignore`: stems known to be damaged,
+    which are neither counted nor removed. Returns the stems that were removed.
     """
     listing, manifests = survey(store), []
     for stem in listing.complete:

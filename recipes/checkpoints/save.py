@@ -16,11 +16,10 @@ from composer.utils import dist, reproducibility
 
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity
-from recipes.checkpoints.format import pack, require_packable, restore, restore_generators, to_save
+from recipes.checkpoints.find import Identity, Resume
+from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
-from recipes.checkpoints.manifest import SUFFIX, DamagedError, FileEntry, Manifest, prune, publish, stem_of
-from recipes.checkpoints.resume import Resume
+from recipes.checkpoints.manifest import SUFFIX, FileEntry, Manifest, prune, publish, stem_of
 from recipes.checkpoints.store import LocalStore, Places, StoreError
 from recipes.checkpoints.upload import LogMirror, Uploader
 from recipes.config import RunConfig, seconds
@@ -54,8 +53,7 @@ class Snapshot(NamedTuple):
         digest = hashlib.sha256()
         for piece in self.payload:
             digest.update(piece)
-        size = sum(map(len, self.payload))
-        file = FileEntry(name=f"{self.stem}{SUFFIX}", size=size, sha256=digest.hexdigest())
+        file = FileEntry(name=f"{self.stem}{SUFFIX}", size=sum(map(len, self.payload)), sha256=digest.hexdigest())
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         return Manifest(**self.about, created_at=now, files=(file,))
 
@@ -67,14 +65,9 @@ class Writer:
     """
 
     def __init__(self, store: LocalStore, keep: int, resume: Resume, uploader: Uploader | None = None) -> None:
-        self._store = store
-        self._keep = keep
-        self._damaged = set(resume.damaged)
-        self._uploader = uploader
+        self._store, self._keep, self._damaged, self._uploader = store, keep, set(resume.damaged), uploader
         self._thread: threading.Thread | None = None
-        self._complete: dict[str, Manifest] = {}
-        self._newest: str | None = None
-        store.sweep()
+        self._complete: dict[str, Manifest] = {}  # verified ones by stem, the newest last
         if uploader is not None:
             uploader.start()
         if resume.manifest is not None:
@@ -84,18 +77,15 @@ class Writer:
         """Start writing a snapshot once the previous one is written, or drop it after `patience` seconds."""
         if not self.wait(patience):
             log.error("checkpoint %s dropped: the previous one is still being written", snapshot.stem)
-            return
-        if snapshot.stem in self._complete:
-            return  # This position is on disk and verified; a run's state is a function of its position.
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoints", daemon=True)
-        self._thread.start()
+        elif snapshot.stem not in self._complete:  # else it is on disk: a run's state is a function of its position
+            self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoints", daemon=True)
+            self._thread.start()
 
     def wait(self, patience: float) -> bool:
         """Whether nothing is left to write, after at most `patience` seconds."""
         if self._thread is not None:
             self._thread.join(patience)
-            return not self._thread.is_alive()
-        return True
+        return self._thread is None or not self._thread.is_alive()
 
     def close(self, patience: float) -> None:
         """Let a write in progress finish, for at most `patience` seconds, and stop uploading."""
@@ -131,8 +121,9 @@ class Writer:
                 # The newest state matters most.
                 log.warning("%s; retrying after removing older checkpoints", error)
                 self._publish(manifest, snapshot.payload)
-            self._read_back(manifest)
-        except (StoreError, DamagedError) as error:
+            if file_sha256(self._store.path(manifest.file.name)) != manifest.file.sha256:
+                raise StoreError("the file differs from what was written")
+        except (StoreError, OSError) as error:
             log.error("checkpoint %s could not be saved; retrying at the next interval: %s", manifest.stem, error)
             return
         log.info("saved checkpoint %s", manifest.describe())
@@ -142,23 +133,14 @@ class Writer:
     def _publish(self, manifest: Manifest, payload: Sequence[memoryview]) -> None:
         publish(self._store, manifest, lambda: self._store.put(manifest.file.name, payload))
 
-    def _read_back(self, manifest: Manifest) -> None:
-        try:
-            sha256 = file_sha256(self._store.path(manifest.file.name))
-        except OSError as error:
-            raise DamagedError(f"cannot be read: {error.strerror or error}") from None
-        if sha256 != manifest.file.sha256:
-            raise DamagedError("the file differs from what was written")
-
     def _completed(self, manifest: Manifest) -> None:
         self._damaged.discard(manifest.stem)
         self._complete[manifest.stem] = manifest
-        self._newest = manifest.stem
         if self._uploader is not None:
             self._uploader.submit(manifest)
 
     def _prune(self, keep: int) -> list[str]:
-        protect = {*(self._uploader.pending() if self._uploader else ()), *([self._newest] if self._newest else [])}
+        protect = {*(self._uploader.pending() if self._uploader else ()), *list(self._complete)[-1:]}
         try:
             removed = prune(self._store, keep, protect=protect, ignore=self._damaged)
         except StoreError as error:
@@ -190,29 +172,23 @@ class CheckpointManager(Callback):
         top1: Callable[[State], float | None],
     ) -> None:
         saving = config.checkpoints
-        self._every, self._unit = parse_interval(saving.interval)
-        self._patience = seconds(saving.patience)
-        self._stop_on_nan = config.stop_on_nan
-        self._resumable = not config.algorithms.not_resumable
-        self._identity = identity
-        self._interrupt = interrupt
-        self._top1 = top1
+        self._config, self._identity, self._interrupt, self._top1 = config, identity, interrupt, top1
         self._resume = resume
+        self._every, self._unit = parse_interval(saving.interval)
         self._saved_at = time.monotonic()
         self._evaluated_batch: int | None = None
         self._held: Snapshot | None = None
         self._state: State | None = None
         self._rng: list[dict[str, Any]] | None = None
         self._final: str | None = None
-        self.writer: Writer | None = None
+        self.writer: Writer | None = None  # on process 0
         self._mirror: LogMirror | None = None
         if dist.get_global_rank() == 0:
-            local, uploader = LocalStore(places.local), None
+            uploader = None
             if places.remote is not None:
                 self._mirror = LogMirror(places, may_copy=lambda: not owner.superseded)
-                self._mirror.start()
-                uploader = Uploader(places, saving.keep_remote, resume.damaged, owner, before=self._mirror.copy)
-            self.writer = Writer(local, saving.keep, resume, uploader)
+                uploader = Uploader(places, saving.keep_remote, resume.damaged, owner, self._mirror)
+            self.writer = Writer(LocalStore(places.local), saving.keep, resume, uploader)
 
     def before_load(self, state: State, logger: Logger) -> None:
         """Fill in the saved state when Composer would load it: after surgery, before the model is wrapped."""
@@ -227,7 +203,7 @@ class CheckpointManager(Callback):
         self._state = state
         for part in (*state.algorithms, *state.callbacks):
             try:
-                require_packable(part.state_dict())
+                encode(part.state_dict(), "", {})
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
@@ -252,7 +228,9 @@ class CheckpointManager(Callback):
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """After each batch: stop if any process was asked to, save if due."""
-        stop, late = _any_process(state, [self._interrupt.requested, self._is_late()])
+        waited = time.monotonic() - self._saved_at
+        late = self._unit == "s" and dist.get_global_rank() == 0 and waited >= self._every
+        stop, late = _any_process(state, [self._interrupt.requested, late])
         due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
         # An evaluation may follow and take minutes: keep the state from before it, in case it is interrupted.
         hold = bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
@@ -287,7 +265,7 @@ class CheckpointManager(Callback):
         status = [0]
         if self.writer is not None and self._final is not None:
             self.writer.wait(_DISK_PATIENCE)
-            status = [self.writer.exit_status(self._final, self._patience)]
+            status = [self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience))]
             if status[0]:
                 where = "on this disk only, not in the bucket" if status[0] == EXIT_NOT_UPLOADED else "NOT saved"
                 log.error("the run is finished, but its last checkpoint %s is %s", self._final, where)
@@ -300,27 +278,18 @@ class CheckpointManager(Callback):
             self.writer.close(_DISK_PATIENCE)
         if self._mirror is not None:
             limit = min(_LAST_LOGS, self._interrupt.seconds_left())
-            self._mirror.close(limit, finished=self._final is not None)
-
-    def _is_late(self) -> bool:
-        waited = time.monotonic() - self._saved_at
-        return self._unit == "s" and dist.get_global_rank() == 0 and waited >= self._every
+            self._mirror.copy_last(limit, finished=self._final is not None)
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
         """The run's state, from every process; all raise DivergedError if it is not finite."""
-        if self._stop_on_nan and _any_process(state, [not is_finite(state)])[0]:
+        if self._config.stop_on_nan and _any_process(state, [not is_finite(state)])[0]:
             raise diverged(state)
         content = {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
         payload = [] if self.writer is None else pack(content)
         now = state.timestamp
-        about = self._identity.fields() | {
-            "epoch": int(now.epoch),
-            "batch_in_epoch": int(now.batch_in_epoch),
-            "batch": int(now.batch),
-            "samples": int(now.sample),
-            "top1": self._top1(state) if self._evaluated_batch == int(now.batch) else None,
-            "finished": finished,
-        }
+        at = {"epoch": now.epoch, "batch_in_epoch": now.batch_in_epoch, "batch": now.batch, "samples": now.sample}
+        about = self._identity.fields() | {name: int(count) for name, count in at.items()}
+        about |= {"top1": self._top1(state) if self._evaluated_batch == int(now.batch) else None, "finished": finished}
         return Snapshot(payload, about)
 
     def _save(self, snapshot: Snapshot) -> None:
@@ -338,7 +307,8 @@ class CheckpointManager(Callback):
             self._save(held)
             self.writer.wait(self._interrupt.seconds_left())
             saved, words = self.writer.save_last(held.stem, self._interrupt.seconds_left())
-            then = f"; run the same command to {'resume' if self._resumable else 'start again'}" if saved else ""
+            again = "start again" if self._config.algorithms.not_resumable else "resume"
+            then = f"; run the same command to {again}" if saved else ""
             outcome = [(saved, f"interrupted ({self._reason()}): {words}{then}")]
         dist.broadcast_object_list(outcome, src=0)
         raise Interrupted(*outcome[0])

@@ -1,14 +1,14 @@
 """Where checkpoints are stored: a local folder or a bucket, behind the same few methods.
 
 Both are flat sets of named files. `put` is atomic: a name refers to either the whole file or nothing. Every method
-raises `StoreError`; `read` and `fetch` raise `FileNotFoundError` for a missing name, and `delete` ignores it.
+raises `StoreError`; `read`, `load` and `fetch` raise `FileNotFoundError` for a missing name, and `delete` ignores it.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
-import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import boto3.exceptions
 import botocore.exceptions
+from boto3.s3.transfer import S3TransferRetriesExceededError, TransferConfig
 from composer.utils.object_store import S3ObjectStore
 
 from data.files import is_remote, open_regular, replace_file, sync
@@ -27,9 +28,12 @@ from data.text import escape, first_line, hide, scrub
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+_BotoError, _ClientError = botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError
 
 CHECKPOINTS = "checkpoints"  # folder in a run's folder for checkpoints on their way to a bucket
 LOGS = "logs"  # folder below a bucket's prefix for the run's logs
+RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
+_PROBE = "write-test"
 SMALL = 8 * 2**20  # bytes read of a manifest or a note, whatever its size
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
@@ -45,18 +49,14 @@ _CLIENT = {
 }
 _TRANSFER = {"multipart_threshold": 16 * _MIB, "multipart_chunksize": 16 * _MIB, "max_concurrency": 4}
 _MISTAKES = {
-    "403": "access denied",
-    "AccessDenied": "access denied",
-    "AllAccessDisabled": "access denied",
-    "InvalidAccessKeyId": "the access key is unknown",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the session token has expired",
-    "InvalidToken": "the session token is wrong",
-    "NoSuchBucket": "the bucket does not exist",
-    "PermanentRedirect": "the bucket is in another region",
-    "AuthorizationHeaderMalformed": "the bucket is in another region",
-    "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "RequestExpired": "this machine's clock is wrong",
+    "access denied": ("403", "AccessDenied", "AllAccessDisabled"),
+    "the access key is unknown": ("InvalidAccessKeyId",),
+    "the secret key is wrong": ("SignatureDoesNotMatch",),
+    "the session token has expired": ("ExpiredToken",),
+    "the session token is wrong": ("InvalidToken",),
+    "the bucket does not exist": ("NoSuchBucket",),
+    "the bucket is in another region": ("PermanentRedirect", "AuthorizationHeaderMalformed"),
+    "this machine's clock is wrong": ("RequestTimeTooSkewed", "RequestExpired"),
 }
 
 
@@ -69,15 +69,12 @@ class StoreError(Exception):
         """Retrying will not help: the bucket is missing, or the credentials are wrong or lack a permission."""
 
 
+class DamagedError(Exception):
+    """A checkpoint is not what its manifest says, or its manifest cannot be read; the text says how."""
+
+
 class CancelledError(Exception):
     """An upload was cancelled because it is no longer needed."""
-
-
-class Entry(NamedTuple):
-    """A file in a store; `size` in bytes."""
-
-    name: str
-    size: int
 
 
 class LocalStore:
@@ -91,32 +88,36 @@ class LocalStore:
         """The path of the file with this name, which need not exist."""
         return self.folder / name
 
-    def entries(self) -> list[Entry]:
-        """The folder's regular files, except those still being written; none if there is no folder."""
-        found = []
+    def entries(self) -> dict[str, int]:
+        """Sizes of the folder's regular files by name, except those still being written; none if there is no folder."""
+        found = {}
         with suppress(FileNotFoundError), self._errors(""):
-            for path in self.folder.iterdir():
+            for path in sorted(self.folder.iterdir()):
                 with suppress(FileNotFoundError):  # it was removed meanwhile
                     status = path.stat()
                     if stat.S_ISREG(status.st_mode) and not path.name.startswith("."):
-                        found.append(Entry(path.name, status.st_size))
-        return sorted(found)
+                        found[path.name] = status.st_size
+        return found
 
-    def read(self, name: str) -> bytes:
-        """The first `SMALL` bytes of a file, which is all of a valid manifest or note."""
+    def read(self, name: str, begin: int = 0) -> bytes:
+        """At most `SMALL` bytes of a file, which is all of a valid manifest or note."""
         with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
+            file.seek(begin)
             return file.read(SMALL)
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Copy a file to `path`."""
-        with self._errors(name):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            shutil.copyfile(self.path(name), path)
+    def load(self, name: str, size: int) -> bytes:
+        """A whole file, which must be a regular one of this size, else `DamagedError`."""
+        try:
+            with os.fdopen(open_regular(self.path(name)), "rb") as file:
+                if (found := os.fstat(file.fileno()).st_size) != size:
+                    raise DamagedError(f"{found} bytes instead of {size}")
+                return file.read(size)
+        except OSError as error:
+            raise DamagedError(f"cannot be read: {error.strerror or error}") from None
 
     def put(self, name: str, source: bytes | Sequence[memoryview]) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or absent."""
-        with self._errors(name, absent=False):
+        with self._errors(name):
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(self.path(name), [source] if isinstance(source, bytes) else source)
             with suppress(PermissionError):  # A folder may be writable but not readable.
@@ -125,11 +126,6 @@ class LocalStore:
                     sync(descriptor)
                 finally:
                     os.close(descriptor)
-
-    def adopt(self, path: Path, name: str) -> None:
-        """Move a file on the same disk into the folder."""
-        with self._errors(name, absent=False):
-            path.replace(self.path(name))
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files."""
@@ -140,17 +136,17 @@ class LocalStore:
     def sweep(self) -> None:
         """Remove the incomplete files of writers that died; call it when no writer is alive."""
         with suppress(OSError):
-            for left in self.folder.glob(".ep*.new"):
+            for left in self.folder.glob(".ep*"):
                 left.unlink(missing_ok=True)
 
     @contextmanager
-    def _errors(self, name: str, *, absent: bool = True) -> Iterator[None]:
-        """Turn an OSError into a StoreError; with `absent`, FileNotFoundError stays as it is."""
+    def _errors(self, name: str) -> Iterator[None]:
+        """Turn an OSError into a StoreError, except FileNotFoundError."""
         try:
             yield
+        except FileNotFoundError:
+            raise
         except OSError as error:
-            if absent and isinstance(error, FileNotFoundError):
-                raise
             raise StoreError(f"{self.path(name)}: {error.strerror or error}") from None
 
 
@@ -175,21 +171,26 @@ class S3Store:
         """The store one folder deeper."""
         return S3Store(f"{self.location}/{folder}")
 
-    def entries(self) -> list[Entry]:
-        """All objects directly below the prefix."""
-        return [entry for entry in self.tree() if "/" not in entry.name]
+    def entries(self) -> dict[str, int]:
+        """Sizes of the objects directly below the prefix by name."""
+        return {name: size for name, size in self.tree().items() if "/" not in name}
 
-    def tree(self) -> list[Entry]:
-        """All objects below the prefix, those in folders as `folder/name`."""
+    def tree(self) -> dict[str, int]:
+        """Sizes of all objects below the prefix, those in folders as `folder/name`."""
         prefix = self._objects.prefix
         with self._errors(""):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._objects.bucket, Prefix=prefix)
-            return [
-                Entry(item["Key"].removeprefix(prefix), item["Size"])
-                for page in pages
-                for item in page.get("Contents", ())
-                if item["Key"] != prefix
-            ]
+            objects = [item for page in pages for item in page.get("Contents", ()) if item["Key"] != prefix]
+        return {item["Key"].removeprefix(prefix): item["Size"] for item in objects}
+
+    def load(self, name: str, size: int) -> bytes:
+        """A whole object, which must be of this size, else `DamagedError`."""
+        data, config = io.BytesIO(), TransferConfig(**_TRANSFER)
+        with self._errors(name):
+            if (found := self._client.head_object(**self._key(name))["ContentLength"]) != size:
+                raise DamagedError(f"{found} bytes instead of {size}")
+            self._client.download_fileobj(**self._key(name), Fileobj=data, Config=config)
+        return data.getvalue()
 
     def read(self, name: str) -> bytes:
         """The first `SMALL` bytes of an object."""
@@ -222,6 +223,16 @@ class S3Store:
             with self._errors(name):
                 self._client.delete_object(**self._key(name))
 
+    def probe(self) -> None:
+        """Find out at once, not at the first save, if uploads are not allowed; a full store may get room later."""
+        try:
+            self.put(_PROBE, b"may this run write here?")
+            self.delete([_PROBE])
+        except StoreError as error:
+            if error.mistake:
+                raise
+            log.error("the bucket does not accept uploads at the moment: %s", error)
+
     def cancel(self) -> None:
         """Make the current upload fail soon, and later ones at once."""
         self._cancelled = True
@@ -248,16 +259,10 @@ class S3Store:
         where = f"{self.location}/{name}" if name else self.location
         try:
             yield
-        except (botocore.exceptions.BotoCoreError, botocore.exceptions.ClientError) as error:
+        except S3TransferRetriesExceededError as error:
+            raise _explained(where, error.last_exception) from None
+        except (_BotoError, _ClientError, boto3.exceptions.Boto3Error, OSError, ValueError) as error:
             raise _explained(where, error) from None
-        except boto3.exceptions.Boto3Error as error:
-            raise _explained(where, error.__cause__ or error.__context__ or error) from None
-        except FileNotFoundError as error:  # Composer turns 403 into "not found".
-            raise _explained(where, error.__cause__ or error) from None
-        except OSError as error:
-            raise StoreError(f"{where}: {scrub(str(error.strerror or error))}") from None
-        except ValueError as error:  # a malformed endpoint URL or region
-            raise StoreError(f"{where}: {scrub(str(error))}", mistake=True) from None
 
 
 Store = LocalStore | S3Store
@@ -269,20 +274,25 @@ def _hide_credentials(request_signer: Any, **_: Any) -> None:
 
 
 def _explained(where: str, error: BaseException) -> Exception:
-    if isinstance(error, botocore.exceptions.ClientError):
+    if isinstance(error, boto3.exceptions.Boto3Error | FileNotFoundError):  # Composer turns 403 into "not found"
+        error = error.__cause__ or error.__context__ or error
+    if isinstance(error, _ClientError):
         code = str(error.response.get("Error", {}).get("Code", ""))
         if code in ("404", "NoSuchKey"):
             return FileNotFoundError(where)
-        if code in _MISTAKES:
-            return StoreError(f"{where}: {_MISTAKES[code]} ({code})", mistake=True)
+        for mistake, codes in _MISTAKES.items():
+            if code in codes:
+                return StoreError(f"{where}: {mistake} ({code})", mistake=True)
+    if isinstance(error, FileNotFoundError):
+        return FileNotFoundError(where)
     if isinstance(error, botocore.exceptions.NoCredentialsError | botocore.exceptions.PartialCredentialsError):
         return StoreError(
             f"{where}: no AWS credentials in the environment, a profile or the instance role", mistake=True
         )
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(where)
-    mistake = isinstance(error, botocore.exceptions.ProfileNotFound)
-    return StoreError(f"{where}: {scrub(first_line(error))[:300]}", mistake=mistake)
+    text = getattr(error, "strerror", None) or first_line(error)
+    # A ValueError: a malformed endpoint URL or region.
+    wrong = isinstance(error, botocore.exceptions.ProfileNotFound | ValueError)
+    return StoreError(f"{where}: {scrub(text)[:300]}", mistake=wrong)
 
 
 def retry(action: Callable[[], T], limit: float) -> T:

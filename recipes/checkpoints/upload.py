@@ -5,20 +5,28 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from bisect import bisect_left
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.manifest import DamagedError, Manifest, load_manifest, prune, publish, survey
-from recipes.checkpoints.store import CHECKPOINTS, LOGS, CancelledError, LocalStore, Places, S3Store, StoreError
+from recipes.checkpoints.manifest import Manifest, load_manifest, prune, publish, survey
+from recipes.checkpoints.store import (
+    CHECKPOINTS,
+    LOGS,
+    RECORD,
+    CancelledError,
+    DamagedError,
+    LocalStore,
+    Places,
+    S3Store,
+    StoreError,
+)
 from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
 
-RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _COMPLAIN_EVERY = 300.0  # seconds between two log lines about a failing bucket
 _COPY_LOGS_EVERY = 30.0
@@ -29,37 +37,26 @@ class Uploader:
     """Uploads the newest local checkpoint; one that is still waiting when a newer one is submitted is not uploaded.
 
     So a slow or unreachable bucket costs no training time and little disk: at most one checkpoint is kept for it.
-    `before` is called before each upload, to copy the logs that belong to the checkpoint.
+    `logs` are copied before each upload, for those that belong to the checkpoint, and from time to time.
     """
 
     def __init__(
-        self,
-        places: Places,
-        keep: int,
-        damaged: Collection[str],
-        owner: Owner,
-        before: Callable[[], None] = lambda: None,
+        self, places: Places, keep: int, damaged: Iterable[str], owner: Owner, logs: LogMirror | None = None
     ) -> None:
-        assert places.remote is not None
-        self._local = LocalStore(places.local)
-        self.location = places.remote
-        self._owner = owner
-        self._before = before
-        self._keep = keep
-        self._damaged = set(damaged)
+        self._places, self._keep, self._damaged, self._owner = places, keep, set(damaged), owner
+        self._logs = logs
+        self.location = str(places.remote)
         self._changed = threading.Condition()  # guards what follows
         self._wanted: Manifest | None = None
         self._current: str | None = None
         self._store: S3Store | None = None
         self._uploaded: set[str] = set()
-        self._newest: str | None = None
-        self._stopped = False
+        self._stopped, self._hurry = False, False
         self._silent_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="uploads", daemon=True)
 
     def start(self) -> None:
         """Start working in the background."""
-        self._thread.start()
+        threading.Thread(target=self._run, name="uploads", daemon=True).start()
 
     def submit(self, manifest: Manifest) -> None:
         """Upload this checkpoint, instead of one that is still waiting."""
@@ -81,51 +78,45 @@ class Uploader:
             return stem in self._uploaded
 
     def upload_now(self, manifest: Manifest, limit: float) -> bool:
-        """Upload this checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
+        """Upload the submitted checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
         deadline = time.monotonic() + limit
         with self._changed:
-            self._stop()
-            self._wanted = None
-            if self._store is not None and self._current != manifest.stem:
+            self._hurry = True
+            self._changed.notify_all()
+            if self._current != manifest.stem and self._store is not None:
                 self._store.cancel()
-            if manifest.stem in self._uploaded:
-                return True
-        # Wait only briefly for the current upload: a transfer that hangs would end only at its time limit.
-        self._thread.join(2.0 if self._current != manifest.stem else max(limit - 2.0, 0.0))
-        threading.Thread(target=self._retry, args=(manifest, deadline), name="last upload", daemon=True).start()
-        return self.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
+            begun = self._changed.wait_for(lambda: self._current == manifest.stem or not self._wanted, min(limit, 2.0))
+        if begun and self.wait(manifest.stem, max(deadline - time.monotonic() - 2.0, 0.0)):
+            return True
+        # A transfer that hangs ends only at its time limit: use another thread and connection.
+        self.close()
+        another = Uploader(self._places, self._keep, self._damaged, self._owner)
+        another.start()
+        another.submit(manifest)
+        uploaded = another.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
+        another.close()
+        return uploaded
 
     def close(self) -> None:
         """Stop uploading; the current upload is cancelled."""
         with self._changed:
-            self._stop()
+            self._stopped = True
+            self._changed.notify_all()
             if self._store is not None:
                 self._store.cancel()
 
-    def _stop(self) -> None:
-        self._stopped = True
-        self._changed.notify_all()
-
-    def _retry(self, manifest: Manifest, deadline: float) -> None:
-        while time.monotonic() < deadline and manifest.stem not in self._uploaded and not self._owner.superseded:
-            try:
-                self._upload(S3Store(self.location), manifest)
-            except (StoreError, CancelledError) as error:
-                log.error("%s", error)
-                time.sleep(0.5)
-
     def _run(self) -> None:
         pause = _FIRST_PAUSE
-        while (manifest := self._next()) is not None:
+        while (manifest := self._next()) is not None or not self._stopped:
+            if manifest is None:
+                self._copy_logs()
+                continue
             try:
-                store = self._connected()
-                if manifest.stem not in self._uploaded:
-                    self._before()
-                    self._upload(store, manifest)
+                self._upload(manifest)
                 pause = _FIRST_PAUSE
-                self._prune(store)
             except CancelledError:
                 log.info("upload of %s cancelled", manifest.stem)
+                self._store = None
             except FileNotFoundError as error:
                 log.error("checkpoint %s is not uploaded: %s is gone", manifest.stem, error)
                 with self._changed:
@@ -137,59 +128,60 @@ class Uploader:
                         "checkpoint %s is not uploaded yet; training continues, retrying: %s", manifest.stem, error
                     )
                 with self._changed:
-                    self._store, self._current = None, None
-                    self._changed.wait_for(lambda: self._stopped, pause)
+                    self._store, self._current = None, None  # the next client reads credentials again
+                    if not self._stopped:
+                        self._changed.wait(0.5 if self._hurry else pause)  # or until something changes
                 pause = min(pause * 2, _LONGEST_PAUSE)
 
     def _next(self) -> Manifest | None:
-        """Wait for the next checkpoint to upload; None: there will be no more."""
+        """Wait for the next checkpoint to upload; None: there will be no more, or it is time to copy the logs."""
         with self._changed:
             self._current = None
-            self._changed.wait_for(lambda: self._stopped or self._wanted is not None)
+            self._changed.wait_for(lambda: self._stopped or self._wanted is not None, _COPY_LOGS_EVERY)
             if self._stopped or self._wanted is None:
                 return None
             self._current = self._wanted.stem
+            self._changed.notify_all()
             return self._wanted
 
-    def _connected(self) -> S3Store:
-        if self._store is None:
+    def _upload(self, manifest: Manifest) -> None:
+        local, store = LocalStore(self._places.local), self._store
+        if store is None:
             store = S3Store(self.location)
             self._require_owned(store)
             store.abort_leftovers()
             with suppress(FileNotFoundError):
-                store.put(RECORD, self._local.read(RECORD))
+                store.put(RECORD, local.read(RECORD))
             with self._changed:
                 self._store = store
-        return self._store
-
-    def _require_owned(self, store: S3Store) -> None:
-        self._owner.renew(store)
-        if self._owner.superseded:
-            self.close()
-            raise CancelledError
-
-    def _upload(self, store: S3Store, manifest: Manifest) -> None:
+        self._copy_logs()
         self._require_owned(store)
         if manifest.stem in self._damaged or not _has(store, manifest):
             began, name = time.monotonic(), manifest.file.name
-            publish(store, manifest, lambda: store.put(name, self._local.path(name)))
+            publish(store, manifest, lambda: store.put(name, local.path(name)))
             took, megabytes = time.monotonic() - began, manifest.file.size / 1e6
             log.info("uploaded %s to %s: %.1f MB in %.1f s", manifest.stem, store.location, megabytes, took)
         self._silent_until = 0.0
         with self._changed:
             self._uploaded.add(manifest.stem)
             self._damaged.discard(manifest.stem)
-            self._newest = manifest.stem
             if self._wanted is not None and self._wanted.stem in self._uploaded:
                 self._wanted = None
             self._changed.notify_all()
-
-    def _prune(self, store: S3Store) -> None:
         try:
-            removed = prune(store, self._keep, protect=[self._newest] if self._newest else (), ignore=self._damaged)
-            self._uploaded.difference_update(removed)
+            self._uploaded.difference_update(prune(store, self._keep, protect=[manifest.stem], ignore=self._damaged))
         except StoreError as error:
             log.warning("old checkpoints could not be removed: %s", error)
+
+    def _copy_logs(self) -> None:
+        if self._logs is not None:
+            self._logs.copy()
+
+    def _require_owned(self, store: S3Store) -> None:
+        self._owner.renew(store)
+        if self._owner.superseded:
+            self.close()
+            raise CancelledError
 
 
 def _has(store: S3Store, manifest: Manifest) -> bool:
@@ -202,50 +194,39 @@ def _has(store: S3Store, manifest: Manifest) -> bool:
 class LogMirror:
     """Copies changed files below the run's folder, except checkpoints, to the bucket, in case this machine dies.
 
-    It copies at a fixed interval, as long as `may_copy` allows this process to write the bucket's logs.
+    `may_copy` says whether this process may still write the bucket's logs.
     """
 
-    def __init__(
-        self, places: Places, every: float = _COPY_LOGS_EVERY, may_copy: Callable[[], bool] = lambda: True
-    ) -> None:
-        self._places = places
-        self._every = every
-        self._may_copy = may_copy
+    def __init__(self, places: Places, may_copy: Callable[[], bool] = lambda: True) -> None:
+        self._places, self._may_copy = places, may_copy
         self._store: S3Store | None = None
         self._copied: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, int] = {}
-        self._finished = False
         self._busy = threading.Lock()
-        self._stopped = threading.Event()
         self._silent_until = 0.0
-        self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
 
-    def start(self) -> None:
-        """Start copying in the background."""
-        self._thread.start()
+    def copy_last(self, limit: float, *, finished: bool) -> None:
+        """Copy for at most `limit` seconds; a finished run's logs are whole, and replace longer ones."""
+        thread = threading.Thread(target=self.copy, args=(finished,), name="logs", daemon=True)
+        thread.start()
+        thread.join(limit)
 
-    def close(self, limit: float, *, finished: bool) -> None:
-        """Copy a last time, for at most `limit` seconds; a finished run's logs are whole, and replace longer ones."""
-        self._finished = finished
-        self._stopped.set()
-        self._thread.join(limit)
-
-    def copy(self) -> None:
+    def copy(self, finished: bool = False) -> None:
         """Copy what has changed; a failing bucket is logged from time to time, and retried next time."""
         with self._busy:
             try:
                 if self._store is None:
                     store = S3Store(f"{self._places.remote}/{LOGS}")
-                    self._sizes = {entry.name: entry.size for entry in store.tree()}
+                    self._sizes = store.tree()
                     self._store = store
-                self._copy(self._store)
+                self._copy(self._store, finished)
             except (StoreError, OSError) as error:
                 self._store = None  # the next client reads credentials again, which may have been renewed
                 if time.monotonic() >= self._silent_until:
                     self._silent_until = time.monotonic() + _COMPLAIN_EVERY
                     log.warning("the logs cannot be copied to the bucket now: %s", error)
 
-    def _copy(self, store: S3Store) -> None:
+    def _copy(self, store: S3Store, finished: bool) -> None:
         folder = self._places.run_folder
         for path in sorted(folder.rglob("*")):
             checkpoint = self._places.local in path.parents
@@ -255,7 +236,7 @@ class LogMirror:
             stamp = (status.st_size, status.st_mtime_ns)
             if self._copied.get(name) == stamp:
                 continue
-            if _grows(name) and status.st_size < self._sizes.get(name, 0) and not self._finished:
+            if _grows(name) and status.st_size < self._sizes.get(name, 0) and not finished:
                 continue  # The bucket's copy reaches further than what this process has repeated so far.
             if not self._may_copy():
                 return
@@ -264,11 +245,6 @@ class LogMirror:
                 store.put(name, path.read_bytes() if status.st_size <= _IN_MEMORY else path)
                 self._copied[name] = stamp
 
-    def _run(self) -> None:
-        while not self._stopped.wait(self._every):
-            self.copy()
-        self.copy()
-
 
 def restore_logs(folder: Path, store: S3Store) -> list[str]:
     """Download logs that are missing or shorter on disk, so that curves continue where a dead machine stopped.
@@ -276,13 +252,10 @@ def restore_logs(folder: Path, store: S3Store) -> list[str]:
     Logs that cannot be downloaded, or whose names are not valid below `folder`, are skipped with one log line. Returns
     the names of the downloaded logs.
     """
-    fetched, refused = [], []
-    entries = store.tree()
-    names = sorted(entry.name for entry in entries)
-    for name, size in entries:
-        after = bisect_left(names, f"{name}/")
-        is_folder = size == 0 and after < len(names) and names[after].startswith(f"{name}/")
-        if name.endswith("/") or is_folder:
+    fetched, refused, sizes = [], [], store.tree()
+    folders = {str(parent) for name in sizes for parent in PurePosixPath(name).parents}
+    for name, size in sizes.items():
+        if name.endswith("/") or (size == 0 and name in folders):
             continue  # a folder marker that browsers and bucket mounts create
         if name == CONFIG:
             continue  # A config would be trusted, and the run writes its own.

@@ -37,14 +37,9 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def credentials(monkeypatch):
-    aws_environment(monkeypatch)
-
-
-@pytest.fixture
-def url(server, credentials, monkeypatch):
+def url(server, monkeypatch):
     """A prefix of its own in the bucket."""
-    monkeypatch.setenv("S3_ENDPOINT_URL", server.endpoint)
+    aws_environment(monkeypatch, server.endpoint)
     return f"s3://bucket/{uuid.uuid4().hex}"
 
 

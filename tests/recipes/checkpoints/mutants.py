@@ -35,8 +35,8 @@ def tree_of(data):
     return json.loads(rest[begin:end])
 
 
-def with_tree(data, tree, keep=None):
-    """The file with other bytes for its tree, and offsets that fit them. `keep`: names of the tensors that stay."""
+def with_tree(data, tree):
+    """The file with other bytes for its tree, and offsets that fit them."""
     header, rest = split(data)
     pieces, end = [], 0
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -53,14 +53,12 @@ def mutate(data: bytes, drawn: random.Random) -> bytes:
     """Bytes changed, cut, put in and repeated."""
     changed = bytearray(data)
     for _ in range(drawn.choice([1, 1, 2, 8, 64])):
-        kind, at = drawn.randrange(5), drawn.randrange(len(changed))
+        kind, at = drawn.randrange(4), drawn.randrange(len(changed))
         if kind == 0:
             changed[at] ^= 1 << drawn.randrange(8)
         elif kind == 1:
-            changed[at] = drawn.randrange(256)
-        elif kind == 2:
             del changed[at : at + drawn.randrange(1, 64)]
-        elif kind == 3:
+        elif kind == 2:
             changed[at:at] = drawn.randbytes(drawn.randrange(1, 64))
         else:
             start = drawn.randrange(len(changed))
@@ -72,26 +70,22 @@ def mutate(data: bytes, drawn: random.Random) -> bytes:
 
 def mutate_json(node, drawn):
     """One node somewhere below replaced, removed, doubled or moved."""
-    inner = [node]
-    place = node
-    while isinstance(place, dict | list) and place and drawn.random() < 0.85:
+    parent, place = None, node
+    while isinstance(place, dict | list) and place and (parent is None or drawn.random() < 0.85):
         key = drawn.choice(list(place) if isinstance(place, dict) else range(len(place)))
-        inner.append((place, key))
-        place = place[key]
-    if len(inner) == 1:
-        return drawn.choice(STRANGE)
-    parent, key = inner[-1]
+        parent, place = place, place[key]
     action = drawn.randrange(4)
+    if parent is None:
+        return drawn.choice(STRANGE)
     if action == 0:
         parent[key] = drawn.choice(STRANGE)
     elif action == 1:
         del parent[key]
     elif isinstance(parent, list):
         parent.append(parent[key])
-    elif action == 2:
-        parent[f"{key}2"] = parent[key]
     else:
-        parent[drawn.choice(["$tuple", "$tensor", "repr", "apply"])] = parent.pop(key)
+        new = f"{key}2" if action == 2 else drawn.choice(["$tuple", "$tensor", "repr", "apply"])
+        parent[new] = parent[key] if action == 2 else parent.pop(key)
     return node
 
 
@@ -103,10 +97,9 @@ def mutant(original, drawn):
     if kind == 1:  # the header's bytes, with a length that fits
         text = mutate(original[8:size], drawn)
         return len(text).to_bytes(8, "little") + text + original[size:]
-    header, rest = split(original)
     if kind == 2:
-        changed = mutate_json(header, drawn)
-        return join(changed, rest)
+        header, rest = split(original)
+        return join(mutate_json(header, drawn), rest)
     if kind == 3:
         return with_tree(original, mutate(json.dumps(tree_of(original)).encode(), drawn))
     return with_tree(original, json.dumps(mutate_json(tree_of(original), drawn)).encode())

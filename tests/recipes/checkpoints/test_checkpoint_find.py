@@ -31,10 +31,10 @@ class Place(LocalStore):
             raise self.faults[name]
         return super().read(name)
 
-    def fetch(self, name, path):
+    def load(self, name, size):
         if name in self.faults:
             raise self.faults[name]
-        super().fetch(name, path)
+        return super().load(name, size)
 
 
 @pytest.fixture
@@ -66,13 +66,13 @@ def refusal(*places, **settings):
     return refused.value.lines
 
 
-# --- on a disk ------------------------------------------------------------------------------------------------------
-
-
 def test_the_newest_is_taken_and_a_longer_number_is_newer_than_a_shorter_one(disk):
+    assert look(disk) is None  # no folder
+    disk.folder.mkdir()
+    assert look(disk) is None
     for epoch, batch in ((9, 999_999), (9, 1_000_000), (10, 1_000_000), (8, 1_000_001)):
         save(disk, batch, epoch=epoch)
-    found, skipped, _ = search(disk)
+    found, skipped = search(disk)
     assert found.manifest.stem == "ep008-ba1000001"
     assert found.location == f"{disk.folder}/ep008-ba1000001.safetensors"
     assert skipped == {}
@@ -80,38 +80,31 @@ def test_the_newest_is_taken_and_a_longer_number_is_newer_than_a_shorter_one(dis
     assert look(disk).manifest.stem == "ep010-ba1000000"
 
 
-def test_no_folder_and_an_empty_one_mean_from_zero(disk):
-    assert look(disk) is None
-    disk.folder.mkdir()
-    assert look(disk) is None
-
-
 @pytest.mark.parametrize("kind", ["bit", "empty", "longer", "0.1", "0.98"])
 @pytest.mark.parametrize("ending", ["safetensors", "json"])
 def test_a_damaged_file_is_named_and_the_next_older_taken(two, kind, ending, caplog):
     damage(two.path(f"{NEWER}.{ending}"), kind)
-    found, skipped, _ = search(two)
+    found, skipped = search(two)
     assert found.manifest.stem == OLDER
     assert list(skipped) == [NEWER]
     assert f"{NEWER} skipped: {two.location}: " in caplog.text
     assert f"resuming from {OLDER}" in caplog.text
 
 
-def test_only_regular_files_are_read(two):
-    path = two.path(f"{NEWER}.safetensors")
-    for plant in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
-        path.unlink()
-        plant(path)
-        assert look(two).manifest.stem == OLDER
-
-
-@pytest.mark.parametrize("lost", ["json", "safetensors"])
-def test_half_a_checkpoint_is_named_and_skipped(two, lost, caplog):
-    two.path(f"{NEWER}.{lost}").unlink()
-    found, skipped, _ = search(two)
-    assert found.manifest.stem == OLDER
-    assert skipped == {NEWER: TORN}
-    assert caplog.messages == [f"checkpoint {NEWER} skipped: {TORN}; resuming from {found.manifest.describe()}"]
+def test_half_a_checkpoint_and_what_is_no_regular_file_is_named_and_skipped(two, caplog):
+    manifest, data = two.path(f"{NEWER}.json"), two.path(f"{NEWER}.safetensors")
+    text = manifest.read_bytes()
+    for spoil in (
+        manifest.unlink,
+        lambda: (manifest.write_bytes(text), data.unlink()),
+        lambda: os.mkfifo(data),
+        lambda: (data.unlink(), data.symlink_to("/dev/zero")),
+    ):
+        spoil()
+        caplog.clear()
+        found, skipped = search(two)
+        assert (found.manifest.stem, skipped) == (OLDER, {NEWER: TORN})
+        assert caplog.messages == [f"checkpoint {NEWER} skipped: {TORN}; resuming from {found.manifest.describe()}"]
 
 
 def test_where_none_can_be_used_starting_from_zero_is_refused_unless_restart_says_so(two, caplog):
@@ -121,7 +114,7 @@ def test_where_none_can_be_used_starting_from_zero_is_refused_unless_restart_say
     assert [line.split(":")[0] for line in lines[:2]] == [f"checkpoint {NEWER}", f"checkpoint {OLDER}"]
     assert lines[2] == f"{two.folder}: checkpoints of tiny exist, but none can be used; repair them, {FROM_ZERO}"
     caplog.clear()
-    found, skipped, _ = search(two, restart=True)
+    found, skipped = search(two, restart=True)
     assert found is None
     assert set(caplog.messages) == {f"checkpoint {stem} skipped: {skipped[stem]}" for stem in (NEWER, OLDER)}
     for stem in (NEWER, OLDER):
@@ -136,28 +129,15 @@ def test_a_first_checkpoint_that_was_never_completed_is_one(disk, caplog):
     assert caplog.messages == [f"checkpoint {NEWER} was started but never completed"]
 
 
-def test_an_older_format_is_said_in_a_line_and_starts_only_with_restart(disk):
-    disk.put(f"{NEWER}.pt", b"pickled")
-    disk.put(f"{NEWER}.json", b"{}")
-    (line,) = refusal(disk)
-    assert line.startswith(f"{disk.folder}/{NEWER}.pt: a checkpoint in an older format")
-    assert line.endswith(FROM_ZERO)
-    assert look(disk, restart=True) is None
-    save(disk, 3)
-    assert look(disk).manifest.batch == 3
-
-
-def test_a_manifest_cannot_point_elsewhere(two):
+def test_a_manifest_of_great_depth_or_size_or_that_points_elsewhere_is_refused(two):
     manifest = load_manifest(two, NEWER)
     elsewhere = manifest.file.model_copy(update={"name": f"../disk/{NEWER}.safetensors"})
-    two.put(f"{NEWER}.json", manifest.model_copy(update={"files": (elsewhere,)}).to_json())
-    assert NEWER in search(two).skipped
-
-
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"config":' * 100_000, json.dumps({"files": [{}] * 99}), "x" * 10**7])
-def test_a_manifest_of_great_depth_or_size_is_refused(two, text):
-    two.put(f"{NEWER}.json", text.encode())
-    assert look(two).manifest.stem == OLDER
+    pointing = manifest.model_copy(update={"files": (elsewhere,)}).to_json()
+    many = json.dumps({"files": [{}] * 99}).encode()
+    for text in (b"[" * 100_000, b'{"config":' * 100_000, many, b"x" * 10**7, pointing):
+        two.put(f"{NEWER}.json", text)
+        found, skipped = search(two)
+        assert (found.manifest.stem, list(skipped)) == (OLDER, [NEWER])
 
 
 def test_a_file_larger_than_the_memory_is_skipped(two):
@@ -188,20 +168,11 @@ def test_a_run_resumes_past_a_damaged_checkpoint_and_restarts_past_all_to_the_sa
     assert tiny.find().finished
 
 
-# --- another run's, recipe's or dataset's ---------------------------------------------------------------------------
-
-
-def test_another_run_is_refused(two, bucket, tmp_path):
-    other = {"who": identity("other")}
-    rest = (
-        "holds checkpoints of run 'tiny', not of 'other'; "
-        "choose another checkpoints.folder, or the run_name of that run"
-    )
-    assert refusal(two, **other) == (f"{two.folder}: {rest}",)
-    assert refusal(Place(tmp_path / "empty"), bucket, **other) == (f"s3://bucket/X/: {rest}",)
-
-
-def test_another_recipe_is_refused_with_the_keys_that_differ(two):
+def test_another_run_or_recipe_is_refused_with_the_keys_that_differ(two, bucket, tmp_path):
+    other = "holds checkpoints of run 'tiny', not of 'other'; choose another checkpoints.folder, or "
+    other += "the run_name of that run"
+    assert refusal(two, who=identity("other")) == (f"{two.folder}: {other}",)
+    assert refusal(Place(tmp_path / "empty"), bucket, who=identity("other")) == (f"s3://bucket/X/: {other}",)
     assert refusal(two, who=identity(lr=0.2)) == (
         f"{two.folder}: {NEWER} was made by another recipe; to resume from it, change these keys back; to start again, "
         "choose another run_name:",
@@ -236,23 +207,16 @@ def real(**more):
     return RunConfig(**{"run_name": "r", "data": {"path": "x"}, "device_batch_size": 8, **more})
 
 
-def test_identity_of_a_real_config_leaves_out_what_may_hold_keys_to_a_service():
-    config = real(loggers={"wandb": {"api_key": "very-secret"}})
-    who = Identity.of(config, 1)
-    assert "very-secret" not in json.dumps(dataclasses.asdict(who))
-    assert who.config["optimizer"]["lr"] == config.optimizer.lr
-
-
 def test_a_run_knows_its_own_checkpoint_on_any_number_of_devices_with_the_same_global_batch(disk):
+    secret = Identity.of(real(loggers={"wandb": {"api_key": "very-secret"}}), 1)
+    assert "very-secret" not in json.dumps(dataclasses.asdict(secret))
+    assert secret.config["optimizer"]["lr"] == real().optimizer.lr
     save(disk, 1, who=Identity.of(real(), 4, 24, ["cat", "dog"]))
     again = Identity.of(real(device_batch_size=16), 2, 24, ["cat", "dog"])
     found = look(disk, who=again)
     assert again.differences(found.manifest) == []
     assert (found.manifest.run_name, found.manifest.train_images, found.manifest.classes) == ("r", 24, ("cat", "dog"))
     assert refusal(disk, who=Identity.of(real(), 2))[-1] == "  global_batch_size: now 16, in the checkpoint 32"
-
-
-# --- on a disk and in a bucket --------------------------------------------------------------------------------------
 
 
 def is_whole(disk, stem):
@@ -276,7 +240,7 @@ def test_one_that_is_damaged_or_torn_on_the_disk_is_mended_from_the_bucket(disk,
         damage(disk.path(f"{NEWER}.safetensors"), "bit")
     else:
         disk.path(f"{NEWER}.{fault}").unlink()
-    found, skipped, _ = search(disk, bucket)
+    found, skipped = search(disk, bucket)
     assert found.location == f"s3://bucket/X/{NEWER}.safetensors"
     assert skipped == {}
     assert is_whole(disk, NEWER)
@@ -299,22 +263,25 @@ def test_a_death_at_any_step_of_mending_is_mended_by_the_next_try(tmp_path, buck
         if survived:
             break
     assert survived
-    assert steps == 4
+    assert steps == 5
 
 
 @pytest.mark.parametrize(("lost", "reason"), [("json", "manifest"), ("safetensors", "data")])
 def test_what_was_deleted_since_the_bucket_was_listed_is_skipped(disk, bucket, lost, reason):
     bucket.faults[f"{NEWER}.{lost}"] = FileNotFoundError()
-    found, skipped, _ = search(disk, bucket)
+    found, skipped = search(disk, bucket)
     assert found.manifest.stem == OLDER
     assert skipped == {NEWER: f"s3://bucket/X/: its {reason} is missing"}
     assert is_whole(disk, OLDER)
 
 
-def test_a_damaged_one_of_the_bucket_leaves_nothing_on_the_disk(disk, bucket):
+def test_a_damaged_one_of_the_bucket_leaves_nothing_on_the_disk_and_one_of_another_size_does_not_fill_it(disk, bucket):
     damage(bucket.path(f"{NEWER}.safetensors"), "bit")
     assert look(disk, bucket).manifest.stem == OLDER
     assert is_whole(disk, OLDER)
+    with bucket.path(f"{NEWER}.safetensors").open("ab") as file:
+        file.truncate(2**40)  # a hole: only its size is large
+    assert f"{2**40} bytes instead of" in search(disk, bucket)[1][NEWER]
 
 
 @pytest.mark.parametrize("name", [f"{NEWER}.json", f"{NEWER}.safetensors"])
@@ -329,17 +296,21 @@ def test_a_disk_that_fails_is_skipped_where_the_bucket_has_it(disk, bucket):
     save(disk, 2)
     disk.faults[f"{NEWER}.json"] = StoreError("disk: Input/output error")
     assert look(disk, bucket).location == f"s3://bucket/X/{NEWER}.safetensors"
-    found, skipped, _ = search(disk, restart=True)
+    found, skipped = search(disk, restart=True)
     assert found is None
     assert skipped == {NEWER: "disk: Input/output error"}
+    disk.path(f"{NEWER}.safetensors").unlink()
+    disk.path(f"{NEWER}.safetensors").mkdir()
+    with pytest.raises(StoreError, match=f"^{disk.folder / NEWER}.safetensors: Is a directory$"):
+        look(disk, bucket)
 
 
 def test_each_place_says_why_its_copy_was_not_taken(disk, bucket):
     save(disk, 2)
     for place in (disk, bucket):
-        for entry in place.entries():
-            if entry.name.endswith(".safetensors"):
-                damage(place.path(entry.name), "longer")
+        for name in place.entries():
+            if name.endswith(".safetensors"):
+                damage(place.path(name), "longer")
     new, old = (sum(map(len, snapshot(batch).payload)) for batch in (2, 1))
     assert refusal(disk, bucket) == (
         f"checkpoint {NEWER}: {disk.folder}: {new + 1} bytes instead of {new}; "
@@ -347,18 +318,3 @@ def test_each_place_says_why_its_copy_was_not_taken(disk, bucket):
         f"checkpoint {OLDER}: s3://bucket/X/: {old + 1} bytes instead of {old}",
         f"{disk.folder} and s3://bucket/X/: checkpoints of tiny exist, but none can be used; repair them, {FROM_ZERO}",
     )
-
-
-def test_a_disk_on_which_the_buckets_cannot_be_kept_is_named(disk, bucket):
-    disk.path(f"{NEWER}.safetensors").mkdir(parents=True)
-    with pytest.raises(StoreError) as failed:
-        look(disk, bucket)
-    assert str(failed.value) == f"{disk.folder / NEWER}.safetensors: Is a directory"
-
-
-def test_an_object_of_another_size_is_refused_before_it_fills_the_disk(disk, bucket):
-    with bucket.path(f"{NEWER}.safetensors").open("ab") as file:
-        file.truncate(2**40)  # a hole: only its size is large
-    found, skipped, _ = search(disk, bucket)
-    assert found.manifest.stem == OLDER
-    assert f"{2**40} bytes instead of" in skipped[NEWER]

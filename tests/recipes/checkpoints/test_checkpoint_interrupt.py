@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -27,27 +26,14 @@ sys.exit(75)
 """
 
 
-@contextmanager
-def child():
-    process = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=-1, stdout=-1, stderr=-1, text=True)
-    assert process.stdout.readline() == "ready\n"
-
-    def reason():
-        process.stdin.write("?\n")
-        process.stdin.flush()
-        return process.stdout.readline().strip()
-
-    try:
-        yield process, reason
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            pipe.close()
-
-
 def test_sigterm_of_composers_launcher_after_a_ctrl_c_changes_nothing_and_a_second_ctrl_c_exits_at_once():
-    with child() as (process, reason):
+    with subprocess.Popen([sys.executable, "-c", _CHILD], stdin=-1, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+
+        def reason():
+            print("?", file=process.stdin, flush=True)
+            return process.stdout.readline().strip()
+
         process.send_signal(signal.SIGINT)
         wait_for(lambda: reason() == "SIGINT")
         process.send_signal(signal.SIGTERM)
@@ -90,11 +76,11 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 
     def do_PUT(self):
         assert self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-        self._answer(200, self.server.token)
+        self._answer(200, "token")
 
     def do_GET(self):
         self.server.asked += 1
-        if self.headers["X-aws-ec2-metadata-token"] != self.server.token:
+        if self.headers["X-aws-ec2-metadata-token"] != "token":
             self._answer(401, "")
         elif self.path != "/latest/meta-data/spot/instance-action" or self.server.notice is None:
             self._answer(404, "")
@@ -114,36 +100,25 @@ class Metadata(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def metadata():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
-    server.token, server.notice, server.asked = "first", None, 0
+    server.notice, server.asked = None, 0
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
     server.shutdown()
 
 
-@pytest.fixture
-def notices(metadata):
+def test_a_spot_notice_asks_for_a_stop_with_its_two_minutes(metadata):
     interrupt = Interrupt()
     notices = SpotNotices(f"http://127.0.0.1:{metadata.server_port}", interrupt, every=0.02)
     notices.start()
-    yield interrupt
-    notices.close()
-
-
-def test_a_spot_notice_asks_for_a_stop_with_its_two_minutes_also_after_the_token_expired(metadata, notices):
-    wait_for(lambda: metadata.asked > 3)
-    assert not notices.requested
-    metadata.token = "second"
+    for other in (None, "no JSON", "[]"):
+        metadata.notice, metadata.asked = other, 0
+        wait_for(lambda: metadata.asked > 3)
+        assert not interrupt.requested
     metadata.notice = '{"action": "terminate", "time": "2026-11-23T20:00:00Z"}'
-    wait_for(lambda: notices.requested)
-    assert "terminate at 2026-11-23T20:00:00Z" in notices.reason
-    assert 60 < notices.seconds_left() <= 110
-
-
-@pytest.mark.parametrize("notice", ["no JSON", "[]"])
-def test_an_answer_that_is_no_notice_is_none(metadata, notices, notice):
-    metadata.notice = notice
-    wait_for(lambda: metadata.asked > 3)
-    assert not notices.requested
+    wait_for(lambda: interrupt.requested)
+    assert "terminate at 2026-11-23T20:00:00Z" in interrupt.reason
+    assert 60 < interrupt.seconds_left() <= 110
+    notices.close()
 
 
 def test_where_nobody_answers_it_says_so_once(caplog):

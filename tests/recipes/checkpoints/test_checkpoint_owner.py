@@ -79,14 +79,10 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         Owner(places(tmp_path / "file" / "run"), "x").__enter__()
 
 
-@pytest.mark.parametrize("text", [b"", b"null", b"[1]", b"{" * 3000, b'{"pid": 1e400, "host": 3}', b"\xff\x00"])
-def test_a_note_that_is_none_is_of_another_machine(text):
-    assert module._lives(module._parsed(text)) is None
-
-
-def test_a_note_whose_process_is_no_number_names_none(tmp_path):
-    """It would be a part of a path below /proc."""
-    os.mkfifo(tmp_path / "stat")
+def test_a_note_that_is_none_is_of_another_machine_and_a_process_that_is_no_number_names_none(tmp_path):
+    for text in (b"", b"null", b"[1]", b"{" * 3000, b'{"pid": 1e400, "host": 3}', b"\xff\x00"):
+        assert module._lives(module._parsed(text)) is None
+    os.mkfifo(tmp_path / "stat")  # it would be a part of a path below /proc
     note = {"pid": f"../{tmp_path}", "machine": module._machine(), "started": 1}
     assert module._machine() is None or module._lives(note) is False
 
@@ -112,17 +108,6 @@ def test_an_owner_on_another_machine_that_renews_its_note_is_alive(tmp_path, url
         Owner(places(tmp_path, url), "x").__enter__()
 
 
-def test_a_superseded_owner_copies_nothing_more_and_leaves_the_note(tmp_path, url, caplog):
-    store = S3Store(url)
-    with Owner(places(tmp_path, url), "x") as owner:
-        store.put(NOTE, note().encode())
-        owner.renew(store)
-        owner.renew(store)
-        assert owner.superseded
-    assert caplog.text.count("nothing more will be copied there") == 1
-    assert json.loads(store.read(NOTE))["id"] == "other"
-
-
 def test_a_dead_owners_note_that_a_slow_bucket_stores_late_supersedes_nobody(tmp_path, url):
     store = S3Store(url)
     with Owner(places(tmp_path / "first", url), "x"):
@@ -135,10 +120,16 @@ def test_a_dead_owners_note_that_a_slow_bucket_stores_late_supersedes_nobody(tmp
         assert json.loads(store.read(NOTE))["id"] != json.loads(late)["id"]
 
 
-def test_an_owner_that_could_not_reach_the_bucket_at_its_start_does_not_take_it_from_a_live_one(tmp_path, proxy, url):
-    proxy.set("refuse")
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_superseded_owner_copies_nothing_more_and_leaves_the_note(tmp_path, proxy, url, caplog, reached):
+    """Also one that could not reach the bucket at its start, and finds a live one there."""
+    proxy.set(None if reached else "refuse")
     with Owner(places(tmp_path, url), "x") as owner:
         proxy.set(None)
-        S3Store(url).put(NOTE, note().encode())
-        owner.renew(S3Store(url))
+        store = S3Store(url)
+        store.put(NOTE, note().encode())
+        owner.renew(store)
+        owner.renew(store)
         assert owner.superseded
+    assert caplog.text.count("nothing more will be copied there") == 1
+    assert json.loads(store.read(NOTE))["id"] == "other"

@@ -2,33 +2,28 @@
 
 import time
 
-import pytest
 import torch
 
+from recipes.checkpoints.find import Resume
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.checkpoints.manifest import load_manifest, prune, survey
-from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import Writer
-from recipes.checkpoints.store import LocalStore, StoreError
-from recipes.errors import InputError
+from recipes.checkpoints.store import RECORD, LocalStore, StoreError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, look, same, save, snapshot
 
 TOTAL = 3 * BATCHES
 
 
-@pytest.mark.parametrize(
-    ("interval", "expected"),
-    [
+def test_it_saves_when_due_and_at_the_end_which_changes_nothing_in_the_run(tmp_path, untouched):
+    for interval, expected in (
         ("1ep", ["ep001-ba000005", "ep002-ba000010", "ep003-ba000015"]),
         ("2ep", ["ep002-ba000010", "ep003-ba000015"]),
         ("4ba", ["ep000-ba000004", "ep001-ba000008", "ep002-ba000012", "ep003-ba000015"]),
         ("1h", ["ep003-ba000015"]),
-    ],
-)
-def test_it_saves_when_due_and_at_the_end_which_changes_nothing_in_the_run(tmp_path, untouched, interval, expected):
-    tiny = Tiny(tmp_path, interval=interval, keep=10)
-    assert same(tiny.go(), untouched)
-    assert tiny.stems() == expected
+    ):
+        tiny = Tiny(tmp_path / interval, interval=interval, keep=10)
+        assert same(tiny.go(), untouched)
+        assert tiny.stems() == expected
 
 
 def test_it_saves_by_time(tmp_path, monkeypatch):
@@ -81,9 +76,6 @@ def test_interrupted_in_an_evaluation_the_evaluation_is_repeated(tiny, untouched
     assert load_manifest(LocalStore(tiny.places.local), "ep003-ba000015").top1 is not None
 
 
-# --- a disk in trouble ----------------------------------------------------------------------------------------------
-
-
 class Full:
     """The disk takes no file of more than 2,000 bytes between two events of a run."""
 
@@ -121,15 +113,6 @@ def test_a_last_state_that_cannot_be_saved_has_status_1(tiny, caplog):
     assert "is NOT saved" in caplog.text
 
 
-def test_a_file_where_the_folder_should_be_is_the_users_mistake(tiny):
-    tiny.places.local.parent.mkdir(parents=True)
-    tiny.places.local.write_text("in the way")
-    with pytest.raises(InputError, match="Not a directory"):
-        tiny.find()
-    with pytest.raises(StoreError, match="checkpoints"):
-        LocalStore(tiny.places.local / "below").put("a", b"x")
-
-
 def writer_of(store, keep=3, **resume):
     return Writer(store, keep, Resume(**resume))
 
@@ -139,40 +122,36 @@ def write(writer, batch):
     assert writer.wait(10)
 
 
-def test_the_writer_keeps_the_newest_and_sweeps_away_what_a_dead_one_left(tmp_path):
-    (tmp_path / ".ep000-ba000001.safetensors.new").write_bytes(b"half")
+def test_what_a_dead_process_left_is_swept_away(tiny):
+    tiny.places.local.mkdir(parents=True)
+    (tiny.places.local / ".ep000-ba000001.safetensors.new").write_bytes(b"half")
+    assert tiny.find().manifest is None
+    assert [path.name for path in tiny.places.local.iterdir()] == [RECORD]
+
+
+def test_a_full_disk_or_a_forgetful_one_costs_one_checkpoint_and_no_older_one(tmp_path, caplog):
+    class Forgetful(LocalStore):
+        def put(self, name, source):
+            super().put(name, source if isinstance(source, bytes) else [*source[:-1], bytes(len(source[-1]))])
+
     store = LocalStore(tmp_path)
     writer = writer_of(store, keep=2)
-    assert list(tmp_path.iterdir()) == []
-    for batch in range(5):
-        write(writer, batch)
-    assert survey(store).complete == ("ep000-ba000003", "ep000-ba000004")
-    assert writer.exit_status("ep000-ba000004", 0) == 0
-
-
-def test_a_full_disk_costs_one_checkpoint_and_no_older_one(tmp_path, caplog):
-    store = LocalStore(tmp_path)
-    writer = writer_of(store)
+    write(writer, 0)
     write(writer, 1)
     with at_most(2000):
         write(writer, 2)
     assert "ep000-ba000002 could not be saved" in caplog.text
     assert look(store).manifest.batch == 1
-    assert writer.exit_status("ep000-ba000002", 0) == 1
+    assert (writer.exit_status("ep000-ba000002", 0), writer.exit_status("ep000-ba000001", 0)) == (1, 0)
     assert not list(tmp_path.glob(".*"))
-    write(writer, 3)
-    assert look(store).manifest.batch == 3
-
-
-def test_what_reads_back_differently_is_not_a_checkpoint(tmp_path, caplog):
-    class Forgetful(LocalStore):
-        def put(self, name, source):
-            super().put(name, source if isinstance(source, bytes) else [*source[:-1], bytes(len(source[-1]))])
-
-    writer = writer_of(Forgetful(tmp_path))
-    write(writer, 1)
+    for batch in (3, 4):
+        write(writer, batch)
+    assert survey(store).complete == ("ep000-ba000003", "ep000-ba000004")
+    caplog.clear()
+    forgetful = writer_of(Forgetful(tmp_path / "forgetful"))
+    write(forgetful, 1)
     assert "could not be saved" in caplog.text
-    assert writer.exit_status("ep000-ba000001", 0) == 1
+    assert forgetful.exit_status("ep000-ba000001", 0) == 1
 
 
 def test_a_disk_that_fills_up_makes_room_by_giving_up_older_checkpoints(tmp_path):
@@ -181,7 +160,7 @@ def test_a_disk_that_fills_up_makes_room_by_giving_up_older_checkpoints(tmp_path
 
         def put(self, name, source):
             size = len(b"".join([source] if isinstance(source, bytes) else source))
-            if sum(entry.size for entry in self.entries()) + size > 9000:
+            if sum(self.entries().values()) + size > 9000:
                 raise StoreError(f"{name}: No space left on device")
             super().put(name, source)
 

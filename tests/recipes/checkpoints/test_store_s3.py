@@ -5,7 +5,7 @@ import os
 import pytest
 
 from recipes.checkpoints import store as s3
-from recipes.checkpoints.store import CancelledError, Entry, Places, S3Store, StoreError
+from recipes.checkpoints.store import CancelledError, DamagedError, Places, S3Store, StoreError
 from recipes.checkpoints.upload import LogMirror, restore_logs
 from tests.s3 import ADMIN
 
@@ -22,15 +22,17 @@ def test_what_goes_in_comes_out(store, tmp_path):
     (tmp_path / "large").write_bytes(large)
     store.put("large", tmp_path / "large")
     store.put("small", b"text")
-    assert store.entries() == [Entry("large", LARGE), Entry("small", 4)]
+    assert store.entries() == {"large": LARGE, "small": 4}
     store.fetch("large", tmp_path / "back")
-    assert (tmp_path / "back").read_bytes() == large
+    assert (tmp_path / "back").read_bytes() == store.load("large", LARGE) == large
+    with pytest.raises(DamagedError, match=f"{LARGE} bytes instead of 7"):
+        store.load("large", 7)
     assert store.read("small") == b"text"
     store.delete(["small", "never was"])
     store.below("logs").put("deep/b", b"22")
-    assert store.entries() == [Entry("large", LARGE)]
-    assert store.below("logs").tree() == [Entry("deep/b", 2)]
-    for get in (lambda: store.read("small"), lambda: store.fetch("small", tmp_path / "x")):
+    assert store.entries() == {"large": LARGE}
+    assert store.below("logs").tree() == {"deep/b": 2}
+    for get in (lambda: store.read("small"), lambda: store.fetch("small", tmp_path / "x"), lambda: store.load("x", 1)):
         with pytest.raises(FileNotFoundError):
             get()
 
@@ -55,43 +57,49 @@ def test_a_mistake_is_called_by_its_name(url, monkeypatch, environment, where, m
     assert failed.value.mistake
 
 
-@pytest.mark.parametrize("fault", ["refuse", "500", "503", "hang"])
-def test_a_store_out_of_reach_is_no_mistake_and_comes_back(proxy, url, monkeypatch, fault):
+def test_a_store_out_of_reach_is_no_mistake_and_comes_back(proxy, url, monkeypatch):
     monkeypatch.setitem(s3._CLIENT, "read_timeout", 0.3)
     monkeypatch.setitem(s3._CLIENT, "retries", {"total_max_attempts": 1})
     store = S3Store(url)
-    proxy.set(fault)
-    with pytest.raises(StoreError) as failed:
+    for fault in ("refuse", "500", "503", "hang"):
+        proxy.set(fault)
+        with pytest.raises(StoreError) as failed:
+            store.put("a", b"1")
+        assert not failed.value.mistake
+        proxy.set(None)
         store.put("a", b"1")
-    assert not failed.value.mistake
-    proxy.set(None)
-    store.put("a", b"1")
-    assert store.read("a") == b"1"
+        assert store.read("a") == b"1"
 
 
-@pytest.mark.parametrize("fault", ["reset", "truncate"])
-def test_a_transfer_that_breaks_off_leaves_nothing_half(proxy, url, tmp_path, fault):
+def test_a_transfer_that_breaks_off_leaves_nothing_half(proxy, url, tmp_path):
     store = S3Store(url)
     (tmp_path / "file").write_bytes(os.urandom(4 * 2**20))
     store.put("before", tmp_path / "file")
-    proxy.set(fault, after=200_000)
-    if fault == "reset":
+    proxy.set("reset", after=200_000)
+    with pytest.raises(StoreError):
+        store.put("after", tmp_path / "file")
+    proxy.set("truncate", after=200_000)
+    for get in (lambda: store.fetch("before", tmp_path / "back"), lambda: store.load("before", 4 * 2**20)):
         with pytest.raises(StoreError):
-            store.put("after", tmp_path / "file")
-        proxy.set(None)
-        assert [entry.name for entry in store.entries()] == ["before"]
-    else:
-        with pytest.raises(StoreError):
-            store.fetch("before", tmp_path / "back")
-        assert [path.name for path in tmp_path.iterdir()] == ["file"]
+            get()
+    proxy.set(None)
+    assert list(store.entries()) == ["before"]
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_an_upload_can_be_given_up(store, tmp_path):
+def test_an_upload_can_be_given_up_and_no_checksum_is_sent_that_another_makers_s3_does_not_know(store, tmp_path):
+    sent = []
+    store._client.meta.events.register("before-send.s3", lambda request, **_: sent.append(dict(request.headers)))
     (tmp_path / "file").write_bytes(bytes(LARGE))
+    store.put("small", b"1")
+    store.put("file", tmp_path / "file")
+    store.delete(["small", "file"])
+    assert len(sent) > 4
+    assert not [name for headers in sent for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
     store.cancel()
     with pytest.raises(CancelledError):
         store.put("file", tmp_path / "file")
-    assert store.entries() == []
+    assert store.entries() == {}
 
 
 def test_parts_of_dead_uploads_are_dropped(store, server, url):
@@ -109,19 +117,20 @@ def test_parts_of_dead_uploads_are_dropped(store, server, url):
 
 def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     run, other = tmp_path / "run", tmp_path / "other"
-    (run / "tensorboard").mkdir(parents=True)
-    (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "ep000-ba000001.safetensors").write_bytes(b"not a log")
-    (run / "metrics.jsonl").write_text("1\n")
-    (run / "tensorboard" / "events.1").write_bytes(b"e")
-    (run / ".hidden.new").write_text("of a moment")
-    mirror = LogMirror(Places(run / "checkpoints", url, run), every=60.0)
-    mirror.start()
+    for name, text in (
+        ("metrics.jsonl", "1\n"),
+        ("tensorboard/events.1", "e"),
+        ("checkpoints/ep000-ba000001.safetensors", "not a log"),
+        (".hidden.new", "of a moment"),
+    ):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(text)
+    mirror = LogMirror(Places(run / "checkpoints", url, run))
     mirror.copy()
     with (run / "metrics.jsonl").open("a") as file:
         file.write("2\n")
-    mirror.close(10, finished=False)
-    assert [entry.name for entry in store.tree()] == ["logs/metrics.jsonl", "logs/tensorboard/events.1"]
+    mirror.copy_last(10, finished=False)
+    assert list(store.tree()) == ["logs/metrics.jsonl", "logs/tensorboard/events.1"]
     (other / "tensorboard").mkdir(parents=True)
     (other / "tensorboard" / "events.1").write_bytes(b"ours is newer")
     assert restore_logs(other, store.below("logs")) == ["metrics.jsonl"]
@@ -137,7 +146,7 @@ class Hostile:
     def tree(self):
         names = ["../evil", "a/../../evil", "/evil", "/", "", ".bashrc", "a/.ssh/evil", "harmless"]
         names += ["a//evil", "nul\0evil", "x" * 256, "lone\udc80", "checkpoints/ep000-ba000001.json", "a/./evil"]
-        return [Entry(name, 4) for name in names] + [Entry("images/", 0), Entry("curves", 0), Entry("curves/a", 4)]
+        return dict.fromkeys(names, 4) | {"images/": 0, "curves": 0, "curves/a": 4}
 
     def fetch(self, name, path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,8 +169,7 @@ def test_the_longer_of_two_logs_is_kept_on_the_disk_and_in_the_bucket(store, url
     (tmp_path / "metrics.jsonl").write_text("1\n2\n3\n4\n")
     assert restore_logs(tmp_path, logs) == ["log.txt"]  # summary.json is written anew, not appended to
     (tmp_path / "metrics.jsonl").write_text("1\n2\n")  # the resume cuts it at the checkpoint
-    mirror = LogMirror(Places(tmp_path / "checkpoints", url, tmp_path), every=60.0)
-    mirror.start()
+    mirror = LogMirror(Places(tmp_path / "checkpoints", url, tmp_path))
     mirror.copy()
     assert logs.read("metrics.jsonl") == b"1\n2\n3\n"
     assert logs.read("summary.json") == b"1\n"
@@ -169,49 +177,23 @@ def test_the_longer_of_two_logs_is_kept_on_the_disk_and_in_the_bucket(store, url
     mirror.copy()
     assert logs.read("metrics.jsonl") == b"1\n2\n3\n4\n"
     (tmp_path / "metrics.jsonl").write_text("1\n3\n")  # logged more rarely by now, and finished
-    mirror.close(10, finished=True)
+    mirror.copy(finished=True)
     assert logs.read("metrics.jsonl") == b"1\n3\n"
 
 
-def test_logs_are_copied_again_with_renewed_credentials(store, url, tmp_path, monkeypatch):
+def test_logs_are_copied_once_the_bucket_is_back_and_the_credentials_are_renewed(
+    proxy, store, url, tmp_path, monkeypatch, caplog
+):
     profile = tmp_path / "credentials"
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
-
-    def issue(secret):
-        profile.write_text(f"[default]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {secret}\n")
-
-    issue("expired")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.txt").write_text("1")
-    mirror = LogMirror(Places(tmp_path / "none", url, tmp_path / "run"), every=60.0)
-    mirror.copy()
-    issue(ADMIN[1])
-    mirror.copy()
-    assert store.below("logs").read("log.txt") == b"1"
-
-
-def test_no_checksum_is_sent_that_another_makers_s3_does_not_know(url, tmp_path):
-    store, sent = S3Store(url), []
-    store._objects.client.meta.events.register(
-        "before-send.s3", lambda request, **_: sent.append(dict(request.headers))
-    )
-    (tmp_path / "file").write_bytes(bytes(LARGE))
-    store.put("small", b"1")
-    store.put("file", tmp_path / "file")
-    store.delete(["small"])
-    assert len(sent) > 4
-    assert not [name for headers in sent for name in headers if "checksum" in name.lower() or "trailer" in name.lower()]
-
-
-def test_a_bucket_out_of_reach_does_not_stop_the_copying_of_logs(proxy, url, tmp_path, caplog):
-    (tmp_path / "log.txt").write_text("1")
-    mirror = LogMirror(Places(tmp_path / "checkpoints", url, tmp_path), every=60.0)
-    proxy.set("refuse")
-    mirror.copy()
-    mirror.copy()
+    mirror = LogMirror(Places(tmp_path / "none", url, tmp_path / "run"))
+    for fault, secret in (("refuse", ADMIN[1]), ("refuse", ADMIN[1]), (None, "expired"), (None, ADMIN[1])):
+        proxy.set(fault)
+        profile.write_text(f"[default]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {secret}\n")
+        mirror.copy()
     assert caplog.text.count("cannot be copied") == 1
-    proxy.set(None)
-    mirror.copy()
-    assert S3Store(url).below("logs").read("log.txt") == b"1"
+    assert store.below("logs").read("log.txt") == b"1"

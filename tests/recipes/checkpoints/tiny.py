@@ -12,11 +12,10 @@ from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity, find_newest
+from recipes.checkpoints.find import Identity, find_newest, find_resume
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
 from recipes.checkpoints.manifest import FileEntry, load_manifest, publish
-from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, Snapshot, upload_finished
 from recipes.checkpoints.store import LocalStore, Places
 from recipes.config import RunConfig
@@ -39,8 +38,7 @@ def network():
 
 
 def identity(run_name="tiny", lr=0.1):
-    config = {"optimizer": {"lr": lr}}
-    return Identity(run_name, f"digest of {lr}", config, 1)
+    return Identity(run_name, f"digest of {lr}", {"optimizer": {"lr": lr}}, 1)
 
 
 def algorithms():
@@ -74,7 +72,7 @@ class Tiny:
         return RunConfig(run_name="tiny", data={"path": "nowhere"}, device_batch_size=8, checkpoints=saving, **more)
 
     def find(self, **more):
-        return find_resume(self.config(**more), self.places, self.identity, algorithms())
+        return find_resume(self.config(**more), self.places, self.identity)
 
     def go(self, *callbacks, **more):
         """Train on; returns the trained weights, or the `Interrupted` that ended it."""
@@ -196,11 +194,13 @@ def save(store, batch, **settings):
 
 def look(store, remote=None, **settings):
     """The newest good checkpoint, or None."""
-    return search(store, remote, **settings).found
+    return search(store, remote, **settings)[0]
 
 
 def search(store, remote=None, who=None, restart=False):
-    return find_newest(store, remote, who or identity(), restart=restart, algorithms=algorithms())
+    """As `find_newest`: the newest good checkpoint, and why others cannot be used."""
+    stores = [store] if remote is None else [store, remote]
+    return find_newest(stores, who or identity(), restart=restart)
 
 
 class Dying(LocalStore):
