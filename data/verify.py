@@ -113,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         shards = [line for source in splits.values() for line in _broken_shards(source)]
         found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
     except Damaged as error:
-        print(*error.lines, sep="\n", file=sys.stderr)
+        print(*error.problems, sep="\n", file=sys.stderr)
         return 2
     except (DataError, OSError) as error:
         print(escape(error), file=sys.stderr)

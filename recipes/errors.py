@@ -1,20 +1,3 @@
-"""Errors that a user can correct, as opposed to bugs."""
+"""The error that a user can correct, for what imports it from here."""
 
-from __future__ import annotations
-
-from data.text import escape
-
-
-class DivergedError(Exception):
-    """The loss is not finite: exit status 1, one line, no traceback."""
-
-
-class InputError(Exception):
-    """The config or the input is wrong: exit status 2, one line each, no traceback.
-
-    Each says where it is, what is wrong, what is allowed. Names in it are escaped here.
-    """
-
-    def __init__(self, *lines: str) -> None:
-        self.lines = tuple(map(escape, lines))
-        super().__init__("\n".join(self.lines))
+from data.errors import InputError as InputError
