@@ -143,16 +143,15 @@ def list_configs(folder: Path = YAMLS) -> str:
         relative = os.path.relpath(path)
         shown = str(path) if relative.startswith("..") else relative
         try:
-            config = load_config(path)
-            about = next(iter(_comments(path)), "")
+            config, about = load_config(path), next(iter(_comments(path)), "")
             rows.append((shown, config.model.name, str(config.epochs), hardware_of(path), about))
         except InputError as error:
             rows.append((shown, "-", "-", "-", f"does not load: {error.lines[0]}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:4]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in rows:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
-        lines += textwrap.wrap(row[4], shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ")
+    for *cells, about in rows:
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip())
+        lines += textwrap.wrap(about, shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
 
 

@@ -45,14 +45,7 @@ def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
 def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
     """Image size, crop and global batch size of each epoch; InputError: a global batch cannot be divided."""
     sizes = [image_size(config, epoch) for epoch in range(config.epochs)]
-    images, errors = dict[int, int](), list[str]()
-    for size in dict.fromkeys(sizes):
-        try:
-            images[size] = global_batch_size(config, size, world_size)
-        except InputError as error:
-            errors += error.lines
-    if errors:
-        raise InputError(*errors)
+    images = {size: global_batch_size(config, size, world_size) for size in dict.fromkeys(sizes)}
     fixres = config.algorithms.fixres
     center = start_epoch(fixres.start, config.epochs) if fixres is not None else config.epochs
     return tuple(

@@ -30,8 +30,7 @@ PLAIN = "null ~ on off yes no true 0 -1 1 3 1e-3 1e999 .nan -.inf 017 0x10 1_0 1
 ODD = "{} [] [1] [32,40] {a:1} {128:3} {x:{y:z}} '' '3' \"\\0\" ! & * *x &x !!int !!binary % @ ` | > - ? : , # [ ] { }"
 MORE = "{<<:3} resnet50 constant one_cycle é \ufeff \u2028 \U0001f600 999999999999999999999999 -0.0 1.0 ../x / s3://a"
 VALUES = [word for words in (PLAIN, ODD, MORE) for word in words.split(" ")]
-FOREIGN = re.compile(r"\n|Input should b[e]|Value error[,]|[p]ydantic[.]|Traceback [(]")
-"""Words of pydantic and Python. It does not match itself: Hypothesis tries the constants of this file too."""
+FOREIGN = re.compile(r"\n|Input should be|Value error,|pydantic|Traceback")
 LINE = re.compile(
     r"(?P<place>[^:\n]*\.yaml(:\d+)?|'.*' on the command line|\".*\" on the command line): (?P<rest>.+)", re.DOTALL
 )
@@ -86,7 +85,7 @@ def check_lines(lines):
     assert lines
     for line in lines:
         assert LINE.fullmatch(line), line
-        assert not FOREIGN.search(line), line
+        assert not FOREIGN.search(re.sub("got .*; allowed", "", line)), line  # Hypothesis tries such words as values
 
 
 def show(path, monkeypatch):

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from torch.optim.lr_scheduler import OneCycleLR
 
 from data.errors import InputError
-from recipes.config import CosineConfig, OneCycleConfig, RunConfig
+from recipes.config import CosineConfig, OneCycleConfig
+from recipes.load import load_config
 from recipes.schedule import cosine, epoch_plan, one_cycle, peak_lr, step_at
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize("anneal", ["cos", "linear"])
@@ -86,23 +88,9 @@ def test_a_change_of_batch_size_never_makes_the_rate_jump(batches):
         assert end == pytest.approx(step_at(epoch, 0, batches[epoch], epochs, total), rel=1e-12)
 
 
-RESIZING = {
-    "where": "loader",
-    "initial_scale": 128 / 224,
-    "delay_fraction": 10 / 90,
-    "finetune_fraction": 80 / 90,
-    "size_increment": 32,
-}
-MEDIUM = {
-    "run_name": "t",
-    "data": {"path": "d"},
-    "device_batch_size": {128: 768, 224: 384, 288: 256},
-    "algorithms": {"progressive_resizing": RESIZING, "fixres": {"start": 85 / 90, "size": 288}},
-}
-
-
-def of(**changes):
-    return RunConfig.model_validate(MEDIUM | changes)
+def of(*overrides):
+    batches = "device_batch_size={128: 768, 224: 384, 288: 256}"
+    return load_config(ROOT / "yamls" / "medium.yaml", [batches, *overrides])
 
 
 def stages(plan):
@@ -111,16 +99,13 @@ def stages(plan):
 
 
 def test_the_stages_of_the_medium_recipe():
-    assert stages(epoch_plan(of(max_duration="90ep"), world_size=8)) == [
-        (10, 128, "random", 6144),
-        (75, 224, "random", 3072),
-        (5, 288, "center", 2048),
-    ]
+    wanted = [(10, 128, "random", 6144), (75, 224, "random", 3072), (5, 288, "center", 2048)]
+    assert stages(epoch_plan(of("max_duration=90ep"), world_size=8)) == wanted
 
 
 @given(st.integers(3, 600))
 def test_every_length_has_the_same_stages_in_the_same_proportion(epochs):
-    found = stages(epoch_plan(of(max_duration=f"{epochs}ep"), world_size=1))
+    found = stages(epoch_plan(of(f"max_duration={epochs}ep"), world_size=1))
     lengths = {size: length for length, size, *_ in found}
     assert sum(lengths.values()) == epochs
     assert lengths[288] == pytest.approx(max(1, epochs * 5 / 90), abs=1)
@@ -128,21 +113,20 @@ def test_every_length_has_the_same_stages_in_the_same_proportion(epochs):
     assert [size for _, size, *_ in found] == sorted(lengths)
 
 
-def test_without_resizing_in_the_loader_every_epoch_is_the_same():
-    for algorithms in ({}, {"progressive_resizing": RESIZING | {"where": "batch"}}):
-        plan = epoch_plan(of(algorithms=algorithms, max_duration="4ep"), 2)
-        assert [tuple(entry) for entry in plan] == [(224, "random", 768)] * 4
+@pytest.mark.parametrize("override", ["progressive_resizing=off", "progressive_resizing.where=batch"])
+def test_without_resizing_in_the_loader_every_epoch_is_the_same(override):
+    plain = of("max_duration=4ep", "algorithms.fixres=off", f"algorithms.{override}")
+    assert [tuple(entry) for entry in epoch_plan(plain, 2)] == [(224, "random", 768)] * 4
 
 
 def test_a_global_batch_size_is_the_same_on_any_number_of_devices():
-    config = of(device_batch_size=None, global_batch_size={128: 1024, 224: 512})
+    config = of("device_batch_size=null", "global_batch_size={128: 1024, 224: 512}")
     assert epoch_plan(config, 1) == epoch_plan(config, 8)
     with pytest.raises(InputError, match="global_batch_size: 1024 images at 128 px are not divisible by 3 processes"):
         epoch_plan(config, 3)
 
 
 def test_the_rate_scales_with_the_batch_size_that_most_epochs_use():
-    config = of(optimizer={"lr": 2.0, "lr_batch_size": 1024})
-    assert peak_lr(config, epoch_plan(config, 8)) == 2.0 * 3072 / 1024
-    fixed = of(optimizer={"lr": 2.0})
-    assert peak_lr(fixed, epoch_plan(fixed, 8)) == 2.0
+    for reference, lr in ((1024, 2.0 * 3072 / 1024), ("null", 2.0)):
+        config = of("optimizer.lr=2.0", f"optimizer.lr_batch_size={reference}")
+        assert peak_lr(config, epoch_plan(config, 8)) == lr
