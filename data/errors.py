@@ -1,18 +1,28 @@
-"""Errors about a dataset, worded for its owner."""
+"""Errors that a user can correct, as opposed to bugs."""
 
 from __future__ import annotations
 
 from data.text import escape
 
 
-class StalledError(Exception):
-    """A loader delivers no more batches: a worker was killed, or hangs."""
+class InputError(Exception):
+    """The config or the input is wrong: exit status 2, one line each, no traceback.
+
+    Each says where it is, what is wrong, what is allowed. Names in it are escaped here.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = tuple(map(escape, lines))
+        super().__init__("\n".join(self.lines))
 
 
-class DataError(Exception):
+class DataError(InputError):
     """A dataset cannot be used: the message, one line, names the folder or the image, and what is expected."""
 
     def __init__(self, message: str) -> None:
         # torch re-raises a loader worker's exception with the worker's traceback in front of its message.
-        own = message.rpartition("DataError: ")[2].strip() if "Original Traceback (" in message else message
-        super().__init__(escape(own))
+        super().__init__(message.rpartition("DataError: ")[2].strip() if "Original Traceback (" in message else message)
+
+
+class StalledError(Exception):
+    """A loader delivers no more batches: a worker was killed, or hangs."""

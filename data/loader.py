@@ -29,7 +29,7 @@ from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import FaultTable, Source
 from data.text import guard
-from data.wait import Gate, WaitingLoader
+from data.wait import WaitingLoader
 
 ImageTransform = Callable[[Image.Image], Image.Image]
 Read = Callable[[int], bytes]
@@ -53,7 +53,6 @@ class Loading(TypedDict):
     prefetch_factor: int  # batches that each worker prepares ahead
     pin_memory: bool  # copy batches to page-locked memory, for transfers to a GPU
     limit: NotRequired[float | None]  # seconds to wait for a batch; None: forever
-    gate: NotRequired[Gate | None]  # decides whether to keep waiting, see data/wait.py
 
 
 class BatchDataset(Dataset[Batch]):
@@ -255,7 +254,6 @@ def _loader(
         cv2.setNumThreads(0)
     return WaitingLoader(
         limit=loading.get("limit"),
-        gate=loading.get("gate"),
         reading=dataset.reading,
         dataset=dataset,
         batch_sampler=sampler,

@@ -121,12 +121,12 @@ class _Index(_Checked):
 
 
 class Damaged(DataError):
-    """A prepared dataset is damaged; `lines` has every problem, the message only the first."""
+    """A prepared dataset is damaged; `problems` has all, the message only the first."""
 
     def __init__(self, path: str, lines: Sequence[str]) -> None:
         more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
         super().__init__(f"{lines[0]}{more}; to list all damage: python -m data.verify {shlex.quote(path)}")
-        self.lines = list(lines)
+        self.problems = list(lines)
 
 
 def _parse(model: type[_Model], data: bytes, path: str) -> _Model:

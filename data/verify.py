@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
         shards = [line for source in splits.values() for line in _broken_shards(source)]
         found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
     except (DataError, OSError) as error:
-        print(*map(escape, error.lines if isinstance(error, Damaged) else [error]), sep="\n", file=sys.stderr)
+        print(*map(escape, error.problems if isinstance(error, Damaged) else [error]), sep="\n", file=sys.stderr)
         return 2
     except (WorkerKilledError, KeyboardInterrupt) as error:
         print(str(error) or "interrupted", file=sys.stderr)

@@ -37,14 +37,13 @@ class WaitingLoader(DataLoader[Batch]):
     raises wherever the program is when a worker is killed, even in the middle of an optimizer step; a dead worker is
     noticed when its batch is waited for.
 
-    `limit`: seconds to wait for a batch; None: forever. Without a `gate`, only `limit` and a dead worker end the wait,
-    with StalledError. `reading` says what a worker, or (None) all workers, are reading.
+    `limit`: seconds to wait for a batch; None: forever. `reading` says what a worker, or (None) all workers, are
+    reading. Unless its `gate` is set, only `limit` and a dead worker end the wait, with StalledError.
     """
 
-    def __init__(
-        self, *, limit: float | None, gate: Gate | None, reading: Callable[[int | None], str], **options: Any
-    ) -> None:
-        self.limit, self.gate, self.reading = limit, gate or _raise, reading
+    def __init__(self, *, limit: float | None, reading: Callable[[int | None], str], **options: Any) -> None:
+        self.limit, self.reading = limit, reading
+        self.gate: Gate = _raise
         self._abandoned: Any = None
         super().__init__(**options)
 

@@ -13,13 +13,12 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.buffers import Batch
-from data.errors import DataError
+from data.errors import DataError, InputError
 from data.imagefolder import class_names
 from data.loader import IGNORED_LABEL, BatchDataset, eval_loader
 from data.source import Source
 from data.text import escape
 from recipes.config import RunConfig, at_size
-from recipes.errors import InputError
 from recipes.trained import Logits, Trained, filled_up
 from recipes.trainer import device_name, loading
 

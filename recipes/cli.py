@@ -14,12 +14,12 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from data.errors import DataError, StalledError
+from data.errors import InputError, StalledError
 from data.text import guard
-from recipes.errors import InputError
 from recipes.load import YAMLS, load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0
@@ -48,9 +48,12 @@ class Arguments(NamedTuple):
 class _Parser(argparse.ArgumentParser):
     """Reports a wrong command line like any other wrong input: one line, exit status 2."""
 
-    def __init__(self, prog: str | None, description: str, epilog: str) -> None:
+    def __init__(self, prog: str | None, description: str, epilog: str, words: bool = True) -> None:
         style = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, None, description, epilog, formatter_class=style, allow_abbrev=False)
+        if words:
+            about = "the config, and overrides of keys"
+            self.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help=about)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
@@ -69,28 +72,16 @@ class _Parser(argparse.ArgumentParser):
 
 def command_parser(command: str, description: str, epilog: str = "", *, words: bool = True) -> argparse.ArgumentParser:
     """A parser for `python -m recipes.COMMAND`, with `words` (YAML and overrides); add its own arguments to it."""
-    parser = _Parser(f"python -m recipes.{command}", description, epilog)
-    return _with_words(parser) if words else parser
-
-
-def _with_words(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    parser.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help="the config, and overrides of keys")
-    return parser
+    return _Parser(f"python -m recipes.{command}", description, epilog, words)
 
 
 def add_checkpoint_arguments(command: argparse.ArgumentParser) -> None:
     """Add `--checkpoint` and `--weights`, for every command that loads a trained network."""
-    command.add_argument(
-        "--checkpoint",
-        metavar="PATH|s3://...",
-        help="a checkpoint file, its folder, or another project's state dict for the YAML's network "
-        "(default: the run's newest)",
-    )
-    command.add_argument(
-        "--weights",
-        choices=("ema", "raw"),
-        help="the EMA average or the trained weights (default: the average if there is one)",
-    )
+    text = """a checkpoint file, its folder, or another project's state dict for the YAML's network (default: the run's
+    newest)"""
+    command.add_argument("--checkpoint", metavar="PATH|s3://...", help=text)
+    text = "the EMA average or the trained weights (default: the average if there is one)"
+    command.add_argument("--weights", choices=("ema", "raw"), help=text)
 
 
 def pixels(text: str) -> int:
@@ -120,28 +111,24 @@ def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) ->
 
 def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
     """Read `YAML [key=value ...] [--lr X] [--resume [PATH]] [--show] [--list-configs]`."""
-    parser = _with_words(_Parser(prog, description, EXAMPLES))
+    parser = _Parser(prog, description, EXAMPLES)
     parser.add_argument("--lr", metavar="X", help="same as optimizer.lr=X")
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="PATH|s3://...",
-        help="resume from this checkpoint, a file or its folder (same as resume=PATH); without a path, "
-        "from the newest checkpoint of this run_name (same as autoresume=true)",
-    )
+    text = """resume from this checkpoint, a file or its folder (same as resume=PATH); without a path, from the newest
+    checkpoint of this run_name (same as autoresume=true)"""
+    parser.add_argument("--resume", nargs="?", const="", metavar="PATH|s3://...", help=text)
     parser.add_argument("--show", action="store_true", help="print the resolved config with every default, and exit")
     parser.add_argument("--list-configs", action="store_true", help="list the YAML files in yamls/, and exit")
-    given = parser.parse_intermixed_args(list(argv))
-    words, resume = list(given.words), given.resume
-    if resume and (_is_override(resume) or (_is_yaml(resume) and not any(map(_is_yaml, words)))):
-        words.insert(0 if _is_yaml(resume) else len(words), resume)  # `--resume` alone, and the next word after it
-        resume = ""
-    path, overrides = (None, words) if given.list_configs else yaml_and_overrides(parser, words)
+    argv = list(argv)
+    for at, (word, following) in enumerate(pairwise(argv)):
+        # The YAML or an override after `--resume` is not its checkpoint.
+        if word == "--resume" and (_is_override(following) or following.endswith((".yaml", ".yml"))):
+            argv[at] = "--resume="
+    given = parser.parse_intermixed_args(argv)
+    path, overrides = (None, given.words) if given.list_configs else yaml_and_overrides(parser, given.words)
     if given.lr is not None:
         overrides.append(f"optimizer.lr={given.lr}")
-    if resume is not None:
-        overrides.append(f"resume={resume}" if resume else "autoresume=true")
+    if given.resume is not None:
+        overrides.append(f"resume={given.resume}" if given.resume else "autoresume=true")
     return Arguments(path, overrides, given.show, given.list_configs)
 
 
@@ -149,28 +136,22 @@ def _is_override(word: str) -> bool:
     return re.match(r"[\w.-]+=", word) is not None and not Path(word).is_file()
 
 
-def _is_yaml(word: str) -> bool:
-    return word.endswith((".yaml", ".yml"))
-
-
 def list_configs(folder: Path = YAMLS) -> str:
     """A table of every YAML below a folder: path, model, epochs, hardware, and its first comment line or error."""
     rows = [("CONFIG", "MODEL", "EPOCHS", "HARDWARE", "")]
     for path in sorted(folder.rglob("*.y*ml")):
-        shown = os.path.relpath(path)
-        shown = str(path) if shown.startswith("..") else shown
+        relative = os.path.relpath(path)
+        shown = str(path) if relative.startswith("..") else relative
         try:
-            config = load_config(path)
+            config, about = load_config(path), next(iter(_comments(path)), "")
+            rows.append((shown, config.model.name, str(config.epochs), hardware_of(path), about))
         except InputError as error:
             rows.append((shown, "-", "-", "-", f"does not load: {error.lines[0]}"))
-            continue
-        comments = _comments(path)
-        rows.append((shown, config.model.name, str(config.epochs), hardware_of(path), comments[0] if comments else ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
-    for row in rows:
-        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
-        lines += textwrap.wrap(row[4], shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ")
+    for *cells, about in rows:
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip())
+        lines += textwrap.wrap(about, shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(lines)
 
 
@@ -201,34 +182,38 @@ def run_command(main: Callable[[], int]) -> int:
     """Run a command and return its exit status; wrong input becomes lines on stderr and status 2.
 
     Only the first process on each machine prints. An interruption before there is anything to save is status 1; other
-    exceptions propagate. Secrets are removed from all printed text (data/text.py). A hanging worker does not keep the
-    process alive.
+    exceptions propagate. A hanging worker does not keep the process alive.
     """
     guard()
     status = 1
     try:
-        status = _status(main)
-        return status
+        status = main()
+    except InputError as error:
+        status = 2
+        _say(str(error))
+    except StalledError as error:
+        print(error, file=sys.stderr)  # on any process, not only the first
+    except KeyboardInterrupt:
+        _say("interrupted")
     except SystemExit as leave:  # from Composer's signal handler, where the run has not installed its own
         status = leave.code if isinstance(leave.code, int) else status
         raise
     finally:
         if end_workers():
-            if (error := sys.exc_info()[1]) is not None and not isinstance(error, SystemExit):
+            if (raised := sys.exc_info()[1]) is not None and not isinstance(raised, SystemExit):
                 traceback.print_exc()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    return status
 
 
 def end_workers(seconds: float = 2.0) -> bool:
     """Kill this process's workers: at the end of a command they have nothing left to finish.
 
     On exit, Python would wait for each without limit (`multiprocessing.util._exit_function`), and a worker that is
-    stopped, or waits for an unreachable disk, never ends.
-
-    Returns whether one is still alive after so many seconds, because the kernel cannot end it while it waits for a
-    device; `os._exit` does not wait for it.
+    stopped, or waits for an unreachable disk, never ends. Returns whether one is still alive after so many seconds,
+    because the kernel cannot end it while it waits for a device; `os._exit` does not wait for it.
     """
     workers = [child for child in multiprocessing.active_children() if child.daemon]
     for worker in workers:
@@ -239,26 +224,11 @@ def end_workers(seconds: float = 2.0) -> bool:
     return any(worker.is_alive() for worker in workers)
 
 
-def _status(main: Callable[[], int]) -> int:
-    try:
-        return main()
-    except (InputError, DataError) as error:
-        _say(str(error))
-        return 2
-    except StalledError as error:
-        print(error, file=sys.stderr)  # on any process, not only the first
-        return 1
-    except KeyboardInterrupt:
-        _say("interrupted")
-        return 1
-
-
 def _say(text: str) -> None:
     """Print as the machine's first process; the others wait for the launcher to stop them.
 
     Composer's launcher sends SIGTERM to all processes as soon as one ends with an error. If another process ended
-    before the first, the first would be stopped before it prints the error, and its -15 would become the launcher's
-    status.
+    before the first has printed the error, the first would be stopped, and its -15 become the launcher's status.
     """
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(text, file=sys.stderr)

@@ -46,10 +46,7 @@ BySize = Annotated[PositiveInt | dict[ImageSize, PositiveInt], BeforeValidator(_
 
 
 def at_size(values: int | dict[int, int], size: int) -> int:
-    """The entry for images of `size` px: that of the smallest listed size that is at least `size`.
-
-    Above the largest listed size, the entry of the largest applies.
-    """
+    """The entry of the smallest listed size that is at least `size` px; above the largest listed one, its entry."""
     if isinstance(values, int):
         return values
     return values[min((listed for listed in values if listed >= size), default=max(values))]
@@ -274,8 +271,7 @@ class RunConfig(Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        errors = list(_conflicts(self))
-        if errors:
+        if errors := list(_conflicts(self)):
             raise ValueError("\n".join(errors))
         return self
 
@@ -299,29 +295,23 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
     for key, value in flat_items(config.model_dump(mode="json")):
         if _PASSWORD.search(str(value)):
             # The config is stored in plain text with every run and checkpoint.
-            yield (
-                f"{key}: holds a password, which the run's files would show; allowed: an address without one (keys "
-                "and passwords come from the environment, such as AWS_ACCESS_KEY_ID or MLFLOW_TRACKING_PASSWORD)"
-            )
+            allowed = "allowed: an address without one, and AWS_ACCESS_KEY_ID and the like in the environment"
+            yield f"{key}: holds a password, which the run's files would show; {allowed}"
     swa = config.algorithms.swa
     if swa is not None and config.epochs < 3:
         yield f"algorithms.swa: needs a run of at least 3 epochs, got {config.max_duration}"
     resizing = config.algorithms.progressive_resizing
-    if resizing is not None and resizing.size_at(0.0, config.data.train_size) < 8:
-        smallest = resizing.size_at(0.0, config.data.train_size)
+    if resizing is not None and (smallest := resizing.size_at(0.0, config.data.train_size)) < 8:
         yield f"algorithms.progressive_resizing.initial_scale: makes images of {smallest} px; allowed: at least 8 px"
 
 
-def flat_items(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat_items(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every value with its key path, `a.b`; an empty section counts as a value."""
-    out: list[tuple[str, Any]] = []
     for key, item in value.items():
-        path = f"{prefix}{key}"
         if isinstance(item, Mapping) and item:
-            out += flat_items(item, f"{path}.")
+            yield from flat_items(item, f"{prefix}{key}.")
         else:
-            out.append((path, item))
-    return out
+            yield f"{prefix}{key}", item
 
 
 KeyPath = tuple[str, ...]
@@ -404,12 +394,8 @@ class Schema:
             limited = self.description and {"pattern", "minLength"} & option.keys()
             return f"text: {self.description.rstrip('.')}" if limited else "text"
         words = {"boolean": "true or false", "integer": "a whole number", "number": "a number"}
-        limits = {
-            "minimum": "from",
-            "exclusiveMinimum": "above",
-            "maximum": "to" if "minimum" in option else "at most",
-            "exclusiveMaximum": "below",
-        }
+        most = "to" if "minimum" in option else "at most"
+        limits = {"minimum": "from", "exclusiveMinimum": "above", "maximum": most, "exclusiveMaximum": "below"}
         parts = [f" {word} {option[name]:.12g}" for name, word in limits.items() if name in option]
         joined = ("" if {"minimum", "maximum"} <= option.keys() else ",").join(parts)
         return words.get(kind, "any value") + joined

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from data.errors import InputError
 from data.files import replace_text
 from data.text import escape, spreadsheet
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
-from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.output import ABSENT, Table, csv_text
 from recipes.results import to_json

@@ -11,21 +11,23 @@ import difflib
 import json
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from data.errors import InputError
+from data.text import first_line
 from recipes.config import ANY, KeyPath, RunConfig, Schema, schema_of
-from recipes.errors import InputError
 
 Table = TypeVar("Table", bound=BaseModel)
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"
 MAX_BYTES = 100_000
 MAX_DEPTH = 40
 MAX_VALUES = 10_000
+MAX_BRACKETS = 4_000  # libyaml ends the process where lists are nested some ten thousand levels deep
 ON, OFF = ("on", "yes", "true"), ("off", "no", "false")
 TAG = "tag:yaml.org,2002:"
 RESOLVERS: dict[str, tuple[re.Pattern[str], list[str]]] = {
@@ -54,8 +56,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         InputError: Every error found, one line each: `FILE:LINE: key.path: what is wrong; allowed: ...`.
     """
     schema = schema_of(RunConfig)
-    layers, errors = _read_layers(Path(path), schema)
-    complete = not errors
+    layers, errors = _read_files(Path(path), schema), list[str]()
     for override in overrides:
         try:
             layers.append(_read_override(override, schema))
@@ -67,57 +68,30 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         data = _merge(data, layer.value, schema)
         places |= layer.places
         errors += layer.errors
-    config, wrong = _validate(data, places, schema)
-    # A missing key may be in the base that could not be read.
-    errors += [line for line in wrong if line not in errors and (complete or ": missing" not in line)]
-    if errors or config is None:
-        raise InputError(*errors)
-    return config
+    return _validate(RunConfig, data, places, errors)
 
 
 def load_table(path: Path, table: type[Table]) -> Table:
     """Read and check a YAML file that is not a run's config; InputError: every error, as in `load_config`."""
-    schema = schema_of(table)
-    document = read_document(path, schema)
-    try:
-        loaded = table.model_validate_json(json.dumps(document.value), strict=True)
-    except ValidationError as error:
-        places = document.places | {(): str(path)}
-        raise InputError(*document.errors, *_explain(error, document.value, places, schema)) from None
-    if document.errors:
-        raise InputError(*document.errors)
-    return loaded
+    document = read_document(path, schema_of(table))
+    return _validate(table, document.value, {(): str(path)} | document.places, document.errors)
 
 
-def _read_layers(path: Path, schema: Schema) -> tuple[list[Document], list[str]]:
-    """The layers (base, file), and the errors in the base."""
+def _read_files(path: Path, schema: Schema) -> list[Document]:
+    """The file, below it its base."""
     top = read_document(path, schema)
     if "base" not in top.value:
-        return [top], []
+        return [top]
     base, here = top.value.pop("base"), f"{top.places['base',]}: base: "
     if not isinstance(base, str):
-        return [top], [f"{here}got {show(base)}; allowed: a YAML file, its path from this one's folder"]
-    base_path = path.parent / base
+        raise InputError(f"{here}got {show(base)}; allowed: a YAML file, its path from this one's folder")
     try:
-        below = read_document(base_path, schema)
+        below = read_document(path.parent / base, schema)
     except InputError as error:
-        return [top], [here + line for line in error.lines]
-    if base_path.resolve() == path.resolve():
-        return [top], [f"{here}is this file itself"]
+        raise InputError(*(here + line for line in error.lines)) from None
     if "base" in below.value:
-        del below.value["base"]
-        return [below, top], [f"{below.places['base',]}: base: the base of {path} must not have a base of its own"]
-    return [below, top], []
-
-
-def _suggest_file(path: Path) -> str:
-    """A hint with YAML files of similar names: in that folder, else in `./yamls/`, else in this project's `yamls/`."""
-    for place in (path.parent, Path("yamls"), YAMLS):
-        found = {other.stem: other for other in sorted(place.glob("*.y*ml"))} if place.is_dir() else {}
-        close = difflib.get_close_matches(path.stem, list(found), n=2, cutoff=0.6)
-        if close:
-            return f"; did you mean {' or '.join(repr(str(found[name])) for name in close)}?"
-    return ""
+        raise InputError(f"{below.places['base',]}: base: the base of {path} must not have a base of its own")
+    return [below, top]
 
 
 def _read_override(text: str, schema: Schema) -> Document:
@@ -125,19 +99,15 @@ def _read_override(text: str, schema: Schema) -> Document:
     where = f"{text!r} on the command line"
     name, equals, value = text.partition("=")
     path = tuple(name.strip().split("."))
-    if not equals or not all(path) or not name.isprintable():
+    if not equals or not all(path) or not name.isprintable() or not value.strip():
         raise InputError(f"{where}: an override is key.path=value, such as optimizer.lr=0.5")
     if path[0] == "base":
         raise InputError(f"{where}: base: can be set in the YAML file only")
-    if not value.strip():
-        raise InputError(f"{where}: {name}: no value; allowed: key.path=value")
-    document, target = Document(where, numbered=False), schema.find(path) or ANY
-    if target.types == ["string"] and not value.lstrip().startswith(("'", '"')) and value.strip() != "null":
-        if holds_control(value):
-            raise InputError(f"{where}: {name}: holds a control character")
-        document.value = value  # `{runs_folder}/x`, `a: b` and `#1` are text here
-    else:
-        document.parse(value, target, path)
+    target = schema.find(path) or ANY
+    # Where text is expected, `{runs_folder}/x`, `a: b` and `#1` are text.
+    plain = target.types == ["string"] and not value.lstrip().startswith(("'", '"')) and value.strip() != "null"
+    document = Document(where, numbered=False)
+    document.read(yaml.ScalarNode(TAG + "str", value) if plain else value, target, path)
     for end in range(len(path), 0, -1):
         document.value = {path[end - 1]: document.value}
         document.places[path[:end]] = where
@@ -161,44 +131,7 @@ def _merge(below: Any, above: Any, schema: Schema) -> Any:
     return merged
 
 
-def _validate(data: Any, places: dict[KeyPath, str], schema: Schema) -> tuple[RunConfig | None, list[str]]:
-    """The config, or every error.
-
-    pydantic checks the rules between fields only once every field is valid. To report those errors in the same list,
-    the invalid values are removed and the rest is checked again; errors about a removed value are ignored.
-    """
-    errors: list[str] = []
-    removed: list[KeyPath] = []
-    rest = copy.deepcopy(data)
-    for _ in range(4):
-        try:
-            # JSON, because only there does pydantic's strict mode (no number from text, no 1 from true) accept lists
-            # for tuples.
-            config = RunConfig.model_validate_json(json.dumps(rest), strict=True)
-            return (None if errors else config), errors
-        except ValidationError as error:
-            found = _explain(error, data, places, schema)
-        known = {path[-1] for path in removed if schema.find(path)}
-        for line, path in found.items():
-            if line not in errors and path not in removed and known.isdisjoint(re.findall(r"\w+", line)):
-                errors.append(line)
-        fresh = [path for path in found.values() if path not in removed and _take_out(rest, path)]
-        if not fresh:
-            break
-        removed += fresh
-    return None, errors
-
-
-def _take_out(data: Any, path: KeyPath) -> bool:
-    for key in path[:-1]:
-        data = data.get(key) if isinstance(data, dict) else None
-    if not path or not isinstance(data, dict) or path[-1] not in data:
-        return False
-    del data[path[-1]]
-    return True
-
-
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name and type
 
 
@@ -214,52 +147,42 @@ class Document:
         self.value: Any = None
         self.places: dict[KeyPath, str] = {}  # where each key was written: `FILE:LINE`, or the command-line argument
         self.errors: list[str] = []  # empty sections
-        self._twice: list[str] = []
         self._count = 0
 
-    def parse(self, text: str, schema: Schema, path: KeyPath = ()) -> None:
+    def read(self, text: str | yaml.Node, schema: Schema, path: KeyPath = ()) -> None:
         """Read the value of a key; InputError for invalid YAML, a key given twice, a tag, or too large a document."""
+        if isinstance(text, str) and sum(map(text.count, ("[", "{", "- ", "? "))) > MAX_BRACKETS:
+            raise InputError(f"{self.source}: more than {MAX_BRACKETS:,} lists and mappings")
         try:
-            node = yaml.compose(text, Loader=_Loader) or yaml.ScalarNode(TAG + "null", "")
-            self.value = self._value(node, schema, path)
-        except RecursionError:
-            raise InputError(f"{self.source}: nested more than {MAX_DEPTH} levels deep") from None
+            node = yaml.compose(text, Loader=_Loader) if isinstance(text, str) else text
+            self.value = self._value(node or yaml.ScalarNode(TAG + "null", ""), schema, path)
         except yaml.MarkedYAMLError as error:
-            problem = f"not valid YAML: {' '.join((error.problem or 'cannot be parsed').split())}"
-            if "'\\t'" in problem:
-                problem = "not valid YAML: a tab cannot indent; use spaces"
-            if "single document" in (error.context or ""):
-                problem = "more than one document (a line `---`); a config is one"
-            raise InputError(f"{self._where(error.problem_mark)}: {problem}") from None
-        except yaml.YAMLError as error:
-            reason = f"character {error.character!r}" if isinstance(error, yaml.reader.ReaderError) else str(error)
-            raise InputError(f"{self.source}: not valid YAML: {reason}") from None
-        if self._twice:
-            raise InputError(*self._twice)
+            problem = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
+            raise InputError(f"{self._where(error.problem_mark)}: not valid YAML: {problem}") from None
+        except (yaml.YAMLError, UnicodeEncodeError) as error:
+            raise InputError(f"{self.source}: not valid YAML: {first_line(error)}") from None
 
     def _where(self, mark: yaml.Mark | None) -> str:
         return f"{self.source}:{mark.line + 1}" if self.numbered and mark is not None else self.source
 
-    def _refuse(self, node: yaml.Node, path: KeyPath, message: str) -> InputError:
+    def _refused(self, node: yaml.Node, path: KeyPath, message: str) -> InputError:
         return InputError(f"{self._where(node.start_mark)}: {'.'.join(path) + ': ' if path else ''}{message}")
-
-    def _refuse_tag(self, node: yaml.Node, path: KeyPath) -> InputError:
-        return self._refuse(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
 
     def _value(self, node: yaml.Node, schema: Schema, path: KeyPath, depth: int = 0) -> Any:
         self._count += 1
         if self._count > MAX_VALUES:
             raise InputError(f"{self.source}: more than {MAX_VALUES:,} values once its aliases are written out")
         if depth > MAX_DEPTH:
-            raise self._refuse(node, (), f"nested more than {MAX_DEPTH} levels deep")
-        if isinstance(node, yaml.ScalarNode):
-            return self._typed(self._scalar(node, path), node, schema, path)
-        if node.tag not in (TAG + "map", TAG + "seq"):
-            raise self._refuse_tag(node, path)
+            raise self._refused(node, (), f"nested more than {MAX_DEPTH} levels deep")
+        if node.tag.removeprefix(TAG) not in (*RESOLVERS, "str", "map", "seq"):
+            raise self._refused(node, path, f"the tag {node.tag!r} is not allowed; write the value without it")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, schema, path, depth)
-        element = schema.child("0") if "array" in schema.types else ANY
-        return [self._value(child, element, path, depth + 1) for child in node.value]
+        if isinstance(node, yaml.SequenceNode):
+            element = schema.child("0") if "array" in schema.types else ANY
+            return [self._value(child, element, path, depth + 1) for child in node.value]
+        assert isinstance(node, yaml.ScalarNode)
+        return self._typed(self._scalar(node, path), node, schema, path)
 
     def _mapping(self, node: yaml.MappingNode, schema: Schema, path: KeyPath, depth: int) -> dict[str, Any]:
         """Its values; those of merge keys come first, and an earlier merge source wins over a later one."""
@@ -268,46 +191,41 @@ class Document:
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             if key_node.tag == TAG + "merge":
-                for part in reversed(list(self._merge_sources(value_node))):
-                    merged |= self._mapping(part, schema, path, depth + 1)
+                parts = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for part in reversed(parts):
+                    value = self._value(part, schema, path, depth + 1)
+                    if not isinstance(value, dict):
+                        raise self._refused(part, ("<<",), "takes an alias of a mapping, or a list of such")
+                    merged |= value
                 continue
             if not isinstance(key_node, yaml.ScalarNode):
-                raise self._refuse(key_node, (), "a key must be a word or a number")
+                raise self._refused(key_node, (), "a key must be a word or a number")
             key, at = key_node.value, (*path, key_node.value)
             if not key.isprintable():
-                raise self._refuse(key_node, (), f"the key {key!r} holds a character that cannot be printed")
-            own[key] = self._value(value_node, schema.child(key), at, depth + 1)
+                raise self._refused(key_node, (), f"the key {key!r} holds a character that cannot be printed")
             if key in lines:
                 first = f", first at line {lines[key]}" if self.numbered else ""
-                self._twice.append(f"{self._where(key_node.start_mark)}: {'.'.join(at)}: given twice{first}")
+                raise self._refused(key_node, at, f"given twice{first}")
             lines[key] = key_node.start_mark.line + 1
+            own[key] = self._value(value_node, schema.child(key), at, depth + 1)
             self.places[at] = self._where(key_node.start_mark)
         return {**merged, **own}
 
-    def _merge_sources(self, node: yaml.Node) -> Iterator[yaml.MappingNode]:
-        for part in node.value if isinstance(node, yaml.SequenceNode) else [node]:
-            self._count += 1
-            if not isinstance(part, yaml.MappingNode) or self._count > MAX_VALUES:
-                raise self._refuse(node, ("<<",), "takes an alias of a mapping, or a list of such")
-            yield part
-
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
-        text, tag = node.value, node.tag.removeprefix(TAG)
-        if holds_control(text):
-            raise self._refuse(node, path, "holds a control character")
+        text, kind = node.value, node.tag.removeprefix(TAG)
+        if any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text):
+            raise self._refused(node, path, "holds a control character")
         try:
-            if tag == "null":
+            if kind == "null":
                 return None
-            if tag == "bool":
+            if kind == "bool":
                 return {"true": True, "false": False}[text.lower()]
-            if tag == "int":
+            if kind == "int":
                 return int(text.replace("_", ""))
-            if tag == "float":
+            if kind == "float":
                 return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
         except (ValueError, KeyError):
-            raise self._refuse(node, path, f"{text[:40]!r} is not a valid {tag}") from None
-        if tag not in ("str", "merge"):
-            raise self._refuse_tag(node, path)
+            raise self._refused(node, path, f"{text[:40]!r} is not a valid {kind}") from None
         return text
 
     def _typed(self, value: Any, node: yaml.ScalarNode, schema: Schema, path: KeyPath) -> Any:
@@ -317,7 +235,7 @@ class Document:
             optional = schema.nullable or schema.is_technique
             if value is None:
                 hint = f"write '{path[-1]}: {{}}' for on, '{path[-1]}: off' for off" if optional else "give it keys"
-                self.errors.append(f"{self._where(node.start_mark)}: {'.'.join(path)}: empty; {hint}")
+                self.errors += self._refused(node, path, f"empty; {hint}").lines
                 return {}
             if optional and word in ON + OFF:
                 return {} if word in ON else None
@@ -326,125 +244,130 @@ class Document:
         return node.value if schema.types == ["string"] and value is not None else value
 
 
-def holds_control(text: str) -> bool:
-    """Whether a text holds a control character or half of a surrogate pair, which no name or path may."""
-    return any((ord(c) < 32 and c not in "\n\t") or 0xD800 <= ord(c) <= 0xDFFF or c == "\x7f" for c in text)
-
-
 def read_document(path: Path, schema: Schema = ANY) -> Document:
     """Read a YAML file that holds a mapping; InputError for anything else."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            kind = "a folder, not a YAML file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"{path}: is {kind}{_suggest_file(path)}")
+            raise ValueError("not a regular file")
         if status.st_size > MAX_BYTES:
-            raise InputError(f"{path}: larger than {MAX_BYTES:,} bytes, so not a config")
+            raise ValueError(f"larger than {MAX_BYTES:,} bytes, so not a config")
         text = path.read_bytes().decode("utf-8-sig")
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(f"{path}: no such file{_suggest_file(path)}") from None
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}:{line}: not UTF-8 text") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        hint = "" if isinstance(error, ValueError) else _nearest_file(path)
+        raise InputError(f"{path}: {str(getattr(error, 'strerror', None) or error).lower()}{hint}") from None
     document = Document(str(path))
-    document.parse(text, schema)
+    document.read(text, schema)
     if not isinstance(document.value, dict):
-        kinds = {type(None): "empty", list: "holds a list"}
-        found = kinds.get(type(document.value), "holds a single value")
-        raise InputError(f"{path}: {found}; allowed: lines of `key: value`")
+        raise InputError(f"{path}: got {show(document.value)}; allowed: lines of `key: value`")
     return document
 
 
-def _explain(error: ValidationError, data: Any, places: Mapping[KeyPath, str], schema: Schema) -> dict[str, KeyPath]:
-    """Every error as one line, `WHERE: key.path: what is wrong; allowed: ...`, with its key path.
+def _validate(model: type[Table], data: Any, places: Mapping[KeyPath, str], errors: Sequence[str]) -> Table:
+    """The checked config; else InputError with `errors` and all that is wrong with the values.
 
-    Several errors about the members of one union become one line. `places`: where each key was written; (): the file.
+    pydantic checks the rules between fields only once every field is valid. To report their errors too, each value that
+    is wrong is taken out, as if it had not been written, and the rest is checked again.
     """
-    lines: dict[str, KeyPath] = {}
-    for item in error.errors(include_url=False):
-        for path, text in _explain_one(item, data, schema):
-            written = (path[:end] for end in range(len(path), -1, -1) if _written(path[:end], data) is not _ABSENT)
-            place = next(places[section] for section in written if section in places)
-            lines.setdefault(f"{place}: {'.'.join(path) + ': ' if path else ''}{text}", path)
-    return lines
+    schema, rest = schema_of(model), copy.deepcopy(data)
+    wrong: list[tuple[KeyPath, str]] = []
+    while True:
+        try:
+            # JSON, because only there does pydantic's strict mode (no number from text, no 1 from true) accept lists
+            # for tuples.
+            config = model.model_validate_json(json.dumps(rest), strict=True)
+            break
+        except ValidationError as error:
+            every = {pair: None for item in error.errors(include_url=False) for pair in _explain(item, data, schema)}
+        # What is said now of a value that was taken out says nothing about what the user wrote.
+        before = {path for path, _ in wrong}
+        names = {path[-1] for path in before if schema.find(path)}
+        fresh = [(path, line) for path, line in every if path not in before]
+        wrong += [(path, line) for path, line in fresh if names.isdisjoint((*path, *re.findall(r"\w+", line)))]
+        if not [path for path, _ in fresh if _take_out(rest, path)]:
+            break
+    lines = list(errors)
+    for path, line in wrong:
+        place = next(places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in places)
+        lines.append(f"{place}: {'.'.join(path) + ': ' if path else ''}{line}")
+    if lines:
+        raise InputError(*lines)
+    return config
+
+
+def _take_out(data: Any, path: KeyPath) -> bool:
+    inner = _at(path[:-1], data)
+    return bool(path) and isinstance(inner, dict) and inner.pop(path[-1], _ABSENT) is not _ABSENT
 
 
 _ABSENT = object()
 
 
-def _written(path: KeyPath, data: Any) -> Any:
+def _at(path: KeyPath, data: Any) -> Any:
     for key in path:
         data = data.get(key, _ABSENT) if isinstance(data, dict) else _ABSENT
     return data
 
 
-def _explain_one(item: Any, data: Any, schema: Schema) -> list[tuple[KeyPath, str]]:
-    kind, root = item["type"], schema
-    path: KeyPath = ()
+def _explain(item: Any, data: Any, root: Schema) -> list[tuple[KeyPath, str]]:
+    """What one of pydantic's errors says, as (key, `got X; allowed: ...`)."""
+    kind, schema, path = item["type"], root, KeyPath()
     for key in map(str, item["loc"]):
-        child = schema.child(key)
-        if child is ANY and key in schema.tags:
+        if key in schema.tags:  # pydantic names the section that was chosen
             schema = Schema(schema.options[schema.tags.index(key)], schema.definitions)
             continue
+        child = schema.child(key)
         if child is ANY and kind == "extra_forbidden":
             what = "unknown technique" if path == ("algorithms",) else "unknown key"
             hint = _nearest_key((*path, key), schema, root)
             return [((*path, key), f"{what}; allowed: {', '.join(schema.keys)}{hint}")]
         if child is ANY or not schema.is_section:
-            break
+            break  # which member of a union it is about
         path, schema = (*path, key), child
     if kind in ("value_error", "assertion_error"):
         return [_own(line, path, root) for line in str(item["ctx"]["error"]).splitlines() if line.strip()]
     allowed = schema.allowed()
     if kind.startswith("union_tag") and schema.tag:
         path, kind, allowed = (*path, schema.tag), "literal_error", ", ".join(schema.tags)
-    written = _written(path, data)
+    written = _at(path, data)
     if kind == "missing" and written is _ABSENT:
         return [(path, f"missing; allowed: {allowed}")]
-    hint = _nearest(str(written), allowed.split(", ")) if kind == "literal_error" else ""
+    hint = _nearest(str(written), {word: word for word in allowed.split(", ")}) if kind == "literal_error" else ""
     return [(path, f"got {show(written)}; allowed: {allowed}{hint}")]
 
 
 def _own(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
     """An error from one of our validators, which may name its key itself: `key.path: what is wrong`."""
     name, colon, rest = line.partition(": ")
-    if colon and re.fullmatch(r"[\w.]+", name):
-        for at in (tuple(name.split(".")), (*path, *name.split("."))):
-            if root.find(at) is not None:
-                return at, rest
+    for at in (tuple(name.split(".")), (*path, *name.split("."))):
+        if colon and root.find(at) is not None:
+            return at, rest
     return path, line
 
 
 def show(value: Any) -> str:
     """A value for an error message, in YAML notation: one line, at most 60 characters."""
-
-    def flow(value: Any) -> str:
-        if isinstance(value, dict):
-            return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
-        if isinstance(value, list):
-            return "[" + ", ".join(map(flow, value)) + "]"
-        return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-
-    text = "nothing" if value is None or value is _ABSENT else flow(value)
+    text = "nothing" if value is None or value is _ABSENT else json.dumps(value, ensure_ascii=False).replace('"', "'")
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(word: str, choices: Sequence[str]) -> str:
-    """`; did you mean 'x'?`, or nothing if no choice is similar."""
-    lower = {choice.lower(): choice for choice in choices}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(lower), n=2, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(lower[choice]) for choice in close)}?" if close else ""
+def _nearest(word: str, choices: Mapping[str, str], cutoff: float = 0.6) -> str:
+    """`; did you mean 'x'?` for a similar name among choices, {name: how it is written}; else nothing."""
+    lower = {name.lower(): written for name, written in choices.items()}
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), lower, n=2, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(lower[name]) for name in close)}?" if close else ""
 
 
 def _nearest_key(path: KeyPath, section: Schema, root: Schema) -> str:
-    """`; did you mean 'x'?` for an unknown key: a similar key at its level, else the same or a similar one anywhere."""
-    if hint := _nearest(path[-1], section.keys):
-        return hint
-    word, everywhere = path[-1].lower().replace("-", "_"), [other for other in root.paths() if other != path]
-    found = [".".join(other) for other in everywhere if other[-1] == word][:2]
-    if not found:
-        by_name = {other[-1]: ".".join(other) for other in reversed(everywhere)}
-        found = [by_name[name] for name in difflib.get_close_matches(word, list(by_name), n=1, cutoff=0.75)]
-    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+    """For an unknown key: a similar one at its level, else anywhere."""
+    everywhere = {other[-1]: ".".join(other) for other in reversed(list(root.paths())) if other != path}
+    return _nearest(path[-1], {key: key for key in section.keys}) or _nearest(path[-1], everywhere, cutoff=0.75)
+
+
+def _nearest_file(path: Path) -> str:
+    """For a YAML file: one in that folder, in `./yamls/` or in this project's `yamls/`."""
+    places = (YAMLS, Path("yamls"), path.parent)
+    return _nearest(path.stem, {file.stem: str(file) for place in places for file in sorted(place.glob("*.y*ml"))})

@@ -27,19 +27,15 @@ from torchvision.models.resnet import Bottleneck
 
 from algorithms.config import AlgorithmsConfig
 from algorithms.fixres import classifier
+from data.errors import InputError
 from data.loader import IGNORED_LABEL
 from recipes.config import RunConfig
-from recipes.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
 
 
 def build_network(name: str, num_classes: int) -> nn.Module:
-    """A randomly initialised classifier of torchvision.models, or of timm with the name `timm/NAME`.
-
-    Raises:
-        InputError: No classifier has that name; the message lists similar ones.
-    """
+    """A randomly initialised classifier of torchvision, or of timm with the name `timm/NAME`; else InputError."""
     prefix, short = ("timm/", name.removeprefix("timm/")) if name.startswith("timm/") else ("", name)
     if prefix:
         import timm
@@ -50,8 +46,8 @@ def build_network(name: str, num_classes: int) -> nn.Module:
 
         known, build = torchvision.models.list_models(module=torchvision.models), torchvision.models.get_model
     if short not in known:
-        near = [prefix + other for other in difflib.get_close_matches(short, known, n=3)]
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        near = " or ".join(prefix + other for other in difflib.get_close_matches(short, known, n=3))
+        hint = f"; did you mean {near}?" if near else ""
         raise InputError(f"model.name: {name!r} is not a classifier of torchvision, nor of timm with `timm/`{hint}")
     network: nn.Module = build(short, num_classes=num_classes)
     return network
@@ -64,25 +60,22 @@ def residual_blocks(network: nn.Module) -> list[nn.Module]:
 
 def last_norms(network: nn.Module) -> list[nn.Module]:
     """The last BatchNorm of each residual block: `bn3` of a bottleneck, `bn2` of a basic block."""
-    return [
-        block.get_submodule("bn2" if getattr(block, "bn3", None) is None else "bn3")
-        for block in residual_blocks(network)
-    ]
+    blocks = residual_blocks(network)
+    return [block.get_submodule("bn3" if getattr(block, "bn3", None) is not None else "bn2") for block in blocks]
 
 
 @contextmanager
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm uses the batch's statistics, and leaves its running ones unchanged."""
-    saved = [
-        (part, dict(part._buffers)) for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)
-    ]
-    for norm, buffers in saved:
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    saved = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
         # Copies receive the updates: autograd must see the same operations as in the first pass.
-        norm._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
     try:
         yield
     finally:
-        for norm, buffers in saved:
+        for norm, buffers in zip(norms, saved, strict=True):
             norm._buffers.update(buffers)
 
 
@@ -148,9 +141,8 @@ class Classifier(ComposerModel):
         self.module = network
         self.num_classes = num_classes
         self._auxiliary = _OfLastStep()
-        self._loss: Callable[[Tensor, Tensor], Tensor] = (
-            F.cross_entropy if loss == "cross_entropy" else binary_cross_entropy
-        )
+        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
+        self._loss = losses.get(loss, binary_cross_entropy)
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, num_classes) of a batch of images (N, 3, H, W) and labels."""
@@ -194,13 +186,10 @@ class Classifier(ComposerModel):
 
 
 def build_classifier(config: RunConfig, num_classes: int, device_type: str) -> Classifier:
-    """The model that the Trainer gets; `device_type` is torch's name, such as `cuda`.
+    """The model that the Trainer gets; `device_type` is torch's name, such as `cuda`; InputError: no such classifier.
 
     With binary cross-entropy the classifier's bias starts at -log(num_classes), so that each class starts at
     probability 1 / num_classes (mosaicml/benchmarks, blogs/resnet/model.py).
-
-    Raises:
-        InputError: No classifier has that name.
     """
     network = build_network(config.model.name, num_classes)
     for norm in last_norms(network):  # at zero each block starts as the identity (Goyal et al. 2017, section 5.1)
@@ -217,9 +206,6 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
 
     The techniques themselves do the surgery, on the events that the Trainer would send. Memory formats and wrappers are
     left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after `drop_warmup`.
-
-    Raises:
-        InputError: No classifier has that name.
     """
     model = Classifier(build_network(name, num_classes), num_classes, "cross_entropy")
     kept = ("blurpool", "squeeze_excite", "stochastic_depth", "composer")
@@ -239,9 +225,6 @@ def planned_network(config: RunConfig, num_classes: int) -> nn.Module:
     """The network after surgery, on torch's meta device: shapes without values.
 
     Stochastic depth and Composer's other algorithms, some of which need values, are left out.
-
-    Raises:
-        InputError: No classifier has that name.
     """
     algorithms = config.algorithms.model_copy(update={"stochastic_depth": None, "composer": {}})
     with torch.device("meta"):
@@ -278,8 +261,8 @@ class CPUSyncBatchNorm2d(nn.BatchNorm2d):
         """Normalise; in training with the statistics over all processes."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
-        channels, shape = input.shape[1], (1, -1, 1, 1)
-        count: Tensor = all_reduce(input.new_tensor(input.numel() / channels))
+        shape = (1, -1, 1, 1)
+        count: Tensor = all_reduce(input.new_tensor(input.numel() / input.shape[1]))
         mean: Tensor = all_reduce(input.sum((0, 2, 3))) / count
         centred = input - mean.view(shape)
         variance: Tensor = all_reduce(centred.square().sum((0, 2, 3))) / count
@@ -290,9 +273,7 @@ class CPUSyncBatchNorm2d(nn.BatchNorm2d):
                 self.running_mean.lerp_(mean, momentum)
                 self.running_var.lerp_(variance * count / (count - 1), momentum)
         output = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if not self.affine:
-            return output
-        return output * self.weight.view(shape) + self.bias.view(shape)
+        return output * self.weight.view(shape) + self.bias.view(shape) if self.affine else output
 
 
 def sync_batchnorm(network: nn.Module, device_type: str) -> nn.Module:

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import MAX_BYTES, BadImage, Fault
+from data.errors import InputError
 from data.imagefolder import EXTENSIONS, class_names, read_image, walk
 from data.text import escape, first_line
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.export import CLASSES, FILES, PREPROCESSING, open_onnx
 from recipes.load import load_config
 from recipes.results import to_json

@@ -6,8 +6,8 @@ import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,16 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from algorithms.fixres import classifier, freeze, hold_statistics, last_batchnorm
 from data.config import EpochPlan
-from data.errors import DataError
+from data.errors import InputError
 from data.sampler import EvalSampler, PositionSampler
 from data.source import Source
 from data.text import first_line
+from recipes.checkpoints.store import Places
 from recipes.config import RunConfig, at_size
-from recipes.errors import InputError
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network, residual_blocks
 from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
 from recipes.watch.sinks import logger_problems
-
-Made = TypeVar("Made")
 
 
 def require_ready(
@@ -34,38 +32,34 @@ def require_ready(
 ) -> tuple[Source, Source, tuple[EpochPlan, ...]]:
     """Refuse a run that cannot work on this machine with `world_size` processes over all machines.
 
-    Returns:
-        The training and evaluation images that `open_data` opened, so that a million files are listed only once, and
-        the plan of epochs.
-
-    Raises:
-        InputError: Everything that is wrong, one line each, named by its key or path.
+    Returns the training and evaluation images that `open_data` opened, so that a million files are listed only once,
+    and the plan of epochs. InputError: everything that is wrong, one line each, named by its key or path.
     """
     lines = list(device_problems(config))
-    plan = _collect(lines, lambda: epoch_plan(config, world_size))
-    lines += [*_portions(config, world_size, plan or ()), *logger_problems(config.loggers), *_folders(config)]
-    data = _collect(lines, open_data)
-    if plan and data:
+    plan, data, network = tuple[EpochPlan, ...](), None, None
+    with _added_to(lines):
+        plan = epoch_plan(config, world_size)
+    lines += [*_portions(config, world_size, plan), *logger_problems(config.loggers), *_folders(config)]
+    with _added_to(lines):
+        data = open_data()
+    if plan and data is not None:
         lines += _samples(config, world_size, plan, *data)
-    if plan:
-        classes = config.model.num_classes or (len(data[0].classes) if data else 1000)
-        network = _collect(lines, lambda: planned_network(config, classes))
-        if network is not None:
-            lines += _network_problems(config, network, world_size, plan)
-    if lines or data is None or plan is None:
+    with _added_to(lines):
+        network = planned_network(config, config.model.num_classes or (len(data[0].classes) if data else 1000))
+    if plan and network is not None:
+        lines += _network_problems(config, network, world_size, plan)
+    if lines or data is None:
         raise InputError(*lines)
     return *data, plan
 
 
-def _collect(lines: list[str], make: Callable[[], Made]) -> Made | None:
-    """What `make` returns; None after an InputError or DataError, whose lines are added to `lines`."""
+@contextmanager
+def _added_to(lines: list[str]) -> Iterator[None]:
+    """Instead of raising an InputError, add its lines to these."""
     try:
-        return make()
+        yield
     except InputError as error:
         lines += error.lines
-    except DataError as error:
-        lines += str(error).splitlines()
-    return None
 
 
 def device_problems(config: RunConfig) -> Iterator[str]:
@@ -83,33 +77,28 @@ def device_problems(config: RunConfig) -> Iterator[str]:
     if config.precision != "fp32" and device != "gpu":
         # Composer refuses half precision on a CPU and silently ignores it on MPS (core/precision.py).
         yield f"precision: {config.precision} needs a GPU, and this run is on the {device}; allowed: fp32"
-    if (
-        config.precision == "amp_bf16"
-        and device == "gpu"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    bf16 = device == "gpu" and config.precision == "amp_bf16"
+    if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield f"precision: amp_bf16 is not supported by {torch.cuda.get_device_name()}; allowed: fp32, amp_fp16"
 
 
 def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> Iterator[str]:
     """Yields an error unless the device's batch in each stage is a multiple of its microbatches."""
-    for size, images in dict.fromkeys((entry.size, entry.global_batch_size // world_size) for entry in plan):
-        portion = images if config.device_microbatch_size is None else at_size(config.device_microbatch_size, size)
-        if portion < images and images % portion:
+    for entry in {entry.size: entry for entry in plan}.values():
+        images, portion = entry.global_batch_size // world_size, pass_images(config, entry, world_size)
+        if images % portion:
             yield (
-                f"device_microbatch_size: {portion} does not divide the device's batch of {images} images of {size} "
-                f"px; allowed: a divisor of {images}"
+                f"device_microbatch_size: {portion} does not divide the device's batch of {images} images of "
+                f"{entry.size} px; allowed: a divisor of {images}"
             )
 
 
 def _folders(config: RunConfig) -> Iterator[str]:
     """Yields an error for each folder that the run could not write."""
-    names = {"runs_folder": config.runs_folder, "run_name": config.run_name}
-    for key, folder in (
-        ("runs_folder", Path(config.runs_folder) / config.run_name),
-        ("checkpoints.folder", Path(config.checkpoints.folder.format(**names))),
-    ):
-        nearest = next(parent for parent in (folder, *folder.parents, Path()) if parent.exists())
+    places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
+    folders = {"runs_folder": places.run_folder} | ({} if places.remote else {"checkpoints.folder": places.local})
+    for key, folder in folders.items():
+        nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
         try:
             with tempfile.TemporaryFile(dir=nearest):
                 pass
@@ -118,17 +107,17 @@ def _folders(config: RunConfig) -> Iterator[str]:
 
 
 def _samples(config: RunConfig, world_size: int, plan: Sequence[EpochPlan], train: Source, val: Source) -> list[str]:
-    """Yields an error if there are fewer outputs than classes, or too few images for the processes."""
+    """Errors if there are fewer outputs than classes, or too few images for the processes."""
     lines: list[str] = []
     if config.model.num_classes is not None and len(train.classes) > config.model.num_classes:
         lines.append(
             f"model.num_classes: {config.model.num_classes}, but {config.data.path} has {len(train.classes)} classes; "
             f"allowed: at least {len(train.classes)}, or null"
         )
-    _collect(lines, lambda: PositionSampler(len(train), plan, config.seed, 0, world_size))
-    size = config.eval.sizes[0]
-    batch = at_size(config.eval.device_batch_size, size)
-    _collect(lines, lambda: EvalSampler(len(val), size, batch, 0, world_size))
+    with _added_to(lines):
+        PositionSampler(len(train), plan, config.seed, 0, world_size)
+    with _added_to(lines):
+        EvalSampler(len(val), config.eval.sizes[0], 1, 0, world_size)
     return lines
 
 
@@ -167,8 +156,7 @@ def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
 # Memory: the network runs on torch's meta device, which computes shapes without values, and every tensor that autograd
 # keeps for the backward pass is counted. In mixed precision the network is cast to half for the count: for
 # convolutions, BatchNorm and ReLU, autocast keeps the same tensors in the same types, and its half-precision copies of
-# the weights are added. Networks with LayerNorm or softmax keep some tensors in FP32, and need more than is computed
-# here.
+# the weights are added. Networks with LayerNorm or softmax keep some tensors in FP32, and need more than is computed.
 
 CONTEXT_BYTES = 0.7e9  # CUDA's context and the handles of cuDNN and cuBLAS
 NCCL_BYTES = 0.4e9  # NCCL's buffers, where several processes train; an assumption, not a measurement
@@ -178,8 +166,7 @@ OVERHEAD = 1.06
 With CONTEXT_BYTES it predicts which batches fit an RTX 3090 (23.70 GiB) in timm's AMP training benchmark, which tries
 512, 384, 256, 192, ... (pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv): resnet50,
 which fits at 512, shows that it is at most 1.075; resnetaa50, which does not, that it is above 1.05. It agrees with
-NVIDIA's ResNet-50 v1.5, which trains 256 images per V100-16GB in AMP and 128 in FP32 (DeepLearningExamples,
-PyTorch/Classification/ConvNets/resnet50v1.5/training). VGG, whose first layers are its largest, needs about 5 % more.
+NVIDIA's ResNet-50 v1.5 on a V100-16GB (DeepLearningExamples). VGG, whose first layers are its largest, needs 5 % more.
 """
 
 
@@ -202,10 +189,7 @@ def device_bytes(config: RunConfig) -> float | None:
 def check_memory(
     network: nn.Module, config: RunConfig, world_size: int, plan: Sequence[EpochPlan], available: float
 ) -> list[str]:
-    """Lines `KEY: N images of S px need about X GB, the device has Y GB; at most M fit`, for the stages that do not.
-
-    `network` comes from `planned_network`; `available` are the bytes of one device.
-    """
+    """Errors for the stages that do not fit: `network` is of `planned_network`, `available` the bytes of one device."""
     keys = ("device_microbatch_size", "global_batch_size", "device_batch_size")
     key = next(key for key in keys if getattr(config, key) is not None)
     lines: list[str] = []
@@ -228,15 +212,11 @@ def pass_images(config: RunConfig, entry: EpochPlan, world_size: int) -> int:
 
 
 def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: int, fixres: bool = False) -> Memory:
-    """Memory that one device needs for a training step at an image size in pixels; `fixres`: in the FixRes stage.
-
-    The network comes from `planned_network`.
-    """
+    """Memory that one device needs for a training step; `network`: of `planned_network`; `fixres`: in its stage."""
     frozen = fixres and config.algorithms.fixres is not None and config.algorithms.fixres.train == "classifier"
     half = config.precision != "fp32"
-    kept = activation_memory(
-        network, size, half=half, frozen=frozen, checkpointing=config.model.activation_checkpointing
-    )
+    saving = config.model.activation_checkpointing
+    kept = activation_memory(network, size, half=half, frozen=frozen, checkpointing=saving)
     copies = sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam"))
     together = world_size > 1
     # Weight, gradient, momentum, copies; DDP's buckets are a second gradient, autocast's copies half a weight.
@@ -259,16 +239,19 @@ def activation_memory(network: nn.Module, size: int, *, half: bool, frozen: bool
         hold_statistics(network)
     if half:
         network = network.half()
-    two, four = (_kept_bytes(network, images, size, checkpointing) for images in (2, 4))
+    (two, _), (four, largest) = (_kept_bytes(network, images, size, checkpointing) for images in (2, 4))
     per_image = (four - two) / 2
-    return Memory(two - 2 * per_image, per_image + (_passing_bytes(network, size) if frozen else 0))
+    # A forward pass that keeps nothing holds a block's input, and a layer's input and output.
+    return Memory(two - 2 * per_image, per_image + (3 * largest / 4 if frozen else 0))
 
 
-def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool) -> int:
+def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool) -> tuple[int, int]:
+    """What a step keeps of so many images, and the largest output of a layer."""
     own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
     blocks = residual_blocks(network) if checkpointing else []
     kept: dict[nn.Module | None, dict[int, Tensor]] = {None: {}, **{block: {} for block in blocks}}
     current: list[nn.Module | None] = [None]
+    outputs: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()._cdata
@@ -283,9 +266,14 @@ def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool)
     def leave(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         current.pop()
 
-    batch = torch.empty(images, 3, size, size, device="meta", dtype=next(network.parameters()).dtype)
+    def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        if isinstance(output, Tensor):
+            outputs.append(output.untyped_storage().nbytes())
+
     handles = [block.register_forward_pre_hook(enter) for block in blocks]
     handles += [block.register_forward_hook(leave) for block in blocks]
+    handles += [layer.register_forward_hook(note) for layer in network.modules() if not list(layer.children())]
+    batch = torch.empty(images, 3, size, size, device="meta", dtype=next(network.parameters()).dtype)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         logits, auxiliary = heads(network(batch))
         for one in (logits, *auxiliary):
@@ -294,22 +282,7 @@ def _kept_bytes(network: nn.Module, images: int, size: int, checkpointing: bool)
         handle.remove()
     # A block that recomputes its activations holds them all at once, one block at a time.
     again = max((_bytes(tensors) for block, tensors in kept.items() if block is not None), default=0)
-    return _bytes(kept[None]) + again
-
-
-def _passing_bytes(network: nn.Module, size: int) -> float:
-    """Bytes per image alive in a forward pass that keeps nothing: a block's input, a layer's input and output."""
-    outputs: list[int] = []
-    handles = [
-        layer.register_forward_hook(lambda layer, inputs, output: outputs.append(output.untyped_storage().nbytes()))
-        for layer in network.modules()
-        if not list(layer.children())
-    ]
-    with torch.no_grad():
-        network(torch.empty(2, 3, size, size, device="meta", dtype=next(network.parameters()).dtype))
-    for handle in handles:
-        handle.remove()
-    return 3 * max(outputs) / 2
+    return _bytes(kept[None]) + again, max(outputs, default=0)
 
 
 def _bytes(tensors: dict[int, Tensor]) -> int:

@@ -13,36 +13,18 @@ from recipes.config import RunConfig, Schema, flat_items, schema_of
 from recipes.load import RESOLVERS, TAG
 
 NO_EFFECT_ON_WEIGHTS = frozenset(
-    {
-        "run_name",
-        "runs_folder",
-        "device",
-        "device_memory_gb",
-        "autoresume",
-        "resume",
-        "checkpoints",
-        "loggers",
-        "profile",
-        "stop_on_nan",
-        # The same images may have another path on another machine; the number of workers changes no image.
-        "data.path",
-        "data.cache_folder",
-        "data.cache_gb",
-        "data.stage_first",
-        "data.workers",
-        "data.prefetch_factor",
-        "data.max_bad_fraction",
-        "data.timeout",
-        # Evaluation changes no weights. Its crop ratio is also that of the FixRes stage, so it does count.
-        "eval.sizes",
-        "eval.interval",
-        "eval.device_batch_size",
-    }
+    {"run_name", "runs_folder", "device", "device_memory_gb", "autoresume", "resume", "checkpoints", "loggers"}
+    | {"profile", "stop_on_nan"}
+    # The same images may have another path on another machine; the number of workers changes no image.
+    | {"data.path", "data.cache_folder", "data.cache_gb", "data.stage_first", "data.workers", "data.prefetch_factor"}
+    | {"data.max_bad_fraction", "data.timeout"}
+    # Evaluation changes no weights. Its crop ratio is also that of the FixRes stage, so it does count.
+    | {"eval.sizes", "eval.interval", "eval.device_batch_size"}
 )
 """Keys and sections that may change when a run resumes: the trained weights do not depend on them."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(yaml.CSafeDumper):
     """Quotes text that our reader would not read as text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML's own name and type

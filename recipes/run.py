@@ -15,7 +15,7 @@ from composer import Event, State, Trainer
 from composer.algorithms import EMA
 from composer.utils import dist, get_device
 
-from data.errors import DataError
+from data.errors import InputError
 from data.files import replace_text
 from data.imagefolder import class_names
 from data.sampler import PositionSampler
@@ -30,8 +30,7 @@ from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
 from recipes.cli import end_workers, require_launched
 from recipes.config import RunConfig
-from recipes.divergence import StopOnNan
-from recipes.errors import DivergedError, InputError
+from recipes.divergence import DivergedError, StopOnNan
 from recipes.preflight import require_ready
 from recipes.resolved import resolved
 from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
@@ -47,13 +46,10 @@ FILE_ONLY = {"file_only": True}
 
 
 def run(config: RunConfig) -> int:
-    """Train, or resume training, as a config says.
+    """Train, or resume training, as a config says; returns the exit status.
 
-    Returns:
-        The exit status: 0 finished, 75 interrupted with the state saved, 74 finished but not uploaded, 1 anything else.
-
-    Raises:
-        InputError, DataError: The config or the data cannot be used, or another process trains the run.
+    0: finished, 75: interrupted with the state saved, 74: finished but not uploaded, 1: anything else. InputError: the
+    config or the data cannot be used, or another process trains the run.
     """
     interrupt = Interrupt()
     interrupt.install()
@@ -124,9 +120,10 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         algorithms=algorithms,
         callbacks=[*watchers.callbacks, checkpoints],
         loggers=[*watchers.loggers, *([StopOnNan()] if config.stop_on_nan else [])],
-        gate=checkpoints.gate,
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )
+    for loader in (trainer.state.train_dataloader, *(one.dataloader.dataloader for one in trainer.state.evaluators)):
+        loader.gate = checkpoints.gate  # asked whether a batch may be delivered (data/wait.py)
     if saving.metadata is not None:
         SpotNotices(saving.metadata, interrupt).start()
     status = _train(trainer, checkpoints, watchers.summary)
@@ -134,11 +131,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
 
 
 def start_processes(config: RunConfig) -> None:
-    """Join the other processes of the run, and divide the CPU cores among those on this machine.
-
-    Raises:
-        InputError: The environment names other processes but not their address.
-    """
+    """Join the other processes of the run, and divide the CPU cores among those on this machine."""
     require_launched()
     if dist.get_world_size() == 1:
         return
@@ -149,22 +142,18 @@ def start_processes(config: RunConfig) -> None:
 
 
 def open_data(config: RunConfig) -> tuple[Source, Source]:
-    """The training and the evaluation images; DataError: the dataset cannot be used."""
+    """The training and the evaluation images; InputError: the dataset cannot be used."""
     train, val = open_split_pair(config.data.path, config.data.cache_folder)
     if config.data.train_samples is not None:
         try:
             train = subset(train, config.data.train_samples, config.seed)
-        except DataError as error:
-            raise DataError(f"data.train_samples: {error}") from error
+        except InputError as error:
+            raise InputError(f"data.train_samples: {error}") from error
     return train, val
 
 
 def claim_folder(config: RunConfig, folder: Path) -> None:
-    """Create the run's folder, with config.yaml from the start.
-
-    Raises:
-        InputError: One of its files is not a regular file.
-    """
+    """Create the run's folder, with config.yaml from the start; InputError: one of its files is not a regular file."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):
         if path.is_symlink() or (path.exists() and not path.is_file()):  # a link leads elsewhere, a pipe blocks forever
@@ -190,11 +179,9 @@ def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -
     except DivergedError as error:
         log.error("%s", error)
         return 1
-    except (InputError, DataError) as error:
-        log.error("the run ends here: %s", error, extra=FILE_ONLY)
-        raise
-    except Exception:
-        log.exception("the run ends here", extra=FILE_ONLY)  # for log.txt, which remains when the terminal is gone
+    except Exception as error:  # for log.txt, which remains when the terminal is gone
+        known = isinstance(error, InputError)
+        log.error("the run ends here: %s", error, exc_info=not known, extra=FILE_ONLY)
         raise
     finally:
         _close(trainer)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 from data.config import EpochPlan
-from recipes.config import RunConfig, SchedulerConfig, at_size
-from recipes.errors import InputError
+from data.errors import InputError
+from recipes.config import CosineConfig, OneCycleConfig, RunConfig, SchedulerConfig, at_size
 
 
 def image_size(config: RunConfig, epoch: int) -> int:
@@ -29,11 +28,7 @@ def image_size(config: RunConfig, epoch: int) -> int:
 
 
 def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
-    """Images per optimizer step over all devices at an image size.
-
-    Raises:
-        InputError: `global_batch_size` is not divisible by the number of devices.
-    """
+    """Images per optimizer step over all devices at an image size; InputError: not divisible by their number."""
     if config.device_batch_size is not None:
         return at_size(config.device_batch_size, size) * world_size
     assert config.global_batch_size is not None  # a config has one of the two
@@ -47,20 +42,9 @@ def global_batch_size(config: RunConfig, size: int, world_size: int) -> int:
 
 
 def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
-    """Image size, crop and global batch size of each epoch of the run.
-
-    Raises:
-        InputError: `global_batch_size` is not divisible by the number of devices; one line for each image size.
-    """
+    """Image size, crop and global batch size of each epoch; InputError: a global batch cannot be divided."""
     sizes = [image_size(config, epoch) for epoch in range(config.epochs)]
-    images, errors = dict[int, int](), list[str]()
-    for size in dict.fromkeys(sizes):
-        try:
-            images[size] = global_batch_size(config, size, world_size)
-        except InputError as error:
-            errors += error.lines
-    if errors:
-        raise InputError(*errors)
+    images = {size: global_batch_size(config, size, world_size) for size in dict.fromkeys(sizes)}
     fixres = config.algorithms.fixres
     center = fixres.start_epoch(config.epochs) if fixres is not None else config.epochs
     return tuple(
@@ -83,52 +67,36 @@ def _linear_between(start: float, end: float, fraction: float) -> float:
     return (end - start) * fraction + start
 
 
-def one_cycle(
-    step: float,
-    total_steps: float,
-    *,
-    lr: float,
-    warmup: float,
-    div_factor: float,
-    final_div_factor: float,
-    base_momentum: float,
-    max_momentum: float,
-    anneal: str,
-) -> Rate:
+def one_cycle(step: float, total_steps: float, lr: float, config: OneCycleConfig) -> Rate:
     """One-Cycle policy: the rate rises to `lr` and falls to almost zero, the momentum does the opposite.
 
     Equal to `torch.optim.lr_scheduler.OneCycleLR` (two phases) at whole steps; the paper is Smith & Topin 2018,
     "Super-Convergence", section 4. `step` counts the steps done, in [0, total_steps - 1], and may be fractional; `lr`
-    is reached at warmup * total_steps - 1. The other arguments are the fields of OneCycleConfig.
+    is reached at warmup * total_steps - 1.
     """
-    between = _cosine_between if anneal == "cos" else _linear_between
-    first = lr / div_factor
+    between = _cosine_between if config.anneal == "cos" else _linear_between
+    first, low, high = lr / config.div_factor, config.base_momentum, config.max_momentum
     # torch counts phases by the index of their last step. A run too short for a warm-up step starts at the peak.
-    peak = warmup * total_steps - 1.0
-    last = total_steps - 1.0
+    peak, last = config.warmup * total_steps - 1.0, total_steps - 1.0
     if step < peak:
         fraction = step / peak
-        return Rate(between(first, lr, fraction), between(max_momentum, base_momentum, fraction))
+        return Rate(between(first, lr, fraction), between(high, low, fraction))
     peak = max(peak, 0.0)
     fraction = min((step - peak) / (last - peak), 1.0) if last > peak else 1.0
-    return Rate(between(lr, first / final_div_factor, fraction), between(base_momentum, max_momentum, fraction))
+    return Rate(between(lr, first / config.final_div_factor, fraction), between(low, high, fraction))
 
 
-def cosine(step: float, total_steps: float, *, lr: float, warmup: float, final_lr_ratio: float) -> Rate:
+def cosine(step: float, total_steps: float, lr: float, config: CosineConfig) -> Rate:
     """Linear warm-up from zero, then a half cosine to lr * final_lr_ratio.
 
     Composer's `CosineAnnealingWithWarmupScheduler` (optim/scheduler.py) at the same fraction of the run. `step` counts
-    the steps done, in [0, total_steps], and may be fractional; the other arguments are the fields of CosineConfig.
+    the steps done, in [0, total_steps], and may be fractional.
     """
     progress = min(step / total_steps, 1.0)
-    if progress < warmup:
-        return Rate(lr * progress / warmup, None)
-    return Rate(_cosine_between(lr, lr * final_lr_ratio, (progress - warmup) / (1.0 - warmup)), None)
-
-
-def constant(step: float, total_steps: float, *, lr: float) -> Rate:
-    """The same rate at every step."""
-    return Rate(lr, None)
+    if progress < config.warmup:
+        return Rate(lr * progress / config.warmup, None)
+    fraction = (progress - config.warmup) / (1.0 - config.warmup)
+    return Rate(_cosine_between(lr, lr * config.final_lr_ratio, fraction), None)
 
 
 def step_at(epoch: int, batch: int, batches: int, epochs: int, total_steps: int) -> float:
@@ -153,5 +121,8 @@ def peak_lr(config: RunConfig, plan: Sequence[EpochPlan]) -> float:
 
 def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, float], Rate]:
     """The schedule with the highest rate `lr`, as a function of (step, total steps)."""
-    functions: dict[str, Callable[..., Rate]] = {"one_cycle": one_cycle, "cosine": cosine, "constant": constant}
-    return partial(functions[scheduler.name], lr=lr, **scheduler.model_dump(exclude={"name"}))
+    if isinstance(scheduler, OneCycleConfig):
+        return lambda step, total_steps: one_cycle(step, total_steps, lr, scheduler)
+    if isinstance(scheduler, CosineConfig):
+        return lambda step, total_steps: cosine(step, total_steps, lr, scheduler)
+    return lambda step, total_steps: Rate(lr, None)

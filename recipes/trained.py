@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
 from data.augment import Normalise
+from data.errors import InputError
 from data.imagefolder import class_folders
 from data.text import escape, first_line
 from recipes.checkpoints.claim import on_first
@@ -29,7 +30,6 @@ from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.store import LOGS, LocalStore, Places, Store, StoreError
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems
 from recipes.results import SUMMARY

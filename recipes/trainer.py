@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,12 +15,11 @@ from composer.utils import dist, reproducibility
 from torch.nn import Parameter
 
 from data.augment import Normalise
+from data.errors import InputError
 from data.loader import Loading, eval_loader, train_loader
 from data.sampler import PositionSampler
 from data.source import Source
-from data.wait import Gate
 from recipes.config import DataConfig, OptimizerConfig, RunConfig, at_size, seconds
-from recipes.errors import InputError
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.schedule import Rate, peak_lr, rate_function, step_at
 
@@ -44,21 +42,17 @@ def build_trainer(
     algorithms: Sequence[Algorithm],
     callbacks: Sequence[Callback],
     loggers: Sequence[LoggerDestination],
-    gate: Gate | None = None,
     profiler: Profiler | None = None,
 ) -> Trainer:
     """Build a Trainer at the position from which `fit()` continues.
 
-    The recipe's own callbacks come before `callbacks`; `gate` is asked before each batch (data/wait.py).
-
-    Raises:
-        InputError: The config names something that does not exist, such as a model.
+    The recipe's own callbacks come before `callbacks`. InputError: the config names a model that does not exist, or the
+    checkpoint is from another run.
     """
     device, lr = device_name(config.device), peak_lr(config, sampler.plan)
     reproducibility.seed_all(config.seed)
-    model = build_classifier(
-        config, config.model.num_classes or len(train.classes), "cuda" if device == "gpu" else device
-    )
+    classes = config.model.num_classes or len(train.classes)
+    model = build_classifier(config, classes, "cuda" if device == "gpu" else device)
     recipe: list[Callback] = [
         WholeEpochs(sampler),
         PositionSeed(config.seed),
@@ -68,11 +62,11 @@ def build_trainer(
     if not config.optimizer.decay_norm_and_bias:
         recipe.append(ExemptNormsAndBiases())
     if config.device_microbatch_size is not None:
-        recipe.append(Microbatches(partial(at_size, config.device_microbatch_size)))
+        recipe.append(Microbatches(config.device_microbatch_size))
     trainer = Trainer(
         model=model,
-        train_dataloader=build_train_data(config, train, sampler, device, gate),
-        eval_dataloader=build_evaluators(config, val, device, gate),
+        train_dataloader=build_train_data(config, train, sampler, device),
+        eval_dataloader=build_evaluators(config, val, device),
         optimizers=build_optimizer(config.optimizer, model.parameters(), lr),
         max_duration=config.max_duration,
         algorithms=list(algorithms),
@@ -111,9 +105,7 @@ def build_algorithms(config: RunConfig, batches: Sequence[int]) -> list[Algorith
         raise InputError(*str(error).strip().splitlines()) from None
 
 
-def build_train_data(
-    config: RunConfig, source: Source, sampler: PositionSampler, device: str, gate: Gate | None = None
-) -> DataSpec:
+def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler, device: str) -> DataSpec:
     """The training loader, with the normalisation that runs on the device."""
     data = config.data
     loader = train_loader(
@@ -125,12 +117,12 @@ def build_train_data(
         image_transforms=config.algorithms.image_transforms(),
         eval_crop_ratio=config.eval.crop_ratio,
         seed=config.seed,
-        **loading(data, device, gate),
+        **loading(data, device),
     )
     return DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
 
 
-def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate | None = None) -> list[Evaluator]:
+def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Evaluator]:
     """One evaluator per size of `eval.sizes`, labelled `eval_SIZE`."""
     data = config.data
 
@@ -148,7 +140,7 @@ def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate 
             device_batch_size=images,
             rank=dist.get_global_rank(),
             world_size=dist.get_world_size(),
-            **loading(data, device, gate),
+            **loading(data, device),
         )
         spec = DataSpec(loader, microbatch_transforms=Normalise(data.mean, data.std), split_batch=split)
         evaluators.append(
@@ -157,15 +149,10 @@ def build_evaluators(config: RunConfig, source: Source, device: str, gate: Gate 
     return evaluators
 
 
-def loading(data: DataConfig, device: str, gate: Gate | None = None) -> Loading:
+def loading(data: DataConfig, device: str) -> Loading:
     """How the loaders work, for a device by Composer's name."""
-    return {
-        "workers": data.workers,
-        "prefetch_factor": data.prefetch_factor,
-        "pin_memory": device == "gpu",
-        "limit": None if data.timeout is None else seconds(data.timeout),
-        "gate": gate,
-    }
+    limit = None if data.timeout is None else seconds(data.timeout)
+    return Loading(workers=data.workers, prefetch_factor=data.prefetch_factor, pin_memory=device == "gpu", limit=limit)
 
 
 def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -188,7 +175,7 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
 
 
 def position_seed(seed: int, rank: int, batch: int) -> int:
-    """A 32-bit seed for one process and one step, from the run's seed (32 bits), the global rank and the steps done."""
+    """A 32-bit seed for one process and one step, from the run's seed, the global rank and the steps done."""
     return int(np.random.SeedSequence((seed, rank, batch)).generate_state(1)[0])
 
 
@@ -231,11 +218,11 @@ def exempt_norms_and_biases(optimizer: torch.optim.Optimizer) -> None:
 
 
 class Schedule(Callback):
-    """Sets the learning rate and the momentum of each step from the run's position alone.
+    """Sets the learning rate and the momentum of each step from the run's position alone; it has no state to save.
 
     A Composer scheduler would see the first position twice, could not set the momentum, and would convert epochs to
-    batches by the current stage's batch size (docs/decisions.md); this one has no state to save. `rate` is the
-    schedule, (step, total steps) -> Rate; `batches` are those of each epoch of the run.
+    batches by the current stage's batch size (docs/decisions.md). `rate` is the schedule, (step, total steps) -> Rate;
+    `batches` are those of each epoch of the run.
     """
 
     def __init__(self, rate: Callable[[float, float], Rate], batches: Sequence[int]) -> None:
@@ -253,14 +240,14 @@ class Schedule(Callback):
 
 
 class Microbatches(Callback):
-    """Accumulates gradients over microbatches of `images(size)` images per device, size in pixels."""
+    """Accumulates gradients over microbatches of so many images per device, one number or one per image size."""
 
-    def __init__(self, images: Callable[[int], int]) -> None:
+    def __init__(self, images: int | dict[int, int]) -> None:
         self.images = images
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """The batch's size is known, and it is not split yet."""
-        state.device_train_microbatch_size = self.images(state.batch[0].shape[-1])
+        state.device_train_microbatch_size = at_size(self.images, state.batch[0].shape[-1])
 
 
 class WholeEpochs(Callback):
@@ -302,9 +289,8 @@ class FixedBuckets(Algorithm):
 
     Without it, DDP rebuilds its buckets in another order after a process's first step
     (`Reducer::should_rebuild_buckets` in torch's reducer.cpp). With more than two processes, the first step after a
-    resume would then add the gradients in another order than the same step of an uninterrupted run, and the two runs
-    would end with different weights. It is an algorithm because Composer's Trainer has no argument for it and asks only
-    the algorithms (composer/trainer/trainer.py:1583).
+    resume would then add the gradients in another order than in an uninterrupted run. It is an algorithm because
+    Composer's Trainer has no argument for it and asks only the algorithms (composer/trainer/trainer.py:1583).
     """
 
     find_unused_parameters = True

@@ -2,8 +2,8 @@
 
 import pytest
 
+from data.errors import InputError
 from data.prepare import Settings, prepare
-from recipes.errors import InputError
 from tests.s3 import aws_environment, running
 from tests.support import upload, write_images
 from tests.test_techniques import TINY

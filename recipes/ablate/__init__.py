@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from algorithms.config import AlgorithmsConfig
+from data.errors import InputError
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.resolved import config_digest, differing_keys
 from recipes.results import Results, read_results

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from data.errors import InputError
 from data.text import escape
 from recipes.checkpoints.find import newest_good, read_checkpoint
 from recipes.checkpoints.manifest import Manifest, load_manifest, prune, survey
 from recipes.checkpoints.store import DamagedError, LocalStore, Places, Store, StoreError
 from recipes.cli import parse, run_command
 from recipes.config import CheckpointsConfig
-from recipes.errors import InputError
 from recipes.load import load_config
 
 _COMMANDS = {

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from composer.utils import dist
 
+from data.errors import InputError
 from recipes.checkpoints.store import Places, S3Store, StoreError
-from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

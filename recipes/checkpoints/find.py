@@ -22,6 +22,7 @@ from typing import Any
 
 from composer.utils import dist
 
+from data.errors import InputError
 from data.files import is_remote
 from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.format import read_state
@@ -41,7 +42,6 @@ from recipes.checkpoints.store import (
 )
 from recipes.checkpoints.upload import restore_logs
 from recipes.config import RunConfig, seconds
-from recipes.errors import InputError
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys
 
 log = logging.getLogger(__name__)

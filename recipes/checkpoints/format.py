@@ -29,9 +29,9 @@ from composer import Logger, State
 from composer.utils import reproducibility
 from torch import Tensor, nn
 
+from data.errors import InputError
 from recipes.checkpoints.manifest import Manifest, parse_int
 from recipes.checkpoints.store import DamagedError
-from recipes.errors import InputError
 
 TREE = "tree.json"  # name of the uint8 tensor that holds the tree
 _RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")

@@ -14,6 +14,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
+from data.errors import InputError
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.find import Identity, Resume
@@ -24,7 +25,6 @@ from recipes.checkpoints.store import LocalStore, Places, StoreError
 from recipes.checkpoints.upload import LogMirror, Uploader
 from recipes.config import RunConfig, seconds
 from recipes.divergence import diverged, is_finite
-from recipes.errors import InputError
 
 log = logging.getLogger(__name__)
 

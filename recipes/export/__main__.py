@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from data.errors import InputError
 from data.imagefolder import class_names
 from data.text import clean, escape
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_command, yaml_and_overrides
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.export import CARD, CLASSES, FILES, OURS, PREPROCESSING
 from recipes.load import load_config
 from recipes.results import to_json

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from composer.algorithms.blurpool.blurpool_layers import BlurConv2d, BlurMaxPool2d
 from torch import Tensor, nn
 
+from data.errors import InputError
 from data.text import first_line
-from recipes.errors import InputError
 from recipes.export import open_onnx
 from recipes.model import build_network
 from recipes.trained import Trained

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from data.errors import InputError
 from data.files import replace_text
 from recipes import output
 from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.find_lr import CHOSEN, ENDS, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
 from recipes.load import load_config
 from recipes.output import ABSENT, COLORS, DIM, Table, chart, svg

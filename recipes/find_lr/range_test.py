@@ -13,11 +13,11 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from tqdm import tqdm
 
+from data.errors import InputError
 from data.sampler import PositionSampler
 from data.source import Source
 from data.stage import stage_dataset
 from recipes.config import OneCycleConfig, RunConfig
-from recipes.errors import InputError
 from recipes.find_lr import ENDS, Curve, End, Ramp, curve_of, end_of
 from recipes.load import load_config
 from recipes.preflight import require_ready

@@ -21,10 +21,10 @@ import yaml
 from pydantic import Field
 
 from algorithms import PositiveFloat, PositiveInt
-from data.config import Crop, EpochPlan
+from data.config import EpochPlan
+from data.errors import InputError
 from data.text import first_line
 from recipes.config import Part, RunConfig
-from recipes.errors import InputError
 from recipes.results import METRICS, Metrics, read_results
 from recipes.schedule import Rate, epoch_plan, peak_lr, rate_function, step_at
 

@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data.errors import InputError
 from data.files import is_remote, replace_text
 from recipes import output
 from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.load import load_config, load_table
 from recipes.output import ABSENT, COLORS, Content, Table, chart, duration, svg
 from recipes.plan import (

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from data.errors import InputError
 from data.text import escape, first_line
-from recipes.errors import InputError
 from recipes.load import read_document
 from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Metrics, Results, read_results
 

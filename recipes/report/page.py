@@ -17,11 +17,10 @@ import yaml
 from PIL import Image
 
 from data.decode import BadImage, Picture
-from data.errors import DataError
+from data.errors import DataError, InputError
 from data.files import replace_text
 from data.source import Source, open_evaluation
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from recipes.output import ABSENT, Table, render_page
 from recipes.report import PHASES, POINTS, Run, SavedPredictions, charts, read_run, section
 from recipes.resolved import resolved_values

@@ -15,9 +15,9 @@ from composer.utils import dist
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.errors import InputError
 from data.files import replace_file
 from recipes.config import DataConfig
-from recipes.errors import InputError
 from recipes.watch.figures import EVAL_LABEL
 from recipes.watch.sinks import IMAGES_NAME, or_warn
 

@@ -22,11 +22,11 @@ from composer.utils import dist
 from packaging.specifiers import SpecifierSet
 from tqdm import tqdm
 
+from data.errors import InputError
 from data.files import replace_file, sync
 from data.text import Formatter
 from recipes.checkpoints.manifest import position_in_words
 from recipes.config import LoggersConfig
-from recipes.errors import InputError
 from recipes.results import clock_time, to_json
 from recipes.watch.figures import Clock, is_figure, numbers
 

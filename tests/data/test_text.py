@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.errors import DataError
+from data.errors import DataError, InputError
 from data.text import Formatter, clean, escape, hide, markdown, scrub, spreadsheet
-from recipes.errors import InputError
 from tests.support import ROOT
 
 AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SHARED_CREDENTIALS_FILE")

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.errors import InputError
 from recipes.ablate import Outcome, PlannedRun, choose_variants, conflicts, make_plan, techniques
 from recipes.ablate.__main__ import main
 from recipes.ablate.compare import (
@@ -20,7 +21,6 @@ from recipes.ablate.compare import (
     write,
 )
 from recipes.cli import run_command
-from recipes.errors import InputError
 from recipes.load import load_config
 from recipes.output import show
 from recipes.resolved import resolved

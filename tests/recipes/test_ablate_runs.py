@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from data.errors import InputError
 from recipes.ablate import __main__ as ablate
 from recipes.ablate import make_plan, preflight
 from recipes.ablate.__main__ import locked, main
 from recipes.cli import run_command
-from recipes.errors import InputError
 from tests.support import ROOT, end, start, wait_for
 from tests.support import summary_of as summary
 

@@ -7,22 +7,13 @@ import pytest
 import torch
 from composer.core import Precision
 
-from recipes.divergence import StopOnNan, is_finite
-from recipes.errors import DivergedError
+from recipes.divergence import DivergedError, StopOnNan, is_finite
 from tests.support import ROOT
 
 NAN, INF = float("nan"), float("inf")
-OVERRIDES = (
-    "run_name=diverges",
-    "model.name=timm/test_resnet",
-    "max_duration=2ep",
-    "device_batch_size=6",
-    "data.workers=0",
-    "loggers.tensorboard=false",
-    "scheduler={name: constant}",
-    "optimizer.lr=1e30",
-    "algorithms.progressive_resizing=off",
-)
+TINY = ("run_name=diverges", "model.name=timm/test_resnet", "max_duration=2ep", "device_batch_size=6", "data.workers=0")
+OVERRIDES = (*TINY, "loggers.tensorboard=false", "scheduler={name: constant}", "optimizer.lr=1e30")
+OVERRIDES += ("algorithms.progressive_resizing=off",)
 
 
 def state(loss=1.0, precision=Precision.FP32, spoil=None):
@@ -54,8 +45,9 @@ def test_it_ends_with_status_1_and_what_is_kept_is_from_before(train, tmp_path, 
     (line,) = [one.getMessage() for one in caplog.records if "stop_on_nan" in one.getMessage()]
     assert "learning rate 1e+30" in line
     assert "--lr" in line
-    assert line in (tmp_path / "diverges" / "log.txt").read_text()
-    assert "Traceback" not in (tmp_path / "diverges" / "log.txt").read_text()
+    log = (tmp_path / "diverges" / "log.txt").read_text()
+    assert line in log
+    assert "Traceback" not in log
     kept = sorted(path.stem for path in (tmp_path / "diverges" / "checkpoints").glob("*.json"))
     assert kept in ([], ["ep000-ba000001"])  # the first step's loss was that of the initial weights
 

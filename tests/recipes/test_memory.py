@@ -32,22 +32,17 @@ def fits(network, size, images, device_bytes, **changes):
     return not problems(network, [(size, images)], device_bytes, **changes)
 
 
-@pytest.mark.parametrize(
-    ("name", "size", "most", "too_many"),
-    [
-        ("timm/resnet50", 224, 512, None),
-        ("timm/resnet50d", 224, 384, 512),
-        ("timm/seresnet50", 224, 384, 512),
-        ("timm/resnet101", 224, 256, 384),
-        ("timm/resnet152", 224, 192, 256),
-    ],
-)
-def test_what_fits_an_rtx_3090_in_timms_benchmark(name, size, most, too_many):
-    # pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv: train_batch_size is the first of
-    # 512, 384, 256, 192, ... that did not run out of memory.
-    network = on_meta(name)
-    assert fits(network, size, most, RTX3090)
-    assert too_many is None or not fits(network, size, too_many, RTX3090)
+# pytorch-image-models, results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv: train_batch_size is the first of 512,
+# 384, 256, 192, ... that did not run out of memory.
+TIMM = {"resnet50": (512, None), "resnet50d": (384, 512), "seresnet50": (384, 512), "resnet101": (256, 384)}
+TIMM["resnet152"] = (192, 256)
+
+
+@pytest.mark.parametrize(("name", "found"), TIMM.items())
+def test_what_fits_an_rtx_3090_in_timms_benchmark(name, found):
+    network, (most, too_many) = on_meta(f"timm/{name}"), found
+    assert fits(network, 224, most, RTX3090)
+    assert too_many is None or not fits(network, 224, too_many, RTX3090)
 
 
 def test_what_nvidia_trains_on_a_v100():
@@ -71,14 +66,11 @@ def test_a_line_says_how_many_fit():
     network = on_meta("resnet50")
     stages = [(288, 512), (32, 8), (288, 512)]
     (line,) = problems(network, stages, V100, device_batch_size=None, global_batch_size=8)
-    start, needed, most = re.fullmatch(
-        r"(.*) about ([0-9.]+) GB, the device has 16.9 GB; at most (\d+) fit", line
-    ).groups()
+    pattern = r"(.*) about ([0-9.]+) GB, the device has 16.9 GB; at most (\d+) fit"
+    start, needed, most = re.fullmatch(pattern, line).groups()
     assert start == "global_batch_size: 512 images of 288 px need"
     assert float(needed) == pytest.approx(512 * 72.3e-3 * 1.06 + 2, rel=0.02)
-    most = int(most)
-    assert fits(network, 288, most, V100)
-    assert not fits(network, 288, most + 1, V100)
+    assert (fits(network, 288, int(most), V100), fits(network, 288, int(most) + 1, V100)) == (True, False)
     (line,) = problems(network, [(32, 1)], 1e8)
     assert line.endswith("at most 0 fit")
 

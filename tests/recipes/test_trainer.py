@@ -2,7 +2,6 @@
 
 import copy
 import json
-import multiprocessing
 import shutil
 import types
 from pathlib import Path
@@ -15,12 +14,7 @@ from torch import nn
 from recipes import trainer
 from recipes.config import OptimizerConfig
 from recipes.model import CPUSyncBatchNorm2d, build_network, sync_batchnorm
-from recipes.trainer import (
-    SameStatistics,
-    build_optimizer,
-    exempt_norms_and_biases,
-    split,
-)
+from recipes.trainer import SameStatistics, build_optimizer, exempt_norms_and_biases, split
 from tests.support import ROOT, free_port
 
 
@@ -43,8 +37,7 @@ def test_norms_and_biases_are_exempt_from_decay_and_from_nothing_else(name):
     same = ("lr", "momentum", "nesterov", "initial_lr") if name == "decoupled_sgdw" else ("lr", "momentum", "nesterov")
     assert all(decayed[key] == exempt[key] for key in same)
 
-
-def test_without_gradient_only_decay_moves_a_weight():
+    # Without a gradient, decay alone moves a weight.
     weight, bias = torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))
     optimizer = optimizer_of([weight, bias], "decoupled_sgdw")
     exempt_norms_and_biases(optimizer)
@@ -55,14 +48,11 @@ def test_without_gradient_only_decay_moves_a_weight():
 
 
 # Without BatchNorm, whose statistics are a portion's, and without what draws at random for each portion.
-PORTIONS = [
+TINY = ("max_duration=2ep", "data.workers=0", "loggers.tensorboard=off", "loggers.interval=1")
+PORTIONS = (
     "model.name=timm/test_nfnet",
-    "max_duration=2ep",
-    "data.workers=0",
-    "loggers.tensorboard=off",
-    "loggers.interval=1",
     *(f"algorithms.{name}=off" for name in ("mixup", "cutmix", "blurpool", "ema")),
-]
+)
 
 
 def losses(path):
@@ -81,25 +71,19 @@ def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch)
         return parts
 
     monkeypatch.setattr(trainer, "split", noted)
-    whole, _ = train(ROOT / "yamls" / "demo.yaml", *PORTIONS, "run_name=whole")
+    whole, _ = train(ROOT / "yamls" / "demo.yaml", *TINY, *PORTIONS, "run_name=whole")
     assert set(largest.values()) == {24}
     largest.clear()
     portions = "device_microbatch_size={32: 8, 36: 4}"
-    parted, _ = train(ROOT / "yamls" / "demo.yaml", *PORTIONS, "run_name=parted", portions)
+    parted, _ = train(ROOT / "yamls" / "demo.yaml", *TINY, *PORTIONS, "run_name=parted", portions)
     assert largest == {32: 8, 36: 4}
     assert (whole, parted) == (0, 0)
     assert losses(tmp_path / "parted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
 STAGES = (
-    "run_name=stages",
-    "model.name=timm/test_resnet",
-    "max_duration=6ep",
-    "data.workers=0",
-    "loggers.tensorboard=false",
-    "checkpoints.interval=1ba",
-    "checkpoints.keep=100",
-    "device_batch_size={24: 12, 32: 4, 36: 6}",
+    *(*TINY, "run_name=stages", "model.name=timm/test_resnet", "max_duration=6ep"),
+    *("checkpoints.interval=1ba", "checkpoints.keep=100", "device_batch_size={24: 12, 32: 4, 36: 6}"),
 )
 BATCHES = 24 // 12 + 4 * (24 // 4) + 24 // 6
 """One epoch at 24 px, four at 32, one at 36, of 24 images each."""
@@ -124,9 +108,9 @@ def test_stages_with_smaller_batches_see_all_images_and_resume_anywhere(train, t
         assert (status, [resumed[name] for name in compared]) == (0, [whole[name] for name in compared])
 
 
-def one_rank(rank, world_size, port, network, images, shares, results):
+def one_rank(rank, port, network, images, shares, results):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     # What multiprocessing hands over lies in shared memory: each rank updates statistics of its own.
     network = copy.deepcopy(network)
     low, high = shares[rank]
@@ -136,8 +120,11 @@ def one_rank(rank, world_size, port, network, images, shares, results):
     for name, param in network.named_parameters():
         dist.all_reduce(param.grad)
         gradients[name] = param.grad
-    if rank == 0:
-        torch.save((gradients, dict(network.named_buffers())), results)
+    norm = nn.BatchNorm2d(2)
+    norm.running_mean.fill_(rank + 1.0)
+    norm.num_batches_tracked.fill_(rank + 5)
+    SameStatistics().eval_start(types.SimpleNamespace(model=norm), None)
+    torch.save((gradients, dict(network.named_buffers()), norm.state_dict()), results / str(rank))
     dist.destroy_process_group()
 
 
@@ -150,21 +137,15 @@ def test_two_processes_compute_what_one_does(tmp_path):
     synchronised = sync_batchnorm(copy.deepcopy(plain), "cpu")
     images = torch.randn(10, 3, 8, 8, dtype=torch.float64)
     plain(images).square().sum().div(10).backward()
-    context, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [
-        context.Process(target=one_rank, args=(rank, 2, port, synchronised, images, shares, tmp_path / "result"))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    gradients, buffers = torch.load(tmp_path / "result")
-    for name, param in plain.named_parameters():
-        assert torch.allclose(gradients[name], param.grad, atol=1e-12), name
-    for name, buffer in plain.named_buffers():
-        assert torch.allclose(buffers[name], buffer, atol=1e-12), name
+    torch.multiprocessing.spawn(one_rank, (free_port(), synchronised, images, shares, tmp_path), nprocs=2)
+    for rank in range(2):
+        gradients, buffers, evaluated = torch.load(tmp_path / str(rank))
+        for name, param in plain.named_parameters():
+            assert torch.allclose(gradients[name], param.grad, atol=1e-12), name
+        for name, buffer in plain.named_buffers():
+            assert torch.allclose(buffers[name], buffer, atol=1e-12), name
+        # Every process evaluates with the first one's statistics.
+        assert (evaluated["running_mean"].tolist(), int(evaluated["num_batches_tracked"])) == ([1.0, 1.0], 5)
 
 
 def test_alone_and_in_evaluation_it_is_batchnorm():
@@ -174,25 +155,3 @@ def test_alone_and_in_evaluation_it_is_batchnorm():
     images = torch.randn(2, 3, 32, 32)
     for mode in (True, False):
         assert torch.equal(plain.train(mode)(images), synchronised.train(mode)(images))
-
-
-def evaluate_with_own_statistics(rank, port, results):
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    norm = nn.BatchNorm2d(2)
-    norm.running_mean.fill_(rank + 1.0)
-    norm.num_batches_tracked.fill_(rank + 5)
-    SameStatistics().eval_start(types.SimpleNamespace(model=norm), None)
-    results.put((norm.running_mean.tolist(), int(norm.num_batches_tracked)))
-    dist.destroy_process_group()
-
-
-def test_every_process_evaluates_with_the_first_ones_statistics():
-    context, port = multiprocessing.get_context("fork"), free_port()
-    results = context.Queue()
-    ranks = [context.Process(target=evaluate_with_own_statistics, args=(rank, port, results)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    found = [results.get(timeout=60) for _ in ranks]
-    for process in ranks:
-        process.join(60)
-    assert found == [([1.0, 1.0], 5)] * 2

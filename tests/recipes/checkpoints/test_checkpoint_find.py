@@ -6,11 +6,11 @@ import os
 
 import pytest
 
+from data.errors import InputError
 from recipes.checkpoints.find import Identity
 from recipes.checkpoints.manifest import load_manifest, survey
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.config import RunConfig
-from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import Dying, damage, identity, look, same, save, search, snapshot
 
 OLDER, NEWER = "ep000-ba000001", "ep000-ba000002"

@@ -17,9 +17,9 @@ from composer import Callback
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.errors import InputError
 from recipes.checkpoints.format import pack, restore, restore_generators, unpack
 from recipes.checkpoints.manifest import DamagedError
-from recipes.errors import InputError
 from tests.recipes.checkpoints.mutants import with_tree
 from tests.recipes.checkpoints.tiny import Tiny, content_of, plant
 from tests.support import ROOT

@@ -9,10 +9,10 @@ import textwrap
 
 import pytest
 
+from data.errors import InputError
 from recipes.checkpoints import claim as module
 from recipes.checkpoints.claim import NOTE, Owner
 from recipes.checkpoints.store import Places, S3Store
-from recipes.errors import InputError
 from tests.support import ROOT
 
 HOLD = """

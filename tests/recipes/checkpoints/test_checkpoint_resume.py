@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
+from data.errors import InputError
 from recipes.checkpoints.manifest import survey
 from recipes.checkpoints.store import RECORD, LocalStore, S3Store
-from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import Tiny, damage, identity, same, save
 
 

@@ -12,11 +12,11 @@ from datetime import timedelta
 import botocore.auth
 import pytest
 
+from data.errors import InputError
 from recipes.checkpoints import claim, store, upload
 from recipes.checkpoints.find import read_checkpoint
 from recipes.checkpoints.manifest import load_manifest, survey
 from recipes.checkpoints.store import LocalStore, S3Store
-from recipes.errors import InputError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, same
 from tests.s3 import ADMIN, READER
 from tests.support import wait_for

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.errors import InputError
+from data.errors import InputError
 from recipes.load import load_config, load_table
 from recipes.plan import PRICES, PricesConfig, Throughput, by_area, measured, published
 from tests.support import ROOT

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from algorithms.config import AlgorithmsConfig
-from recipes.errors import InputError
+from data.errors import InputError
 from recipes.export import OURS
 from recipes.export.__main__ import preprocessing
 from recipes.export.card import card

@@ -15,11 +15,11 @@ import yaml
 from composer import Trainer
 
 from algorithms.config import AlgorithmsConfig
+from data.errors import InputError
 from recipes.checkpoints.find import load_manifest
 from recipes.checkpoints.format import pack
 from recipes.checkpoints.manifest import Manifest
 from recipes.checkpoints.store import LocalStore
-from recipes.errors import InputError
 from recipes.model import Classifier, build_network, for_inference, operated_network
 from recipes.run import claim_folder
 from recipes.trained import Summary, load_trained

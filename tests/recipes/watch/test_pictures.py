@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from recipes.errors import InputError
+from data.errors import InputError
 from recipes.watch.pictures import picture_grid
 from tests.recipes.watch.test_sinks import events
 from tests.recipes.watch.tiny import CLASSES, MEAN, SAMPLES, STD

@@ -11,8 +11,8 @@ import pytest
 from composer import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data.errors import InputError
 from recipes.config import LoggersConfig
-from recipes.errors import InputError
 from recipes.watch.sinks import external_loggers, kept_lines, logger_problems
 
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} "
