@@ -86,6 +86,11 @@ class PositionSampler(_Sampler):
         """Number of batches in the whole epoch."""
         return -(-self.total_size // self.plan[min(epoch, len(self.plan) - 1)].global_batch_size)
 
+    def images(self, epoch: int, batch: int) -> int:
+        """Number of images of a batch, over all ranks."""
+        first, end = (self.total_size * at // self.batches(epoch) for at in (batch, batch + 1))
+        return end - first
+
     def __len__(self) -> int:
         """Number of batches in the whole current epoch, wherever it begins."""
         return self.batches(self.epoch)

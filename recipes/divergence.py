@@ -35,16 +35,16 @@ class StopOnNan(LoggerDestination):
             return
         lost = not math.isfinite(metrics["train/loss"])
         if lost and (self._again or not _scaled(self._state)):
-            raise diverged(self._state)
+            raise diverged(self._state, metrics["train/loss"])
         self._again = lost
 
 
-def is_finite(state: State) -> bool:
-    """Whether the last loss, the weights and the BatchNorm statistics are finite; waits for the device once.
+def is_finite(state: State, loss: float) -> bool:
+    """Whether the last `loss`, the weights and the BatchNorm statistics are finite; waits for the device once.
 
     The loss belongs to the weights before the last step, so the weights are checked too.
     """
-    if not _scaled(state) and not math.isfinite(_loss(state)):
+    if not _scaled(state) and not math.isfinite(loss):
         return False
     tensors = [
         tensor.detach()
@@ -55,10 +55,9 @@ def is_finite(state: State) -> bool:
     return bool(torch.stack([tensor.sum(dtype=torch.float32) for tensor in tensors]).isfinite().all())
 
 
-def diverged(state: State) -> DivergedError:
+def diverged(state: State, loss: float) -> DivergedError:
     """The error: what happened, where, and what to try."""
     stamp = state.timestamp
-    loss = _loss(state)
     what = "the weights are not finite" if math.isfinite(loss) else f"the loss is {loss}"
     half = ", precision=amp_bf16 instead of amp_fp16" if _scaled(state) else ""
     return DivergedError(
@@ -66,10 +65,6 @@ def diverged(state: State) -> DivergedError:
         f"{state.optimizers[0].param_groups[0]['lr']:.4g}; this state is not saved. What helps: a third of the rate "
         f"(--lr), a longer scheduler.warmup, algorithms.gradient_clipping=on{half}; stop_on_nan=false continues"
     )
-
-
-def _loss(state: State) -> float:
-    return float(state.total_loss_dict.get("loss/train/total", 0.0))
 
 
 def _scaled(state: State) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State, Trainer
+from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State
 from composer.loggers import LoggerDestination
 from composer.optim import DecoupledSGDW
 from composer.profiler import Profiler
@@ -22,6 +22,7 @@ from data.source import Source
 from recipes.config import DataConfig, OptimizerConfig, RunConfig, at_size, seconds
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.schedule import Rate, peak_lr, rate_function, step_at
+from recipes.step import SteadyTrainer
 
 
 def device_name(device: str) -> str:
@@ -43,7 +44,7 @@ def build_trainer(
     callbacks: Sequence[Callback],
     loggers: Sequence[LoggerDestination],
     profiler: Profiler | None = None,
-) -> Trainer:
+) -> SteadyTrainer:
     """Build a Trainer at the position from which `fit()` continues.
 
     The recipe's own callbacks come before `callbacks`. InputError: the config names a model that does not exist, or the
@@ -63,7 +64,8 @@ def build_trainer(
         recipe.append(ExemptNormsAndBiases())
     if config.device_microbatch_size is not None:
         recipe.append(Microbatches(config.device_microbatch_size))
-    trainer = Trainer(
+    trainer = SteadyTrainer(
+        images_of=sampler.images,
         model=model,
         train_dataloader=build_train_data(config, train, sampler, device),
         eval_dataloader=build_evaluators(config, val, device),

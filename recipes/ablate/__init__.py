@@ -201,6 +201,6 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
             require_ready(config, processes, data)
             config.algorithms.build(total_batches=config.epochs, epochs=config.epochs)
             found.append([])
-        except (InputError, DataError, ValueError) as error:  # ValueError: Composer's own checks
+        except (InputError, ValueError) as error:  # ValueError: Composer's own checks
             found.append(str(error).strip().splitlines())
     return found

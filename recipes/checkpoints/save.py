@@ -25,6 +25,7 @@ from recipes.checkpoints.store import LocalStore, Places, StoreError
 from recipes.checkpoints.upload import LogMirror, Uploader
 from recipes.config import RunConfig, seconds
 from recipes.divergence import diverged, is_finite
+from recipes.step import mean_loss
 
 log = logging.getLogger(__name__)
 
@@ -282,8 +283,9 @@ class CheckpointManager(Callback):
 
     def _snapshot(self, state: State, *, finished: bool = False) -> Snapshot:
         """The run's state, from every process; all raise DivergedError if it is not finite."""
-        if self._config.stop_on_nan and _any_process(state, [not is_finite(state)])[0]:
-            raise diverged(state)
+        loss = mean_loss(state) if state.total_loss_dict else 0.0  # no step yet
+        if self._config.stop_on_nan and _any_process(state, [not is_finite(state, loss)])[0]:
+            raise diverged(state, loss)
         content = {"state": to_save(state.state_dict()), "rng": reproducibility.get_rng_state()}
         payload = [] if self.writer is None else pack(content)
         now = state.timestamp

@@ -23,6 +23,7 @@ from recipes.load import load_config
 from recipes.preflight import require_ready
 from recipes.run import open_data, start_processes
 from recipes.schedule import epoch_plan, global_batch_size
+from recipes.step import mean_loss
 from recipes.trainer import build_algorithms, build_trainer
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
@@ -77,7 +78,7 @@ class RisingRate(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """The loss is the mean over all processes, so all of them stop together."""
-        rate, loss = self.lrs[len(self.losses)], float(state.total_loss_dict["loss/train/total"])
+        rate, loss = self.lrs[len(self.losses)], mean_loss(state)
         self.losses.append(loss)
         self.bar.set_postfix_str(f"lr {rate:.2g}, loss {loss:.3g}", refresh=False)
         self.bar.update()
@@ -113,7 +114,7 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
 def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     """Run the test with consecutive seeds, starting at the config's.
 
-    InputError, DataError: the config or the data cannot be used; nothing was trained.
+    InputError: the config or the data cannot be used; nothing was trained.
     """
     warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(trial)

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 from composer import Callback, Event, Logger, State
 
+from recipes.step import mean_loss
+
 Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
 PHASES: tuple[Phase, ...] = ("train", "loader_wait", "evaluation", "checkpointing")
 EVAL_LABEL = "eval_"  # evaluators are labelled `eval_SIZE`
@@ -91,9 +93,9 @@ def is_figure(name: str) -> bool:
 class Figures(Callback):
     """Computes and logs the figures; owns the clock that others read.
 
-    It comes before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin. It
-    never waits for the device: everything it reads is on the host already. `samples` are the training images in an
-    epoch, over all processes; `evaluations` is the last evaluation by image size:
+    It comes before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin. Only
+    where a line is logged does it wait for the device, to read the loss. `samples` are the training images in an epoch,
+    over all processes; `loss` is the last that was read; `evaluations` is the last evaluation by image size:
     `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
     """
 
@@ -101,6 +103,7 @@ class Figures(Callback):
         self.clock = Clock()
         self.samples = samples
         self.interval = interval
+        self.loss: float | None = None
         self.evaluations: dict[str, dict[str, float]] = {}
         self._fresh: dict[str, float] = {}
         self._step = dict.fromkeys(("train/lr", "train/momentum", "train/image_size"), float("nan"))
@@ -132,12 +135,13 @@ class Figures(Callback):
         if int(stamp.batch) % self.interval != 0 and int(stamp.batch) != 1 and in_epoch < self.samples:
             return
         before = 0 if state.previous_timestamp is None else int(state.previous_timestamp.sample)
+        self.loss = mean_loss(state)
         (first, then), now = self._window, self.clock.read()
         waited = now["loader_wait"] - then["loader_wait"]
         elapsed = max(now["train"] - then["train"] + waited, 1e-9)
         self._window = (int(stamp.sample), now)
         figures = {
-            "train/loss": state.total_loss_dict.get("loss/train/total", float("nan")),
+            "train/loss": self.loss,
             **self._step,
             "train/batch_size": int(stamp.sample) - before,
             "train/images_per_second": round((int(stamp.sample) - first) / elapsed, 2),

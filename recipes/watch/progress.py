@@ -115,7 +115,7 @@ class Progress(LoggerDestination):
         before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
         images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
         after = f"{images / seconds if seconds else 0:.0f} img/s ETA {clock_time(self._remaining(work))}"
-        loss = state.total_loss_dict.get("loss/train/total")
+        loss = self.figures.loss
         after += "" if loss is None else f" loss {loss:.3f}"
         top1 = self.figures.evaluations.get(self.eval_size, {}).get("top1")
         after += "" if top1 is None else f" top-1 {100 * top1:.2f}%"

@@ -69,6 +69,8 @@ def test_every_world_size_and_every_resume_sees_the_same_batches(samples, batch,
     whole = over_ranks(samples, epochs, seed, 1, epoch)
     assert sorted(chain(*whole)) == list(range(samples))
     assert list(chain(*whole)) == epoch_order(samples, seed, epoch).tolist()
+    sampler = PositionSampler(samples, epochs, seed, 0, 1)
+    assert [sampler.images(epoch, batch) for batch in range(len(whole))] == [len(batch) for batch in whole]
     # As few batches and as equal as can be.
     sizes = list(map(len, whole))
     assert len(sizes) == -(-samples // epochs[epoch].global_batch_size)
