@@ -20,8 +20,9 @@ def blur(images: Tensor, kernel: Tensor, stride: Stride) -> Tensor:
     Composer's `blur_2d` computes the padding from tensors, so that the host waits for the device in each forward pass,
     and neither torch.compile nor torch.export can follow it.
     """
-    channels = images.shape[1]
-    return F.conv2d(images, kernel.expand(channels, 1, 3, 3), stride=stride, padding=1, groups=channels)
+    if len(kernel) == 1:
+        kernel = kernel.expand(images.shape[1], 1, 3, 3)
+    return F.conv2d(images, kernel, stride=stride, padding=1, groups=len(kernel))
 
 
 class BlurredConv2d(BlurConv2d):  # type: ignore[misc]  # Composer's module is untyped

@@ -25,7 +25,7 @@ from data.sampler import PositionSampler, epoch_order
 from data.source import open_split_pair
 from recipes.load import load_config
 from recipes.schedule import epoch_plan
-from recipes.trainer import build_train_data, position_seed
+from recipes.trainer import build_train_data
 from tests.support import ROOT, one_thread, write_images
 
 SEED, EPOCHS, BATCH, CLASSES, STEPS = 5, 7, 8, 3, 21
@@ -176,20 +176,18 @@ def blurred(network):
 
 def mixed(step, images, targets):
     """MixUp (Zhang et al. 2018, section 2) or CutMix (Yun et al. 2019, section 3.1), drawn as the program draws."""
-    np.random.seed(position_seed(SEED, 0, step))
-    torch.manual_seed(position_seed(SEED, 0, step))
-    others, size = torch.randperm(len(images)), images.shape[2]
-    share = np.random.beta(*(1.0, 1.0) if is_cutmix(SEED, step, 0.5) else (0.2, 0.2))
+    draws, size = np.random.default_rng((SEED, 0, step, 0)), images.shape[2]  # of rank 0 and microbatch 0
     if not is_cutmix(SEED, step, 0.5):
-        share = min(share, 1 - share)
-        return [(1 - share) * whole + share * whole[others] for whole in (images, targets)]
-    side = int(size * np.sqrt(1 - share))
-    middles = np.random.randint(size), np.random.randint(size)
+        share = draws.beta(0.2, 0.2)
+        share, others = min(share, 1 - share), draws.permutation(len(images))
+        return [whole.lerp(whole[others], share) for whole in (images, targets)]
+    side = int(size * np.sqrt(1 - draws.beta(1.0, 1.0)))
+    middles, others = (draws.integers(size), draws.integers(size)), draws.permutation(len(images))
     rows, columns = (slice(max(0, middle - side // 2), min(size, middle + side // 2)) for middle in middles)
     images = images.clone()
     images[:, :, rows, columns] = images[others, :, rows, columns]
-    share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / size**2
-    return images, share * targets + (1 - share) * targets[others]
+    share = (rows.stop - rows.start) * (columns.stop - columns.start) / size**2
+    return images, targets.lerp(targets[others], share)
 
 
 def test_the_whole_recipe_has_the_losses_of_a_plain_loop(program, images):
@@ -215,9 +213,10 @@ def test_the_whole_recipe_has_the_losses_of_a_plain_loop(program, images):
 
     def loss_of(step, images, labels):
         images = (images.float() - mean) * (1 / std)
-        images, targets = mixed(step, images, F.one_hot(labels, CLASSES).float())
+        smooth = F.one_hot(labels, CLASSES) * (1 - 0.1) + 0.1 / CLASSES  # mixed labels smoothed would be the same
+        images, targets = mixed(step, images, smooth)
         logits = network(images.contiguous(memory_format=torch.channels_last))
-        return F.cross_entropy(logits, targets * (1 - 0.1) + 0.1 / CLASSES)
+        return F.cross_entropy(logits, targets)
 
     def average():
         averages[:] = averages or [ModelEmaV3(network, decay=0.5)]  # a half-life of 0.2 % of 21 steps is one step

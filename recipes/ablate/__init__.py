@@ -190,7 +190,6 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     """The errors of each run's start, in the run's own words; all runs use the same images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which waits for the answer, handles Ctrl-C
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
-    from data.errors import DataError
     from recipes.preflight import require_ready
     from recipes.run import open_data
 

@@ -110,7 +110,7 @@ def test_reading_says_what_it_is_and_leaves_no_descriptor_open(tmp_path):
 
 
 def test_each_is_left_out_of_an_evaluation(dataset):
-    loader = evaluation(open_split_pair(str(dataset), "")[1], workers=1, size=24, batch=7)
+    loader = evaluation(open_split_pair(str(dataset), "")[1], workers=1)
     assert sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader) == len(KINDS)
     found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
     assert found == {name: fault.reason for name, (_, fault) in KINDS.items()}

@@ -58,7 +58,7 @@ def look_at_profile(folder):
         marks = [event["name"] for event in events if event.get("cat") == "user_annotation"]
         for phase in PHASES:
             assert marks.count(phase) == 4, phase
-        assert any(name.startswith("algorithm/MixUp/") for name in marks)
+        assert any(name.startswith("algorithm/Mix/") for name in marks)
         assert any(event.get("cat") == "cpu_op" and event["name"] == "aten::convolution" for event in events)
         (forward, *_) = (event for event in events if event["name"] == "event/forward" and event["ph"] == "X")
         inside = [
@@ -73,7 +73,7 @@ def look_at_profile(folder):
         assert min(found["shares"].values()) >= 0
         largest = sorted(found["shares"], key=found["shares"].get)[-5:]
         assert {"forward pass", "backward pass"} & set(largest)
-        assert {"algorithm MixUp", "algorithm LabelSmoothing", "algorithm PortableEMA"} <= set(found["shares"])
+        assert {"algorithm Mix", "algorithm PortableEMA"} <= set(found["shares"])
         assert found["plain_step_seconds"] > 0
         shares = [share for _, share, _ in found["operators"]]
         assert shares == sorted(shares, reverse=True)
