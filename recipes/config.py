@@ -240,7 +240,7 @@ class RunConfig(Part):
     deterministic: bool = False
     """Use deterministic kernels on a GPU; on a CPU they always are."""
     compile: bool = False
-    """torch.compile the model."""
+    """torch.compile the network: one graph for each shape, made when a stage begins."""
     profile: bool = False
     """Trace a few steps at each image size into RUN/profile, with a summary of where the time of a step goes."""
     stop_on_nan: bool = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import random
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -23,6 +25,8 @@ from recipes.config import DataConfig, OptimizerConfig, RunConfig, at_size, seco
 from recipes.model import build_classifier, checkpoint_activations
 from recipes.schedule import Rate, peak_lr, rate_function, step_at
 from recipes.step import SteadyTrainer
+
+log = logging.getLogger(__name__)
 
 
 def device_name(device: str) -> str:
@@ -64,6 +68,8 @@ def build_trainer(
         recipe.append(ExemptNormsAndBiases())
     if config.device_microbatch_size is not None:
         recipe.append(Microbatches(config.device_microbatch_size))
+    if config.compile:
+        recipe.append(Compilation())
     trainer = SteadyTrainer(
         images_of=sampler.images,
         model=model,
@@ -81,7 +87,8 @@ def build_trainer(
         run_name=config.run_name,
         deterministic_mode=config.deterministic,
         ddp_sync_strategy=sync_strategy(algorithms),
-        compile_config={} if config.compile else None,
+        # Sizes are fixed in a stage: graphs for them are faster than one for any size.
+        compile_config={"dynamic": False} if config.compile else None,
         spin_dataloaders=False,
         progress_bar=False,
         auto_log_hparams=False,
@@ -250,6 +257,31 @@ class Microbatches(Callback):
     def batch_start(self, state: State, logger: Logger) -> None:
         """The batch's size is known, and it is not split yet."""
         state.device_train_microbatch_size = at_size(self.images, state.batch[0].shape[-1])
+
+
+class Compilation(Callback):
+    """Lets torch.compile make as many graphs as a run has shapes, and says when it does, and how long the step took.
+
+    A stage has one image size and batches of one size, to within one image. torch itself would stop at 8 graphs, and
+    then run the network uncompiled without a word (torch._dynamo.config.recompile_limit).
+    """
+
+    def __init__(self) -> None:
+        torch._dynamo.config.recompile_limit = 256
+        self._size, self._began = 0, 0.0
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Notice a new image size."""
+        size = int(state.batch[0].shape[-1])
+        if size != self._size:
+            self._size, self._began = size, time.perf_counter()
+            log.info("compiling the network for %d px", size)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Tell how long the first step at this size took."""
+        if self._began:
+            log.info("the first step at %d px took %.0f s", self._size, time.perf_counter() - self._began)
+            self._began = 0.0
 
 
 class WholeEpochs(Callback):

@@ -20,7 +20,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("no deadline")
 
 SLOW = """two_nodes hangs notebooks processes output handwritten_loop yamls store_faults ablate_runs kill_resume
-data_in_a_bucket two_processes"""
+data_in_a_bucket two_processes host_reads compile"""
 """The longest files, which `make test` starts first, so that none of them is left over for one worker at the end."""
 
 
