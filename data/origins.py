@@ -159,7 +159,13 @@ def _solution(path: Path) -> dict[str, str]:
     with named(str(path)):
         data = read_regular(path, _LARGEST_TABLE)
     try:
-        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        first, _, rest = text.partition("\n")
+        if first.strip('"').startswith("sep="):  # Excel's line for itself
+            text, (first, _, _) = rest, rest.partition("\n")
+        # Spreadsheets separate by semicolons where the comma is the decimal sign.
+        separator = next((sign for sign in ";\t" if sign in first), ",")
+        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
             raise DataError(f"{path}: expected the columns {' and '.join(_COLUMNS)}")
         for row in rows:

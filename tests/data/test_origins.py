@@ -129,6 +129,10 @@ TABLES = {
         ",".join(reversed(line.split(","))) for line in text.splitlines()
     ).encode(),
     "columns behind": lambda text: text.replace("\n", ",,\n").encode(),
+    "semicolons": lambda text: text.replace(",", ";").encode(),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
+    "Excel's own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
 }
 
 
@@ -150,7 +154,7 @@ DAMAGED = {
     "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
     "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
     "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
-    "UTF-16": (lambda text: text.encode("utf-16"), "cannot be read as a table"),
+    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
     "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
     "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
     "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
