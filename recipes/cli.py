@@ -188,6 +188,9 @@ def run_command(main: Callable[[], int]) -> int:
     status = 1
     try:
         status = main()
+        if (torch := sys.modules.get("torch")) is not None and torch.distributed.is_initialized():
+            # At exit, torch would find its threads still running, and sometimes abort a process that has finished.
+            torch.distributed.destroy_process_group()
     except InputError as error:
         status = 2
         _say(str(error))
