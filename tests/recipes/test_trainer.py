@@ -81,6 +81,27 @@ def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch)
     assert losses(tmp_path / "parted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
+def test_automatic_portions_are_the_same_after_a_resume_and_another_card_is_refused(train, tmp_path, capsys, caplog):
+    demo = ROOT / "yamls" / "demo.yaml"
+    keys = (*TINY, "model.name=timm/test_resnet", "precision=auto", "device_microbatch_size=auto", "run_name=auto")
+    config = load_config(demo, keys)
+    fixed, per_image = step_memory(planned_network(config, 3), config, 1, 32)
+    card = f"device_memory_gb={(fixed + 13 * per_image) / 0.9e9}"  # for 12 of the 24 images of a step
+    status, whole = train(demo, *keys, "device_batch_size=24", card)
+    text = (tmp_path / "auto" / "log.txt").read_text()
+    saved = load_config(tmp_path / "auto" / "config.yaml")
+    assert (status, saved.precision, saved.device_microbatch_size[32]) == (0, "fp32", 12)
+    assert text.count(f"precision fp32, device_microbatch_size {saved.device_microbatch_size}") == 1
+    for path in (tmp_path / "auto" / "checkpoints").glob("ep002*"):
+        path.unlink()
+    (tmp_path / "auto" / "summary.json").unlink()
+    # Another card would take other portions.
+    status, lines = train(demo, *keys, "device_batch_size=24", "device_memory_gb=100", refused=True)
+    status, resumed = train(demo, *keys, "device_batch_size=24", card)
+    assert (status, resumed["weights_sha256"]) == (0, whole["weights_sha256"])
+    assert len(resumed["resumed_from"]) == 1
+
+
 STAGES = (
     *(*TINY, "run_name=stages", "model.name=timm/test_resnet", "max_duration=6ep"),
     *("checkpoints.interval=1ba", "checkpoints.keep=100", "device_batch_size={24: 12, 32: 4, 36: 6}"),
