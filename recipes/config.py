@@ -236,7 +236,8 @@ class RunConfig(Part):
     runs_folder: str = "runs"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 17
     device: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    precision: Literal["fp32", "amp_fp16", "amp_bf16"] = "fp32"
+    precision: Literal["fp32", "amp_fp16", "amp_bf16", "auto"] = "fp32"
+    """`auto`: bfloat16 on a GPU that computes in it, FP16 on an older one, FP32 on any other device."""
     deterministic: bool = False
     """Use deterministic kernels on a GPU; on a CPU they always are."""
     compile: bool = False
@@ -257,8 +258,12 @@ class RunConfig(Part):
     """Images per device and optimizer step, one number or one per image size; unset where global_batch_size is set."""
     global_batch_size: BySize | None = None
     """Images per optimizer step over all devices; a multiple of their number."""
-    device_microbatch_size: BySize | None = None
-    """Accumulate gradients over microbatches of this many images, a divisor of the device's batch; null: do not."""
+    device_microbatch_size: BySize | Literal["auto"] | None = None
+    """Accumulate gradients over microbatches of this many images, a divisor of the device's batch; null: do not.
+
+    `auto`: the largest that the memory plan allows on the device, by the config and the device's memory alone. A run's
+    own config and its checkpoints hold what was chosen, here and for `precision`.
+    """
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -274,6 +279,11 @@ class RunConfig(Part):
         if errors := list(_conflicts(self)):
             raise ValueError("\n".join(errors))
         return self
+
+    @property
+    def automatic(self) -> list[str]:
+        """The keys whose value depends on the device; none in the config of a run that has started."""
+        return [key for key in ("precision", "device_microbatch_size") if getattr(self, key) == "auto"]
 
     @property
     def epochs(self) -> int:

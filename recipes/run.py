@@ -65,7 +65,11 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     # What is refused before anything is trained.
     start_processes(config)
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
-    train, val, plan = require_ready(config, world_size, lambda: open_data(config))
+    asked = config
+    config, train, val, plan = require_ready(config, world_size, lambda: open_data(asked))
+    if asked.automatic:
+        chosen = ", ".join(f"{key} {getattr(config, key)}" for key in asked.automatic)
+        log.info("chosen for this device: %s", chosen.replace("None", "null"))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
     algorithms = [*build_algorithms(config, batches), FixedBuckets()]

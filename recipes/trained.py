@@ -31,7 +31,7 @@ from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.store import LOGS, LocalStore, Places, Store, StoreError
 from recipes.config import RunConfig
 from recipes.model import for_inference, operated_network
-from recipes.preflight import device_problems
+from recipes.preflight import device_problems, with_precision
 from recipes.results import SUMMARY
 from recipes.trainer import device_name
 from recipes.watch.summary import weights_sha256
@@ -224,6 +224,7 @@ def with_usable_precision(config: RunConfig) -> RunConfig:
     """
     if device_name(config.device) != "gpu":
         config = config.model_copy(update={"precision": "fp32"})
+    config = with_precision(config)
     if lines := list(device_problems(config)):
         raise InputError(*lines)
     return config

@@ -66,8 +66,10 @@ def build_trainer(
     ]
     if not config.optimizer.decay_norm_and_bias:
         recipe.append(ExemptNormsAndBiases())
-    if config.device_microbatch_size is not None:
-        recipe.append(Microbatches(config.device_microbatch_size))
+    portions = config.device_microbatch_size
+    assert not isinstance(portions, str)  # require_ready replaces `auto`
+    if portions is not None:
+        recipe.append(Microbatches(portions))
     if config.compile:
         recipe.append(Compilation())
     trainer = SteadyTrainer(

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -159,16 +160,19 @@ def _raise_all(found: Iterable[tuple[str, Sequence[str]]], variants: int) -> Non
 
 def conflicts(run: PlannedRun, processes: int) -> list[str]:
     """Why a run's folder cannot be used for that run; empty if it can."""
-    summary = read_results(run.folder).summary
+    summary, here, there = read_results(run.folder).summary, run.config, None
     instead = "delete that folder, or choose another run_name"
-    if summary and summary.get("config_digest") != run.digest:
-        try:
-            there = load_config(run.folder / "config.yaml").model_dump(mode="json")
-            lines = differing_keys(run.config.model_dump(mode="json"), there, processes, processes)
-            difference = "; ".join(lines) or "another number of processes"
-        except InputError:
+    if summary:
+        with suppress(InputError):
+            there = load_config(run.folder / "config.yaml")
+            # `auto` is no difference: there stands what was chosen for the device.
+            here = here.model_copy(update={key: getattr(there, key) for key in here.automatic})
+        if summary.get("config_digest") != config_digest(here, processes):
             difference = "its config.yaml cannot be read"
-        return [f"{run.folder}: holds a run of another config ({difference}); {instead}"]
+            if there is not None:
+                values = here.model_dump(mode="json"), there.model_dump(mode="json")
+                difference = "; ".join(differing_keys(*values, processes, processes)) or "another number of processes"
+            return [f"{run.folder}: holds a run of another config ({difference}); {instead}"]
     missing = {str(size) for size in run.config.eval.sizes} - set(summary.get("eval_by_size") or {})
     if summary.get("finished") is True and missing:
         return [f"{run.folder}: finished without evaluation at {', '.join(sorted(missing))} px; {instead}"]

@@ -119,7 +119,7 @@ def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(trial)
     world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
-    train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
+    trial, train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
     data, first = trial.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=first)
     curves: list[Curve] = []

@@ -105,19 +105,26 @@ class Images(NamedTuple):
 def published(config: RunConfig, device: str, devices: int) -> Throughput | None:
     """The published figure for the run's model, precision and number of devices; None if there is none."""
     table, half = yaml.safe_load(THROUGHPUT.read_text(encoding="utf-8")), config.precision != "fp32"
-    wanted = {"model": config.model.name, "device": device, "devices": devices, "half": half}
-    entry = next((one for one in table["published"] if wanted.items() <= one.items()), None)
+    wanted = {"model": config.model.name, "device": device, "half": half}
+    entries = {one["devices"]: one for one in table["published"] if wanted.items() <= one.items()}
+    entry = entries.get(devices) or (entries.get(1) if devices == 8 else None)
     if entry is None:
         return None
     channels_last, factors, known = config.algorithms.channels_last is not None, [], table["factors"]
+    if devices != entry["devices"]:
+        factors.append({"name": "8 devices instead of 1"} | known["eight_devices"])
     if half and channels_last != entry["channels_last"]:
         factor, source = known["channels_last"].values()
         name, factor = ("channels_last", factor) if channels_last else ("no channels_last", 1 / factor)
         factors.append({"name": name, "factor": factor, "source": source})
-    if half and config.algorithms.blurpool is not None:
-        factors.append({"name": "blurpool"} | known["blurpool" if channels_last else "blurpool_without_channels_last"])
-    rate = entry["images_per_second"] * math.prod(factor["factor"] for factor in factors)
-    return Throughput({entry["size"]: rate}, f"published: {entry['source']}", factors)
+    blurpool = config.algorithms.blurpool is not None
+    if half and blurpool != entry["blurpool"]:
+        factor, source = known["blurpool" if channels_last else "blurpool_without_channels_last"].values()
+        name, factor = ("blurpool", factor) if blurpool else ("no blurpool", 1 / factor)
+        factors.append({"name": name, "factor": factor, "source": source})
+    times = math.prod(factor["factor"] for factor in factors)
+    rates = {size: rate * times for size, rate in entry["images_per_second"].items()}
+    return Throughput(rates, f"published: {entry['source']}", factors)
 
 
 def measured(run: Path) -> Throughput:
@@ -245,6 +252,11 @@ def make_plan(
     """
     work = by_area if network is None else by_flops(network)
     epochs, sizes = epoch_plan(config, devices), config.eval.sizes
+    memory = config.device_memory_gb or (machine.device_memory_gb if machine else None)
+    if network is not None and config.device_microbatch_size == "auto":
+        from recipes.preflight import with_portions
+
+        config = with_portions(config, network, devices, epochs, None if memory is None else 1e9 * memory)
     steps, rate_at = schedule_of(config, epochs, images.train)
 
     def kind(epoch: int) -> tuple[EpochPlan, int, float]:
@@ -321,6 +333,7 @@ def make_plan(
         "evaluation_hours": evaluation_hours,
         "checkpoint_hours": checkpoint_hours,
         "hours": hours,
-        "device_memory_gb": config.device_memory_gb or (machine and machine.device_memory_gb),
+        "device_memory_gb": memory,
+        "device_microbatch_size": config.device_microbatch_size,  # with --memory what `auto` is, by image size
         "costs": costs,
     }

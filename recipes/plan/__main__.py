@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,7 +184,7 @@ def _describe(
             *_describe_throughput(throughput, plan["compute_scaled_by"]),
         ],
         "Price": [*_describe_price(plan, machines)],
-        "Memory": [memory_table if memory else no_memory],
+        "Memory": [memory_table if memory else no_memory, *_describe_portions(plan, config)],
     }
 
 
@@ -237,6 +237,15 @@ def _describe_price(plan: dict[str, Any], machines: dict[str, MachineConfig]) ->
         where = f"{price.region}, {price.date}{varies}; {price.source}"
         lines.append(f"{kind}: {dollars.get(kind, '')}{price.usd_per_hour:g} $/h ({where})")
     return lines
+
+
+def _describe_portions(plan: dict[str, Any], config: RunConfig) -> Iterator[str]:
+    """What `device_microbatch_size: auto` is."""
+    portions = plan["device_microbatch_size"]
+    if config.device_microbatch_size == "auto" and portions is None:
+        yield "device_microbatch_size: auto depends on the memory; give --machine or device_memory_gb=N"
+    elif config.device_microbatch_size == "auto" != portions:
+        yield f"device_microbatch_size: auto is {portions}"
 
 
 def _group_rows(stages: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

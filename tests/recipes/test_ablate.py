@@ -190,6 +190,7 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     assert planned(*here, only=["baseline"]).runs[0].state == "finished"
     with pytest.raises(InputError, match=r"optimizer.lr: here 0.1, there 0.05"):
         planned(*here, "optimizer.lr=0.1", only=["baseline"])
+    assert planned(*here, "precision=auto", only=["baseline"]).runs[0].state == "finished"
     with pytest.raises(InputError, match=r"another number of processes"):
         planned(*here, only=["baseline"], processes=2)
     with pytest.raises(InputError, match=r"finished without evaluation at 40 px"):

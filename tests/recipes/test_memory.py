@@ -8,11 +8,11 @@ from data.config import EpochPlan
 from recipes.config import RunConfig
 from recipes.load import load_config
 from recipes.model import build_network, planned_network
-from recipes.preflight import activation_memory, check_memory
+from recipes.preflight import activation_memory, check_memory, chosen_precision, step_memory, with_portions
 from recipes.schedule import epoch_plan
 from tests.support import ROOT
 
-V100, A10G, RTX3090 = 15.78 * 2**30, 22.2 * 2**30, 23.70 * 2**30
+V100, A10G, RTX3090, A100 = 15.78 * 2**30, 22.2 * 2**30, 23.70 * 2**30, 79.1 * 2**30
 HALF = {"run_name": "a", "data": {"path": "x"}, "device_batch_size": 8, "precision": "amp_fp16"}
 CLASSIFIER = {"algorithms": {"fixres": {"train": "classifier"}}}
 
@@ -54,12 +54,57 @@ def test_what_nvidia_trains_on_a_v100():
 
 
 @pytest.mark.parametrize(
-    ("profile", "processes", "memory"), [("p3", 8, V100), ("g5", 4, A10G), ("mosaic-medium", 8, V100)]
+    ("profile", "processes", "memory"),
+    [("p3", 8, V100), ("g5", 4, A10G), ("mosaic-medium", 8, V100), ("a100", 8, A100), ("h100", 8, A100)],
 )
 def test_the_profiles_fit_their_devices_with_room_to_spare(profile, processes, memory):
     config = load_config(ROOT / "yamls" / f"{profile}.yaml")
     network = planned_network(config, 1000)
     assert check_memory(network, config, processes, epoch_plan(config, processes), 0.9 * memory) == []
+
+
+# What yamls/gpu.yaml says of these cards.
+TAKEN = {8: (256, 64, 32), 12: (384, 128, 64), 16: (384, 128, 128), 24: (768, 256, 128), 32: (768, 256, 256)}
+
+
+@pytest.mark.parametrize(("gigabytes", "images"), TAKEN.items())
+def test_auto_takes_the_largest_portions_that_fit(gigabytes, images):
+    config = load_config(ROOT / "yamls" / "gpu.yaml")
+    network, plan, memory = planned_network(config, 1000), epoch_plan(config, 1), gigabytes * 1e9
+    taken = with_portions(config, network, 1, plan, memory)
+    assert taken.device_microbatch_size == dict(zip((128, 224, 288), images, strict=True))
+    assert with_portions(config, network, 1, plan, memory) == taken
+    assert check_memory(network, taken, 1, plan, 0.9 * memory) == []
+    for entry in set(plan):
+        own = taken.device_microbatch_size[entry.size]
+        fixed, per_image = step_memory(network, config, 1, entry.size)
+        assert entry.global_batch_size % own == 0
+        larger = (
+            count for count in range(own + 1, entry.global_batch_size + 1) if entry.global_batch_size % count == 0
+        )
+        assert all(fixed + count * per_image > 0.9 * memory for count in larger)
+
+
+def test_auto_where_the_memory_is_unknown_or_too_small():
+    network, plan = on_meta("resnet50"), [EpochPlan(224, "random", 8)]
+    config = RunConfig.model_validate(HALF | {"device_microbatch_size": "auto"})
+    assert with_portions(config, network, 1, plan, None).device_microbatch_size is None
+    taken = with_portions(config, network, 1, plan, 1e8)
+    assert taken.device_microbatch_size == {224: 1}
+    (line,) = check_memory(network, taken, 1, plan, 1e8)
+    assert line.startswith("device_microbatch_size: 1 images of 224 px need about 1.")
+    # The stage that needs more decides, where two have one size.
+    both = [EpochPlan(224, crop, 256) for crop in ("center", "random")]
+    config = RunConfig.model_validate(HALF | CLASSIFIER | {"device_microbatch_size": "auto"})
+    found = [
+        with_portions(config, network, 1, plan, 1e10).device_microbatch_size for plan in (both[:1], both, both[1:])
+    ]
+    assert found == [{224: 256}, {224: 128}, {224: 128}]
+
+
+def test_auto_precision():
+    assert [chosen_precision("gpu", bf16) for bf16 in (True, False)] == ["amp_bf16", "amp_fp16"]
+    assert [chosen_precision(device, False) for device in ("cpu", "mps")] == ["fp32", "fp32"]
 
 
 def test_a_line_says_how_many_fit():

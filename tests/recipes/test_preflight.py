@@ -1,4 +1,5 @@
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def lines(tmp_path, images):
     def lines(*overrides, world_size=1):
         config = load_config(MEDIUM, [f"data.path={images}", f"runs_folder={tmp_path}", *TINY, *overrides])
         try:
-            train, val, _ = require_ready(config, world_size, lambda: open_data(config))
+            _, train, val, _ = require_ready(config, world_size, lambda: open_data(config))
         except InputError as error:
             return list(error.lines)
         assert len(train) > len(val) > 0
@@ -103,6 +104,25 @@ def test_memory_is_checked_at_every_stage(lines):
     assert lines(*portions, "device_microbatch_size=64") == []
     assert lines(*portions, "algorithms.fixres.train=classifier") == []
     assert lines(*portions, "model.activation_checkpointing=true") == []
+
+
+def test_what_is_automatic_gets_a_value_for_this_device(images, tmp_path):
+    keys = [f"data.path={images}", f"runs_folder={tmp_path}", *TINY, "precision=auto", "device_microbatch_size=auto"]
+
+    def chosen(*overrides):
+        config = load_config(MEDIUM, [*keys, *overrides])
+        ready = require_ready(config, 1, lambda: open_data(config)).config
+        assert ready.automatic == []
+        return ready.precision, ready.device_microbatch_size
+
+    assert chosen() == ("fp32", None)
+    assert chosen(*LARGE, "device_memory_gb=50") == ("fp32", {128: 512, 224: 256, 288: 128})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("recipes.preflight.heads", Mock(side_effect=NotImplementedError))
+        with pytest.raises(
+            InputError, match="device_microbatch_size: auto: the memory of resnet18 is not known; set a n"
+        ):
+            chosen()
 
 
 def test_folders_must_be_writable(lines, tmp_path, monkeypatch):

@@ -11,9 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data.errors import InputError
 from recipes import trainer
 from recipes.config import OptimizerConfig
-from recipes.model import CPUSyncBatchNorm2d, build_network, sync_batchnorm
+from recipes.load import load_config
+from recipes.model import CPUSyncBatchNorm2d, build_network, planned_network, sync_batchnorm
+from recipes.preflight import step_memory
 from recipes.trainer import SameStatistics, build_optimizer, exempt_norms_and_biases, split
 from tests.support import ROOT, free_port
 
@@ -79,6 +82,33 @@ def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch)
     assert largest == {32: 8, 36: 4}
     assert (whole, parted) == (0, 0)
     assert losses(tmp_path / "parted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+
+
+def test_automatic_portions_are_the_same_after_a_resume_and_another_card_is_refused(train, tmp_path):
+    demo = ROOT / "yamls" / "demo.yaml"
+    keys = (
+        *TINY,
+        "model.name=timm/test_resnet",
+        "precision=auto",
+        "device_microbatch_size=auto",
+        "run_name=auto",
+        "device_batch_size=24",
+    )
+    config = load_config(demo, [*keys, "precision=fp32"])
+    fixed, per_image = step_memory(planned_network(config, 3), config, 1, 32)
+    card = f"device_memory_gb={(fixed + 13 * per_image) / 0.9e9}"  # for 12 of the 24 images of a step
+    status, whole = train(demo, *keys, card)
+    text = (tmp_path / "auto" / "log.txt").read_text()
+    saved = load_config(tmp_path / "auto" / "config.yaml")
+    assert (status, saved.precision, saved.device_microbatch_size[32]) == (0, "fp32", 12)
+    assert text.count(f"precision fp32, device_microbatch_size {saved.device_microbatch_size}") == 1
+    for path in (tmp_path / "auto" / "checkpoints").glob("ep002*"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"device_microbatch_size.32: now 24, in the checkpoint 12"):
+        train(demo, *keys, "device_memory_gb=100")
+    status, resumed = train(demo, *keys, card)
+    assert (status, resumed["weights_sha256"]) == (0, whole["weights_sha256"])
+    assert len(resumed["resumed_from"]) == 1
 
 
 STAGES = (

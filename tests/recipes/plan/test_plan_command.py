@@ -34,6 +34,8 @@ def test_every_yaml_has_a_plan(path, capsys):
     [
         ("demo", ["no throughput"]),
         ("g5", ["no throughput", "on demand: 5.672 $/h"]),
+        ("a100", ["DGX A100 80 GB", "27.4471 $/h"]),
+        ("h100", ["for 8 devices instead of 1: NVIDIA", "55.04 $/h"]),
         # Its schedule leaves the optimizer's own momentum.
         ("mosaic-medium", ["2.05, in epoch 9, at momentum 0.875", "0 to 1.48 0.875", "p3.16xlarge, g5.12xlarge"]),
     ],
@@ -70,6 +72,20 @@ def test_the_recipe_on_p3(capsys):
     assert "P3" in found["machine_note"]
     # Within a stage, whose first and last rates do not show it.
     assert (found["peak_lr"], found["peak_epoch"], found["peak_momentum"]) == (2.0, 27, pytest.approx(0.85))
+
+
+def test_what_auto_is_on_a_machine(capsys, tmp_path):
+    gpu = [str(ROOT / "yamls" / "gpu.yaml"), "data.path=/nowhere"]
+    found = plan(capsys, *gpu, "--memory", "--machine", "runpod-h100")
+    assert found["device_microbatch_size"] == {"128": 768, "224": 256, "288": 256}
+    assert found["costs"][0]["dollars"] == pytest.approx(found["hours"] * 3.99)
+    assert plan(capsys, *gpu)["device_microbatch_size"] == "auto"
+    for key, line in (
+        ("device_memory_gb=8", "auto is {128: 256, 224: 64, 288: 32}"),
+        ("seed=1", "depends on the memory"),
+    ):
+        assert run_command(lambda key=key: main([*gpu, key, "--memory", f"--out={tmp_path}"])) == 0
+        assert line in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_price_list_of_the_users_own_and_a_folder_that_cannot_be_written(capsys, tmp_path):

@@ -28,6 +28,19 @@ def test_published_throughput_with_the_techniques_factors():
     assert published(p3("model.name=resnet101"), "V100-16GB", 8) is None
 
 
+def test_a_measurement_of_the_whole_recipe_includes_its_techniques():
+    one = published(p3(), "H100", 1)
+    assert (one.images_per_second_by_size, one.factors) == ({128: 7384, 224: 3187, 288: 1820}, [])
+    eight = published(p3(), "H100", 8)
+    assert eight.images_per_second_by_size[224] == pytest.approx(3187 * 16621 / 2470, rel=1e-4)
+    assert [factor["name"] for factor in eight.factors] == ["8 devices instead of 1"]
+    assert published(p3("algorithms.blurpool=off"), "H100", 1).images_per_second_by_size[224] == pytest.approx(
+        3187 / 0.749
+    )
+    assert published(p3("precision=auto"), "H100", 1) == one
+    assert published(p3(), "H100", 4) is None
+
+
 @given(st.integers(32, 512), st.integers(32, 512), st.floats(1, 1e5), st.floats(0.3, 3))
 def test_more_pixels_never_go_faster(one, other, rate, cost):
     small, large = sorted((one, other))
