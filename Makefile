@@ -1,5 +1,5 @@
 # `make demo` and `make test` work from a fresh clone with only Python 3.10 to 3.13 and make.
-# PYTHON=python3.11 chooses another interpreter; TORCH=new the newest torch that the tests pass on, for Turing to
+# PYTHON=python3.11 chooses another interpreter; TORCH=new the newest torch that was tested, for Turing to
 # Blackwell (T4 to B200), instead of the default's, for Maxwell to Hopper (V100 to H100). `make install` without TORCH
 # installs the default; the other targets keep what is installed.
 PYTHON ?= python3
