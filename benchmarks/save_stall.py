@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import torch
-from composer import State, Trainer
+from composer import State
 from composer.algorithms import EMA
 from composer.models import ComposerClassifier
 from composer.utils import reproducibility
@@ -25,13 +25,15 @@ from recipes.checkpoints.interrupt import Interrupt
 from recipes.checkpoints.save import CheckpointManager
 from recipes.checkpoints.store import Places
 from recipes.config import RunConfig
+from recipes.step import SteadyTrainer
 
 
 def trained_state() -> State:
     """ResNet-50 with EMA after two steps on noise."""
     images = torch.utils.data.TensorDataset(torch.randn(4, 3, 64, 64), torch.zeros(4, dtype=torch.long))
     model = ComposerClassifier(resnet50(), num_classes=1000)
-    trainer = Trainer(
+    trainer = SteadyTrainer(
+        images_of=lambda *_: 2,
         model=model,
         train_dataloader=torch.utils.data.DataLoader(images, batch_size=2),
         max_duration="1ep",

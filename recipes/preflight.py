@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -100,12 +102,61 @@ def device_problems(config: RunConfig) -> Iterator[str]:
     devices = {"cpu": processes, "gpu": torch.cuda.device_count(), "mps": 1}[device]
     if processes > devices:
         yield f"device: {processes} processes on a machine with {devices} {device.upper()}; allowed: -n {devices}"
+    elif device == "gpu" and (line := _card_problem()):
+        yield line
+        return
     if config.precision not in ("fp32", "auto") and device != "gpu":
         # Composer refuses half precision on a CPU and silently ignores it on MPS (core/precision.py).
         yield f"precision: {config.precision} needs a GPU, and this run is on the {device}; allowed: fp32"
     bf16 = device == "gpu" and config.precision == "amp_bf16"
     if bf16 and not torch.cuda.is_bf16_supported(including_emulation=False):
         yield f"precision: amp_bf16 is not supported by {torch.cuda.get_device_name()}; allowed: fp32, amp_fp16"
+
+
+DEFAULT_KERNELS = "sm_50 sm_60 sm_70 sm_75 sm_80 sm_86 sm_90"
+"""What `torch.cuda.get_arch_list()` says of the torch in requirements.lock, 2.7.0, on x86-64."""
+NEW_KERNELS = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120"
+"""The same of the torch in requirements-new.lock, 2.15.0."""
+
+
+def kernel_problem(card: str, capability: tuple[int, int], architectures: Sequence[str]) -> str | None:
+    """An error if a torch with kernels for `architectures` cannot compute on this card, else None.
+
+    `capability` and `architectures` are those of `torch.cuda.get_device_capability` and `get_arch_list`. Without any
+    NVIDIA architecture, as in a build for AMD, nothing can be said.
+    """
+    if not any(name.startswith("sm_") for name in architectures) or _has_kernels(capability, architectures):
+        return None
+    if _has_kernels(capability, DEFAULT_KERNELS.split()):
+        advice = "install the other: make install"
+    elif _has_kernels(capability, NEW_KERNELS.split()):
+        advice = "install the other: make install TORCH=new"
+    else:
+        advice = "nor has the other of `make install`; allowed: device=cpu"
+    version = f"sm_{capability[0]}{capability[1]}"
+    return f"device: the installed torch {torch.__version__} has no kernels for {card} ({version}); {advice}"
+
+
+def _has_kernels(capability: tuple[int, int], architectures: Sequence[str]) -> bool:
+    """CUDA's rule: a binary runs on cards of its major version from its minor on, PTX on every later card.
+
+    sm_90a is for that one card only (CUDA C++ Programming Guide, "Binary Compatibility", "Feature-Set").
+    """
+    for kind, major, minor, only in re.findall(r"\b(sm|compute)_(\d+)(\d)(a?)", " ".join(architectures)):
+        built = int(major), int(minor)
+        later = capability >= built and (kind == "compute" or capability[0] == built[0])
+        if capability == built or (later and not only):
+            return True
+    return False
+
+
+def _card_problem() -> str | None:
+    """An error if the installed torch has no kernels for this process's GPU."""
+    index = int(os.environ.get("LOCAL_RANK", "0"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says it too, in ten lines
+        capability = torch.cuda.get_device_capability(index)
+    return kernel_problem(torch.cuda.get_device_name(index), capability, torch.cuda.get_arch_list())
 
 
 def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> Iterator[str]:

@@ -44,7 +44,8 @@ def _process_as_before_the_module():
 
         # Composer keeps each Trainer's state, network included, until the process ends, and torch each saved network.
         atexit.unregister(Engine._close)
-        _get_fqns.cache_clear()
+        if hasattr(_get_fqns, "cache_clear"):  # torch 2.7; 2.15 keeps none
+            _get_fqns.cache_clear()
     # Trainers and clients are in reference cycles. Python looks for these the more rarely, the more objects there are,
     # however large their tensors: so what stays for good is not counted.
     gc.collect()

@@ -6,7 +6,7 @@ import torch
 
 from data.errors import InputError
 from recipes.load import load_config
-from recipes.preflight import require_ready
+from recipes.preflight import DEFAULT_KERNELS, NEW_KERNELS, kernel_problem, require_ready
 from recipes.run import open_data
 from tests.support import ROOT, write_images
 
@@ -160,3 +160,60 @@ def test_a_network_with_several_outputs_in_training(lines, monkeypatch):
     monkeypatch.setattr("recipes.preflight.AUXILIARY_WEIGHTS", {})
     (line,) = lines(*plain, "model.name=googlenet")
     assert line == "model.name: googlenet has several outputs in training, which is not supported"
+
+
+@pytest.mark.parametrize(
+    ("card", "capability", "default", "new"),
+    [
+        ("GTX 980", (5, 2), True, False),
+        ("V100", (7, 0), True, False),
+        ("T4", (7, 5), True, True),
+        ("A10G", (8, 6), True, True),
+        ("L40S", (8, 9), True, True),
+        ("H100", (9, 0), True, True),
+        ("B200", (10, 0), False, True),
+        ("B300", (10, 3), False, True),
+        ("RTX 5090", (12, 0), False, True),
+        ("K80", (3, 7), False, False),
+        ("a later one", (13, 0), False, False),
+    ],
+)
+def test_a_card_without_kernels_is_told_what_to_install(card, capability, default, new):
+    for architectures, runs, other, command in (
+        (DEFAULT_KERNELS, default, new, "install the other: make install TORCH=new"),
+        (NEW_KERNELS, new, default, "install the other: make install"),
+    ):
+        line = kernel_problem(card, capability, architectures.split())
+        if runs:
+            assert line is None
+            continue
+        version = f"sm_{capability[0]}{capability[1]}"
+        start = f"device: the installed torch {torch.__version__} has no kernels for {card} ({version}); "
+        assert line == start + (command if other else "nor has the other of `make install`; allowed: device=cpu")
+
+
+def test_which_kernels_run_on_a_card():
+    assert kernel_problem("later", (13, 0), ["sm_90", "compute_90"]) is None, "PTX is compiled for any later card"
+    assert kernel_problem("earlier", (8, 0), ["sm_90", "compute_90"]) is not None
+    assert kernel_problem("A100", (8, 0), ["sm_86"]) is not None, "a later minor version"
+    assert kernel_problem("H100", (9, 0), ["sm_90a"]) is None
+    assert kernel_problem("B300", (10, 3), ["sm_100a", "compute_100a"]) is not None, "for sm_100 alone"
+    assert kernel_problem("MI300X", (9, 4), ["gfx942"]) is None
+    assert kernel_problem("none", (9, 0), []) is None
+
+
+def test_the_kernels_are_those_of_the_locks():
+    flags = getattr(torch._C, "_cuda_getArchFlags", lambda: None)()
+    if flags is None or os.uname().machine != "x86_64":
+        pytest.skip("a torch without CUDA, or for another processor")
+    assert flags in (DEFAULT_KERNELS, NEW_KERNELS)
+
+
+def test_a_run_ends_on_a_card_without_kernels(lines, monkeypatch):
+    answers = {"is_available": True, "device_count": 1, "get_device_capability": (13, 0), "get_device_name": "Rubin"}
+    for name, answer in (answers | {"get_arch_list": ["sm_90"], "is_bf16_supported": True}).items():
+        monkeypatch.setattr(torch.cuda, name, lambda *args, answer=answer, **kwargs: answer)
+    found = lines("device=gpu", "device_memory_gb=80")
+    assert [line.partition(";")[0] for line in found] == [
+        f"device: the installed torch {torch.__version__} has no kernels for Rubin (sm_130)"
+    ]

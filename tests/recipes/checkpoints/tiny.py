@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from composer import Callback, Trainer
+from composer import Callback
 from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
@@ -19,6 +19,7 @@ from recipes.checkpoints.manifest import FileEntry, load_manifest, publish
 from recipes.checkpoints.save import CheckpointManager, Snapshot, upload_finished
 from recipes.checkpoints.store import LocalStore, Places
 from recipes.config import RunConfig
+from recipes.step import SteadyTrainer
 
 BATCHES = 5
 """Batches in an epoch of the tiny run."""
@@ -92,7 +93,8 @@ class Tiny:
             interrupt=self.interrupt,
             top1=lambda state: state.eval_metrics["eval"]["MulticlassAccuracy"].compute().item(),
         )
-        trainer = Trainer(
+        trainer = SteadyTrainer(
+            images_of=lambda epoch, batch: 8,
             model=model,
             train_dataloader=loader(),
             eval_dataloader=loader(),

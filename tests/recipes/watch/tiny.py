@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, DataSpec, Evaluator, Event, Trainer
+from composer import Callback, DataSpec, Evaluator, Event
 from composer.models import ComposerModel
+from composer.utils import dist
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 from torchmetrics import MeanMetric
@@ -19,6 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from data.source import BadSample
 from recipes.config import RunConfig
+from recipes.step import SteadyTrainer
 from recipes.watch import Watchers, build_watchers
 from recipes.watch.sinks import TextLog
 
@@ -139,7 +141,7 @@ class Run:
 
     folder: Path
     watchers: Watchers
-    trainer: Trainer
+    trainer: SteadyTrainer
     stream: io.StringIO
     train: Images
     val: Images
@@ -201,7 +203,8 @@ def train_tiny(
         for size in (8, 16)
     ]
     model = Tiny()
-    trainer = Trainer(
+    trainer = SteadyTrainer(
+        images_of=lambda _, batch: min(BATCH, SAMPLES - batch * BATCH) * dist.get_world_size(),
         model=model,
         train_dataloader=DataSpec(DataLoader(train, batch_sampler=sampler)),
         eval_dataloader=evaluators,
