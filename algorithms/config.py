@@ -1,22 +1,18 @@
 """All fields of the techniques: types, defaults, meanings; and the index, one typed field each, in running order.
 
-Reading a config must stay fast, so torch and Composer are imported only by the techniques' modules (`NAME.py`), and
-these only by `build` and `image_transforms`.
+Reading a config must stay fast: torch and Composer are imported only by the techniques' modules (`NAME.py`), from which
+`build.py` makes Composer's algorithms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 from algorithms import Fraction, PositiveFloat, PositiveFraction, PositiveInt, Technique
-from algorithms.composer_library import NOT_RESUMABLE, ComposerLibrary, build_library
-
-if TYPE_CHECKING:
-    from composer.core import Algorithm
-    from PIL.Image import Image
+from algorithms.composer_library import NOT_RESUMABLE, ComposerLibrary
 
 TOLERANCE = 1e-9  # shares of a run that differ by less than this count as equal; one batch is a larger share of any run
 
@@ -300,61 +296,6 @@ class AlgorithmsConfig(BaseModel):
     ema: EMAConfig | None = None
     swa: SWAConfig | None = None
     sam: SAMConfig | None = None
-
-    def build(self, total_batches: int, epochs: int) -> list[Algorithm]:
-        """Composer's algorithms of the techniques that are on, in the order in which they run.
-
-        Raises:
-            ValueError: Composer refuses a value, or `swa` does not fit into the run.
-        """
-        from algorithms import (
-            blurpool,
-            channels_last,
-            colout,
-            ema,
-            fixres,
-            gradient_clipping,
-            label_smoothing,
-            mix,
-            progressive_resizing,
-            sam,
-            squeeze_excite,
-            stochastic_depth,
-            swa,
-        )
-
-        mixes = self.mixup or self.cutmix
-        smoothing = self.label_smoothing.smoothing if self.label_smoothing else 0.0
-        built = [
-            blurpool.build(self.blurpool) if self.blurpool else None,
-            squeeze_excite.build(self.squeeze_excite) if self.squeeze_excite else None,
-            stochastic_depth.build(self.stochastic_depth) if self.stochastic_depth else None,
-            *build_library(self.composer),
-            channels_last.build(self.channels_last) if self.channels_last else None,
-            colout.build(self.colout) if self.colout else None,
-            progressive_resizing.build(self.progressive_resizing) if self.progressive_resizing else None,
-            fixres.build(self.fixres, epochs) if self.fixres else None,
-            mix.build(self.mixup, self.cutmix, smoothing),
-            label_smoothing.build(self.label_smoothing) if self.label_smoothing and not mixes else None,
-            gradient_clipping.build(self.gradient_clipping) if self.gradient_clipping else None,
-            ema.build(self.ema, total_batches) if self.ema else None,
-            swa.build(self.swa, epochs) if self.swa else None,
-            sam.build(self.sam) if self.sam else None,
-        ]
-        return [algorithm for algorithm in built if algorithm is not None]
-
-    def image_transforms(self) -> list[Callable[[Image], Image]]:
-        """The loader's transforms of each cropped training image, in this order; they draw from the global RNGs."""
-        if not (self.randaugment or self.augmix or self.colout):
-            return []
-        from algorithms import augmix, colout, randaugment
-
-        transforms = [
-            randaugment.image_transform(self.randaugment) if self.randaugment else None,
-            augmix.image_transform(self.augmix) if self.augmix else None,
-            colout.image_transform(self.colout) if self.colout else None,
-        ]
-        return [transform for transform in transforms if transform is not None]
 
     @property
     def not_resumable(self) -> dict[str, str]:

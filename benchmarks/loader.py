@@ -35,8 +35,9 @@ from data.config import AugmentConfig, EpochPlan
 from data.decode import Picture
 from data.errors import DataError
 from data.loader import sample_rng, train_loader
+from data.open import open_split_pair
 from data.sampler import PositionSampler
-from data.source import Source, open_split_pair
+from data.source import Source
 from data.text import escape, guard
 
 PLAIN = AugmentConfig()

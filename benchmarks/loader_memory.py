@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks.loader import plain_loader
 from benchmarks.measure import options
-from data.source import open_split_pair
+from data.open import open_split_pair
 
 PER_CLASS = 1000
 SMALL = 1000

@@ -25,7 +25,7 @@ from benchmarks.laboratory import credentials
 from benchmarks.loader import measure, median, ours
 from benchmarks.measure import link_photos, options, prepare_all
 from data import stage
-from data.source import open_split_pair
+from data.open import open_split_pair
 from tests.s3 import Proxy, running
 from tests.support import upload
 

@@ -1,17 +1,15 @@
-"""Where encoded images come from: the interface of a dataset, opening any kind of dataset, views, and bad images."""
+"""Where encoded images come from: the interface of a dataset, views of one, and bad images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.decode import Fault
 from data.errors import DataError
-from data.files import is_remote
 
 
 class Source:
@@ -43,44 +41,6 @@ class Source:
         raise NotImplementedError
 
 
-def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
-    """Open the training and the validation images, with one numbering of the classes; raises DataError.
-
-    `path` is a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`, or a dataset written by `python -m data.prepare`,
-    in a folder or at `s3://bucket/prefix`. Data from a bucket is cached in `cache_folder` on this machine.
-    """
-    from data.imagefolder import open_folders  # this module and the following import this one
-    from data.shards import MANIFEST, open_prepared
-
-    if is_remote(path) or (Path(path) / MANIFEST).is_file():
-        return open_prepared(path, cache_folder)
-    return open_folders(Path(path))
-
-
-def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Source:
-    """Open images for evaluating a trained network; training images are not needed.
-
-    `path` is a folder with `val/CLASS/IMAGE`, or with `CLASS/IMAGE`; or a prepared dataset. `classes` are the network's
-    class folder names in label order; none if unknown, which keeps the dataset's own numbering (that of `train` if
-    there is one). Raises DataError, also if there is a class that the network does not know.
-    """
-    from data.imagefolder import ImageFolder, missing_split, open_folders
-    from data.shards import MANIFEST, open_prepared
-
-    folder = Path(path)
-    if is_remote(path) or (folder / MANIFEST).is_file():
-        val = open_prepared(path, cache_folder)[1]
-        return _renumbered(val, classes) if classes and list(classes) != val.classes else val
-    if not folder.is_dir():
-        raise DataError(f"{path}: no such folder; expected CLASS/IMAGE or val/CLASS/IMAGE in it")
-    if not classes and (folder / "train").is_dir():
-        return open_folders(folder)[1]
-    inside = folder / "val"
-    if not inside.is_dir() and (folder / "train").is_dir() and "train" not in classes:
-        raise missing_split(folder, "val")
-    return ImageFolder(inside if inside.is_dir() else folder, classes or None)
-
-
 class Subset(Source):
     """A view of some images of a source, with other `labels` if its classes are numbered differently."""
 
@@ -101,22 +61,6 @@ class Subset(Source):
     def name(self, index: int) -> str:
         """The image's name in the whole source."""
         return self._source.name(int(self._indices[index]))
-
-
-def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
-    """All images of a source, labelled by another list of classes, which must contain each class that has images."""
-    label_of = {name: label for label, name in enumerate(classes)}
-    labels = np.asarray(source.labels)
-    unknown = [source.classes[label] for label in np.unique(labels) if source.classes[label] not in label_of]
-    if unknown:
-        raise DataError(
-            f"{source.name(0)} and others: {len(unknown)} of their classes are not among the {len(classes)} classes "
-            f"known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
-        )
-    own = np.array([label_of.get(name, -1) for name in source.classes], dtype=np.int64)
-    view = Subset(source, np.arange(len(source)), own[labels])
-    view.classes = list(classes)
-    return view
 
 
 def subset(source: Source, samples: int, seed: int) -> Source:

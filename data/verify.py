@@ -26,9 +26,10 @@ from data.decode import BadImage, Fault, Picture, is_damaged
 from data.errors import DataError
 from data.files import file_sha256, is_remote, named
 from data.imagefolder import ImageFolder
+from data.open import open_split_pair
 from data.prepare import WorkerKilledError, each_part
 from data.shards import Damaged, ShardSource
-from data.source import BadSample, Source, open_split_pair
+from data.source import BadSample, Source
 from data.text import escape, guard
 
 _BLOCK = 256

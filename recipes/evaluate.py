@@ -51,7 +51,7 @@ def main() -> int:
     # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
     from composer.utils import dist
 
-    from data.source import open_evaluation
+    from data.open import open_evaluation
     from recipes.accuracy import measure
     from recipes.run import start_processes
     from recipes.trained import load_trained, with_usable_precision

@@ -25,6 +25,7 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.models.resnet import Bottleneck
 
+from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
 from algorithms.fixres import classifier
 from data.errors import InputError
@@ -214,7 +215,7 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
     logger = Logger(state)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a technique without effect was reported when the run was trained
-        for algorithm in algorithms.model_copy(update=others).build(total_batches=1, epochs=3):
+        for algorithm in build_algorithms(algorithms.model_copy(update=others), total_batches=1, epochs=3):
             for event in (Event.INIT, Event.BEFORE_LOAD):  # what the Trainer sends before it loads a checkpoint
                 if algorithm.match(event, state):
                     algorithm.apply(event, state, logger)

@@ -18,8 +18,9 @@ from composer.utils import dist, get_device
 from data.errors import InputError
 from data.files import replace_text
 from data.imagefolder import class_names
+from data.open import open_split_pair
 from data.sampler import PositionSampler
-from data.source import Source, open_split_pair, subset
+from data.source import Source, subset
 from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader

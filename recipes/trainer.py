@@ -16,6 +16,7 @@ from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
 from torch.nn import Parameter
 
+from algorithms import build
 from data.augment import Normalise
 from data.errors import InputError
 from data.loader import Loading, eval_loader, train_loader
@@ -111,7 +112,7 @@ def build_trainer(
 def build_algorithms(config: RunConfig, batches: Sequence[int]) -> list[Algorithm]:
     """The techniques of a run with so many batches in each epoch; InputError where Composer refuses their values."""
     try:
-        return config.algorithms.build(sum(batches), len(batches))
+        return build.build_algorithms(config.algorithms, sum(batches), len(batches))
     except ValueError as error:  # Composer's own checks of the values under `composer:`
         raise InputError(*str(error).strip().splitlines()) from None
 
@@ -125,7 +126,7 @@ def build_train_data(config: RunConfig, source: Source, sampler: PositionSampler
         augment=data.augment,
         mean=data.mean,
         std=data.std,
-        image_transforms=config.algorithms.image_transforms(),
+        image_transforms=build.build_image_transforms(config.algorithms),
         eval_crop_ratio=config.eval.crop_ratio,
         seed=config.seed,
         **loading(data, device),
@@ -177,9 +178,9 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
     `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
     weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019).
     """
-    build = torch.optim.SGD if config.name == "sgd" else DecoupledSGDW
+    kind = torch.optim.SGD if config.name == "sgd" else DecoupledSGDW
     nesterov = config.nesterov and config.momentum > 0  # without momentum it is plain SGD
-    return build(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
+    return kind(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
 
 
 # The callbacks of the recipe.

@@ -21,8 +21,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.transforms import v2
 
 from algorithms.mix import is_cutmix
+from data.open import open_split_pair
 from data.sampler import PositionSampler, epoch_order
-from data.source import open_split_pair
 from recipes.load import load_config
 from recipes.schedule import epoch_plan
 from recipes.trainer import build_train_data

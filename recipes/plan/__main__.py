@@ -86,7 +86,7 @@ def _count_images(config: RunConfig, given: Sequence[int] | None) -> tuple[Image
     elif is_remote(path) or not Path(path).exists():
         images = Images(1_281_167, 50_000, f"ImageNet-1K; {path} is not on this machine")
     else:
-        from data.source import open_split_pair  # imports OpenCV, which is needed only to open a dataset
+        from data.open import open_split_pair  # imports OpenCV, which is needed only to open a dataset
 
         train, val = open_split_pair(path, config.data.cache_folder)
         images, classes = Images(len(train), len(val), f"counted in {path}"), len(train.classes)

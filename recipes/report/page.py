@@ -19,7 +19,8 @@ from PIL import Image
 from data.decode import BadImage, Picture
 from data.errors import DataError, InputError
 from data.files import replace_text
-from data.source import Source, open_evaluation
+from data.open import open_evaluation
+from data.source import Source
 from recipes.config import RunConfig
 from recipes.output import ABSENT, Table, render_page
 from recipes.report import PHASES, POINTS, Run, SavedPredictions, charts, read_run, section

@@ -4,6 +4,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from algorithms.build import build_algorithms, build_image_transforms
 from algorithms.config import AlgorithmsConfig
 
 ALL = {
@@ -40,8 +41,8 @@ GradientClipping PortableEMA SAM
 def test_techniques_run_in_the_order_of_the_fields():
     config = AlgorithmsConfig.model_validate(ALL)
     assert list(ALL) == [name for name in AlgorithmsConfig.model_fields if name in ALL]
-    assert [type(item).__name__ for item in config.build(total_batches=1000, epochs=10)] == BUILT.split()
-    transforms = [type(item).__name__ for item in config.image_transforms()]
+    assert [type(item).__name__ for item in build_algorithms(config, total_batches=1000, epochs=10)] == BUILT.split()
+    transforms = [type(item).__name__ for item in build_image_transforms(config)]
     assert transforms == ["RandAugmentTransform", "AugmentAndMixTransform"]
 
 

@@ -7,6 +7,7 @@ from composer.algorithms.randaugment import randaugment_image
 from composer.algorithms.utils import augmentation_sets
 from PIL import Image
 
+from algorithms.build import build_image_transforms
 from algorithms.config import AlgorithmsConfig
 
 CASES = [("randaugment", {"severity": 7, "depth": 3, "augmentation_set": kind}) for kind in augmentation_sets]
@@ -15,7 +16,7 @@ CASES += [("augmix", {"severity": 5, "depth": depth, "width": 2, "alpha": 0.7}) 
 
 @pytest.mark.parametrize(("name", "fields"), CASES)
 def test_the_pictures_are_composers(name, fields):
-    (ours,) = AlgorithmsConfig.model_validate({name: fields}).image_transforms()
+    (ours,) = build_image_transforms(AlgorithmsConfig.model_validate({name: fields}))
     theirs = {"randaugment": randaugment_image, "augmix": augmix_image}[name]
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     operations = augmentation_sets[fields.get("augmentation_set", "all")]

@@ -13,7 +13,7 @@ from algorithms.config import AlgorithmsConfig
 ROOT = Path(algorithms.__file__).parent
 TECHNIQUES = {name: field for name, field in AlgorithmsConfig.model_fields.items() if name != "composer"}
 CONFIGS = {name: next(iter(field.annotation.__args__)) for name, field in TECHNIQUES.items()}
-MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"__init__", "config", "targets"})
+MODULES = sorted(path.stem for path in ROOT.glob("*.py") if path.stem not in {"__init__", "build", "config", "targets"})
 
 
 def module(name):

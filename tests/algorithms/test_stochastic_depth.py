@@ -6,6 +6,7 @@ from composer.loggers import Logger
 from tiny_run import bottlenecks
 from torchvision.models.resnet import Bottleneck
 
+from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
 
 
@@ -17,7 +18,7 @@ def blocks(network):
 def test_the_default_layer_name_fits_torchvisions_resnet50(state, method):
     network = torchvision.models.resnet50()
     made = state(network)
-    (algorithm,) = AlgorithmsConfig(stochastic_depth={"stochastic_method": method}).build(15, 3)
+    (algorithm,) = build_algorithms(AlgorithmsConfig(stochastic_depth={"stochastic_method": method}), 15, 3)
     algorithm.apply(Event.INIT, made, Logger(made))
     # Huang et al. 2016, section 3: linear in the depth, up to the last of 16 blocks.
     rates = [block.drop_rate.item() for block in blocks(network)]

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.resnet import Bottleneck
 
+from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
 
 CLASSES, IMAGES, BATCH, EPOCHS = 4, 40, 8, 3
@@ -107,7 +108,7 @@ class Run:
     ) -> None:
         if isinstance(techniques, dict):
             config = AlgorithmsConfig.model_validate(techniques)
-            techniques = config.build(epochs * BATCHES_PER_EPOCH, epochs)
+            techniques = build_algorithms(config, epochs * BATCHES_PER_EPOCH, epochs)
         torch.manual_seed(0)
         model = ComposerClassifier(network(), num_classes=CLASSES)
         saver = SeedAndSave(save or {})

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.errors import DataError
+from data.open import open_evaluation, open_split_pair
 from data.prepare import Settings, prepare
-from data.source import open_evaluation, open_split_pair
 from data.verify import main
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, training

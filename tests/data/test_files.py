@@ -16,9 +16,9 @@ from data.errors import DataError
 from data.files import NotRegularError, open_regular, read_regular
 from data.imagefolder import ImageFolder, read_image
 from data.loader import IGNORED_LABEL
+from data.open import open_split_pair
 from data.prepare import Settings, Task, make_part
 from data.prepare import main as prepare
-from data.source import open_split_pair
 from data.verify import main as verify
 from tests.data.conftest import encode, make_photo
 from tests.data.test_loader import evaluation

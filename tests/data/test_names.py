@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from data.errors import DataError
 from data.files import plain_name, relative_path
+from data.open import open_evaluation, open_split_pair
 from data.prepare import main as prepare
-from data.source import open_evaluation, open_split_pair
 from data.verify import main as verify
 from tests.support import ROOT
 

@@ -13,9 +13,9 @@ from PIL import Image
 from data import prepare as module
 from data import verify
 from data.errors import DataError
+from data.open import open_split_pair
 from data.prepare import Settings, Task, WorkerKilledError, check_part, main, prepare
 from data.shards import resolution_for
-from data.source import open_split_pair
 from tests.data.conftest import encode as as_file
 from tests.data.conftest import make_photo, write_folder
 from tests.support import ROOT, decode

@@ -11,8 +11,8 @@ import s3fs
 
 from data import files, stage
 from data.errors import DataError
+from data.open import open_split_pair
 from data.prepare import Settings, prepare
-from data.source import open_split_pair
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, same, training
 from tests.s3 import ADMIN, Proxy, aws_environment, running

@@ -15,8 +15,8 @@ from torchvision.models import ResNet50_Weights
 
 from data.augment import Normalise, eval_picture
 from data.imagefolder import ImageFolder
+from data.open import open_evaluation
 from data.prepare import main as prepare
-from data.source import open_evaluation
 from recipes.trained import load_trained
 from tests.support import ROOT, launcher, write_images
 

@@ -14,6 +14,7 @@ import torchvision
 import yaml
 from composer import Trainer
 
+from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
 from data.errors import InputError
 from recipes.checkpoints.find import load_manifest
@@ -187,7 +188,9 @@ def test_the_architecture_is_that_of_the_trainer(name):
     algorithms = AlgorithmsConfig.model_validate(yaml.safe_load(CHANGES[name]))
     model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = Trainer(model=model, optimizers=optimizer, algorithms=algorithms.build(10, 5), python_log_level=None)
+    trainer = Trainer(
+        model=model, optimizers=optimizer, algorithms=build_algorithms(algorithms, 10, 5), python_log_level=None
+    )
     images = torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     # Statistics of real activations: with those of an untrained network the logits grow to 1e18, all of it rounding.
     for module in trainer.state.model.modules():
