@@ -201,6 +201,8 @@ class S3Store:
         with self._errors(name):
             answer = self._client.get_object(**self._key(name))
             data: bytes = answer["Body"].read(SMALL)
+            if len(data) < (expected := min(SMALL, answer["ContentLength"])):  # botocore checks only what is read whole
+                raise botocore.exceptions.IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return data, (now - answer["LastModified"]).total_seconds()
 

@@ -87,6 +87,17 @@ def test_a_transfer_that_breaks_off_leaves_nothing_half(proxy, url, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_note_of_which_half_arrives_is_not_a_note(proxy, url):
+    """Half of an owner's note names no owner, which would be taken for another's, and end all uploads."""
+    store = S3Store(url)
+    store.put("note", b"x" * 5000)
+    proxy.set("truncate", after=2500)  # the headers and a part of the body
+    with pytest.raises(StoreError):
+        store.read("note")
+    proxy.set(None)
+    assert store.read("note") == b"x" * 5000
+
+
 def test_an_upload_can_be_given_up_and_no_checksum_is_sent_that_another_makers_s3_does_not_know(store, tmp_path):
     sent = []
     store._client.meta.events.register("before-send.s3", lambda request, **_: sent.append(dict(request.headers)))
