@@ -10,7 +10,7 @@ import torch
 from tests.support import ROOT
 
 SETTINGS = """
-model.name=timm/resnet10t device=cpu data.train_size=32 algorithms.fixres.size=40 eval.sizes=[32,40] max_duration=4ep
+model.name=timm/test_resnet device=cpu data.train_size=32 algorithms.fixres.size=40 eval.sizes=[32,40] max_duration=4ep
 algorithms.progressive_resizing.size_increment=4 data.train_samples=21 device_batch_size=4 data.workers=0
 loggers.tensorboard=false loggers.progress_bar=false
 """

@@ -33,7 +33,7 @@ class CountReads(TorchDispatchMode):
 
 STEPS = 4  # in an epoch
 SETTINGS = f"""
-model.name=timm/resnet10t device=cpu max_duration=3ep data.train_size=32 algorithms.fixres.size=40 eval.sizes=[32]
+model.name=timm/test_resnet device=cpu max_duration=3ep data.train_size=32 algorithms.fixres.size=40 eval.sizes=[32]
 algorithms.progressive_resizing.size_increment=4 data.train_samples={4 * STEPS} device_batch_size=4 data.workers=1
 eval.interval=3 checkpoints.interval=3ep loggers.tensorboard=false loggers.progress_bar=false
 """
