@@ -41,10 +41,15 @@ def box_around(y: int, x: int, height: int, width: int, share: float) -> Box:
 
     As `rand_bbox` of the CutMix authors computes it (github.com/clovaai/CutMix-PyTorch, train.py).
     """
-    half_height, half_width = int(height * share**0.5) // 2, int(width * share**0.5) // 2
+    half_height, half_width = (_half(side, share) for side in (height, width))
     top, bottom = (min(max(at, 0), height) for at in (y - half_height, y + half_height))
     left, right = (min(max(at, 0), width) for at in (x - half_width, x + half_width))
     return top, bottom, left, right
+
+
+def _half(side: int, share: float) -> int:
+    """Half the side of a box that covers a `share` of the area."""
+    return int(side * share**0.5) // 2
 
 
 def is_cutmix(seed: int, batch: int, switch_prob: float) -> bool:
@@ -77,7 +82,7 @@ def draw_cutmix(config: CutMixConfig, rng: np.random.Generator, shape: torch.Siz
     count, _, height, width = shape
     share = 1 - rng.beta(config.alpha, config.alpha)
     # For each pixel to be replaced equally often, the centre may also lie outside of the image.
-    beyond = [int(side * share**0.5) // 2 if config.uniform_sampling else 0 for side in (height, width)]
+    beyond = [_half(side, share) if config.uniform_sampling else 0 for side in (height, width)]
     y, x = (int(rng.integers(-b, side + b)) for b, side in zip(beyond, (height, width), strict=True))
     top, bottom, left, right = box_around(y, x, height, width, share)
     area = (bottom - top) * (right - left)
@@ -106,8 +111,7 @@ class Mix(Algorithm):
         """The mixing of the current microbatch."""
         batch = state.timestamp.batch.value
         rng = np.random.default_rng((state.rank_zero_seed, dist.get_global_rank(), batch, self._microbatch))
-        switch_prob = self.cutmix.switch_prob if self.cutmix else 0.0
-        if self.cutmix and (self.mixup is None or is_cutmix(state.rank_zero_seed, batch, switch_prob)):
+        if self.cutmix and (self.mixup is None or is_cutmix(state.rank_zero_seed, batch, self.cutmix.switch_prob)):
             return draw_cutmix(self.cutmix, rng, shape)
         assert self.mixup is not None
         return draw_mixup(self.mixup, rng, shape)

@@ -194,17 +194,17 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     """The errors of each run's start, in the run's own words; all runs use the same images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which waits for the answer, handles Ctrl-C
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
-    from algorithms.build import build_algorithms
     from recipes.preflight import require_ready
     from recipes.run import open_data
+    from recipes.trainer import build_algorithms
 
     data = lru_cache(lambda: open_data(configs[0]))  # lists a million files only once
     found: list[list[str]] = []
     for config in configs:
         try:
             require_ready(config, processes, data)
-            build_algorithms(config.algorithms, config.epochs, config.epochs)
+            build_algorithms(config, [1] * config.epochs)
             found.append([])
-        except (InputError, ValueError) as error:  # ValueError: Composer's own checks
-            found.append(str(error).strip().splitlines())
+        except InputError as error:
+            found.append(list(error.lines))
     return found

@@ -76,7 +76,7 @@ def architecture(trained: Trained, probe: Tensor) -> Architecture:
 def fixed_blurs(network: nn.Module, probe: Tensor) -> nn.Module:
     """A copy whose blurred max-pooling layers have a kernel for each channel: an ONNX convolution needs a known shape.
 
-    Composer's layers repeat their kernel in each pass. The number of channels is seen with the images `probe`.
+    In the network all channels share one kernel. The number of channels is seen with the images `probe`.
     """
 
     def repeat(pool: Any, inputs: tuple[Tensor]) -> None:

@@ -7,8 +7,9 @@ from torch import nn
 from data.config import EpochPlan
 from recipes.config import RunConfig
 from recipes.load import load_config
+from recipes.memory import activation_memory, check_memory, step_memory, with_portions
 from recipes.model import build_network, planned_network
-from recipes.preflight import activation_memory, check_memory, chosen_precision, step_memory, with_portions
+from recipes.preflight import chosen_precision
 from recipes.schedule import epoch_plan
 from tests.support import ROOT
 

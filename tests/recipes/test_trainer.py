@@ -15,8 +15,8 @@ from data.errors import InputError
 from recipes import trainer
 from recipes.config import OptimizerConfig
 from recipes.load import load_config
+from recipes.memory import step_memory
 from recipes.model import CPUSyncBatchNorm2d, build_network, planned_network, sync_batchnorm
-from recipes.preflight import step_memory
 from recipes.trainer import SameStatistics, build_optimizer, exempt_norms_and_biases, split
 from tests.support import ROOT, free_port
 
