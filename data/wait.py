@@ -48,25 +48,30 @@ class WaitingLoader(DataLoader[Batch]):
         super().__init__(**options)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's own base class is private
+        if self._iterator is not None:  # persistent workers, for each of which torch waits without a limit
+            return self._deliver(super().__iter__, self._iterator._workers)
         before = signal.getsignal(signal.SIGCHLD)
-        batches = super().__iter__()
+        batches = [super().__iter__()]
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)
-        return self._deliver(batches, getattr(batches, "_workers", []))
+        return self._deliver(batches.pop, getattr(batches[0], "_workers", []))
 
     def abandon(self) -> None:
         """Keep torch from waiting five seconds for each worker that cannot be killed."""
         self._abandoned, self._iterator = self._iterator, None
 
-    def _deliver(self, batches: Iterator[Batch], workers: Sequence[BaseProcess]) -> Iterator[Batch]:
-        """Batches that a thread takes from `batches`, so that the main thread stays responsive."""
+    def _deliver(self, begin: Callable[[], Iterator[Batch]], workers: Sequence[BaseProcess]) -> Iterator[Batch]:
+        """Batches that a thread takes from the iterator of `begin`, so that the main thread stays responsive.
+
+        Only that thread holds the iterator, as the last to hold it ends the workers, which can take seconds.
+        """
         asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
         answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
         # Pinning memory in a new thread would otherwise use the first GPU instead of this process's.
         device = torch.cuda.current_device() if self.pin_memory and torch.cuda.is_available() else None
-        thread = threading.Thread(target=_fetch, args=(batches, asked, answers, device), name="loader", daemon=True)
+        thread = threading.Thread(target=_fetch, args=(begin, asked, answers, device), name="loader", daemon=True)
         thread.start()
-        del batches  # it is for the thread to end the workers, which can take seconds
+        del begin
         try:
             while True:
                 asked.put(True)
@@ -120,12 +125,17 @@ def _raise(ready: bool, trouble: str | None) -> bool:
 
 
 def _fetch(
-    batches: Iterator[Batch], asked: queue.SimpleQueue[bool], answers: queue.SimpleQueue[Any], device: int | None
+    begin: Callable[[], Iterator[Batch]],
+    asked: queue.SimpleQueue[bool],
+    answers: queue.SimpleQueue[Any],
+    device: int | None,
 ) -> None:
     if device is not None:
         torch.cuda.set_device(device)
+    batches = None
     while asked.get():
         try:
+            batches = begin() if batches is None else batches
             answers.put(next(batches))  # without a variable that would keep the batch alive
         except Exception as error:
             answers.put(error)

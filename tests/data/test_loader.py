@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from composer.core import DataSpec
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from data.augment import eval_picture
 from data.config import AugmentConfig, EpochPlan
-from data.errors import DataError
+from data.errors import DataError, StalledError
 from data.imagefolder import ImageFolder
 from data.loader import IGNORED_LABEL, eval_loader, train_loader
 from data.sampler import PositionSampler
@@ -223,6 +224,17 @@ def test_workers_outlive_a_signal_to_all_processes_and_end_with_the_trainings(so
         worker.terminate()
         worker.join(20)
         assert worker.exitcode == 0
+
+
+def test_a_worker_that_stops_between_two_epochs_ends_the_wait(source):
+    loader = training(source, workers=2)
+    run(loader, [0])
+    stopped = psutil.Process(loader._iterator._workers[1].pid)
+    stopped.suspend()
+    loader.limit = 2.0
+    with pytest.raises(StalledError, match="has delivered nothing for"):
+        run(loader, [1])
+    stopped.resume()
 
 
 def test_spawned_workers_make_the_same_batches(damaged):
