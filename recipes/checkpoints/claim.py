@@ -148,7 +148,8 @@ class Owner:
             raise InputError(self._refusal(found[0], store.location))
 
     def _is_anothers(self, note: dict[str, Any]) -> bool:
-        return note.get("id") not in (self._me["id"], self._predecessor)
+        # A note without an id is one whose upload was cut off, and some stores keep that part. Perhaps it was ours.
+        return "id" in note and note["id"] not in (self._me["id"], self._predecessor)
 
     def renew(self, store: S3Store) -> None:
         """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
