@@ -20,8 +20,9 @@ from torchvision.models import resnet50
 
 from benchmarks.measure import alternate, machine, options, show_ratio
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity, Resume
+from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
+from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import CheckpointManager
 from recipes.checkpoints.store import Places
 from recipes.config import RunConfig

@@ -49,7 +49,7 @@ class WaitingLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch's own base class is private
         if self._iterator is not None:  # persistent workers, for each of which torch waits without a limit
-            return self._deliver(super().__iter__, self._iterator._workers)
+            return self._deliver(super().__iter__, self._iterator._workers)  # type: ignore[attr-defined]
         before = signal.getsignal(signal.SIGCHLD)
         batches = [super().__iter__()]
         if threading.current_thread() is threading.main_thread():

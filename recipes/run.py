@@ -25,8 +25,9 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from recipes.checkpoints.claim import Owner, on_first
-from recipes.checkpoints.find import Identity, find_resume
+from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
+from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
 from recipes.cli import end_workers, require_launched

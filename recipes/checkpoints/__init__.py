@@ -14,6 +14,6 @@ Every process of a run uses it like this:
         trainer.fit()                             # raises Interrupted, whose `status` is the exit status
         return checkpoints.finish()               # the exit status
 
-Modules: store.py (folder, bucket), manifest.py (a checkpoint's files), format.py (their bytes), find.py (where a run
-resumes), save.py, upload.py, claim.py (one owner), interrupt.py.
+Modules: store.py (folder, bucket), manifest.py (a checkpoint's files), format.py (their bytes), find.py (the
+newest good one), resume.py (where a run resumes), save.py, upload.py, claim.py (one owner), interrupt.py.
 """

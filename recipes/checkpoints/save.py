@@ -17,10 +17,11 @@ from composer.utils import dist, reproducibility
 from data.errors import InputError
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity, Resume
+from recipes.checkpoints.find import Identity
 from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import SUFFIX, FileEntry, Manifest, prune, publish, stem_of
+from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.store import LocalStore, Places, StoreError
 from recipes.checkpoints.upload import LogMirror, Uploader
 from recipes.config import RunConfig, seconds

@@ -107,7 +107,7 @@ def test_killed_while_the_older_is_removed_it_starts_again(copy, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("recipes.checkpoints.find.remove", killed)
+        patch.setattr("recipes.checkpoints.resume.remove", killed)
         with pytest.raises(KeyboardInterrupt):
             copy.find(autoresume=False)
     assert copy.find(autoresume=False).manifest is None

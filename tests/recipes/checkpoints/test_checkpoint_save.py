@@ -4,9 +4,9 @@ import time
 
 import torch
 
-from recipes.checkpoints.find import Resume
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.checkpoints.manifest import load_manifest, prune, survey
+from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import Writer
 from recipes.checkpoints.store import RECORD, LocalStore, StoreError
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, look, same, save, snapshot

@@ -12,10 +12,11 @@ from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity, find_newest, find_resume
+from recipes.checkpoints.find import Identity
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
 from recipes.checkpoints.manifest import FileEntry, load_manifest, publish
+from recipes.checkpoints.resume import find_newest, find_resume
 from recipes.checkpoints.save import CheckpointManager, Snapshot, upload_finished
 from recipes.checkpoints.store import LocalStore, Places
 from recipes.config import RunConfig

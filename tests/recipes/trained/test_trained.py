@@ -17,9 +17,8 @@ from composer import Trainer
 from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
 from data.errors import InputError
-from recipes.checkpoints.find import load_manifest
 from recipes.checkpoints.format import pack
-from recipes.checkpoints.manifest import Manifest
+from recipes.checkpoints.manifest import Manifest, load_manifest
 from recipes.checkpoints.store import LocalStore
 from recipes.model import Classifier, build_network, for_inference, operated_network
 from recipes.run import claim_folder
