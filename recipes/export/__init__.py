@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 FILES = {"safetensors": "model.safetensors", "pth": "model.pth", "torch_export": "model.pt2", "onnx": "model.onnx"}
 """File name of each format."""
-PREPROCESSING, CLASSES, CARD = "preprocessing.json", "classes.json", "README.md"
-OURS = (*FILES.values(), PREPROCESSING, CLASSES, CARD)
+PREPROCESSING, CLASSES, CONFIG, CARD = "preprocessing.json", "classes.json", "config.json", "README.md"
+OURS = (*FILES.values(), PREPROCESSING, CLASSES, CONFIG, CARD)
 
 
 def open_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from data.imagefolder import class_names
 from data.text import clean, escape
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_command, yaml_and_overrides
 from recipes.config import RunConfig
-from recipes.export import CARD, CLASSES, FILES, OURS, PREPROCESSING
+from recipes.export import CARD, CLASSES, CONFIG, FILES, OURS, PREPROCESSING
 from recipes.load import load_config
 from recipes.results import to_json
 
@@ -31,8 +31,11 @@ EXAMPLES = """examples:
 
 DIR gets model.safetensors, model.pth, model.pt2 (torch.export), model.onnx,
 preprocessing.json, classes.json and a model card, README.md. Both programs are
-run and must reproduce the network's logits to 1e-4. If a technique changed the
-architecture (BlurPool, squeeze-and-excite), the card shows how to load it."""
+run and must reproduce the network's logits to 1e-4. A config.json, beside
+model.safetensors, lets timm load DIR: timm.create_model("local-dir:DIR",
+pretrained=True). If a technique changed the architecture (BlurPool,
+squeeze-and-excite), timm cannot, and the card shows how to load it.
+--push-to-hub needs a token: HF_TOKEN, or `hf auth login`."""
 
 
 def main() -> int:
@@ -62,6 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--size", type=pixels, metavar="PX", help="image size (default: the last of eval.sizes)")
     evaluation = "a file from recipes.evaluate --save, for the model card"
     command.add_argument("--evaluation", type=Path, metavar="FILE", help=evaluation)
+    hub = "upload DIR to this repository of the Hugging Face hub, created if needed"
+    command.add_argument("--push-to-hub", metavar="USER/NAME", help=hub)
     return command
 
 
@@ -80,10 +85,12 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
     # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
-    from recipes.export import programs
+    from recipes.export import hub, programs
     from recipes.export.card import card
     from recipes.trained import labels, load_trained
 
+    if given.push_to_hub is not None:
+        hub.require_repository(given.push_to_hub)
     trained = load_trained(config, given.checkpoint, given.weights)
     run, network, digest = trained.config, trained.network, trained.weights_sha256
     if evaluation is not None and evaluation["weights_sha256"] != digest:
@@ -106,6 +113,8 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
         (folder / PREPROCESSING).write_bytes(_json(prepared))
         (folder / CLASSES).write_bytes(_json(classes))
         files += [PREPROCESSING, CLASSES]
+        if FILES["safetensors"] in files and hub.write_timm_config(trained, folder, prepared, folders, probe):
+            files.append(CONFIG)
         text = card(trained, shape, prepared, differences, evaluation, files)
         (folder / CARD).write_text(clean(text), encoding="utf-8")
     words = f"{trained.weights_name}, exported to {escape(given.output)}: {', '.join([*files, CARD])}"
@@ -115,6 +124,8 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
     else:
         changed = " and ".join(shape.techniques) or "Something"
         print(f"{changed} changed the architecture: the weights do not load into a plain {run.model.name}; see {CARD}.")
+    if given.push_to_hub is not None:
+        print(f"uploaded to {hub.push(given.output, given.push_to_hub, files)}")
 
 
 def preprocessing(run: RunConfig, size: int, crop_ratio: float) -> dict[str, Any]:

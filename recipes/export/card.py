@@ -14,6 +14,8 @@ from data.text import markdown
 from recipes import output
 from recipes.checkpoints.manifest import Manifest
 from recipes.config import RunConfig
+from recipes.export import CONFIG
+from recipes.export.hub import front_matter
 from recipes.export.programs import OPSET, TOLERANCE, Architecture
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS
 from recipes.schedule import image_size
@@ -41,15 +43,17 @@ def card(
     config, summary = trained.config, trained.summary
     recipe = {"model": config.model.model_dump()} if trained.manifest is None else _determining(config)
     versions = {name: version for name, version in (summary.versions if summary else {}).items() if version}
+    accuracies = _accuracies(trained, evaluation)
     return TEMPLATES.get_template("export/card.md.jinja").render(
         trained=trained,
+        metadata=front_matter(trained, "timm" if CONFIG in files else "pytorch", accuracies),
         file=Path(trained.location).name,
         parameters=f"{sum(one.numel() for one in trained.network.parameters()):,}",
         shape=shape,
         places={label: versions[name] for name, label in PLACES.items() if name in versions},
         packages=", ".join(f"{name} {version}" for name, version in versions.items() if name not in PLACES),
         torch=torch.__version__,
-        accuracies=_accuracies(trained, evaluation),
+        accuracies=accuracies,
         stages=_stages(trained.manifest, config) if trained.manifest else "",
         dataset=Path(config.data.path).name,
         techniques=[] if trained.manifest is None else _techniques(config),

@@ -1,20 +1,27 @@
 """`python -m recipes.export`: the same predictions outside this project, and all or nothing in the folder."""
 
+import base64
 import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import numpy as np
 import onnx
 import pytest
+import timm
 import torch
+from huggingface_hub import ModelCard
 
 from algorithms.config import AlgorithmsConfig
 from data.errors import InputError
-from recipes.export import OURS
+from recipes.export import OURS, hub
 from recipes.export.__main__ import preprocessing
 from recipes.export.card import card
 from recipes.export.programs import architecture, examples, fixed_blurs, write_program, write_weights
@@ -178,6 +185,103 @@ def test_other_weights_do_not_get_the_runs_figures(command, tiny, tmp_path):
     assert status == 2
     assert "is about other weights than" in err
     assert not (tmp_path / "ema").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "techniques"),
+    [("timm/test_resnet", None), ("resnet18", {}), ("resnet18", {"blurpool": {}}), ("shufflenet_v2_x0_5", {})],
+)
+def test_timm_loads_the_folder_and_gives_the_same_logits(tiny, exported, tmp_path, model, techniques):
+    trained, probe, folder = load_trained(tiny.config), examples(32, 2, (0.4,) * 3, (0.2,) * 3), exported
+    if techniques is not None:
+        trained, folder = changed(trained, techniques, model), tmp_path
+        write_weights(trained.network, folder / "model.safetensors", {})
+        prepared = preprocessing(trained.config, 32, 0.875)
+        written = hub.write_timm_config(trained, folder, prepared, ["class0", "class1", "class2"], probe)
+        assert written == (folder / "config.json").exists() == (model == "resnet18" and not techniques)
+        if not written:
+            return
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        assert loaded(probe) == pytest.approx(trained.network(probe), abs=1e-5)
+    found = timm.data.resolve_model_data_config(loaded)
+    assert (found["input_size"], found["crop_pct"], found["interpolation"]) == ((3, 32, 32), 0.875, "bilinear")
+    assert found["mean"] == pytest.approx(trained.config.data.mean)
+    assert loaded.pretrained_cfg["label_names"] == ["class0", "class1", "class2"]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as an upload needs; keeps what it was sent."""
+
+    sent: ClassVar[list[tuple[str, str]]] = []
+    status = 200
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.sent.append((self.path, body.decode()))
+        answer = {"url": f"http://{self.headers['Host']}/someone/digits", "warnings": [], "errors": []}
+        if "/preupload/" in self.path:
+            files = [{"path": one["path"], "uploadMode": "regular"} for one in json.loads(body)["files"]]
+            answer = {"files": [one | {"shouldIgnore": False} for one in files]}
+        if "/commit/" in self.path:
+            answer = {"success": True, "commitOid": "0" * 40, "commitUrl": f"{answer['url']}/commit/0"}
+        self.answer(self.status, answer)
+
+    def do_GET(self):
+        self.answer(404, {"error": "nothing yet"})
+
+    def answer(self, status, content):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words):
+        pass
+
+
+@contextmanager
+def serving(handler):
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_an_export_is_uploaded_with_the_metadata_that_a_hub_reads(command, tiny, tmp_path, monkeypatch):
+    words = ["--formats", "safetensors", "--push-to-hub", "someone/digits"]
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("recipes.export.hub.get_token", lambda: None)
+    status, _, err = command("export", tiny.yaml, *words, "--output", tmp_path / "none")
+    assert (status, err) == (2, "--push-to-hub: no access token; set HF_TOKEN, or run `hf auth login`\n")
+    status, _, err = command("export", tiny.yaml, *words[:3], "a b", "--output", tmp_path / "none")
+    assert status == 2
+    assert err.startswith("--push-to-hub: 'a b': Repo id must")
+    monkeypatch.setattr("recipes.export.hub.get_token", lambda: "secret")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    with serving(Hub) as url:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+        monkeypatch.setattr(Hub, "sent", [])
+        status, out, err = command("export", tiny.yaml, *words, "--output", tmp_path / "sent")
+        assert (err, status) == ("", 0)
+        assert out.endswith(f"uploaded to {url}/someone/digits\n")
+        (lines,) = [json.loads(f"[{','.join(body.splitlines())}]") for path, body in Hub.sent if "/commit/" in path]
+        files = {one["value"]["path"]: one["value"]["content"] for one in lines if one["key"] == "file"}
+        monkeypatch.setattr(Hub, "status", 403)
+        status, _, err = command("export", tiny.yaml, *words, "--output", tmp_path / "refused")
+        assert status == 2
+        assert "403" in err.splitlines()[-1]
+        assert err.endswith(f"{tmp_path / 'refused'} is complete, and can be uploaded later\n")
+    assert set(files) == {path.name for path in (tmp_path / "sent").iterdir()}
+    assert {name: base64.b64decode(text) for name, text in files.items()} == {
+        name: (tmp_path / "sent" / name).read_bytes() for name in files
+    }
+    data = ModelCard.load(tmp_path / "sent" / "README.md").data
+    assert (data.library_name, data.model_name) == ("timm", "tiny")
+    measured = {(one.metric_name, one.metric_value) for one in data.eval_results}
+    figures = tiny.summary["eval_by_size"].items()
+    assert {(f"top-1 at {size} px", round(one["top1"], 6)) for size, one in figures} <= measured
 
 
 def test_programs_of_changed_networks_are_right_too(tiny, tmp_path):
