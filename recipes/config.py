@@ -221,9 +221,9 @@ class LoggersConfig(Part):
     progress_bar: bool = True
     tensorboard: bool = True
     wandb: dict[str, object] | None = None
-    """Arguments of Composer's WandBLogger, such as {project: resnet}; needs `pip install wandb`."""
+    """Arguments of Composer's WandBLogger, such as {project: resnet}."""
     mlflow: dict[str, object] | None = None
-    """Arguments of Composer's MLFlowLogger, such as {experiment_name: resnet}; needs `pip install mlflow`."""
+    """Arguments of Composer's MLFlowLogger, such as {experiment_name: resnet}."""
     interval: PositiveInt = 10
     """Batches between two lines of metrics.jsonl and points of TensorBoard; the end of an epoch is always logged."""
 

@@ -67,7 +67,9 @@ def config_digest(config: RunConfig, world_size: int = 1) -> str:
 
     The batch size counts over all devices, so eight devices with 32 images each and four with 64 give the same digest.
     """
-    text = json.dumps(_determining(config.model_dump(mode="json"), world_size), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(
+        determining_values(config.model_dump(mode="json"), world_size), sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -82,7 +84,8 @@ def differing_keys(
     def shown(flat: Mapping[str, Any], key: str) -> str:
         return json.dumps(flat[key]) if key in flat else "unset"
 
-    mine, theirs, unset = _determining(here, world_size_here), _determining(there, world_size_there), object()
+    mine, theirs = determining_values(here, world_size_here), determining_values(there, world_size_there)
+    unset = object()
     return [
         f"{key}: here {shown(mine, key)}, there {shown(theirs, key)}"
         for key in sorted({*mine, *theirs})
@@ -90,7 +93,7 @@ def differing_keys(
     ]
 
 
-def _determining(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
+def determining_values(config: Mapping[str, Any], world_size: int) -> dict[str, Any]:
     """The values that determine the result, by key path, with the batch size over all devices."""
     sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
     flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}

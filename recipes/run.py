@@ -39,7 +39,7 @@ from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
 from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name
 from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
-from recipes.watch.sinks import TextLog
+from recipes.watch.sinks import TextLog, log_config, log_evaluation
 from recipes.watch.summary import Summary
 
 log = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         loggers=[*watchers.loggers, *([StopOnNan()] if config.stop_on_nan else [])],
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )
+    log_config(trainer.logger, config)
     for loader in (trainer.state.train_dataloader, *(one.dataloader.dataloader for one in trainer.state.evaluators)):
         loader.gate = checkpoints.gate  # asked whether a batch may be delivered (data/wait.py)
     if saving.metadata is not None:
@@ -175,6 +176,7 @@ def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -
         else:  # Composer refuses to fit a finished run (trainer/trainer.py:2128)
             trainer.engine.run_event(Event.FIT_START)
         status = checkpoints.finish()
+        log_evaluation(trainer.logger, summary.figures.evaluations, int(trainer.state.timestamp.batch))
         _finish(trainer.state, summary)
         return status
     except Interrupted as stop:

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from logging.handlers import MemoryHandler
 from pathlib import Path
@@ -24,9 +24,10 @@ from tqdm import tqdm
 
 from data.errors import InputError
 from data.files import replace_file, sync
-from data.text import Formatter
+from data.text import Formatter, first_line
 from recipes.checkpoints.manifest import position_in_words
-from recipes.config import LoggersConfig
+from recipes.config import LoggersConfig, RunConfig
+from recipes.resolved import determining_values
 from recipes.results import clock_time, to_json
 from recipes.watch.figures import Clock, is_figure, numbers
 
@@ -385,3 +386,26 @@ def external_loggers(loggers: LoggersConfig, run_name: str, folder: Path) -> lis
     if for_mlflow is not None:
         made.append(MLFlowLogger(**{"run_name": run_name, "resume": True, **for_mlflow}))
     return made
+
+
+def log_config(logger: Logger, config: RunConfig) -> None:
+    """Send the keys that determine the weights to W&B and MLflow, as hyperparameters of the run."""
+    with _tracking("the config"):
+        logger.log_hyperparameters(determining_values(config.model_dump(mode="json"), dist.get_world_size()))
+
+
+def log_evaluation(logger: Logger, by_size: Mapping[str, Mapping[str, float]], batch: int) -> None:
+    """Send W&B and MLflow the last evaluation as a table, a row for each image size in pixels."""
+    columns = ["size", "top1", "top5", "loss"]
+    rows = [[int(size), *(figures[name] for name in columns[1:])] for size, figures in by_size.items()]
+    with _tracking("the table of the evaluation"):
+        logger.log_table(columns, rows, "evaluation", step=batch)
+
+
+@contextlib.contextmanager
+def _tracking(what: str) -> Iterator[None]:
+    """A tracker that refuses something, such as a value that differs from an earlier run's, does not end the run."""
+    try:
+        yield
+    except Exception as error:  # each tracker raises its own
+        log.warning("%s was not sent to a tracker: %s", what, first_line(error))
