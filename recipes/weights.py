@@ -197,9 +197,8 @@ def fill(network: nn.Module, start: Start, model: ModelConfig, classes: Sequence
     unfit = [f"  {len(keys)} {what}: {_listed(sorted(keys))}" for what, keys in wrong.items() if keys]
     fitting = both.difference(reshaped)
     if not fitting or (unfit and model.weights_strict):
-        allowed = "allowed: weights of this network" + ", or model.weights_strict=false to load what fits" * bool(
-            fitting
-        )
+        otherwise = f", or {KEY}_strict=false to load what fits" if fitting else ""
+        allowed = f"allowed: weights of this network{otherwise}"
         raise InputError(f"{KEY}: {start.location} does not fit {model.name}; {allowed}; tensors", *unfit)
     with torch.no_grad():
         for key in fitting:
@@ -245,9 +244,8 @@ class StartFrom(Callback):
         self._start, self._model, self._classes = start, model, classes
 
     def before_load(self, state: State, logger: Logger) -> None:
-        """Fill, say what is new, and free the memory."""
-        start = self.__dict__.pop("_start")
-        lines = fill(state.model.get_submodule("module"), start, self._model, self._classes)
-        log.info("starting from %s, weights_sha256 %s", start.location, start.sha256)
+        """Fill, and say what is new."""
+        lines = fill(state.model.get_submodule("module"), self._start, self._model, self._classes)
+        log.info("starting from %s, weights_sha256 %s", self._start.location, self._start.sha256)
         for line in lines:
             log.warning("%s", line)

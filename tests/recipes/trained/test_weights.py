@@ -11,7 +11,6 @@ import torch
 import torchvision
 from composer.algorithms.blurpool import apply_blurpool
 
-import entrypoint
 from algorithms.config import AlgorithmsConfig
 from data.errors import InputError
 from recipes.config import ModelConfig
@@ -20,7 +19,7 @@ from recipes.model import build_network, operated_network, sync_batchnorm
 from recipes.trained import load_trained
 from recipes.watch.summary import weights_sha256
 from recipes.weights import Start, fill, read_start
-from tests.recipes.trained import conftest
+from tests.recipes.trained.conftest import RECIPE
 from tests.support import run_here, summary_of, write_images
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -179,7 +178,7 @@ def test_what_does_not_fit_is_listed_and_refused_unless_told_otherwise(tiny, tmp
     source = network_of("timm/test_resnet")
     tensors = source.state_dict()
     tensors["more"] = torch.zeros(3)
-    tensors["conv1.weight"] = torch.zeros(1, 3, 3, 3)
+    tensors["conv1.0.weight"] = torch.zeros(1, 3, 3, 3)
     del tensors["layer1.0.bn1.weight"], tensors["bn1.num_batches_tracked"]
     torch.save(tensors, tmp_path / "x.pth")
     listed = ["(1, 3, 3, 3), here", "1 only in timm/test_resnet: layer1.0.bn1.weight", "1 only in the weights: more"]
@@ -198,9 +197,7 @@ def recipe(tiny, tmp_path):
     """The tiny run's recipe with BlurPool and a folder for checkpoints, one epoch shorter than it was."""
     images = write_images(tmp_path / "images", classes=4, train=6, seed=3)
     path = tmp_path / "recipe.yaml"
-    text = conftest.RECIPE.replace("IMAGES", str(images)).replace(
-        "s3://bucket/runs/{run_name}", f"{tmp_path}/{{run_name}}"
-    )
+    text = RECIPE.replace("IMAGES", str(images)).replace("s3://bucket/runs/{run_name}", f"{tmp_path}/{{run_name}}")
     path.write_text(text.replace("ema:", "blurpool: {min_channels: 1}, ema:") + f"runs_folder: {tmp_path}\n")
     return path
 
@@ -261,14 +258,11 @@ def test_a_run_starts_from_weights_and_resumes_without_them(tiny, recipe, tmp_pa
         ("s3://nobucket/none", "s3://nobucket/none: the bucket does not exist"),
     ],
 )
-def test_weights_that_cannot_be_used_end_the_command_with_status_2(
-    recipe, tmp_path, monkeypatch, command, weights, words
-):
+def test_weights_that_cannot_be_used_end_the_command_with_status_2(recipe, tmp_path, command, weights, words):
     tensors = network_of("timm/test_resnet", 4).state_dict()
     files = {"good": tensors, "more": tensors | {"x": torch.zeros(1)}, "other": {"y": torch.zeros(1)}, "list": [1]}
     for name, content in (files | {"sparse": {"x": torch.eye(2).to_sparse()}}).items():
         torch.save(content, tmp_path / f"{name}.pth")
-    monkeypatch.setitem(conftest.COMMANDS, "train", entrypoint.main)
     status, _, error = command("train", recipe, *f"model.weights={weights}".replace("TMP", str(tmp_path)).split())
     assert status == 2
     assert "Traceback" not in error
