@@ -64,6 +64,12 @@ class ModelConfig(Part):
     """Outputs of the classifier; null: one per class folder of the training set."""
     zero_init_residual: bool = True
     """Start each residual block as the identity: the scale of its last BatchNorm at zero (Goyal et al. 2017, 5.1)."""
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    """Start from a state dict (.safetensors, .pth), a run's folder or checkpoint, s3://..., `timm` or `torchvision`."""
+    weights_strict: bool = True
+    """Refuse weights of which anything but the classifier does not fit; false: load what fits, and list the rest."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """What summary.json's `weights_sha256` is for these weights; null: anything. A run's own config holds it."""
     sync_batchnorm: bool = False
     """Compute BatchNorm's statistics over all devices."""
     activation_checkpointing: bool = False
@@ -284,6 +290,12 @@ class RunConfig(Part):
     def automatic(self) -> list[str]:
         """The keys whose value depends on the device; none in the config of a run that has started."""
         return [key for key in ("precision", "device_microbatch_size") if getattr(self, key) == "auto"]
+
+    def started_from(self, weights_sha256: str | None) -> RunConfig:
+        """The config of a run that started from weights with this hash; of a run that did not, this one."""
+        if self.model.weights is None:
+            return self
+        return self.model_copy(update={"model": self.model.model_copy(update={"weights_sha256": weights_sha256})})
 
     @property
     def epochs(self) -> int:

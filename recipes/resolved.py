@@ -18,6 +18,8 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
     # The same images may have another path on another machine; the number of workers changes no image.
     | {"data.path", "data.cache_folder", "data.cache_gb", "data.stage_first", "data.workers", "data.prefetch_factor"}
     | {"data.max_bad_fraction", "data.timeout"}
+    # Whether weights that do not fit are refused; which ones were loaded does count.
+    | {"model.weights_strict"}
     # Evaluation changes no weights. Its crop ratio is also that of the FixRes stage, so it does count.
     | {"eval.sizes", "eval.interval", "eval.device_batch_size"}
 )
@@ -62,14 +64,15 @@ def resolved_values(config: RunConfig) -> dict[str, Any]:
     return values
 
 
-def config_digest(config: RunConfig, world_size: int = 1) -> str:
+def config_digest(config: RunConfig | Mapping[str, Any], world_size: int = 1) -> str:
     """SHA-256, in hex, of what determines the trained weights, on `world_size` devices that share each batch.
+
+    `config` may be in the form of `config.model_dump(mode="json")`.
 
     The batch size counts over all devices, so eight devices with 32 images each and four with 64 give the same digest.
     """
-    text = json.dumps(
-        determining_values(config.model_dump(mode="json"), world_size), sort_keys=True, separators=(",", ":")
-    )
+    plain = config.model_dump(mode="json") if isinstance(config, RunConfig) else config
+    text = json.dumps(determining_values(plain, world_size), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -97,6 +100,8 @@ def determining_values(config: Mapping[str, Any], world_size: int) -> dict[str, 
     """The values that determine the result, by key path, with the batch size over all devices."""
     sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
     flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}
+    if flat.get("model.weights") is None:  # checkpoints from before there was this key stay valid
+        flat = {key: value for key, value in flat.items() if not key.startswith("model.weights")}
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:

@@ -25,7 +25,7 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from recipes.checkpoints.claim import Owner, on_first
-from recipes.checkpoints.find import Identity
+from recipes.checkpoints.find import Identity, starting_sha256
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
@@ -41,6 +41,7 @@ from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
 from recipes.watch.sinks import TextLog, log_config, log_evaluation
 from recipes.watch.summary import Summary
+from recipes.weights import StartFrom, read_start
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,9 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     folder = places.run_folder
     owner = stack.enter_context(Owner(places, config.run_name))
     resume = find_resume(config, places, identity)
+    start = read_start(config) if resume.manifest is None else None
+    sha256 = start.sha256 if start else starting_sha256(resume.manifest) if resume.manifest else None
+    config, identity = config.started_from(sha256), identity.started_from(sha256)
     uploaded = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():
@@ -118,13 +122,14 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         interrupt=interrupt,
         top1=lambda state: float(state.eval_metrics[f"eval_{config.eval.sizes[-1]}"]["top1"].compute()),
     )
+    starting = [] if start is None else [StartFrom(start, config.model, train.classes)]
     trainer = build_trainer(
         config,
         train=train,
         val=val,
         sampler=sampler,
         algorithms=algorithms,
-        callbacks=[*watchers.callbacks, checkpoints],
+        callbacks=[*watchers.callbacks, *starting, checkpoints],
         loggers=[*watchers.loggers, *([StopOnNan()] if config.stop_on_nan else [])],
         profiler=build_profiler(folder / "profile", list(zip(sizes, batches, strict=True))) if config.profile else None,
     )

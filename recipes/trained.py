@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import safetensors.torch
 import torch
 from composer.core import Precision, get_precision_context
 from composer.utils import get_device
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
-from algorithms import bare_name
 from algorithms.config import AlgorithmsConfig
 from data.augment import Normalise
 from data.errors import InputError
@@ -26,7 +24,6 @@ from data.imagefolder import class_folders
 from data.text import escape, first_line
 from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import load_checkpoint
-from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.store import LOGS, LocalStore, Places, Store, StoreError
 from recipes.config import RunConfig
@@ -35,10 +32,7 @@ from recipes.preflight import device_problems, with_precision
 from recipes.results import SUMMARY
 from recipes.trainer import device_name
 from recipes.watch.summary import weights_sha256
-
-Weights = Literal["ema", "raw"]
-Tensors = dict[str, Tensor]
-FOREIGN = (".pt", ".pth", ".bin", ".tar", ".safetensors")  # suffixes of another project's state dict
+from recipes.weights import FOREIGN, Tensors, Weights, choose, read_foreign
 
 
 class _Figures(BaseModel):
@@ -123,26 +117,9 @@ def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None) ->
     taken = load_checkpoint(places, config.run_name, checkpoint)
     for line in taken.skipped:
         print(escape(line), file=sys.stderr)
-    chosen, tensors = _choose(taken.state, weights, taken.location)
+    chosen, tensors = choose(taken.state, weights, taken.location)
     sha256 = weights_sha256(tensors)
     return taken.manifest, taken.location, chosen, tensors, _summary(taken.store, places, sha256), sha256
-
-
-def _choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> tuple[Weights, Tensors]:
-    """The trained weights, stored in a checkpoint as `model`, or EMA's average, stored in EMA's state."""
-    model = {bare_name(name): tensor for name, tensor in state["model"].items()}
-    average: Tensors | None = None
-    for _, algorithm in state["algorithms"]:
-        if isinstance(algorithm.get("ema_model"), Mapping) and algorithm.get("ema_started"):
-            stores = algorithm["ema_model"].values()
-            if not all(map(is_tensors, stores)):
-                raise InputError(f"{location}: its moving average is malformed")
-            average = {bare_name(name): tensor for store in stores for name, tensor in store.items()}
-    if weights == "ema" and average is None:
-        raise InputError(f"--weights: {location} holds no moving average (algorithms.ema was off or had not started)")
-    if weights == "raw" or average is None:
-        return "raw", model
-    return "ema", {name: average.get(name, tensor) for name, tensor in model.items()}
 
 
 def _summary(store: Store, places: Places, sha256: str) -> Summary | None:
@@ -157,22 +134,10 @@ def _summary(store: Store, places: Places, sha256: str) -> Summary | None:
 
 
 def _read_foreign(path: Path, weights: Weights | None) -> tuple[Any, ...]:
-    """What `_read` returns, from a state dict; no code in the file is run."""
+    """What `_read` returns, from a state dict."""
     if weights == "ema":
         raise InputError(f"--weights: {path} is a plain state dict, without a moving average")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = safetensors.torch.load(path.read_bytes())
-        else:
-            torch.serialization.clear_safe_globals()  # drop the types that some library has allowed
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises about ten different exceptions
-        raise InputError(f"{path}: cannot be loaded as weights only: {first_line(error)[:200]}") from None
-    for key in ("state_dict", "model"):  # as timm and torchvision's reference scripts save them
-        found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not found or not all(isinstance(tensor, Tensor) for tensor in found.values()):
-        raise InputError(f"{path}: is not a state dict of tensors")
-    tensors = {bare_name(str(name)): tensor for name, tensor in found.items()}
+    tensors = read_foreign(str(path))
     return None, str(path), "raw", tensors, None, weights_sha256(tensors)
 
 

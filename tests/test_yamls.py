@@ -29,6 +29,7 @@ def small(path):
         "checkpoints.keep=100",
         "loggers.progress_bar=false",
     ]
+    overrides += ["model.weights=null"] if config.model.weights else []  # those of another network, to be downloaded
     overrides += ["model.name=timm/resnet10t"] if config.model.name == "resnet50" else []
     return overrides + (["algorithms.fixres.size=40"] if config.algorithms.fixres else [])
 
@@ -38,7 +39,7 @@ RECIPES = {config_digest(load_config(path, small(path))): path for path in YAMLS
 
 
 def test_there_are_recipes_to_test():
-    assert {path.stem for path in RECIPES.values()} >= {"demo", "cifar10", "p3", "mosaic-medium"}
+    assert {path.stem for path in RECIPES.values()} >= {"demo", "cifar10", "p3", "mosaic-medium", "fixres", "finetune"}
 
 
 @pytest.mark.parametrize("path", RECIPES.values(), ids=lambda path: path.stem)

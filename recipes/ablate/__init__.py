@@ -167,6 +167,8 @@ def conflicts(run: PlannedRun, processes: int) -> list[str]:
             there = load_config(run.folder / "config.yaml")
             # `auto` is no difference: there stands what was chosen for the device.
             here = here.model_copy(update={key: getattr(there, key) for key in here.automatic})
+            if here.model.weights_sha256 is None:  # nor is what there was found
+                here = here.started_from(there.model.weights_sha256)
         if summary.get("config_digest") != config_digest(here, processes):
             difference = "its config.yaml cannot be read"
             if there is not None:

@@ -51,6 +51,14 @@ class Identity:
         names = ("run_name", "config_digest", "world_size", "train_images", "classes")
         return {name: getattr(self, name) for name in names} | {"config": dict(self.config)}
 
+    def started_from(self, sha256: str | None) -> Identity:
+        """The identity of a run that starts from weights, once their hash is known; of any other run, this one."""
+        model = self.config.get("model", {})
+        if model.get("weights") is None or model["weights_sha256"] is not None:
+            return self
+        config = {**self.config, "model": {**model, "weights_sha256": sha256}}
+        return replace(self, config=config, config_digest=config_digest(config, self.world_size))
+
     def differences(self, manifest: Manifest) -> list[str]:
         """The keys that make a checkpoint another recipe's, one line per key."""
         lines = differing_keys(self.config, manifest.config, self.world_size, manifest.world_size)
@@ -65,11 +73,12 @@ class Identity:
     def require_same_recipe(self, manifest: Manifest, location: str) -> None:
         """As `require_same`, but for any run name."""
         again = "to start again, choose another run_name"
-        if manifest.config_digest != self.config_digest:
+        own = self.started_from(starting_sha256(manifest))  # a resume does not read the weights it started from
+        if manifest.config_digest != own.config_digest:
             raise InputError(
                 f"{location}: {manifest.stem} was made by another recipe; to resume from it, change these keys back; "
                 f"{again}:",
-                *(f"  {line}" for line in self.differences(manifest)),
+                *(f"  {line}" for line in own.differences(manifest)),
             )
         here, there, different = self.train_images, manifest.train_images, None
         if None not in (here, there) and here != there:
@@ -81,6 +90,13 @@ class Identity:
             )
         if different:
             raise InputError(f"data.path: {different}; to resume from it, use the same data; {again}")
+
+
+def starting_sha256(manifest: Manifest) -> str | None:
+    """The hash of the weights from which a checkpoint's run started; None if it started from random ones."""
+    model = manifest.config.get("model")
+    found = model.get("weights_sha256") if isinstance(model, Mapping) else None
+    return found if isinstance(found, str) else None
 
 
 def _require_run(run_name: str, manifest: Manifest, location: str, instead: str) -> None:
@@ -186,6 +202,15 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
         raise InputError(f"{key}: {path}: {error}") from None
 
 
+def load_named(path: str, key: str) -> Found:
+    """The checkpoint that a user names, read; errors as of `find_named`, and InputError for damaged data."""
+    store, manifest = find_named(path, key)
+    try:
+        return Found(manifest, store, read_checkpoint(store, manifest, None))
+    except DamagedError as error:
+        raise InputError(f"{key}: {store.location}/{manifest.stem}: {error}") from None
+
+
 def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
     """A checkpoint to read, not to resume from: nothing is written to the run's folder or its bucket.
 
@@ -197,11 +222,7 @@ def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Fo
 
     try:
         if checkpoint is not None:
-            store, manifest = find_named(checkpoint, "--checkpoint")
-            try:
-                return Found(manifest, store, read_checkpoint(store, manifest, None))
-            except DamagedError as error:
-                raise InputError(f"--checkpoint: {store.location}/{manifest.stem}: {error}") from None
+            return load_named(checkpoint, "--checkpoint")
         stores = places.stores()
         found, skipped = newest_good({store: survey(store) for store in stores}, require, into=None)
     except StoreError as error:

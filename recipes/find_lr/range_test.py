@@ -25,6 +25,7 @@ from recipes.run import open_data, start_processes
 from recipes.schedule import epoch_plan, global_batch_size
 from recipes.step import mean_loss
 from recipes.trainer import build_algorithms, build_trainer
+from recipes.weights import Start, StartFrom, read_start
 
 OFF = ("progressive_resizing", "fixres", "ema", "swa")
 """Techniques that a test leaves out: it uses one size, and weight averages do not change the training."""
@@ -87,8 +88,10 @@ class RisingRate(Callback):
             state.stop_training()
 
 
-def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]) -> Curve:
-    """Train a fresh model with a rising rate, and discard it.
+def _range_test(
+    config: RunConfig, start: Start | None, train: Source, val: Source, ramp: Ramp, bar: tqdm[NoReturn]
+) -> Curve:
+    """Train a fresh model, or from `start`, with a rising rate, and discard it.
 
     It has no side effects: it has its own model and optimizer, restores the generators of Python, NumPy and torch, and
     writes no file. Two tests with the same config give the same bits.
@@ -101,8 +104,9 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
     with ExitStack() as stack:
         stack.callback(reproducibility.load_rng_state, reproducibility.get_rng_state())
         algorithms = build_algorithms(config, [sampler.batches(epoch) for epoch in range(epochs)])
+        callbacks = [rising] if start is None else [rising, StartFrom(start, config.model, train.classes)]
         trainer = build_trainer(
-            config, train=train, val=val, sampler=sampler, algorithms=algorithms, callbacks=[rising], loggers=[]
+            config, train=train, val=val, sampler=sampler, algorithms=algorithms, callbacks=callbacks, loggers=[]
         )
         stack.callback(trainer.close)
         trainer.state.evaluators = []  # no evaluation after the end of training
@@ -122,12 +126,13 @@ def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     trial, train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
     data, first = trial.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=first)
-    curves: list[Curve] = []
+    start, curves = read_start(trial), list[Curve]()
     bar: tqdm[NoReturn]
     with tqdm(total=runs * ramp.steps, unit="step", disable=None if leader else True) as bar:
         for number in range(runs):
             bar.set_description(f"run {number + 1}/{runs}")
-            curve = _range_test(trial.model_copy(update={"seed": (trial.seed + number) % 2**32}), train, val, ramp, bar)
+            seeded = trial.model_copy(update={"seed": (trial.seed + number) % 2**32})
+            curve = _range_test(seeded, start, train, val, ramp, bar)
             curves.append(curve)
             bar.update((number + 1) * ramp.steps - bar.n)
             if leader:

@@ -44,7 +44,9 @@ def build_watchers(
     """
     folder, loggers, main_size = text_log.path.parent, config.loggers, config.eval.sizes[-1]
     figures, bad_images = Figures(samples, loggers.interval), BadImages(config.data.max_bad_fraction)
-    about = {"run_name": config.run_name, "config_digest": config_digest(config, dist.get_world_size())}
+    model, about = config.model, dict[str, object](run_name=config.run_name)
+    about["config_digest"] = config_digest(config, dist.get_world_size())
+    about["started_from"] = {"source": model.weights, "sha256": model.weights_sha256} if model.weights else None
     summary = Summary(folder / SUMMARY, about, figures, bad_images, config.eval.sizes, resumed_from)
     text_log.resumed_from = resumed_from
     events = folder / "tensorboard" if loggers.tensorboard else None

@@ -33,14 +33,15 @@ class Summary(Callback):
 
     `top1` and `top5` are those of the last evaluation at the last size, in [0, 1], null before the first.
     `wall_seconds` covers all resumes of the run: training, waiting, evaluation, checkpoints. `images_per_second`
-    excludes the last two. `weights_sha256` is null until the run is finished. `about` has `run_name` and
-    `config_digest`; `resumed_from` names the checkpoint that this process resumes from.
+    excludes the last two. `weights_sha256` is null until the run is finished. `about` has `run_name`, `config_digest`
+    and `started_from`, the source and the hash of the weights that the run started from, None for random ones;
+    `resumed_from` names the checkpoint that this process resumes from.
     """
 
     def __init__(
         self,
         path: Path,
-        about: Mapping[str, str],
+        about: Mapping[str, Any],
         figures: Figures,
         bad_images: BadImages,
         eval_sizes: Sequence[int],
@@ -91,6 +92,7 @@ class Summary(Callback):
             "top5": main.get("top5"),
             "eval_by_size": {size: evaluations[size] for size in self.eval_sizes if size in evaluations},
             "weights_sha256": weights_digest,
+            "started_from": self.about["started_from"],
             "resumed_from": self.resumed_from,
             "config_digest": self.about["config_digest"],
             "versions": self._versions,

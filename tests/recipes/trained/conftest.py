@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import entrypoint
 from recipes import evaluate, predict
 from recipes.cli import run_command
 from recipes.export.__main__ import main as export
@@ -29,7 +30,7 @@ checkpoints: {folder: 's3://bucket/runs/{run_name}', keep: 3}
 loggers: {progress_bar: false, tensorboard: false}
 algorithms: {label_smoothing: {}, ema: {half_life: 3ba}}
 """
-COMMANDS = {"evaluate": evaluate.main, "predict": predict.main, "export": export}
+COMMANDS = {"train": entrypoint.main, "evaluate": evaluate.main, "predict": predict.main, "export": export}
 
 
 @pytest.fixture(scope="session")
