@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
@@ -36,7 +36,7 @@ def _renamed(tensors: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tens
 
 
 @torch.no_grad()
-def average(averages: Sequence[Tensor], values: Sequence[Tensor], smoothing: float) -> None:
+def average(averages: list[Tensor], values: list[Tensor], smoothing: float) -> None:
     """Set each average to `smoothing * average + (1 - smoothing) * value`, in place, a few kernels for all of them.
 
     A pair has one shape and type, and all floats are best of one type, on one device: torch then needs no loop. The
