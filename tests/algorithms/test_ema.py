@@ -2,6 +2,7 @@ import pytest
 import torch
 from composer import Callback
 from composer.algorithms import EMA
+from composer.algorithms.ema.ema import EMAParameters, compute_ema
 from composer.core import Event
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +26,28 @@ def test_half_lives_scale_with_the_run(share, total, factor):
     short, long = (int(in_batches(f"{share:.6f}dur", total * by).removesuffix("ba")) for by in (1, factor))
     assert short >= 1
     assert abs(long - factor * short) <= factor
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    smoothing=st.floats(1e-6, 1 - 1e-6),
+    magnitude=st.sampled_from([1e-30, 1.0, 1e30]),
+    updates=st.integers(1, 4),
+)
+def test_an_update_of_all_tensors_together_is_composers_bit_for_bit(seed, smoothing, magnitude, updates):
+    torch.manual_seed(seed)
+    network = convnet()
+    theirs = EMAParameters(network)
+    ours = {name: tensor.clone() for name, tensor in (theirs.named_parameters_dict | theirs.named_buffers_dict).items()}
+    floats = [name for name in ours if ours[name].is_floating_point()]
+    for _ in range(updates):
+        values = network.state_dict()  # BatchNorm's counts of batches are its only whole numbers
+        for tensor in values.values():
+            tensor.copy_(torch.randn_like(tensor, dtype=torch.float32) * (magnitude if tensor.ndim else 1000))
+        compute_ema(network, theirs, smoothing)
+        for names in (floats, ours.keys() - floats):
+            ema.average([ours[name] for name in names], [values[name] for name in names], smoothing)
+    assert_equal(ours, theirs.named_parameters_dict | theirs.named_buffers_dict)
 
 
 class Timms(Callback):

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from composer.optim import DecoupledSGDW
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from data.errors import InputError
@@ -48,6 +51,35 @@ def test_norms_and_biases_are_exempt_from_decay_and_from_nothing_else(name):
     optimizer.step()
     assert torch.allclose(weight, torch.full((2, 2), 0.99))
     assert torch.equal(bias, torch.ones(2))
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    momentum=st.sampled_from([0.0, 0.5, 0.9]),
+    nesterov=st.booleans(),
+    decay=st.sampled_from([0.0, 5e-5]),
+    missing=st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=4),
+)
+def test_decoupled_sgdw_is_composers_bit_for_bit(seed, momentum, nesterov, decay, missing):
+    """`missing`: the parameters without a gradient in each step, as a layer that stochastic depth skips has none."""
+    torch.manual_seed(seed)
+    start = [torch.randn(shape) for shape in ((5, 3), (17,), (1,), (2, 2, 3))]
+    ours, theirs = ([torch.nn.Parameter(tensor.clone()) for tensor in start] for _ in range(2))
+    config = OptimizerConfig(name="decoupled_sgdw", momentum=momentum, nesterov=nesterov, weight_decay=decay)
+    options = {"momentum": momentum, "nesterov": nesterov and momentum > 0, "weight_decay": decay}
+    optimizers = build_optimizer(config, ours, 0.5), DecoupledSGDW(theirs, lr=0.5, **options)
+    for step, without in enumerate(missing):
+        for index, pair in enumerate(zip(ours, theirs, strict=True)):
+            gradient = torch.randn(pair[0].shape)
+            for parameter in pair:
+                parameter.grad = None if index in without else gradient.clone()
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.5 / (1 + step)
+            optimizer.step()
+    assert all(map(torch.equal, ours, theirs))
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    assert type(optimizers[0]).__qualname__ == "DecoupledSGDW", "checkpoints have it under Composer's name"
 
 
 # Without BatchNorm, whose statistics are a portion's, and without what draws at random for each portion.
