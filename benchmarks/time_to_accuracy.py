@@ -65,7 +65,7 @@ def read_curve(folder: Path, size: int) -> Curve:
     """A run's accuracy at an image size in pixels."""
     run = read_results(folder)
     metrics = run.metrics
-    trained = sum(metrics[f"time/{phase}_seconds"] for phase in ("train", "loader_wait", "checkpointing"))
+    trained = np.sum([metrics[f"time/{phase}_seconds"] for phase in ("train", "loader_wait", "checkpointing")], axis=0)
     known = np.isfinite(trained)
     seconds = dict(zip(metrics["epoch"][known].tolist(), trained[known].tolist(), strict=True))
     return tuple(entry._replace(wall_seconds=seconds[entry.epoch]) for entry in run.evaluations(size))
