@@ -5,14 +5,15 @@
 
 Three sides, with the YAML's network, images and batch size at the training size:
 
-- reference: torchvision's recipe for ResNet-50 (REFERENCE, below) at the training size, with --reference over it.
-- plain: the YAML with every technique off; the training size throughout, everything else as in the recipe.
+- reference: torchvision's recipe for ResNet-50 (REFERENCE, below) at the training size, with the rate that
+  `recipes.find_lr` proposes for it, and --reference over all that.
+- plain: the YAML with every technique off: the training size throughout, everything else as in the recipe.
 - recipe: the YAML.
 
-The highest rate of the first two is found with `recipes.find_lr`. Each side is tested at the one of `eval.sizes` at
-which its runs end highest. Time is that of training, waiting for the loader and saving, without evaluation, since all
-sides are evaluated more often than necessary. A target is the mean of a side's last evaluations over the seeds.
-Finished runs are not repeated: the same command resumes. DIR gets results.json, table.md and accuracy.png.
+Each side is tested at the one of `eval.sizes` at which its runs end highest. Time is that of training, waiting for the
+loader and saving, without evaluation, since all sides are evaluated more often than necessary. A target is the mean of
+a side's last evaluations over the seeds. Finished runs are not repeated: the same command resumes. DIR gets
+results.json, table.md and accuracy.png.
 """
 
 from __future__ import annotations
@@ -184,15 +185,8 @@ def main() -> None:
     shared = [*options.overrides, f"runs_folder={folder}"]
     plain = [*shared, *without_techniques(Path(yaml), shared)]
     reference = [*plain, *REFERENCE, f"max_duration={options.reference_epochs}ep"]
-    rates = {
-        "reference": found_rate(yaml, [*reference, *options.reference], folder / "reference-lr"),
-        "plain": found_rate(yaml, plain, folder / "plain-lr"),
-    }
-    words = {
-        "reference": [*reference, rates["reference"], *options.reference],
-        "plain": [*plain, rates["plain"]],
-        "recipe": shared,
-    }
+    rate = found_rate(yaml, [*reference, *options.reference], folder / "reference-lr")
+    words = {"reference": [*reference, rate, *options.reference], "plain": plain, "recipe": shared}
     for turn, seed in enumerate(options.seeds):
         for side in SIDES if turn % 2 == 0 else reversed(SIDES):
             run(["entrypoint.py", yaml, *words[side], f"run_name={side}-seed{seed}", f"seed={seed}"])
