@@ -1,12 +1,14 @@
 """What the FixRes stage gains: accuracy over test resolution, before and after it, as plotted in the paper.
 
-    python -m benchmarks.fixres_resolutions yamls/cifar10.yaml data.path=IMAGES [key=value ...]
+    python -m benchmarks.fixres_resolutions yamls/tiny-imagenet.yaml data.path=IMAGES [key=value ...]
         --seeds 0 1 2 --output DIR [--sizes 32 40 48 56 64 72 80 96]
 
 Three curves: the weights before the stage, after it, and at the end of the same run without it (whose last epochs train
 like the earlier ones), because the last epochs also anneal the learning rate. Touvron et al. 2019, figure 2 and table
-2, compare the first two. Runs are `recipe-seedN`, as written by benchmarks.time_to_accuracy to the same DIR, and
-`without-fixres-seedN`; finished runs are not repeated. DIR gets fixres.json, fixres.md and fixres.png.
+2, compare the first two; with `algorithms.fixres.train=classifier` the stage trains what theirs does. Runs are
+`recipe-seedN` and `without-fixres-seedN`. Finished runs are not repeated, and a `recipe-seedN` that
+benchmarks.time_to_accuracy wrote to the same DIR is used if `checkpoints.keep` spared the state at the stage's start.
+DIR gets fixres.json, fixres.md and fixres.png.
 """
 
 from __future__ import annotations
@@ -75,12 +77,15 @@ def main() -> None:
     if fixres is None:
         raise SystemExit(f"{options.yaml}: has no algorithms.fixres")
     border = fixres.start_epoch(config.epochs)
+    kept = f"checkpoints.keep={max(config.checkpoints.keep, config.epochs - border + 1)}"
     curves: dict[str, list[Curve]] = {kind: [] for kind in KINDS}
     for seed in options.seeds:
         recipe, without = f"recipe-seed{seed}", f"without-fixres-seed{seed}"
-        run(["entrypoint.py", *words, f"run_name={recipe}", f"seed={seed}", "eval.interval=1"])
+        run(["entrypoint.py", *words, f"run_name={recipe}", f"seed={seed}", kept])
         run(["entrypoint.py", *words, "algorithms.fixres=off", f"run_name={without}", f"seed={seed}"])
-        (before,) = (folder / recipe / "checkpoints").glob(f"ep{border:03}-*.safetensors")
+        before = next((folder / recipe / "checkpoints").glob(f"ep{border:03}-*.safetensors"), None)
+        if before is None:
+            raise SystemExit(f"{folder / recipe}: has no checkpoint of epoch {border}; delete the run, or set {kept}")
         for kind, name, checkpoint in (("before", recipe, before), ("without", without, None), ("after", recipe, None)):
             place = folder / name / f"resolutions-{kind}.json"
             curves[kind].append(evaluate(words, name, options.sizes, checkpoint, place))

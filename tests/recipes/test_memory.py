@@ -56,7 +56,10 @@ def test_what_nvidia_trains_on_a_v100():
 
 @pytest.mark.parametrize(
     ("profile", "processes", "memory"),
-    [("p3", 8, V100), ("g5", 4, A10G), ("mosaic-medium", 8, V100), ("a100", 8, A100), ("h100", 8, A100)],
+    [
+        *[("p3", 8, V100), ("g5", 4, A10G), ("mosaic-medium", 8, V100), ("a100", 8, A100), ("h100", 8, A100)],
+        ("tiny-imagenet", 1, 8e9),
+    ],
 )
 def test_the_profiles_fit_their_devices_with_room_to_spare(profile, processes, memory):
     config = load_config(ROOT / "yamls" / f"{profile}.yaml")
