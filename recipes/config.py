@@ -76,20 +76,35 @@ class LossConfig(Part):
     name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
 
 
-class OptimizerConfig(Part):
-    """SGD with momentum, torch's or Composer's with decoupled weight decay."""
+LibraryName = Annotated[str, Field(pattern=r"^(timm|torch)/[a-z0-9]+$", examples=["timm/lamb", "torch/adamw"])]
 
-    name: Literal["sgd", "decoupled_sgdw"] = "sgd"
+
+class OptimizerConfig(Part):
+    """SGD with momentum, torch's or Composer's with decoupled weight decay; or any optimizer of timm or torch.
+
+    Its other arguments, such as `betas`, stand beside the keys below.
+    """
+
+    model_config = Part.model_config | {"extra": "allow"}
+
+    name: Literal["sgd", "decoupled_sgdw"] | LibraryName = "sgd"
+    """`sgd` and `decoupled_sgdw`, or `timm/NAME` by timm.optim.list_optimizers(), `torch/CLASS` in lower case."""
     lr: PositiveFloat = 2.0
     """The schedule's highest learning rate, at `lr_batch_size` images per step."""
     lr_batch_size: PositiveInt | None = None
     """Scale `lr` linearly from this global batch size to that of the stage with the most epochs; null: do not scale."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Used by schedules that do not set the momentum themselves."""
+    """Used by schedules that do not set the momentum themselves, with an optimizer that has such an argument ..."""
     nesterov: bool = True
+    """... as for this one."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-5
     decay_norm_and_bias: bool = False
     """Apply weight decay to BatchNorm parameters and biases as well."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of timm's or torch's optimizer that have no key of their own here."""
+        return self.model_extra or {}
 
 
 class OneCycleConfig(Part):
@@ -291,6 +306,9 @@ class RunConfig(Part):
         return int(self.max_duration.removesuffix("ep"))
 
 
+UNKNOWN = "unknown key"  # to which load.py adds the known ones
+
+
 def _conflicts(config: RunConfig) -> Iterator[str]:
     """Conflicts between keys, one line each, with the key in front."""
     device, total = config.device_batch_size, config.global_batch_size
@@ -307,6 +325,8 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             # The config is stored in plain text with every run and checkpoint.
             allowed = "allowed: an address without one, and AWS_ACCESS_KEY_ID and the like in the environment"
             yield f"{key}: holds a password, which the run's files would show; {allowed}"
+    if "/" not in config.optimizer.name:
+        yield from (f"optimizer.{key}: {UNKNOWN}" for key in config.optimizer.arguments)
     swa = config.algorithms.swa
     if swa is not None and config.epochs < 3:
         yield f"algorithms.swa: needs a run of at least 3 epochs, got {config.max_duration}"
@@ -385,6 +405,11 @@ class Schema:
         if self.nullable:
             words.append("off" if self.is_section else "null")
         return ", or ".join(dict.fromkeys(words))
+
+    @property
+    def words(self) -> list[str]:
+        """The accepted values that are a choice."""
+        return [str(word) for option in self.options for word in option.get("enum", [option.get("const")]) if word]
 
     def _words(self, option: Mapping[str, Any]) -> str:
         if "examples" in option:

@@ -24,6 +24,7 @@ from recipes.checkpoints.store import Places
 from recipes.config import RunConfig
 from recipes.memory import check_memory, device_bytes, pass_images, with_portions
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network
+from recipes.optimizer import state_copies
 from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
 from recipes.watch.sinks import logger_problems
@@ -54,6 +55,8 @@ def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], tu
         data = open_data()
     if plan and data is not None:
         lines += _samples(config, world_size, plan, *data)
+    with _added_to(lines):
+        state_copies(config.optimizer)
     with _added_to(lines):
         network = planned_network(config, config.model.num_classes or (len(data[0].classes) if data else 1000))
     if plan and network is not None:

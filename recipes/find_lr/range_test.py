@@ -51,10 +51,12 @@ def trial_config(
         size = max(sizes, key=sizes.count)  # the first one if several have equally many epochs
     images = global_batch_size(config, size, world_size) if batch_size is None else batch_size
     schedule = config.scheduler
-    momentum = schedule.base_momentum if isinstance(schedule, OneCycleConfig) else config.optimizer.momentum
     changes = [f"algorithms.{name}=off" for name in OFF]
     changes += [f"data.train_size={size}", "device_batch_size=null", f"global_batch_size={images}"]
-    changes += ["scheduler={name: constant}", f"optimizer.momentum={momentum}"]
+    if isinstance(schedule, OneCycleConfig):  # whose momentum is `base_momentum` at the highest rate
+        changes += [f"scheduler.max_momentum={schedule.base_momentum}"]
+    else:
+        changes += ["scheduler={name: constant}"]
     changes += ["compile=false", "resume=null", "autoresume=false"]
     return load_config(path, [*overrides, *changes])
 
@@ -72,9 +74,8 @@ class RisingRate(Callback):
         rate = float(self.lrs[len(self.losses)])
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate
-            if "initial_lr" in group:
-                # DecoupledSGDW scales its decay by lr / initial_lr, which is 1 at a run's highest rate.
-                group["initial_lr"] = rate
+            # DecoupledSGDW scales its decay by lr / initial_lr, which is 1 at a run's highest rate; timm has the other.
+            group |= {key: rate for key in ("initial_lr", "max_lr_snapshot") if group.get(key) is not None}
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """The loss is the mean over all processes, so all of them stop together."""

@@ -27,11 +27,12 @@ from recipes.plan import (
     Throughput,
     make_plan,
     measured,
+    momentum_at,
     published,
     schedule_of,
 )
 from recipes.results import to_json
-from recipes.schedule import epoch_plan
+from recipes.schedule import Rate, epoch_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -153,10 +154,9 @@ def _describe(
     vcpus = machines[plan["machine"]].vcpus if plan["machine"] else None
     for row in _group_rows(plan["stages"]):
         first, last = row[0], row[-1]
-        own = config.optimizer.momentum  # for a schedule that does not set it
         ends = (first["first"], last["last"])
         lrs = [_number(rate["lr"]) for rate in ends]
-        momenta = [f"{own if rate['momentum'] is None else rate['momentum']:.3g}" for rate in ends]
+        momenta = [_momentum(momentum_at(config, Rate(**rate))) for rate in ends]
         where = [_span(first["first_epoch"] + 1, last["first_epoch"] + last["epochs"]), _span(*_column(row, "size"))]
         counts = (first["global_batch_size"], sum(_column(row, "steps")))
         changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
@@ -200,7 +200,7 @@ def _describe_compute(plan: dict[str, Any]) -> list[str]:
     evaluation = plan["evaluation"]
     return [
         f"highest learning rate: {_number(plan['peak_lr'])}, in epoch {plan['peak_epoch'] + 1}, "
-        f"at momentum {plan['peak_momentum']:.3g}",
+        f"at momentum {_momentum(plan['peak_momentum'])}",
         f"compute: {plan['epochs_at_224px']:.4g} epochs at 224 px (scaled by {plan['compute_scaled_by']}), {saved}",
         f"evaluation, not included: {evaluation['times']} times at {' and '.join(map(str, evaluation['sizes']))} px, "
         f"{evaluation['epochs_at_224px']:.3g} epochs at 224 px",
@@ -273,6 +273,10 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
 
+def _momentum(value: float | None) -> str:
+    return "the optimizer's default" if value is None else f"{value:.3g}"
+
+
 def _draw_schedule(figure: Figure, plan: dict[str, Any], config: RunConfig) -> None:
     """Draw image size, batch size, learning rate and momentum over epochs into an empty figure."""
     stages = plan["stages"]
@@ -281,7 +285,7 @@ def _draw_schedule(figure: Figure, plan: dict[str, Any], config: RunConfig) -> N
     points = [(e, batch) for e, count in enumerate(steps) for batch in sorted({*range(0, count, stride), count - 1})]
     epochs = [epoch + batch / steps[epoch] for epoch, batch in points]
     rates = [rate_at(epoch, batch) for epoch, batch in points]
-    momenta = [config.optimizer.momentum if rate.momentum is None else rate.momentum for rate in rates]
+    momenta = [momentum_at(config, rate) or math.nan for rate in rates]
     edges = [*_column(stages, "first_epoch"), config.epochs]
     sizes, loader, batches = (_column(stages, name) for name in ("size", "loader_size", "global_batch_size"))
     line: dict[str, Any] = {"baseline": None, "linewidth": 1.8, "zorder": 3}

@@ -17,6 +17,7 @@ from torchvision.models.resnet import Bottleneck
 
 from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
+from recipes.checkpoints.format import restore
 
 CLASSES, IMAGES, BATCH, EPOCHS = 4, 40, 8, 3
 BATCHES_PER_EPOCH = IMAGES // BATCH
@@ -70,6 +71,17 @@ class SeedAndSave(Callback):
             self.trainer.save_checkpoint(str(path))
 
 
+class Loaded(Callback):
+    """Loads a checkpoint of `SeedAndSave` as the recipe does."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        saved = torch.load(self.path, weights_only=False, map_location="cpu")["state"]
+        restore(state, saved, logger, str(self.path))
+
+
 class Recorder(Callback):
     """Keeps what a function reads from the state at each event of one kind; by default the weights."""
 
@@ -119,9 +131,8 @@ class Run:
             max_duration=f"{epochs}ep",
             optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-3),
             algorithms=techniques,
-            callbacks=[saver, *callbacks],
+            callbacks=[saver, *([Loaded(load)] if load else []), *callbacks],
             device_train_microbatch_size=microbatch,
-            load_path=str(load) if load else None,
             device="cpu",
             seed=3,
             progress_bar=False,
