@@ -74,6 +74,16 @@ class LossConfig(Part):
     """The training loss."""
 
     name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    mean_over_classes: bool = False
+    """Binary cross-entropy: the mean over the classes, as in timm, and the classifier's bias stays; false: the sum."""
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Binary cross-entropy: targets above this become 1 and others 0, after any mixing; null: targets stay soft."""
+
+    @model_validator(mode="after")
+    def _binary(self) -> LossConfig:
+        if self.name == "cross_entropy" and (self.mean_over_classes or self.target_threshold is not None):
+            raise ValueError("mean_over_classes and target_threshold are for binary_cross_entropy only")
+        return self
 
 
 LibraryName = Annotated[str, Field(pattern=r"^(timm|torch)/[a-z0-9]+$", examples=["timm/lamb", "torch/adamw"])]
@@ -96,7 +106,7 @@ class OptimizerConfig(Part):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Used by schedules that do not set the momentum themselves, with an optimizer that has such an argument ..."""
     nesterov: bool = True
-    """... as for this one."""
+    """... as for this one, except timm's, whose names say it."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-5
     decay_norm_and_bias: bool = False
     """Apply weight decay to BatchNorm parameters and biases as well."""
@@ -130,6 +140,19 @@ class CosineConfig(Part):
     """Share of the run in which the rate rises linearly from zero."""
     final_lr_ratio: Fraction = 0.0
     """The run ends at lr * final_lr_ratio."""
+    first_lr_ratio: Fraction = 0.0
+    """The warm-up begins at lr * first_lr_ratio."""
+    overlap: bool = False
+    """The cosine begins with the run, and the warm-up covers its first part, as in timm; false: it follows it."""
+
+
+class StepConfig(Part):
+    """A rate that is multiplied by a factor after each share of the run, as torch's StepLR."""
+
+    name: Literal["step"] = "step"
+    interval: Annotated[float, Field(gt=0, le=1)] = 1 / 3
+    """Share of the run between two changes of the rate."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class ConstantConfig(Part):
@@ -138,7 +161,7 @@ class ConstantConfig(Part):
     name: Literal["constant"] = "constant"
 
 
-SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")]
+SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | StepConfig | ConstantConfig, Field(discriminator="name")]
 
 
 class DataConfig(Part):

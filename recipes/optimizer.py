@@ -28,10 +28,10 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
     does not accept.
     """
     kind = _constructor(config.name)
-    known, fixed = inspect.signature(kind).parameters, getattr(kind, "keywords", {})
-    # Without momentum, Nesterov's is plain SGD, but torch refuses it.
-    own = {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
-    values = {key: value for key, value in own.items() if key in known and key not in fixed}
+    known = inspect.signature(kind).parameters
+    values: dict[str, Any] = {"momentum": config.momentum} if "momentum" in known else {}
+    if "nesterov" in known and not config.name.startswith("timm/"):  # whose names say it: sgd, momentum, nlars
+        values["nesterov"] = config.nesterov and config.momentum > 0  # without momentum it is plain SGD
     values |= {"lr": lr, "weight_decay": config.weight_decay}
     hints, lines = get_type_hints(getattr(kind, "func", kind).__init__), list[str]()
     free = known.keys() - {"params", *OptimizerConfig.model_fields}

@@ -234,7 +234,7 @@ def _fitted(
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
     """Yields an error if the network lacks the layers that a loss or FixRes needs."""
     needs: list[tuple[str, Callable[[nn.Module], object]]] = []
-    if config.loss.name == "binary_cross_entropy":
+    if config.loss.name == "binary_cross_entropy" and not config.loss.mean_over_classes:
         needs.append(("loss.name: binary_cross_entropy", classifier))
     if (fixres := config.algorithms.fixres) is not None and fixres.train == "classifier":
         needs += [("algorithms.fixres.train: classifier", layer) for layer in (classifier, last_batchnorm)]

@@ -97,7 +97,8 @@ def _range_test(config: RunConfig, train: Source, val: Source, ramp: Ramp, bar: 
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     epochs = -(-ramp.steps // -(-len(train) // epoch_plan(config, world_size)[0].global_batch_size))
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
-    sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
+    plan, repeats = epoch_plan(config, world_size), config.data.augment.repeats
+    sampler = PositionSampler(len(train), plan, config.seed, rank, world_size, repeats)
     rising = RisingRate(ramp, bar)
     with ExitStack() as stack:
         stack.callback(reproducibility.load_rng_state, reproducibility.get_rng_state())

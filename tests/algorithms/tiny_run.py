@@ -10,14 +10,14 @@ from composer.core import State
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from composer.utils import dist
-from composer.utils.reproducibility import seed_all
+from composer.utils.reproducibility import load_rng_state, seed_all
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.resnet import Bottleneck
 
 from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
-from recipes.checkpoints.format import restore
+from recipes.checkpoints.format import restore, to_save
 
 CLASSES, IMAGES, BATCH, EPOCHS = 4, 40, 8, 3
 BATCHES_PER_EPOCH = IMAGES // BATCH
@@ -75,11 +75,13 @@ class Loaded(Callback):
     """Loads a checkpoint of `SeedAndSave` as the recipe does."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.saved = torch.load(path, weights_only=False, map_location="cpu")
 
     def before_load(self, state: State, logger: Logger) -> None:
-        saved = torch.load(self.path, weights_only=False, map_location="cpu")["state"]
-        restore(state, saved, logger, str(self.path))
+        restore(state, to_save(self.saved["state"]), logger, "the checkpoint")
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        load_rng_state(self.saved["rng"])
 
 
 class Recorder(Callback):
