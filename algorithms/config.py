@@ -19,6 +19,8 @@ TOLERANCE = 1e-9  # shares of a run that differ by less than this count as equal
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 TimeString = Annotated[str, Field(pattern=r"^([1-9][0-9]*(ba|ep)|(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)dur)$")]
 
+_TIMM_FORM = r"^rand(-(m[0-9]+|n[1-9][0-9]*|p(0?\.[0-9]+|1)|mstd[0-9.]*[0-9]|mmax[0-9]+|inc[01]))*$"
+
 
 class BlurPoolConfig(Technique):
     """Blur before every subsampling (Zhang 2019), by Composer's `BlurPool`."""
@@ -82,6 +84,8 @@ class RandAugmentConfig(Technique):
     """Augmentations in the chain (N in the paper)."""
     augmentation_set: Literal["all", "safe", "original"] = "all"
     """`safe` leaves out what ImageNet-C tests; `original` has the colour operations of the AugMix authors' code."""
+    timm: Annotated[str, Field(pattern=_TIMM_FORM, examples=["rand-m7-mstd0.5-inc1"])] | None = None
+    """timm's own RandAugment by its form, instead of Composer's; the fields above do not apply then."""
 
 
 class AugMixConfig(Technique):

@@ -11,22 +11,10 @@ from algorithms.config import StochasticDepthConfig
 
 
 class ResumableStochasticDepth(StochasticDepth):
-    """Composer's algorithm, with two fixes that resuming needs."""
-
-    def match(self, event: Event, state: State) -> bool:
-        """Composer's events, and before a checkpoint is loaded."""
-        return event == Event.BEFORE_LOAD or super().match(event, state)
+    """Composer's algorithm, with a fix that resuming needs."""
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Give the optimizer its entries, or do what Composer's does."""
-        if event == Event.BEFORE_LOAD:
-            # A block that was skipped in every step so far has no momentum, and torch cannot load an optimizer
-            # state that lacks parameters. So each parameter gets an entry; None is SGD's "no momentum yet".
-            for optimizer in state.optimizers:
-                for group in optimizer.param_groups:
-                    for param in group["params"]:
-                        optimizer.state[param].setdefault("momentum_buffer", None)
-            return
+        """What Composer's does, and the full rate from the end of the warm-up on."""
         super().apply(event, state, logger)
         elapsed = state.get_elapsed_duration()
         if event == Event.BATCH_START and elapsed is not None and elapsed >= self.drop_warmup:

@@ -69,19 +69,12 @@ from recipes.divergence import StopOnNan
 from recipes.load import load_config
 from recipes.memory import pass_images, step_memory
 from recipes.model import build_network, operated_network, planned_network
+from recipes.optimizer import build_optimizer, exempt_norms_and_biases
 from recipes.output import ABSENT, Content, Table, markdown, show
 from recipes.preflight import require_ready
 from recipes.results import to_json
 from recipes.run import open_data
-from recipes.trainer import (
-    FixedBuckets,
-    build_algorithms,
-    build_optimizer,
-    build_trainer,
-    device_name,
-    exempt_norms_and_biases,
-    split,
-)
+from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name, split
 from recipes.watch import build_watchers
 from recipes.watch.sinks import TextLog
 

@@ -25,16 +25,10 @@ from benchmarks.measure import alternate, commit, machine, options
 from data.augment import Normalise
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.model import build_classifier
+from recipes.optimizer import build_optimizer, exempt_norms_and_biases
 from recipes.schedule import rate_function, step_at
 from recipes.step import SteadyTrainer
-from recipes.trainer import (
-    ExemptNormsAndBiases,
-    PositionSeed,
-    Schedule,
-    build_optimizer,
-    exempt_norms_and_biases,
-    split,
-)
+from recipes.trainer import ExemptNormsAndBiases, PositionSeed, Schedule, split
 from recipes.watch import build_watchers
 from recipes.watch.sinks import TextLog
 

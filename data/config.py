@@ -79,6 +79,8 @@ class AugmentConfig(_Part):
     """RandomResizedCrop: width over height of the crop."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """Copies of an image in a batch, each augmented differently (Hoffer et al. 2020); an epoch has fewer images."""
     color_jitter: ColorJitterConfig | None = None
     gaussian_blur: GaussianBlurConfig | None = None
     random_erasing: RandomErasingConfig | None = None

@@ -80,7 +80,8 @@ class BatchDataset(Dataset[Batch]):
         Images are uint8 (N, 3, size, size) in channels_last memory, or smaller if a transform drops rows and columns;
         labels int64 (N,).
         """
-        indices = request.indices.tolist()
+        keys = request.indices.tolist()
+        indices = [key % len(self) for key in keys]
         labels = torch.empty(len(indices), dtype=torch.int64)
         worker = get_worker_info()
         now = self._read_now.numpy()[0 if worker is None else worker.id :]
@@ -91,12 +92,12 @@ class BatchDataset(Dataset[Batch]):
             now[0] = index
             return reader(index)
 
-        first, labels[0] = self._load(indices[0], request, read)
+        first, labels[0] = self._load(keys[0], request, read)
         images, buffer = self._buffers.allocate((len(indices), *first.shape))
         rows = images.numpy()
         rows[0] = first
-        for row, index in enumerate(indices[1:], start=1):
-            rows[row], labels[row] = self._load(index, request, read)
+        for row, key in enumerate(keys[1:], start=1):
+            rows[row], labels[row] = self._load(key, request, read)
         now[0] = _NOTHING
         if buffer is not None:
             return self._buffers.message(buffer, tuple(images.shape), labels)
@@ -110,23 +111,25 @@ class BatchDataset(Dataset[Batch]):
             return "it was not reading a file"
         return f"it was reading {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
 
-    def _load(self, index: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
-        """An image, or the one that replaces it, and its label."""
-        for used in self._candidates(index, request.epoch):
-            picture = self._try(used, index, request, read)
+    def _load(self, key: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
+        """An image, or the one that replaces it, and its label; the image is the key modulo their number."""
+        for used in self._candidates(key, request.epoch):
+            picture = self._try(used, key, request, read)
             if picture is not None:
                 return picture, int(self.source.labels[used])
         if self._seed is None:
             return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
-        raise DataError(f"{self.source.name(index)} and {_TRIES} images drawn as replacements cannot be decoded")
+        raise DataError(
+            f"{self.source.name(key % len(self))} and {_TRIES} images drawn as replacements cannot be decoded"
+        )
 
-    def _candidates(self, index: int, epoch: int) -> Iterator[int]:
-        yield index
+    def _candidates(self, key: int, epoch: int) -> Iterator[int]:
+        yield key % len(self)
         if self._seed is not None:
-            yield from sample_rng(self._seed, epoch, index, stream=1).integers(0, len(self), _TRIES).tolist()
+            yield from sample_rng(self._seed, epoch, key, stream=1).integers(0, len(self), _TRIES).tolist()
 
     def _try(self, index: int, key: int, request: Request, read: Read) -> NDArray[np.uint8] | None:
-        """The picture of image `index` with the randomness of image `key`, or None if the image is bad."""
+        """The picture of image `index` with the randomness of `key`, or None if the image is bad."""
         if self.bad.faults[index]:
             return None
         try:

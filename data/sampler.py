@@ -20,7 +20,8 @@ class Request(NamedTuple):
     epoch: int
     size: int
     crop: Crop
-    indices: NDArray[np.int64]  # images to load, int64
+    indices: NDArray[np.int64]
+    """Images to load, int64; copy c of image i is i + c * (number of images), which seeds its augmentation."""
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -56,16 +57,20 @@ class PositionSampler(_Sampler):
     """Batch sampler of a training set.
 
     Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images for any number of
-    ranks. An epoch has the fewest batches of at most the global batch size, of equal size: a short last batch would get
-    the same learning rate as a full one, and could leave a rank without an image.
+    ranks. With `repeats`, that many copies of the epoch's first images, and no others, are in it: an image's copies in
+    one batch, apart from each other, so that several ranks get them (timm's RepeatAugSampler). An epoch has the fewest
+    batches of at most the global batch size, of equal size: a short last batch would get the same learning rate as a
+    full one, and could leave a rank without an image.
 
     It runs in the training process: workers get everything they need with each request. `plan` has one entry per epoch;
     the last applies to any later epoch. DataError: a batch is too small for every rank to get an image.
     """
 
-    def __init__(self, samples: int, plan: Sequence[EpochPlan], seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self, samples: int, plan: Sequence[EpochPlan], seed: int, rank: int, world_size: int, repeats: int = 1
+    ) -> None:
         super().__init__(samples, rank, world_size, seed)
-        self.plan = list(plan)
+        self.plan, self.repeats = list(plan), repeats
         self._start = (0, 0)
         for global_batch_size in {entry.global_batch_size for entry in plan}:
             smallest = samples // -(-samples // global_batch_size)
@@ -101,9 +106,20 @@ class PositionSampler(_Sampler):
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         size, crop, _ = self.plan[min(epoch, len(self.plan) - 1)]
-        order = epoch_order(self.total_size, self.seed, epoch)
-        for share in self._shares(_bounds(self.total_size, self.batches(epoch))[first:]):
+        bounds = _bounds(self.total_size, self.batches(epoch))
+        order = self._repeated(epoch_order(self.total_size, self.seed, epoch), bounds)
+        for share in self._shares(bounds[first:]):
             yield Request(epoch, size, crop, order[share].copy())  # pickling a view would send the whole array
+
+    def _repeated(self, order: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The order with copies; in each batch, all first copies before all second ones."""
+        if self.repeats == 1:
+            return order
+        place = np.arange(len(order))
+        copy = place % self.repeats
+        batch = np.searchsorted(bounds, place, side="right")
+        copies = order[place // self.repeats] + copy * len(order)
+        return np.asarray(copies[np.lexsort((copy, batch))])
 
 
 class EvalSampler(_Sampler):

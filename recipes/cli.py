@@ -101,12 +101,18 @@ def ratio(text: str) -> float:
 
 def yaml_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[Path, list[str]]:
     """The YAML file and the overrides among the positional arguments; InputError unless there is exactly one file."""
-    files = [word for word in words if not _is_override(word)]
+    files, overrides = yamls_and_overrides(parser, words)
     if len(files) > 1:
-        parser.error(f"one YAML file at a time, got {' and '.join(files)}; an override is key.path=value")
+        parser.error(f"one YAML file at a time, got {' and '.join(map(str, files))}; an override is key.path=value")
+    return files[0], overrides
+
+
+def yamls_and_overrides(parser: argparse.ArgumentParser, words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The YAML files and the overrides among the positional arguments; InputError: there is no file."""
+    files = [Path(word) for word in words if not _is_override(word)]
     if not files:
         parser.error("no YAML file given, such as yamls/demo.yaml (python entrypoint.py --list-configs lists them)")
-    return Path(files[0]), [word for word in words if _is_override(word)]
+    return files, [word for word in words if _is_override(word)]
 
 
 def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arguments:
@@ -160,10 +166,14 @@ def _comments(path: Path) -> list[str]:
     return [line[1:].strip() for line in lines if line.startswith("#")]
 
 
+def stated(path: Path, name: str, otherwise: str) -> str:
+    """The text of a YAML's comment line `# NAME: ...`, such as `# Hardware:`, else another text."""
+    return next((line[len(name) + 1 :].strip() for line in _comments(path) if line.startswith(f"{name}:")), otherwise)
+
+
 def hardware_of(path: Path) -> str:
-    """The text of a YAML's comment line `# Hardware: ...`, else `any`."""
-    found = (line.removeprefix("Hardware:").strip() for line in _comments(path) if line.startswith("Hardware:"))
-    return next(found, "any")
+    """The hardware that a YAML is for, else `any`."""
+    return stated(path, "Hardware", "any")
 
 
 def require_launched() -> None:

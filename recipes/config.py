@@ -80,22 +80,47 @@ class LossConfig(Part):
     """The training loss."""
 
     name: Literal["cross_entropy", "binary_cross_entropy"] = "cross_entropy"
+    mean_over_classes: bool = False
+    """Binary cross-entropy: the mean over the classes, as in timm, and the classifier's bias stays; false: the sum."""
+    target_threshold: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Binary cross-entropy: targets above this become 1 and others 0, after any mixing; null: targets stay soft."""
+
+    @model_validator(mode="after")
+    def _binary(self) -> LossConfig:
+        if self.name == "cross_entropy" and (self.mean_over_classes or self.target_threshold is not None):
+            raise ValueError("mean_over_classes and target_threshold are for binary_cross_entropy only")
+        return self
+
+
+LibraryName = Annotated[str, Field(pattern=r"^(timm|torch)/[a-z0-9]+$", examples=["timm/lamb", "torch/adamw"])]
 
 
 class OptimizerConfig(Part):
-    """SGD with momentum, torch's or Composer's with decoupled weight decay."""
+    """SGD with momentum, torch's or Composer's with decoupled weight decay; or any optimizer of timm or torch.
 
-    name: Literal["sgd", "decoupled_sgdw"] = "sgd"
+    Its other arguments, such as `betas`, stand beside the keys below.
+    """
+
+    model_config = Part.model_config | {"extra": "allow"}
+
+    name: Literal["sgd", "decoupled_sgdw"] | LibraryName = "sgd"
+    """`sgd` and `decoupled_sgdw`, or `timm/NAME` by timm.optim.list_optimizers(), `torch/CLASS` in lower case."""
     lr: PositiveFloat = 2.0
     """The schedule's highest learning rate, at `lr_batch_size` images per step."""
     lr_batch_size: PositiveInt | None = None
     """Scale `lr` linearly from this global batch size to that of the stage with the most epochs; null: do not scale."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Used by schedules that do not set the momentum themselves."""
+    """Used by schedules that do not set the momentum themselves, with an optimizer that has such an argument ..."""
     nesterov: bool = True
+    """... as for this one, except timm's, whose names say it."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-5
     decay_norm_and_bias: bool = False
     """Apply weight decay to BatchNorm parameters and biases as well."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Those of timm's or torch's optimizer that have no key of their own here."""
+        return self.model_extra or {}
 
 
 class OneCycleConfig(Part):
@@ -121,6 +146,19 @@ class CosineConfig(Part):
     """Share of the run in which the rate rises linearly from zero."""
     final_lr_ratio: Fraction = 0.0
     """The run ends at lr * final_lr_ratio."""
+    first_lr_ratio: Fraction = 0.0
+    """The warm-up begins at lr * first_lr_ratio."""
+    overlap: bool = False
+    """The cosine begins with the run, and the warm-up covers its first part, as in timm; false: it follows it."""
+
+
+class StepConfig(Part):
+    """A rate that is multiplied by a factor after each share of the run, as torch's StepLR."""
+
+    name: Literal["step"] = "step"
+    interval: Annotated[float, Field(gt=0, le=1)] = 1 / 3
+    """Share of the run between two changes of the rate."""
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class ConstantConfig(Part):
@@ -129,7 +167,7 @@ class ConstantConfig(Part):
     name: Literal["constant"] = "constant"
 
 
-SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | ConstantConfig, Field(discriminator="name")]
+SchedulerConfig = Annotated[OneCycleConfig | CosineConfig | StepConfig | ConstantConfig, Field(discriminator="name")]
 
 
 class DataConfig(Part):
@@ -303,6 +341,9 @@ class RunConfig(Part):
         return int(self.max_duration.removesuffix("ep"))
 
 
+UNKNOWN = "unknown key"  # to which load.py adds the known ones
+
+
 def _conflicts(config: RunConfig) -> Iterator[str]:
     """Conflicts between keys, one line each, with the key in front."""
     device, total = config.device_batch_size, config.global_batch_size
@@ -319,6 +360,8 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             # The config is stored in plain text with every run and checkpoint.
             allowed = "allowed: an address without one, and AWS_ACCESS_KEY_ID and the like in the environment"
             yield f"{key}: holds a password, which the run's files would show; {allowed}"
+    if "/" not in config.optimizer.name:
+        yield from (f"optimizer.{key}: {UNKNOWN}" for key in config.optimizer.arguments)
     swa = config.algorithms.swa
     if swa is not None and config.epochs < 3:
         yield f"algorithms.swa: needs a run of at least 3 epochs, got {config.max_duration}"
@@ -397,6 +440,11 @@ class Schema:
         if self.nullable:
             words.append("off" if self.is_section else "null")
         return ", or ".join(dict.fromkeys(words))
+
+    @property
+    def words(self) -> list[str]:
+        """The accepted values that are a choice."""
+        return [str(word) for option in self.options for word in option.get("enum", [option.get("const")]) if word]
 
     def _words(self, option: Mapping[str, Any]) -> str:
         if "examples" in option:

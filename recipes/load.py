@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from data.errors import InputError
 from data.text import first_line
-from recipes.config import ANY, KeyPath, RunConfig, Schema, schema_of
+from recipes.config import ANY, UNKNOWN, KeyPath, RunConfig, Schema, schema_of
 
 Table = TypeVar("Table", bound=BaseModel)
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"
@@ -321,21 +321,19 @@ def _explain(item: Any, data: Any, root: Schema) -> list[tuple[KeyPath, str]]:
             continue
         child = schema.child(key)
         if child is ANY and kind == "extra_forbidden":
-            what = "unknown technique" if path == ("algorithms",) else "unknown key"
-            hint = _nearest_key((*path, key), schema, root)
-            return [((*path, key), f"{what}; allowed: {', '.join(schema.keys)}{hint}")]
+            return [((*path, key), _unknown((*path, key), schema, root))]
         if child is ANY or not schema.is_section:
             break  # which member of a union it is about
         path, schema = (*path, key), child
     if kind in ("value_error", "assertion_error"):
         return [_own(line, path, root) for line in str(item["ctx"]["error"]).splitlines() if line.strip()]
-    allowed = schema.allowed()
+    allowed, words = schema.allowed(), schema.words
     if kind.startswith("union_tag") and schema.tag:
-        path, kind, allowed = (*path, schema.tag), "literal_error", ", ".join(schema.tags)
+        path, allowed, words = (*path, schema.tag), ", ".join(schema.tags), schema.tags
     written = _at(path, data)
     if kind == "missing" and written is _ABSENT:
         return [(path, f"missing; allowed: {allowed}")]
-    hint = _nearest(str(written), {word: word for word in allowed.split(", ")}) if kind == "literal_error" else ""
+    hint = _nearest(str(written), {word: word for word in words})
     return [(path, f"got {show(written)}; allowed: {allowed}{hint}")]
 
 
@@ -344,8 +342,13 @@ def _own(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
     name, colon, rest = line.partition(": ")
     for at in (tuple(name.split(".")), (*path, *name.split("."))):
         if colon and root.find(at) is not None:
-            return at, rest
+            return at, _unknown(at, root.find(at[:-1]) or root, root) if rest == UNKNOWN else rest
     return path, line
+
+
+def _unknown(path: KeyPath, section: Schema, root: Schema) -> str:
+    what = "unknown technique" if path[:-1] == ("algorithms",) else UNKNOWN
+    return f"{what}; allowed: {', '.join(section.keys)}{_nearest_key(path, section, root)}"
 
 
 def show(value: Any) -> str:

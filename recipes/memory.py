@@ -21,6 +21,7 @@ from algorithms.fixres import freeze, hold_statistics
 from data.config import EpochPlan
 from recipes.config import RunConfig, at_size
 from recipes.model import heads, residual_blocks
+from recipes.optimizer import state_copies
 from recipes.trainer import device_name
 
 CONTEXT_BYTES = 0.7e9  # CUDA's context and the handles of cuDNN and cuBLAS
@@ -119,8 +120,8 @@ def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: in
     kept = activation_memory(network, size, half=half, frozen=frozen, checkpointing=saving)
     copies = sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam"))
     together = world_size > 1
-    # Weight, gradient, momentum, copies; DDP's buckets are a second gradient, autocast's copies half a weight.
-    times = 3 + copies + together + (0.5 if half else 0)
+    # Weight, gradient, optimizer's state, copies; DDP's buckets are a second gradient, autocast's copies half a weight.
+    times = 2 + state_copies(config.optimizer) + copies + together + (0.5 if half else 0)
     weights = 4 * times * sum(parameter.numel() for parameter in network.parameters())
     fixed = weights + CONTEXT_BYTES + (NCCL_BYTES if together else 0)
     # The images in FP32, and the uint8 they came in.

@@ -30,7 +30,7 @@ from algorithms.config import AlgorithmsConfig
 from algorithms.fixres import classifier
 from data.errors import InputError
 from data.loader import IGNORED_LABEL
-from recipes.config import RunConfig
+from recipes.config import LossConfig, RunConfig
 
 Batch = tuple[Tensor, Tensor]
 
@@ -100,14 +100,18 @@ def _recompute(block: nn.Module, forward: Callable[..., Any], *args: Any) -> Any
     )
 
 
-def binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def binary_cross_entropy(logits: Tensor, target: Tensor, mean: bool = False, threshold: float | None = None) -> Tensor:
     """Binary cross-entropy, summed over the classes and averaged over the images, as in MosaicML's ResNet recipes.
 
-    Logits (N, num_classes); targets are labels, int64 (N,), or soft, float (N, num_classes) in [0, 1].
+    Logits (N, num_classes); targets are labels, int64 (N,), or soft, float (N, num_classes) in [0, 1]. With `mean`, it
+    is averaged over the classes too, as timm's `BinaryCrossEntropy`; a target above a `threshold` is 1, any other 0.
     """
     if target.ndim == 1:
         target = F.one_hot(target, logits.shape[1])
-    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="sum") / len(logits)
+    if threshold is not None:
+        target = target > threshold
+    loss = F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="mean" if mean else "sum")
+    return loss if mean else loss / len(logits)
 
 
 AUXILIARY_WEIGHTS = {"GoogLeNet": 0.3, "Inception3": 0.4}
@@ -133,17 +137,17 @@ class _OfLastStep(list[Tensor]):
 class Classifier(ComposerModel):
     """An image classifier with its loss and its evaluation metrics.
 
-    `network` maps float images (N, 3, H, W) to logits (N, num_classes); `loss`, `cross_entropy` or
-    `binary_cross_entropy`, takes labels (N,) or soft targets (N, num_classes).
+    `network` maps float images (N, 3, H, W) to logits (N, num_classes); the loss takes labels (N,) or soft targets
+    (N, num_classes).
     """
 
-    def __init__(self, network: nn.Module, num_classes: int, loss: str) -> None:
+    def __init__(self, network: nn.Module, num_classes: int, loss: LossConfig) -> None:
         super().__init__()
         self.module = network
         self.num_classes = num_classes
         self._auxiliary = _OfLastStep()
-        losses: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"cross_entropy": F.cross_entropy}
-        self._loss = losses.get(loss, binary_cross_entropy)
+        binary = functools.partial(binary_cross_entropy, mean=loss.mean_over_classes, threshold=loss.target_threshold)
+        self._loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy if loss.name == "cross_entropy" else binary
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (N, num_classes) of a batch of images (N, 3, H, W) and labels."""
@@ -189,17 +193,17 @@ class Classifier(ComposerModel):
 def build_classifier(config: RunConfig, num_classes: int, device_type: str) -> Classifier:
     """The model that the Trainer gets; `device_type` is torch's name, such as `cuda`; InputError: no such classifier.
 
-    With binary cross-entropy the classifier's bias starts at -log(num_classes), so that each class starts at
+    With a sum of binary cross-entropies the classifier's bias starts at -log(num_classes), so that each class starts at
     probability 1 / num_classes (mosaicml/benchmarks, blogs/resnet/model.py).
     """
     network = build_network(config.model.name, num_classes)
     for norm in last_norms(network):  # at zero each block starts as the identity (Goyal et al. 2017, section 5.1)
         nn.init.constant_(norm.get_parameter("weight"), 0.0 if config.model.zero_init_residual else 1.0)
-    if config.loss.name == "binary_cross_entropy":
+    if config.loss.name == "binary_cross_entropy" and not config.loss.mean_over_classes:
         nn.init.constant_(classifier(network).bias, -math.log(num_classes))
     if config.model.sync_batchnorm and composer_dist.get_world_size() > 1:
         network = sync_batchnorm(network, device_type)
-    return Classifier(network, num_classes, config.loss.name)
+    return Classifier(network, num_classes, config.loss)
 
 
 def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) -> nn.Module:
@@ -208,7 +212,7 @@ def operated_network(name: str, num_classes: int, algorithms: AlgorithmsConfig) 
     The techniques themselves do the surgery, on the events that the Trainer would send. Memory formats and wrappers are
     left out: they change no result. Stochastic depth has its full drop rate, which a run reaches after `drop_warmup`.
     """
-    model = Classifier(build_network(name, num_classes), num_classes, "cross_entropy")
+    model = Classifier(build_network(name, num_classes), num_classes, LossConfig())
     kept = ("blurpool", "squeeze_excite", "stochastic_depth", "composer")
     others = {field: None for field in type(algorithms).model_fields if field not in kept}
     state = State(model, rank_zero_seed=0, run_name="", device=get_device("cpu"))

@@ -24,6 +24,7 @@ from recipes.checkpoints.store import Places
 from recipes.config import RunConfig
 from recipes.memory import check_memory, device_bytes, pass_images, with_portions
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network
+from recipes.optimizer import state_copies
 from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
 from recipes.watch.sinks import logger_problems
@@ -54,6 +55,8 @@ def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], tu
         data = open_data()
     if plan and data is not None:
         lines += _samples(config, world_size, plan, *data)
+    with _added_to(lines):
+        state_copies(config.optimizer)
     with _added_to(lines):
         network = planned_network(config, config.model.num_classes or (len(data[0].classes) if data else 1000))
     if plan and network is not None:
@@ -231,7 +234,7 @@ def _fitted(
 def _last_layers(config: RunConfig, network: nn.Module) -> Iterator[str]:
     """Yields an error if the network lacks the layers that a loss or FixRes needs."""
     needs: list[tuple[str, Callable[[nn.Module], object]]] = []
-    if config.loss.name == "binary_cross_entropy":
+    if config.loss.name == "binary_cross_entropy" and not config.loss.mean_over_classes:
         needs.append(("loss.name: binary_cross_entropy", classifier))
     if (fixres := config.algorithms.fixres) is not None and fixres.train == "classifier":
         needs += [("algorithms.fixres.train: classifier", layer) for layer in (classifier, last_batchnorm)]

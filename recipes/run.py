@@ -73,7 +73,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     if asked.automatic:
         chosen = ", ".join(f"{key} {getattr(config, key)}" for key in asked.automatic)
         log.info("chosen for this device: %s", chosen.replace("None", "null"))
-    sampler = PositionSampler(len(train), plan, config.seed, rank, world_size)
+    sampler = PositionSampler(len(train), plan, config.seed, rank, world_size, config.data.augment.repeats)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
     algorithms = [*build_algorithms(config, batches), FixedBuckets()]
 

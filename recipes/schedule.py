@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from data.config import EpochPlan
 from data.errors import InputError
-from recipes.config import CosineConfig, OneCycleConfig, RunConfig, SchedulerConfig, at_size
+from recipes.config import CosineConfig, OneCycleConfig, RunConfig, SchedulerConfig, StepConfig, at_size
 
 
 def image_size(config: RunConfig, epoch: int) -> int:
@@ -87,15 +87,18 @@ def one_cycle(step: float, total_steps: float, lr: float, config: OneCycleConfig
 
 
 def cosine(step: float, total_steps: float, lr: float, config: CosineConfig) -> Rate:
-    """Linear warm-up from zero, then a half cosine to lr * final_lr_ratio.
+    """Linear warm-up from lr * first_lr_ratio, then a half cosine to lr * final_lr_ratio.
 
-    Composer's `CosineAnnealingWithWarmupScheduler` (optim/scheduler.py) at the same fraction of the run. `step` counts
-    the steps done, in [0, total_steps], and may be fractional.
+    With the defaults Composer's `CosineAnnealingWithWarmupScheduler` (optim/scheduler.py) at the same fraction of the
+    run; with `overlap`, timm's `CosineLRScheduler` at whole epochs. `step` counts the steps done, in [0, total_steps],
+    and may be fractional.
     """
     progress = min(step / total_steps, 1.0)
     if progress < config.warmup:
-        return Rate(lr * progress / config.warmup, None)
-    fraction = (progress - config.warmup) / (1.0 - config.warmup)
+        first = lr * config.first_lr_ratio
+        return Rate(first + (lr - first) * progress / config.warmup, None)
+    begin = 0.0 if config.overlap else config.warmup
+    fraction = (progress - begin) / (1.0 - begin)
     return Rate(_cosine_between(lr, lr * config.final_lr_ratio, fraction), None)
 
 
@@ -125,4 +128,7 @@ def rate_function(scheduler: SchedulerConfig, lr: float) -> Callable[[float, flo
         return lambda step, total_steps: one_cycle(step, total_steps, lr, scheduler)
     if isinstance(scheduler, CosineConfig):
         return lambda step, total_steps: cosine(step, total_steps, lr, scheduler)
+    if isinstance(scheduler, StepConfig):
+        # 1e-9: a share such as 1/3 is rounded, and a change must not come a step late.
+        return lambda step, total: Rate(lr * scheduler.factor ** int(step / total / scheduler.interval + 1e-9), None)
     return lambda step, total_steps: Rate(lr, None)

@@ -5,18 +5,14 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from composer import Algorithm, Callback, DataSpec, Evaluator, Event, Logger, State
 from composer.loggers import LoggerDestination
-from composer.optim import DecoupledSGDW as ComposersDecoupledSGDW
 from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
-from torch import Tensor
-from torch.nn import Parameter
 
 from algorithms import build
 from data.augment import Normalise
@@ -24,8 +20,9 @@ from data.errors import InputError
 from data.loader import Loading, eval_loader, train_loader
 from data.sampler import PositionSampler
 from data.source import Source
-from recipes.config import DataConfig, OptimizerConfig, RunConfig, at_size, seconds
+from recipes.config import DataConfig, RunConfig, at_size, seconds
 from recipes.model import build_classifier, checkpoint_activations
+from recipes.optimizer import build_optimizer, exempt_norms_and_biases, set_momentum
 from recipes.schedule import Rate, peak_lr, rate_function, step_at
 from recipes.step import SteadyTrainer
 
@@ -174,53 +171,6 @@ def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple
     return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
 
 
-def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: float) -> torch.optim.Optimizer:
-    """SGD over all parameters in one group; `lr` is the highest rate of the schedule.
-
-    `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
-    weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019). On a GPU both have a few kernels for all parameters
-    (torch's `foreach`); neither is `fused`, which rounds differently.
-    """
-    kind = torch.optim.SGD if config.name == "sgd" else DecoupledSGDW
-    nesterov = config.nesterov and config.momentum > 0  # without momentum it is plain SGD
-    return kind(params, lr=lr, momentum=config.momentum, nesterov=nesterov, weight_decay=config.weight_decay)
-
-
-class DecoupledSGDW(ComposersDecoupledSGDW):
-    """Composer's optimizer with a few kernels for all parameters, as torch's SGD has, instead of five for each."""
-
-    @staticmethod
-    def sgdw(
-        params: list[Tensor],
-        gradients: list[Tensor],
-        momenta: list[Tensor | None],
-        *,
-        weight_decay: float,
-        momentum: float,
-        lr: float,
-        initial_lr: float,
-        dampening: float,
-        nesterov: bool,
-    ) -> None:
-        """Update parameters and `momenta` in place, as Composer's; None: the parameter had no gradient before."""
-        if not params:
-            return
-        steps: Any = gradients
-        if momentum:
-            old = [index for index, buffer in enumerate(momenta) if buffer is not None]
-            if old:
-                buffers: Any = [momenta[index] for index in old]
-                torch._foreach_mul_(buffers, momentum)
-                torch._foreach_add_(buffers, [gradients[index] for index in old], alpha=1 - dampening)
-            momenta[:] = buffers = [
-                new.clone() if buffer is None else buffer for buffer, new in zip(momenta, gradients, strict=True)
-            ]
-            steps = torch._foreach_add(gradients, buffers, alpha=momentum) if nesterov else buffers
-        if weight_decay:
-            torch._foreach_mul_(params, 1 - (lr / initial_lr if initial_lr else 1.0) * weight_decay)
-        torch._foreach_add_(params, steps, alpha=-lr)
-
-
 # The callbacks of the recipe.
 
 
@@ -255,18 +205,6 @@ class ExemptNormsAndBiases(Callback):
         exempt_norms_and_biases(state.optimizers[0])
 
 
-def exempt_norms_and_biases(optimizer: torch.optim.Optimizer) -> None:
-    """Move parameters of at most one dimension (BatchNorm's and biases) to a group of their own without weight decay.
-
-    The rule by dimension is timm's (optim/_param_groups.py) and torchvision's references'.
-    """
-    (group,) = optimizer.param_groups
-    exempt = [param for param in group["params"] if param.ndim <= 1]
-    group["params"] = [param for param in group["params"] if param.ndim > 1]
-    others = {key: value for key, value in group.items() if key not in ("params", "weight_decay")}
-    optimizer.add_param_group({"params": exempt, "weight_decay": 0.0, **others})
-
-
 class Schedule(Callback):
     """Sets the learning rate and the momentum of each step from the run's position alone; it has no state to save.
 
@@ -286,7 +224,7 @@ class Schedule(Callback):
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate.lr
             if rate.momentum is not None:
-                group["momentum"] = rate.momentum
+                set_momentum(group, rate.momentum)
 
 
 class Microbatches(Callback):

@@ -103,7 +103,8 @@ def mutants(request, tmp_path, monkeypatch):
     A config that is shown must read back as the same; one that is not must be refused in lines.
     """
     path, again, refused = tmp_path / "mutant.yaml", tmp_path / "again.yaml", {}
-    (tmp_path / "medium.yaml").write_text((request.param.parent / "medium.yaml").read_text())
+    for base in ("medium", "mosaic-medium", "timm-a2"):
+        (tmp_path / f"{base}.yaml").write_text((request.param.parent / f"{base}.yaml").read_text())
 
     def mutants(change):
         rng, count = random.Random(request.param.stem), -(-MUTANTS // 2 // len(YAMLS))

@@ -15,10 +15,13 @@ pairs, for keys that are not plain strings), `$float` (nan, inf, -inf) and `$tim
 
 from __future__ import annotations
 
+import copy
 import datetime
 import hashlib
+import itertools
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -254,8 +257,10 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
     _require_like({name: None}, theirs["optimizers"], f"{fit}optimizers")
     _require_groups(optimizer, theirs["optimizers"][name], state.model, f"{fit}optimizers/{name}")
     algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
+    others = {key: item for key, item in to_save(saved).items() if key != "optimizers"}
     try:
-        state.load_state_dict({**to_save(saved), "algorithms": algorithms}, logger, strict=True)
+        state.load_state_dict({**others, "algorithms": algorithms}, logger, strict=True)
+        _load_optimizer(optimizer, theirs["optimizers"][name], state.model)
     except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
         raise InputError(fit + _in_a_line(error)) from None
 
@@ -282,6 +287,11 @@ def _require_like(own: Any, theirs: Any, path: str) -> None:
             raise InputError(f"{path} has other keys than in this run")
         for key in own:
             _require_like(own[key], theirs[key], f"{path}/{key}")
+    elif isinstance(own, tuple):
+        if not isinstance(theirs, tuple) or len(own) != len(theirs):
+            raise InputError(f"{path} is not {len(own)} values")
+        for index, (mine, their) in enumerate(zip(own, theirs, strict=True)):
+            _require_like(mine, their, f"{path}/{index}")
     elif isinstance(own, Tensor) and (not isinstance(theirs, Tensor) or own.shape != theirs.shape):
         raise InputError(f"{path} is not a tensor of shape {tuple(own.shape)}")
     elif isinstance(own, bool | int | float | str | datetime.timedelta) and type(own) is not type(theirs):
@@ -292,8 +302,7 @@ def _require_like(own: Any, theirs: Any, path: str) -> None:
 
 def _require_groups(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> None:
     """As `_require_like`: the same groups of parameters and settings, and for a parameter only tensors of its shape."""
-    parameters = dict(model.named_parameters())
-    names = {id(parameter): name for name, parameter in parameters.items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     _require_like({"state": None, "param_groups": None}, theirs, path)
     groups, states = theirs["param_groups"], theirs["state"]
     if not isinstance(groups, list) or len(groups) != len(own.param_groups):
@@ -307,11 +316,49 @@ def _require_groups(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, p
             raise InputError(f"{where} is of other parameters than in this run")
         for key in ours.keys() - {"params"}:
             _require_like(ours[key], group[key], f"{where}/{key}")
-    # An optimizer has no state before its first step, so any entries of the parameter's shape are allowed.
-    if not isinstance(states, Mapping) or not states.keys() <= parameters.keys():
-        raise InputError(f"{path}/state is of other parameters than in this run")
-    for name, state in states.items():
-        if not isinstance(state, Mapping):
-            raise InputError(f"{path}/state/{name} is not a mapping")
-        kept = {key: value for key, value in state.items() if value is not None}
-        _require_like(dict.fromkeys(kept, parameters[name]), kept, f"{path}/state/{name}")
+    _require_states(own, states, names, f"{path}/state")
+
+
+def _require_states(own: torch.optim.Optimizer, states: Any, names: Mapping[int, str], path: str) -> None:
+    """As `_require_like`, for what the optimizer keeps of each parameter; `names` are those of parameters, by id."""
+    if not isinstance(states, Mapping) or not states.keys() <= set(names.values()):
+        raise InputError(f"{path} is of other parameters than in this run")
+    # An optimizer has no state before its first step, so it is compared with that of another one after a step.
+    usual: dict[object, dict[str, Any]] = {}
+    for group in own.param_groups:
+        for parameter in group["params"]:
+            name, kind = names[id(parameter)], (id(group), parameter.shape)
+            found = states.get(name, {})
+            if not isinstance(found, Mapping):
+                raise InputError(f"{path}/{name} is not a mapping")
+            if any(value is not None for value in found.values()):  # else no step with momentum was made yet
+                usual[kind] = usual.get(kind) or _state_after_a_step(own, group, parameter)
+                _require_like(usual[kind], found, f"{path}/{name}")
+
+
+def _state_after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """What the optimizer keeps from its beginning for a parameter, or would keep with these settings for its shape."""
+    if first := optimizer.state.get(like):
+        return dict(first)
+    parameter = nn.Parameter(torch.zeros(like.shape))
+    parameter.grad = torch.zeros(like.shape)
+    other = copy.copy(getattr(optimizer, "base_optimizer", optimizer))  # SAM's wrapper holds no state of its own
+    other.state, other.param_groups = defaultdict(dict), [{**group, "params": [parameter]}]
+    other.step()
+    return dict(other.state[parameter])
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], model: nn.Module) -> None:
+    """Load a state by names of parameters into an optimizer, which numbers them.
+
+    torch's own function for this (torch.distributed.checkpoint.state_dict) makes a step first, and refuses a state that
+    lacks a parameter, as one in a block that stochastic depth skipped so far.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = {name: number for number, name in enumerate(order)}
+    groups, rest = [], iter(order)
+    for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        groups.append({**group, "params": [numbers[name] for name in itertools.islice(rest, len(own["params"]))]})
+    states = {numbers[name]: state for name, state in saved["state"].items()}
+    optimizer.load_state_dict({"state": states, "param_groups": groups})

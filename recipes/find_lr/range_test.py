@@ -52,10 +52,12 @@ def trial_config(
         size = max(sizes, key=sizes.count)  # the first one if several have equally many epochs
     images = global_batch_size(config, size, world_size) if batch_size is None else batch_size
     schedule = config.scheduler
-    momentum = schedule.base_momentum if isinstance(schedule, OneCycleConfig) else config.optimizer.momentum
     changes = [f"algorithms.{name}=off" for name in OFF]
     changes += [f"data.train_size={size}", "device_batch_size=null", f"global_batch_size={images}"]
-    changes += ["scheduler={name: constant}", f"optimizer.momentum={momentum}"]
+    if isinstance(schedule, OneCycleConfig):  # whose momentum is `base_momentum` at the highest rate
+        changes += [f"scheduler.max_momentum={schedule.base_momentum}"]
+    else:
+        changes += ["scheduler={name: constant}"]
     changes += ["compile=false", "resume=null", "autoresume=false"]
     return load_config(path, [*overrides, *changes])
 
@@ -73,9 +75,8 @@ class RisingRate(Callback):
         rate = float(self.lrs[len(self.losses)])
         for group in state.optimizers[0].param_groups:
             group["lr"] = rate
-            if "initial_lr" in group:
-                # DecoupledSGDW scales its decay by lr / initial_lr, which is 1 at a run's highest rate.
-                group["initial_lr"] = rate
+            # DecoupledSGDW scales its decay by lr / initial_lr, which is 1 at a run's highest rate; timm has the other.
+            group |= {key: rate for key in ("initial_lr", "max_lr_snapshot") if group.get(key) is not None}
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """The loss is the mean over all processes, so all of them stop together."""
@@ -99,7 +100,8 @@ def _range_test(
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
     epochs = -(-ramp.steps // -(-len(train) // epoch_plan(config, world_size)[0].global_batch_size))
     config = config.model_copy(update={"max_duration": f"{epochs}ep"})
-    sampler = PositionSampler(len(train), epoch_plan(config, world_size), config.seed, rank, world_size)
+    plan, repeats = epoch_plan(config, world_size), config.data.augment.repeats
+    sampler = PositionSampler(len(train), plan, config.seed, rank, world_size, repeats)
     rising = RisingRate(ramp, bar)
     with ExitStack() as stack:
         stack.callback(reproducibility.load_rng_state, reproducibility.get_rng_state())

@@ -235,6 +235,12 @@ def schedule_of(
     return steps, lambda epoch, batch: rate(step_at(epoch, batch, steps[epoch], len(steps), total), total)
 
 
+def momentum_at(config: RunConfig, rate: Rate) -> float | None:
+    """The schedule's momentum, else SGD's; None for a default of timm's or torch's optimizer, which needs torch."""
+    own = None if "/" in config.optimizer.name else config.optimizer.momentum
+    return own if rate.momentum is None else rate.momentum
+
+
 def make_plan(
     config: RunConfig,
     images: Images,
@@ -314,7 +320,7 @@ def make_plan(
         "compute_scaled_by": "area" if network is None else "FLOPs",  # of the images, or of the network
         "peak_lr": peak_lr(config, epochs),  # the schedule's highest learning rate ...
         "peak_epoch": peak_epoch,  # ... the epoch in which it is reached, counted from 0 ...
-        "peak_momentum": config.optimizer.momentum if peak.momentum is None else peak.momentum,  # ... with this
+        "peak_momentum": momentum_at(config, peak),  # ... with this
         "stages": stages,
         "epochs_at_224px": compute,
         # Shares, which may be negative, against as many epochs at 224 px with one forward and backward pass per step;

@@ -1,4 +1,7 @@
-"""`python -m recipes.plan YAML [key=value ...]`: a run's stages, compute, time, price and memory, before it starts."""
+"""`python -m recipes.plan YAML ... [key=value ...]`: stages, compute, time, price and memory, before a run starts.
+
+Several YAMLs are compared in one table, with the accuracy that their authors published.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import InputError
 from data.files import is_remote, replace_text
 from recipes import output
-from recipes.cli import command_parser, hardware_of, run_command, yaml_and_overrides
+from recipes.cli import command_parser, hardware_of, run_command, stated, yamls_and_overrides
 from recipes.config import RunConfig
 from recipes.load import load_config, load_table
 from recipes.output import ABSENT, COLORS, Content, Table, chart, duration, svg
@@ -27,11 +30,12 @@ from recipes.plan import (
     Throughput,
     make_plan,
     measured,
+    momentum_at,
     published,
     schedule_of,
 )
 from recipes.results import to_json
-from recipes.schedule import epoch_plan
+from recipes.schedule import Rate, epoch_plan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,6 +45,8 @@ EXAMPLES = """examples:
   %(prog)s yamls/p3.yaml max_duration=16ep \\
       algorithms.progressive_resizing=off
   %(prog)s yamls/mosaic-medium.yaml --memory \\
+      --machine p4d.24xlarge
+  %(prog)s yamls/ffcv.yaml yamls/timm-a3.yaml \\
       --machine p4d.24xlarge
   %(prog)s yamls/g5.yaml --images-per-second 3000
   %(prog)s yamls/p3.yaml --measured runs/p3-trial
@@ -67,7 +73,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     text = "folder for plan.html and schedule.png (default: runs_folder/run_name/plan)"
     add("--out", type=Path, metavar="FOLDER", help=text)
     given = parser.parse_intermixed_args(list(argv))
-    given.yaml, given.overrides = yaml_and_overrides(parser, given.words)
+    given.yamls, given.overrides = yamls_and_overrides(parser, given.words)
     for name, value in (("--devices", given.devices), ("--images-per-second", given.images_per_second)):
         if value is not None and not 0 < value < math.inf:
             parser.error(f"argument {name}: got {value:g}; allowed: above 0")
@@ -108,12 +114,12 @@ def _find_throughput(given: argparse.Namespace, config: RunConfig, device: str, 
 
 
 def _compute(
-    given: argparse.Namespace, config: RunConfig, machines: dict[str, MachineConfig]
+    given: argparse.Namespace, path: Path, config: RunConfig, machines: dict[str, MachineConfig]
 ) -> tuple[dict[str, Any], Throughput | None]:
     """The plan, for the machine that is named by --machine or by the YAML's comment, and the throughput behind it."""
     if given.machine is not None and given.machine not in machines:
         raise InputError(f"--machine: {given.machine!r} is not in {given.prices}; allowed: {', '.join(machines)}")
-    hardware = hardware_of(given.yaml)
+    hardware = hardware_of(path)
     words, found = re.findall(r"[\w.-]+", hardware), re.search(r"(\d+)x (\S+)", hardware)  # such as `8x A100`
     name = given.machine or next((name for name in machines if name in words), None)
     machine = machines[name] if name else None
@@ -153,10 +159,9 @@ def _describe(
     vcpus = machines[plan["machine"]].vcpus if plan["machine"] else None
     for row in _group_rows(plan["stages"]):
         first, last = row[0], row[-1]
-        own = config.optimizer.momentum  # for a schedule that does not set it
         ends = (first["first"], last["last"])
         lrs = [_number(rate["lr"]) for rate in ends]
-        momenta = [f"{own if rate['momentum'] is None else rate['momentum']:.3g}" for rate in ends]
+        momenta = [_momentum(momentum_at(config, Rate(**rate))) for rate in ends]
         where = [_span(first["first_epoch"] + 1, last["first_epoch"] + last["epochs"]), _span(*_column(row, "size"))]
         counts = (first["global_batch_size"], sum(_column(row, "steps")))
         changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
@@ -200,7 +205,7 @@ def _describe_compute(plan: dict[str, Any]) -> list[str]:
     evaluation = plan["evaluation"]
     return [
         f"highest learning rate: {_number(plan['peak_lr'])}, in epoch {plan['peak_epoch'] + 1}, "
-        f"at momentum {plan['peak_momentum']:.3g}",
+        f"at momentum {_momentum(plan['peak_momentum'])}",
         f"compute: {plan['epochs_at_224px']:.4g} epochs at 224 px (scaled by {plan['compute_scaled_by']}), {saved}",
         f"evaluation, not included: {evaluation['times']} times at {' and '.join(map(str, evaluation['sizes']))} px, "
         f"{evaluation['epochs_at_224px']:.3g} epochs at 224 px",
@@ -273,6 +278,10 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value >= 0.001 or value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
 
+def _momentum(value: float | None) -> str:
+    return "default" if value is None else f"{value:.3g}"
+
+
 def _draw_schedule(figure: Figure, plan: dict[str, Any], config: RunConfig) -> None:
     """Draw image size, batch size, learning rate and momentum over epochs into an empty figure."""
     stages = plan["stages"]
@@ -281,7 +290,7 @@ def _draw_schedule(figure: Figure, plan: dict[str, Any], config: RunConfig) -> N
     points = [(e, batch) for e, count in enumerate(steps) for batch in sorted({*range(0, count, stride), count - 1})]
     epochs = [epoch + batch / steps[epoch] for epoch, batch in points]
     rates = [rate_at(epoch, batch) for epoch, batch in points]
-    momenta = [config.optimizer.momentum if rate.momentum is None else rate.momentum for rate in rates]
+    momenta = [momentum_at(config, rate) or math.nan for rate in rates]
     edges = [*_column(stages, "first_epoch"), config.epochs]
     sizes, loader, batches = (_column(stages, name) for name in ("size", "loader_size", "global_batch_size"))
     line: dict[str, Any] = {"baseline": None, "linewidth": 1.8, "zorder": 3}
@@ -300,11 +309,35 @@ def _draw_schedule(figure: Figure, plan: dict[str, Any], config: RunConfig) -> N
     figure.align_ylabels()
 
 
+def _compare(plans: Sequence[dict[str, Any]], as_json: bool) -> int:
+    """Print several plans as a table, a row each, and what was published about them."""
+    if as_json:
+        print(to_json(plans, indent=2))
+        return 0
+    rows, lines = [], []
+    for plan in plans:
+        name, said = plan["run_name"], plan["published"]
+        dollars = f"{plan['costs'][0]['dollars']:,.2f}" if plan["costs"] else ABSENT
+        hours = ABSENT if plan["hours"] is None else duration(3600 * plan["hours"])
+        accuracy = said.partition(" top-1")[0] or ABSENT
+        where = plan["machine"] or plan["hardware"]
+        rows.append((name, plan["epochs"], f"{plan['epochs_at_224px']:.4g}", where, hours, dollars, accuracy))
+        lines += [f"{name}: {said}"] if said else []
+    headers = ("recipe", "epochs", "224-epochs", "on", "time", "dollars", "published")
+    output.show({"Recipes": [Table(headers, rows, (1, 2, 4, 5))], "Published top-1": [*lines]})
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the plan, then write its page; returns the exit status."""
     given = _parse_arguments(argv)
-    config, machines = load_config(given.yaml, given.overrides), load_table(given.prices, PricesConfig).machines
-    plan, throughput = _compute(given, config, machines)
+    configs = [load_config(path, given.overrides) for path in given.yamls]
+    machines = load_table(given.prices, PricesConfig).machines
+    plans = [_compute(given, path, one, machines) for path, one in zip(given.yamls, configs, strict=True)]
+    if len(plans) > 1:
+        said = [stated(path, "Published", "") for path in given.yamls]
+        return _compare([plan | {"published": text} for (plan, _), text in zip(plans, said, strict=True)], given.json)
+    (config,), ((plan, throughput),) = configs, plans
     if given.json:
         print(to_json(plan, indent=2))
         return 0

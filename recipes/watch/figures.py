@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from composer import Callback, Event, Logger, State
 
+from recipes.optimizer import momentum_of
 from recipes.step import mean_loss
 
 Phase = Literal["train", "loader_wait", "evaluation", "checkpointing"]
@@ -127,7 +128,7 @@ class Figures(Callback):
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Runs just before the optimizer step; at the end of the batch the rate is already that of the next step."""
         group = state.optimizers[0].param_groups[0]
-        self._step["train/lr"], self._step["train/momentum"] = float(group["lr"]), float(group["momentum"])
+        self._step["train/lr"], self._step["train/momentum"] = float(group["lr"]), momentum_of(group)
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Log if due."""

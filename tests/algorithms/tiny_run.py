@@ -10,13 +10,14 @@ from composer.core import State
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from composer.utils import dist
-from composer.utils.reproducibility import seed_all
+from composer.utils.reproducibility import load_rng_state, seed_all
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.resnet import Bottleneck
 
 from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
+from recipes.checkpoints.format import restore, to_save
 
 CLASSES, IMAGES, BATCH, EPOCHS = 4, 40, 8, 3
 BATCHES_PER_EPOCH = IMAGES // BATCH
@@ -70,6 +71,19 @@ class SeedAndSave(Callback):
             self.trainer.save_checkpoint(str(path))
 
 
+class Loaded(Callback):
+    """Loads a checkpoint of `SeedAndSave` as the recipe does."""
+
+    def __init__(self, path: Path) -> None:
+        self.saved = torch.load(path, weights_only=False, map_location="cpu")
+
+    def before_load(self, state: State, logger: Logger) -> None:
+        restore(state, to_save(self.saved["state"]), logger, "the checkpoint")
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        load_rng_state(self.saved["rng"])
+
+
 class Recorder(Callback):
     """Keeps what a function reads from the state at each event of one kind; by default the weights."""
 
@@ -119,9 +133,8 @@ class Run:
             max_duration=f"{epochs}ep",
             optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-3),
             algorithms=techniques,
-            callbacks=[saver, *callbacks],
+            callbacks=[saver, *([Loaded(load)] if load else []), *callbacks],
             device_train_microbatch_size=microbatch,
-            load_path=str(load) if load else None,
             device="cpu",
             seed=3,
             progress_bar=False,

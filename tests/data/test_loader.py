@@ -41,7 +41,7 @@ LOADING = {"prefetch_factor": 2, "pin_memory": False}
 
 
 def training(source, workers=0, plan=PLAN, seed=17, rank=0, world=1, transforms=(shuffle_colours,), augment=AUGMENT):
-    sampler = PositionSampler(len(source), plan, seed, rank, world)
+    sampler = PositionSampler(len(source), plan, seed, rank, world, augment.repeats)
     options = {"augment": augment, "mean": (0.5,) * 3, "std": (0.2,) * 3, "eval_crop_ratio": 0.875} | LOADING
     return train_loader(source, sampler, image_transforms=transforms, seed=seed, workers=workers, **options)
 
@@ -103,6 +103,14 @@ def test_batches_follow_the_plan(source):
 def test_workers_do_not_change_a_byte(source, damaged):
     for images in (source, damaged):
         assert same(run(training(images)), run(training(images, workers=3)))
+
+
+def test_repeated_images_differ_in_their_augmentation_alone(source):
+    loader = training(source, plan=[EpochPlan(32, "random", 20)], augment=AugmentConfig(repeats=2), transforms=())
+    for (images, labels), request in zip(loader, list(loader.batch_sampler), strict=True):
+        assert (request.indices[:10] + len(source)).tolist() == request.indices[10:].tolist()
+        assert torch.equal(labels[:10], labels[10:])
+        assert not any(torch.equal(*pair) for pair in zip(images[:10], images[10:], strict=True))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")

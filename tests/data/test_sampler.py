@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.data.distributed_sampler import RepeatAugSampler
 from torch.utils.data import DistributedSampler
 
 from data.config import EpochPlan
@@ -79,6 +80,20 @@ def test_every_world_size_and_every_resume_sees_the_same_batches(samples, batch,
     assert over_ranks(samples, epochs, seed, data.draw(st.integers(1, 8)), epoch) == whole
     start = data.draw(st.integers(0, len(whole)))
     assert over_ranks(samples, epochs, seed, data.draw(st.integers(1, 8)), epoch, start) == whole[start:]
+
+
+def test_repeats_are_timms_in_each_batch_and_apart():
+    samples, batch, world = 512, 64, 4
+    order = epoch_order(samples, 3, 0)
+    theirs = [list(RepeatAugSampler(range(samples), world, rank, shuffle=False)) for rank in range(world)]
+    ours = [indices(PositionSampler(samples, plan(batch), 3, rank, world, repeats=3)) for rank in range(world)]
+    for number in range(samples // batch):
+        mine = [key for rank in range(world) for key in ours[rank][number]]
+        assert len(set(mine)) == batch  # each copy once
+        share = slice(number * batch // world, (number + 1) * batch // world)
+        assert sorted(key % samples for key in mine) == sorted(order[key] for rank in theirs for key in rank[share])
+        assert all(len({key % samples for key in ours[rank][number]}) == batch // world for rank in range(world))
+        assert mine == indices(PositionSampler(samples, plan(batch), 3, 0, 1, repeats=3))[number]
 
 
 def test_size_and_batch_size_follow_the_plan():

@@ -4,11 +4,12 @@ import math
 import pytest
 import torch
 import torchvision
+from timm.loss import BinaryCrossEntropy
 from torch import nn
 
 from data.errors import InputError
 from data.loader import IGNORED_LABEL
-from recipes.config import RunConfig
+from recipes.config import LossConfig, RunConfig
 from recipes.model import Classifier, build_classifier, build_network, checkpoint_activations
 
 
@@ -42,16 +43,25 @@ def test_losses_are_torchs(soft):
     logits, labels = torch.randn(6, 10), torch.randint(10, (6,))
     hot = nn.functional.one_hot(labels, 10).float()
     target = hot * 0.9 + 0.01 if soft else labels
-    cross = Classifier(nn.Identity(), 10, "cross_entropy").loss(logits, (logits, target))
+    cross = Classifier(nn.Identity(), 10, LossConfig()).loss(logits, (logits, target))
     assert torch.allclose(cross, nn.functional.cross_entropy(logits, target))
-    binary = Classifier(nn.Identity(), 10, "binary_cross_entropy").loss(logits, (logits, target))
+    binary = Classifier(nn.Identity(), 10, LossConfig(name="binary_cross_entropy")).loss(logits, (logits, target))
     expected = nn.functional.binary_cross_entropy_with_logits(logits, target if soft else hot, reduction="sum") / 6
     assert torch.allclose(binary, expected)
 
 
+def test_the_mean_of_binary_losses_is_timms():
+    logits, target = torch.randn(6, 10), torch.rand(6, 10)
+    for threshold in (None, 0.2):
+        ours = LossConfig(name="binary_cross_entropy", mean_over_classes=True, target_threshold=threshold)
+        theirs = BinaryCrossEntropy(smoothing=0.0, target_threshold=threshold)
+        loss = Classifier(nn.Identity(), 10, ours).loss(logits, (logits, target))
+        assert torch.allclose(loss, theirs(logits, target.clone()))
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_metrics_count_each_image_once_and_ignored_ones_never(classes):
-    model = Classifier(nn.Identity(), classes, "cross_entropy")
+    model = Classifier(nn.Identity(), classes, LossConfig())
     logits, labels = torch.randn(40, classes), torch.randint(classes, (40,))
     labels[::7] = IGNORED_LABEL
     metrics = model.get_metrics(is_train=False)

@@ -7,12 +7,13 @@ from composer.core import Time, Timestamp
 from composer.optim.scheduler import CosineAnnealingWithWarmupScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.optim.lr_scheduler import OneCycleLR
+from timm.scheduler import CosineLRScheduler
+from torch.optim.lr_scheduler import OneCycleLR, StepLR
 
 from data.errors import InputError
-from recipes.config import CosineConfig, OneCycleConfig
+from recipes.config import CosineConfig, OneCycleConfig, StepConfig
 from recipes.load import load_config
-from recipes.schedule import cosine, epoch_plan, one_cycle, peak_lr, step_at
+from recipes.schedule import cosine, epoch_plan, one_cycle, peak_lr, rate_function, step_at
 from tests.support import ROOT
 
 
@@ -65,6 +66,26 @@ def test_cosine_is_composers(warmup, final):
         assert cosine(batch, 200, 2.0, config).lr == pytest.approx(2.0 * original(state, 1.0), abs=1e-9)
     assert cosine(200, 200, 2.0, config).lr == pytest.approx(2.0 * final)
     assert cosine(200.5, 200, 2.0, config) == cosine(200, 200, 2.0, config)
+
+
+def test_an_overlapping_cosine_is_timms_at_whole_epochs():
+    config = CosineConfig(warmup=0.05, overlap=True, first_lr_ratio=0.0125, final_lr_ratio=1.25e-4)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=8e-3)
+    original = CosineLRScheduler(optimizer, t_initial=100, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4)
+    for epoch in range(100):
+        original.step(epoch)
+        assert cosine(epoch * 626, 100 * 626, 8e-3, config).lr == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("batches", [1, 7, 5005])
+def test_steps_are_torchs(batches):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    original, rate = StepLR(optimizer, 30), rate_function(StepConfig(), 0.1)
+    for epoch in range(90):
+        for step in {epoch * batches, (epoch + 1) * batches - 1}:
+            assert rate(step, 90 * batches) == (pytest.approx(optimizer.param_groups[0]["lr"]), None)
+        optimizer.step()
+        original.step()
 
 
 @given(st.integers(1, 100), st.integers(1, 5000))

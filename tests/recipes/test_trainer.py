@@ -20,7 +20,8 @@ from recipes.config import OptimizerConfig
 from recipes.load import load_config
 from recipes.memory import step_memory
 from recipes.model import CPUSyncBatchNorm2d, build_network, planned_network, sync_batchnorm
-from recipes.trainer import SameStatistics, build_optimizer, exempt_norms_and_biases, split
+from recipes.optimizer import build_optimizer, exempt_norms_and_biases
+from recipes.trainer import SameStatistics, split
 from tests.support import ROOT, free_port
 
 

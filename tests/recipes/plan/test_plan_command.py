@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -72,6 +73,20 @@ def test_the_recipe_on_p3(capsys):
     assert "P3" in found["machine_note"]
     # Within a stage, whose first and last rates do not show it.
     assert (found["peak_lr"], found["peak_epoch"], found["peak_momentum"]) == (2.0, 27, pytest.approx(0.85))
+
+
+def test_several_recipes_are_compared(capsys, tmp_path):
+    words = [P3, MOSAIC, "data.path=/nowhere", "--machine", "p4d.24xlarge"]
+    found = plan(capsys, *words)
+    assert [one["run_name"] for one in found] == ["p3", "mosaic-medium"]
+    assert (found[0]["published"], found[1]["published"][:14]) == ("", "78.1 to 79.5 %")
+    assert run_command(lambda: main(words)) == 0
+    shown = capsys.readouterr().out
+    for one in found:
+        assert re.search(
+            rf"{one['run_name']} +90 +{one['epochs_at_224px']:.4g} p4d.24xlarge .* [0-9.]+ (-|78.1)", shown
+        )
+    assert "mosaic-medium: 78.1 to 79.5 % top-1 at 224 px" in shown
 
 
 def test_what_auto_is_on_a_machine(capsys, tmp_path):
@@ -152,7 +167,6 @@ def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
     ("argv", "message"),
     [
         ([], "no YAML file given"),
-        ([P3, MOSAIC], "one YAML file at a time"),
         ([P3, "--machine", "p9"], "--machine: 'p9' is not in"),
         ([P3, "--measured", "/nowhere"], "/nowhere/metrics.jsonl: cannot be read: no such file; allowed: the"),
         ([P3, "--devices", "0"], "argument --devices: got 0; allowed: above 0"),

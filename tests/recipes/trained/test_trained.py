@@ -20,6 +20,7 @@ from data.errors import InputError
 from recipes.checkpoints.format import pack
 from recipes.checkpoints.manifest import Manifest, load_manifest
 from recipes.checkpoints.store import LocalStore
+from recipes.config import LossConfig
 from recipes.model import Classifier, build_network, for_inference, operated_network
 from recipes.run import claim_folder
 from recipes.trained import Summary, load_trained
@@ -185,7 +186,7 @@ CHANGES = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_the_architecture_is_that_of_the_trainer(name):
     algorithms = AlgorithmsConfig.model_validate(yaml.safe_load(CHANGES[name]))
-    model = Classifier(build_network("resnet18", 3), 3, "cross_entropy")
+    model = Classifier(build_network("resnet18", 3), 3, LossConfig())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(
         model=model, optimizers=optimizer, algorithms=build_algorithms(algorithms, 10, 5), python_log_level=None
