@@ -24,7 +24,7 @@ from typing_extensions import NotRequired, TypedDict, Unpack
 from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
 from data.buffers import Batch, Message, SharedBuffers
 from data.config import AugmentConfig
-from data.decode import BadImage, Fault
+from data.decode import BadImage, Encoded, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import FaultTable, Source
@@ -32,8 +32,8 @@ from data.text import guard
 from data.wait import WaitingLoader
 
 ImageTransform = Callable[[Image.Image], Image.Image]
-Read = Callable[[int], bytes]
-MakePicture = Callable[[bytes, Request, int], NDArray[np.uint8]]
+Read = Callable[[int], Encoded]
+MakePicture = Callable[[Encoded, Request, int], NDArray[np.uint8]]
 """(encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage."""
 
 IGNORED_LABEL = -100
@@ -87,7 +87,7 @@ class BatchDataset(Dataset[Batch]):
         now[0] = indices[0]  # a reader may fetch the whole batch
         reader = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
 
-        def read(index: int) -> bytes:
+        def read(index: int) -> Encoded:
             now[0] = index
             return reader(index)
 
@@ -203,7 +203,7 @@ def _training_picture(
     std: Color,
     transforms: tuple[ImageTransform, ...],
     crop_ratio: float,
-    data: bytes,
+    data: Encoded,
     request: Request,
     index: int,
 ) -> NDArray[np.uint8]:
@@ -220,7 +220,7 @@ def _training_picture(
     return finish(image, augment, mean, std, rng)
 
 
-def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index: int) -> NDArray[np.uint8]:
+def _evaluation_picture(crop_ratio: float, data: Encoded, request: Request, index: int) -> NDArray[np.uint8]:
     return eval_picture(data, request.size, crop_ratio)
 
 
