@@ -34,18 +34,20 @@ class Box(NamedTuple):
     width: int
 
 
-def train_picture(data: Encoded, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Decode, crop and resize a training image, and maybe flip it; see `finish` for the rest.
+def train_picture(
+    data: Encoded, size: int, augment: AugmentConfig, rng: np.random.Generator, out: Image | None = None
+) -> Image:
+    """Decode, crop and resize a training image, in `out` if that has the shape, and maybe flip it into a new one.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
-    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. BadImage: the
-    image cannot be decoded.
+    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. See `finish`
+    for the rest. BadImage: the image cannot be decoded.
     """
     picture = Picture(data)
     reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, augment, rng)
     pixels, first = picture.decode_rows(reduction, top, top + height)
     crop = pixels[top - first : top - first + height, left : left + width]
-    image = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    image = np.asarray(cv2.resize(crop, (size, size), out, interpolation=cv2.INTER_LINEAR), np.uint8)
     return maybe_flip(image, augment, rng)
 
 

@@ -145,7 +145,7 @@ def _require_space(tasks: Sequence[Task]) -> str:
     missing = 0.0
     for task in tasks:
         with named(task.target):
-            written = len(store.glob(f"{root}/.parts/{task.split}/*.npz"))
+            written = len(store.find(f"{root}/.parts/{task.split}"))
         share = 1 - written / len(task.parts)
         missing += share * sum(sizes[f"{task.split} at {one}"] for one in task.resolutions)
     line = f"about {sum(sizes.values()) / 1e9:.3f} GB"

@@ -23,9 +23,11 @@ import os
 import shlex
 import shutil
 import stat
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -207,13 +209,13 @@ class Resolution:
         return _map_array(self.folder / "images.npy", f"{self.url}/images.npy", np.uint32, (2,))
 
     @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)
+    def _ends(self) -> list[int]:
+        return list(accumulate(shard.samples for shard in self.shards))
 
     def check(self, images: int, entry: _ResolutionEntry) -> None:
         """Raise DataError if the metadata is damaged or does not fit together."""
         shards, table = self.shards, self.images
-        counts = {"images.npy": len(table), "index.json": int(self._ends[-1]), f"{MANIFEST} and labels.npy": images}
+        counts = {"images.npy": len(table), "index.json": self._ends[-1], f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
             counted = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DataError(f"{self.url}: different numbers of images: {counted}")
@@ -232,7 +234,7 @@ class Resolution:
     def where(self, index: int) -> tuple[str, int, int]:
         """(path of the shard below the resolution's folder, offset, length) of an image."""
         offset, length = self.images[index].tolist()
-        return self.shards[int(np.searchsorted(self._ends, index, side="right"))].file, offset, length
+        return self.shards[bisect_right(self._ends, index)].file, offset, length
 
     def _local(self, file: str, offset: int, length: int) -> bytes:
         """Bytes of a shard on this machine, fewer if it ends before; raises OSError."""
