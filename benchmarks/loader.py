@@ -1,10 +1,12 @@
 """How fast a dataset is loaded: images per second, per CPU-second, and where the time goes.
 
     python -m benchmarks.loader DIR [--size 128 176 224] [--workers 4] [--against torchvision] [--json]
-    python -m benchmarks.loader IMAGES --photos [--images 2000] [--rounds 3] [--workers 2]
+    python -m benchmarks.loader IMAGES --photos [--ffcv 160 256] [--images 2000] [--rounds 3] [--workers 2]
 
-With --photos, IMAGES is a folder of photos, flat or in folders. They become an ImageFolder of links and a prepared
-dataset of 160 and 256 px in a temporary folder, and both are compared with torchvision's ImageFolder on the originals.
+With --photos, IMAGES is a folder of photos, flat or in folders. They become an ImageFolder of links and two prepared
+datasets of 160 and 256 px, of JPEGs and of raw pixels, in a temporary folder, and all are compared with torchvision's
+ImageFolder on the originals. With --ffcv, also with FFCV (https://github.com/libffcv/ffcv), which must be installed: it
+gets the raw dataset's pictures at these resolutions, as raw pixels and as JPEGs of quality 90.
 
 CPU-seconds are those of the loader's workers and of this process together, from one epoch's first request to its last
 batch; unlike wall time, they depend little on what else the machine does. Loaders are measured alternately, and each
@@ -20,8 +22,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -37,6 +40,7 @@ from data.errors import DataError
 from data.loader import sample_rng, train_loader
 from data.open import open_split_pair
 from data.sampler import PositionSampler
+from data.shards import CROP_RATIO, ShardSource
 from data.source import Source
 from data.text import escape, guard
 
@@ -91,10 +95,38 @@ def torchvisions(folder: str, size: int, images: int, workers: int) -> DataLoade
     )
 
 
-def measure(loader: DataLoader[Any], epoch: int) -> Rate:
+def ffcvs(source: ShardSource, resolution: str, folder: str, size: int, images: int, workers: int) -> dict[str, Any]:
+    """FFCV's loaders of a source's pictures at a resolution, as raw pixels and as JPEGs, repeated up to `images`."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+    from ffcv.writer import DatasetWriter
+
+    loaders, read = {}, source.resolutions[resolution].read
+    for name, mode in (("raw", "raw"), ("jpeg", "jpg")):
+        path = Path(folder) / f"{resolution}.{mode}"
+        if not path.exists():
+            pictures = [(Picture(read(index)).decode(1), int(label)) for index, label in enumerate(source.labels)]
+            fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=90), "label": IntField()}
+            DatasetWriter(str(path), fields, num_workers=1).from_indexed_dataset(pictures)
+        image = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip(), ToTensor()]
+        loaders[f"ffcv_{name}_{resolution}"] = Loader(
+            str(path),
+            BATCH,
+            num_workers=max(1, workers),
+            os_cache=True,
+            order=OrderOption.RANDOM,
+            indices=(np.arange(images) % len(source)).tolist(),
+            pipelines={"image": image, "label": [IntDecoder(), ToTensor()]},
+        )
+    return loaders
+
+
+def measure(loader: Any, epoch: int) -> Rate:
     """Load an epoch; the workers must have been started by an earlier one."""
-    if isinstance(loader.batch_sampler, PositionSampler):
-        loader.batch_sampler.set_epoch(epoch)
+    if isinstance(sampler := getattr(loader, "batch_sampler", None), PositionSampler):
+        sampler.set_epoch(epoch)
     iterator = getattr(loader, "_iterator", None)
     processes = [psutil.Process(), *(psutil.Process(worker.pid) for worker in getattr(iterator, "_workers", ()))]
     before, start, images = _cpu(processes), time.perf_counter(), 0
@@ -146,13 +178,25 @@ def split(source: Source, size: int, images: int) -> dict[str, float]:
 
 
 def benchmark(
-    ours_of: Mapping[str, Source], folder: str | None, sizes: Sequence[int], workers: int, images: int, rounds: int
+    ours_of: Mapping[str, Source],
+    folder: str | None,
+    sizes: Sequence[int],
+    workers: int,
+    images: int,
+    rounds: int,
+    ffcv: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One row per size: rates of our loader on each source and of torchvision's on `folder`; the split of our time."""
+    """One row per size: rates of our loader on each source and of torchvision's on `folder`; the split of our time.
+
+    `ffcv`: also FFCV's rates on the source `raw`, at these resolutions that suffice, with a folder for its files.
+    """
     for size in sizes:
-        loaders = {name: ours(source, size, images, workers) for name, source in ours_of.items()}
+        loaders: dict[str, Any] = {name: ours(source, size, images, workers) for name, source in ours_of.items()}
         if folder is not None:
             loaders["torchvision"] = torchvisions(folder, size, images, workers)
+        for resolution, scratch in (ffcv or {}).items():
+            if int(resolution) * CROP_RATIO >= size:
+                loaders |= ffcvs(cast(ShardSource, ours_of["raw"]), resolution, scratch, size, images, workers)
         rates: dict[str, list[Rate]] = {name: [] for name in loaders}
         for epoch in range(rounds + 1):
             for name, loader in loaders.items():
@@ -183,11 +227,12 @@ LABELS = {
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The results of `benchmark`, a column per image size."""
     lines = [(f"workers: {rows[0]['workers']}", *(f"{row['size']} px" for row in rows))]
-    for key in rows[0]:
+    for key in dict.fromkeys(key for row in rows for key in row):
         for what in (what for what in LABELS if key.endswith(what)):
             name = key.removesuffix(what).rstrip("_")
             label = LABELS[what] if name in ("", "ours") else f"{LABELS[what]}, {name}"
-            lines.append((label, *(f"{row[key]:.3f}" if "ms_" in key else f"{row[key]:,.0f}" for row in rows)))
+            form = ".3f" if "ms_" in key else ",.0f"
+            lines.append((label, *(format(row[key], form) if key in row else "-" for row in rows)))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [[first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])] for first, *cells in lines]
     return "\n".join(map("  ".join, padded))
@@ -197,9 +242,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def photos(images: Path) -> Iterator[tuple[dict[str, Source], str]]:
     """The sources made of a folder of photos, and the folder that torchvision reads."""
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {name: Path(scratch) / name for name in ("originals", "prepared")}
+        folders = {name: Path(scratch) / name for name in ("originals", "prepared", "raw")}
         link_photos(images, folders["originals"])
-        prepare_all(folders["originals"], folders["prepared"], ["160", "256"])
+        for name, layout in (("prepared", "mds"), ("raw", "raw")):
+            prepare_all(folders["originals"], folders[name], ["160", "256"], layout=layout)
         ours_of = {name: open_split_pair(str(folder), "")[0] for name, folder in folders.items()}
         yield ours_of, f"{folders['originals']}/train"
 
@@ -214,18 +260,26 @@ def main(arguments: list[str] | None = None) -> int:
     add("--images", type=int, default=4000, help="per epoch; the dataset is repeated up to that (default: %(default)s)")
     add("--rounds", type=int, default=3, help="measured epochs (default: %(default)s)")
     add("--against", choices=["torchvision"], help="also measure that, alternately")
-    add("--photos", action="store_true", help="DIR is a folder of photos: compare three loaders on it")
+    add("--photos", action="store_true", help="DIR is a folder of photos: compare loaders and formats on it")
+    add("--ffcv", nargs="+", choices=["160", "256"], default=[], help="with --photos: FFCV too, at these resolutions")
     add("--cache-folder", default="cache", help="for s3:// (default: %(default)s)")
     add("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(arguments)
+    if options.ffcv and not (options.photos and find_spec("ffcv")):
+        parser.error(
+            "--ffcv: needs --photos, and the package ffcv 1.0.2, which pip builds with Debian's libopencv-dev "
+            "and libturbojpeg0-dev"
+        )
     try:
         with ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory())
             if options.photos:
                 ours_of, folder = stack.enter_context(photos(Path(options.path)))
             else:
                 ours_of = {"ours": open_split_pair(options.path, options.cache_folder)[0]}
                 folder = f"{options.path}/train" if options.against else None
-            rows = list(benchmark(ours_of, folder, options.size, options.workers, options.images, options.rounds))
+            counts = options.workers, options.images, options.rounds
+            rows = list(benchmark(ours_of, folder, options.size, *counts, dict.fromkeys(options.ffcv, scratch)))
     except (DataError, FileNotFoundError) as error:
         print(escape(error), file=sys.stderr)
         return 2

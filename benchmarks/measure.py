@@ -95,12 +95,14 @@ def link_photos(images: Path, folder: Path, count: int | None = None) -> None:
             link.symlink_to(file.resolve())
 
 
-def prepare_all(source: Path, target: Path, sizes: Sequence[str], val: Sequence[str] = ("original",)) -> None:
-    """Write shards of an ImageFolder's images at quality 90.
+def prepare_all(
+    source: Path, target: Path, sizes: Sequence[str], val: Sequence[str] = ("original",), layout: str = "mds"
+) -> None:
+    """Write shards of an ImageFolder's images, of JPEGs at quality 90 or, with the layout `raw`, of pixels.
 
     Raises:
         SystemExit: They do not read back correctly.
     """
-    settings = Settings("mds", tuple(sizes), tuple(val), 90)
+    settings = Settings(layout, tuple(sizes), tuple(val), 90)
     if not prepare(str(source), str(target), settings, os.cpu_count() or 1, lambda _: None):
         raise SystemExit(f"{target}: the prepared images do not read back correctly")

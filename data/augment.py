@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data.config import AugmentConfig, ColorJitterConfig, RandomErasingConfig
-from data.decode import REDUCTIONS, Picture
+from data.decode import REDUCTIONS, Encoded, Picture
 
 Image = NDArray[np.uint8]
 Color = tuple[float, float, float]  # a value for each of R, G and B
@@ -34,18 +34,20 @@ class Box(NamedTuple):
     width: int
 
 
-def train_picture(data: bytes, size: int, augment: AugmentConfig, rng: np.random.Generator) -> Image:
-    """Decode, crop and resize a training image, and maybe flip it; see `finish` for the rest.
+def train_picture(
+    data: Encoded, size: int, augment: AugmentConfig, rng: np.random.Generator, out: Image | None = None
+) -> Image:
+    """Decode, crop and resize a training image, in `out` if that has the shape, and maybe flip it into a new one.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
-    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. BadImage: the
-    image cannot be decoded.
+    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. See `finish`
+    for the rest. BadImage: the image cannot be decoded.
     """
     picture = Picture(data)
     reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, augment, rng)
     pixels, first = picture.decode_rows(reduction, top, top + height)
     crop = pixels[top - first : top - first + height, left : left + width]
-    image = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)
+    image = np.asarray(cv2.resize(crop, (size, size), out, interpolation=cv2.INTER_LINEAR), np.uint8)
     return maybe_flip(image, augment, rng)
 
 
@@ -92,7 +94,7 @@ def maybe_flip(image: Image, augment: AugmentConfig, rng: np.random.Generator) -
     return np.asarray(cv2.flip(image, 1), np.uint8) if rng.random() < augment.flip else image
 
 
-def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
+def eval_picture(data: Encoded, size: int, crop_ratio: float) -> Image:
     """An evaluation image: decoded in full, short side resized to floor(size / crop_ratio), centre cropped.
 
     Resizing is torchvision's antialiased bilinear (`transforms.v2.Resize`), cropping its CenterCrop. For a picture more
@@ -104,7 +106,7 @@ def eval_picture(data: bytes, size: int, crop_ratio: float) -> Image:
         longest = 4 * pixels.shape[1 - axis]
         first = max(pixels.shape[axis] - longest, 0) // 2
         pixels = pixels[first : first + longest] if axis == 0 else pixels[:, first : first + longest]
-    pixels = np.ascontiguousarray(pixels)
+    pixels = np.require(pixels, requirements=["C", "W"])  # torch needs it writable
     height, width = pixels.shape[:2]
     short, long = min(height, width), max(height, width)
     resized = max(size, math.floor(size / crop_ratio + 1e-9))

@@ -1,8 +1,9 @@
 """From an encoded image to upright RGB pixels, at the required scale.
 
 Plain JPEGs (8 bits, baseline or progressive, grey or three channels) go through libjpeg-turbo, which can skip the fine
-DCT coefficients; everything else goes through Pillow, in full, and is then averaged down to the same scale. Both turn
-the picture upright according to its EXIF orientation, which torchvision's ImageFolder does not.
+DCT coefficients; raw pixels (a binary PPM) are used where they lie, without a copy; everything else goes through
+Pillow, in full. The last two are then averaged down to the same scale. Pictures are turned upright according to their
+EXIF orientation, which torchvision's ImageFolder does not do.
 
 In a plain JPEG, rows that a crop does not need can be left out: entropy decoding is two thirds of the work, and libjpeg
 does it from the first row on. A lower height in the header ends it after the last row needed. If each row of blocks
@@ -12,6 +13,7 @@ ordinary JPEG, whose rows decode to the same pixels.
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from contextlib import suppress
@@ -35,6 +37,9 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # Scales 1/8, 1/4 and 1/2. The other scales n/8 of libjpeg cost more than they save: 5/8 and above take longer than
 # decoding in full.
 REDUCTIONS = (8, 4, 2)
+Encoded = bytes | memoryview  # an image's bytes, or their place in a memory-mapped file
+# A PPM of 8-bit RGB without comments: width and height (https://netpbm.sourceforge.net/doc/ppm.html).
+_PPM = re.compile(rb"P6\s([1-9]\d{0,4})\s([1-9]\d{0,4})\s255\s")
 
 
 class Fault(IntEnum):
@@ -77,16 +82,16 @@ class Picture:
     BadImage: it is not an image of one of `FORMATS`, or too large; from the other methods, truncated or corrupt.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Encoded) -> None:
         if not data:
             raise BadImage(Fault.EMPTY)
         if len(data) > MAX_BYTES:
             raise BadImage(Fault.TOO_MANY_BYTES)
-        self._data = data
+        self._pixels = _raw_pixels(data)
+        self._data = data = b"" if self._pixels is not None else bytes(data)
         self._jpeg = read_header(data)
-        self._pixels: NDArray[np.uint8] | None = None
         if self._jpeg is None:
-            self._pixels = _decode_with_pillow(data)
+            self._pixels = _decode_with_pillow(data) if self._pixels is None else self._pixels
             self.height, self.width = self._pixels.shape[:2]
             return
         self.height, self.width = self._jpeg.height, self._jpeg.width
@@ -129,8 +134,10 @@ class Picture:
 
         Returns RGB, uint8 of shape (rows, ceil(width / reduction), 3), and the index of the first row in the picture.
         """
+        if self._pixels is not None:
+            return _averaged(self._pixels[top * reduction : bottom * reduction], reduction), top
         header = self._jpeg
-        if header is None or header.orientation != 1 or not header.scan or self._pixels is not None:
+        if header is None or header.orientation != 1 or not header.scan:
             return self.decode(reduction, smooth_colours=False), 0
         data, begin, height = only_rows(self._data, header, top * reduction, bottom * reduction)
         strict = data is self._data or header.has_row_restarts  # else libjpeg warns of bytes after the last row
@@ -290,6 +297,19 @@ def _averaged(pixels: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
     below, right = height * reduction - pixels.shape[0], width * reduction - pixels.shape[1]
     padded = cv2.copyMakeBorder(pixels, 0, below, 0, right, cv2.BORDER_REPLICATE)
     return np.asarray(cv2.resize(padded, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _raw_pixels(data: Encoded) -> NDArray[np.uint8] | None:
+    """A read-only view of a PPM's pixels; None for anything that is not a plain PPM."""
+    header = _PPM.match(data)
+    if header is None:
+        return None
+    width, height = int(header[1]), int(header[2])
+    if width * height > MAX_PIXELS:
+        raise BadImage(Fault.TOO_LARGE)
+    if len(data) < header.end() + 3 * width * height:
+        raise BadImage(Fault.TRUNCATED)
+    return np.frombuffer(data, np.uint8, 3 * width * height, header.end()).reshape(height, width, 3)
 
 
 def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:

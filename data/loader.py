@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -24,7 +25,7 @@ from typing_extensions import NotRequired, TypedDict, Unpack
 from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
 from data.buffers import Batch, Message, SharedBuffers
 from data.config import AugmentConfig
-from data.decode import BadImage, Fault
+from data.decode import BadImage, Encoded, Fault
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import FaultTable, Source
@@ -32,9 +33,9 @@ from data.text import guard
 from data.wait import WaitingLoader
 
 ImageTransform = Callable[[Image.Image], Image.Image]
-Read = Callable[[int], bytes]
-MakePicture = Callable[[bytes, Request, int], NDArray[np.uint8]]
-"""(encoded image, request, index) -> RGB, uint8 of shape (size, size, 3); raises BadImage."""
+Read = Callable[[int], Encoded]
+MakePicture = Callable[[Encoded, Request, int, "NDArray[np.uint8] | None"], NDArray[np.uint8]]
+"""(encoded image, request, index, out) -> RGB, uint8 of shape (size, size, 3), maybe in `out`; raises BadImage."""
 
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be excluded from metrics."""
@@ -88,16 +89,18 @@ class BatchDataset(Dataset[Batch]):
         now[0] = indices[0]  # a reader may fetch the whole batch
         reader = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
 
-        def read(index: int) -> bytes:
+        def read(index: int) -> Encoded:
             now[0] = index
             return reader(index)
 
-        first, labels[0] = self._load(keys[0], request, read)
+        first, labels[0] = self._load(keys[0], request, read, None)
         images, buffer = self._buffers.allocate((len(indices), *first.shape))
         rows = images.numpy()
         rows[0] = first
         for row, key in enumerate(keys[1:], start=1):
-            rows[row], labels[row] = self._load(key, request, read)
+            picture, labels[row] = self._load(key, request, read, out := rows[row])
+            if picture is not out:
+                out[:] = picture
         now[0] = _NOTHING
         if buffer is not None:
             return self._buffers.message(buffer, tuple(images.shape), labels)
@@ -111,10 +114,12 @@ class BatchDataset(Dataset[Batch]):
             return "it was not reading a file"
         return f"it was reading {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
 
-    def _load(self, key: int, request: Request, read: Read) -> tuple[NDArray[np.uint8], int]:
+    def _load(
+        self, key: int, request: Request, read: Read, out: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.uint8], int]:
         """An image, or the one that replaces it, and its label; the image is the key modulo their number."""
         for used in self._candidates(key, request.epoch):
-            picture = self._try(used, key, request, read)
+            picture = self._try(used, key, request, read, out)
             if picture is not None:
                 return picture, int(self.source.labels[used])
         if self._seed is None:
@@ -128,12 +133,14 @@ class BatchDataset(Dataset[Batch]):
         if self._seed is not None:
             yield from sample_rng(self._seed, epoch, key, stream=1).integers(0, len(self), _TRIES).tolist()
 
-    def _try(self, index: int, key: int, request: Request, read: Read) -> NDArray[np.uint8] | None:
+    def _try(
+        self, index: int, key: int, request: Request, read: Read, out: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8] | None:
         """The picture of image `index` with the randomness of `key`, or None if the image is bad."""
         if self.bad.faults[index]:
             return None
         try:
-            return self._picture(read(index), request, key)
+            return self._picture(read(index), request, key, out)
         except BadImage as error:
             fault = error.fault
         except FileNotFoundError:
@@ -196,7 +203,23 @@ def eval_loader(
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
     """The generator of one image in one epoch: independent for each (seed, epoch, sample, stream)."""
     # Philox's lowest counter word counts the draws; `epoch_order` uses key word 0. So no two streams overlap.
-    return np.random.Generator(np.random.Philox(key=[seed, 1 + stream], counter=[0, sample, epoch, 0]))
+    philox = np.random.Philox(_NoSeed())  # setting the state takes half the time of `Philox(key=..., counter=...)`
+    philox.state = {
+        "bit_generator": "Philox",
+        "state": {"key": [seed, 1 + stream], "counter": [0, sample, epoch, 0]},
+        "buffer": (0, 0, 0, 0),
+        "buffer_pos": 4,  # it is used up
+        "has_uint32": 0,
+        "uinteger": 0,
+    }
+    return np.random.Generator(philox)
+
+
+class _NoSeed(ISeedSequence):
+    """Zeros instead of entropy from the system, which takes a call to it."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        return np.zeros(n_words, dtype)
 
 
 def _training_picture(
@@ -206,14 +229,15 @@ def _training_picture(
     std: Color,
     transforms: tuple[ImageTransform, ...],
     crop_ratio: float,
-    data: bytes,
+    data: Encoded,
     request: Request,
     index: int,
+    out: NDArray[np.uint8] | None,
 ) -> NDArray[np.uint8]:
     rng = sample_rng(seed, request.epoch, index, stream=0)
     if request.crop == "center":  # the FixRes stage
         return maybe_flip(eval_picture(data, request.size, crop_ratio), augment, rng)
-    image = train_picture(data, request.size, augment, rng)
+    image = train_picture(data, request.size, augment, rng, out)
     if transforms:
         with _global_generators_seeded(int(rng.integers(2**32))):
             picture = Image.fromarray(image)
@@ -223,7 +247,7 @@ def _training_picture(
     return finish(image, augment, mean, std, rng)
 
 
-def _evaluation_picture(crop_ratio: float, data: bytes, request: Request, index: int) -> NDArray[np.uint8]:
+def _evaluation_picture(crop_ratio: float, data: Encoded, request: Request, *_: Any) -> NDArray[np.uint8]:
     return eval_picture(data, request.size, crop_ratio)
 
 

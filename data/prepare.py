@@ -1,6 +1,6 @@
-"""Convert a dataset for fast loading: smaller JPEGs at several resolutions, in shards or in folders.
+"""Convert a dataset for fast loading: smaller JPEGs or raw pixels at several resolutions, in shards or in folders.
 
-    python -m data.prepare SRC DST [--train-sizes 160 256 384] [--val-sizes original] [--quality 90]
+    python -m data.prepare SRC DST [--format mds|raw|folder] [--train-sizes 160 256 384] [--val-sizes original]
 
 SRC: an ImageFolder (ImageNet-Mini, ...) local or s3://, Kaggle's ImageNet tree, or the ILSVRC2012 tar files with their
 devkit. DST: a folder or s3://. After an interruption, the same command continues.
@@ -13,12 +13,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -30,7 +32,7 @@ from tqdm import tqdm
 
 from data.decode import BadImage, Fault, Picture
 from data.errors import DataError
-from data.files import is_file_name, named, open_store, renew_credentials, replace_file
+from data.files import is_file_name, is_remote, named, open_store, renew_credentials, replace_file
 from data.origins import open_origin
 from data.shards import BEFORE_IMAGE, FORMAT, MANIFEST, ORIGINAL, SHARD, short_side
 from data.source import Source
@@ -40,17 +42,23 @@ _COLUMNS = {"image": "bytes", "label": "int", "name": "str"}
 _SETTINGS = "settings.json"
 _JPEG_NAMES = (".jpg", ".jpeg", ".jfif")
 _PRELOAD = ("data.origins", "streaming.base.format.mds.writer")
+_SAMPLED = 64  # images of a split from which the size of the result is estimated
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to write for each image."""
 
-    layout: str  # `mds` or `folder`
+    layout: str  # `mds` or `folder` of JPEGs; `raw`: as `mds`, but raw pixels
     train_sizes: tuple[str, ...]  # resolutions of the training images: short side in pixels, or `original`
     val_sizes: tuple[str, ...]
     quality: int
     part_images: int = 512  # images per shard: 7 MB at 160 px, 15 MB at 256 px, 57 MB for original photos
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether images are stored as pixels."""
+        return self.layout == "raw"
 
 
 @dataclass(frozen=True)
@@ -104,8 +112,9 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
     for the user. Raises DataError if the source cannot be read or the target cannot be written.
     """
     splits = open_origin(source)
-    _claim(target, settings, splits)
     tasks = {name: Task(name, split, target, settings) for name, split in splits.items()}
+    report(_require_space(list(tasks.values())))
+    _claim(target, settings, splits)
     left_out = dict.fromkeys(tasks, 0)
     wrong: list[str] = []
     jobs = [(name, part) for name, task in tasks.items() for part in task.parts]
@@ -127,6 +136,41 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
     with named(target):
         report(finish(list(tasks.values()), left_out))
     return True
+
+
+def _require_space(tasks: Sequence[Task]) -> str:
+    """The expected size, as a line; raises DataError if the target's disk has less free than is still to be written."""
+    store, root = open_store(tasks[0].target)
+    sizes = {f"{task.split} at {one}": size for task in tasks for one, size in expected_bytes(task).items()}
+    missing = 0.0
+    for task in tasks:
+        with named(task.target):
+            written = len(store.find(f"{root}/.parts/{task.split}"))
+        share = 1 - written / len(task.parts)
+        missing += share * sum(sizes[f"{task.split} at {one}"] for one in task.resolutions)
+    line = f"about {sum(sizes.values()) / 1e9:.3f} GB"
+    line += f" ({', '.join(f'{name}: {size / 1e9:.3f} GB' for name, size in sizes.items())})"
+    if not is_remote(tasks[0].target):
+        there = next(path for path in (Path(root), *Path(root).parents) if path.exists())
+        free = shutil.disk_usage(there).free
+        if missing > free:
+            raise DataError(
+                f"{tasks[0].target}: the images take {line}; {missing / 1e9:.3f} GB are still to be written, but only "
+                f"{free / 1e9:.3f} GB are free there; choose another target, or fewer or smaller --train-sizes"
+            )
+    return f"expected: {line}"
+
+
+def expected_bytes(task: Task) -> dict[str, float]:
+    """Bytes of a split at each resolution, from the mean of some of its images, spread over it."""
+    sizes = dict.fromkeys(task.resolutions, 0.0)
+    sampled = np.unique(np.linspace(0, len(task.source) - 1, _SAMPLED, dtype=np.int64)).tolist()
+    for index in sampled:
+        with suppress(BadImage, DataError, OSError):
+            picture = Picture(data := task.source.read(index))
+            for one in sizes:
+                sizes[one] += len(encode(data, picture, one, task.settings)) * len(task.source) / len(sampled)
+    return sizes
 
 
 def _claim(target: str, settings: Settings, splits: dict[str, Source]) -> None:
@@ -179,7 +223,7 @@ def make_part(task: Task, part: int) -> list[str]:
                 data = task.source.read(index)
             picture = Picture(data)
             picture.decode(1)  # images that are copied unchanged must be valid too
-            images = {one: encode(data, picture, one, task.settings.quality) for one in task.resolutions}
+            images = {one: encode(data, picture, one, task.settings) for one in task.resolutions}
         except BadImage as error:
             left_out.append(f"{name}: {error}")
             broken_links += error.fault == Fault.BROKEN_LINK
@@ -224,22 +268,25 @@ def check_part(task: Task, part: int) -> list[str]:
     return wrong
 
 
-def encode(data: bytes, picture: Picture, resolution: str, quality: int) -> bytes:
+def encode(data: bytes, picture: Picture, resolution: str, settings: Settings) -> bytes:
     """An image, opened as `picture`, reduced to a short side of `resolution` px and turned upright; raises BadImage.
 
     A JPEG that is small enough is kept byte for byte. Others get a restart marker after each row of blocks: it costs
-    two bytes, and lets the loader skip rows that a crop does not need (data/decode.py).
+    two bytes, and lets the loader skip rows that a crop does not need (data/decode.py). Raw pixels are a binary PPM.
     """
     short, scale = min(picture.height, picture.width), 1.0
     if short > short_side(resolution):
         scale = short_side(resolution) / short
-    elif resolution == ORIGINAL or picture.is_plain_upright_jpeg:
+    elif resolution == ORIGINAL or (picture.is_plain_upright_jpeg and not settings.is_raw):
         return data
     image = Image.fromarray(picture.decode(1))
     if scale < 1:
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
-    image.save(stream := BytesIO(), "JPEG", quality=quality, optimize=True, restart_marker_rows=1)
+    if settings.is_raw:
+        image.save(stream := BytesIO(), "PPM")
+    else:
+        image.save(stream := BytesIO(), "JPEG", quality=settings.quality, optimize=True, restart_marker_rows=1)
     return stream.getvalue()
 
 
@@ -297,7 +344,8 @@ def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
             _put(store, f"{place}/index.json", json.dumps({"version": 2, "shards": shards}, sort_keys=True).encode())
             _put_array(store, f"{place}/images.npy", [record[f"images_{resolution}"] for record in records])
             size = sum(shard["raw_data"]["bytes"] for shard in shards)
-            resolutions[resolution] = {"bytes": size, "shards": len(shards)}
+            raw = task.settings.is_raw and resolution != ORIGINAL
+            resolutions[resolution] = {"bytes": size, "shards": len(shards), "raw": raw}
             lines.append(f"{task.split} at {resolution}: {size / 1e9:.3f} GB in {len(shards)} shards")
         images = _put_array(store, f"{root}/{task.split}/labels.npy", [record["labels"] for record in records])
         if not images:
@@ -386,7 +434,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.prepare", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("source", metavar="SRC", help="the dataset: a folder, or s3://BUCKET/PREFIX")
     parser.add_argument("target", metavar="DST", help="the target: a new folder, or s3://BUCKET/PREFIX")
-    parser.add_argument("--format", choices=["mds", "folder"], default="mds", help="shards, or an ImageFolder per size")
+    what = "shards of JPEGs (default), shards of raw pixels, or an ImageFolder of JPEGs per size"
+    parser.add_argument("--format", choices=["mds", "raw", "folder"], default="mds", help=what)
     sizes: dict[str, Any] = {"nargs": "+", "type": _size, "metavar": "PX"}
     what = (
         "short sides of the training images; a stage of S px uses the smallest that is at least S / 0.875 (default: "
@@ -403,7 +452,8 @@ def main(arguments: list[str] | None = None) -> int:
     train, val = (tuple(sorted(set(sizes), key=short_side)) for sizes in (options.train_sizes, options.val_sizes))
     if options.format == "folder":
         val = train  # each resolution is a whole dataset
-    settings = Settings(options.format, train, val, options.quality)
+    # Raw pixels take ten times the memory and the space: 13 MB a shard at 160 px, 33 MB at 256 px.
+    settings = Settings(options.format, train, val, options.quality, 128 if options.format == "raw" else 512)
     try:
         return 0 if prepare(options.source, options.target, settings, max(1, options.workers), print) else 1
     except DataError as error:

@@ -1,5 +1,8 @@
 """A prepared dataset: MDS shards (mosaicml-streaming's format) at one or several resolutions, read by index.
 
+An image in a shard is a JPEG, or raw pixels: a binary PPM, which a loader's worker uses where it lies in the
+memory-mapped shard.
+
 `python -m data.prepare` writes it:
 
     dataset.json                 classes, and for each split its images and resolutions
@@ -20,9 +23,11 @@ import os
 import shlex
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -30,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, ValidationError
 
+from data.decode import Encoded
 from data.errors import DataError
 from data.files import (
     is_remote,
@@ -90,6 +96,7 @@ _ResolutionName = Annotated[str, AfterValidator(plain_name), Field(pattern=f"^({
 class _ResolutionEntry(_Checked):
     bytes: Annotated[int, Field(ge=1, le=2**53)]
     shards: _Count
+    raw: bool = False  # whether its images are raw pixels
 
 
 class _SplitEntry(_Checked):
@@ -177,11 +184,13 @@ class Resolution:
     `folder` holds it on this machine, possibly in part; `url`, a folder or `s3://bucket/prefix`, holds all of it.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self.folder, self.url, self._used = folder, url, False
+    def __init__(self, folder: Path, url: str, raw: bool) -> None:
+        self.folder, self.url, self.raw, self._used = folder, url, raw, False
+        self.maps: dict[str, memoryview] = {}
+        """Shards of raw pixels that this process has mapped, by name."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Resolution, (self.folder, self.url)  # other processes map the arrays themselves
+        return Resolution, (self.folder, self.url, self.raw)  # other processes map the files themselves
 
     @cached_property
     def shards(self) -> list[Shard]:
@@ -200,13 +209,13 @@ class Resolution:
         return _map_array(self.folder / "images.npy", f"{self.url}/images.npy", np.uint32, (2,))
 
     @cached_property
-    def _ends(self) -> NDArray[np.int64]:
-        return np.cumsum([shard.samples for shard in self.shards], dtype=np.int64)
+    def _ends(self) -> list[int]:
+        return list(accumulate(shard.samples for shard in self.shards))
 
     def check(self, images: int, entry: _ResolutionEntry) -> None:
         """Raise DataError if the metadata is damaged or does not fit together."""
         shards, table = self.shards, self.images
-        counts = {"images.npy": len(table), "index.json": int(self._ends[-1]), f"{MANIFEST} and labels.npy": images}
+        counts = {"images.npy": len(table), "index.json": self._ends[-1], f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
             counted = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise DataError(f"{self.url}: different numbers of images: {counted}")
@@ -225,7 +234,7 @@ class Resolution:
     def where(self, index: int) -> tuple[str, int, int]:
         """(path of the shard below the resolution's folder, offset, length) of an image."""
         offset, length = self.images[index].tolist()
-        return self.shards[int(np.searchsorted(self._ends, index, side="right"))].file, offset, length
+        return self.shards[bisect_right(self._ends, index)].file, offset, length
 
     def _local(self, file: str, offset: int, length: int) -> bytes:
         """Bytes of a shard on this machine, fewer if it ends before; raises OSError."""
@@ -235,18 +244,34 @@ class Resolution:
         finally:
             os.close(descriptor)
 
-    def read_many(self, indices: Sequence[int]) -> dict[int, bytes | OSError]:
+    def _stored(self, file: str, offset: int, length: int) -> Encoded:
+        """As `_local`; of raw pixels, a view into the memory-mapped shard."""
+        if self.raw and file not in self.maps:
+            import torch  # its maps, unlike Python's, keep no file open: there are thousands
+
+            path = f"{self.folder}/{file}"
+            with suppress(RuntimeError):  # it cannot be mapped, or is not a regular file
+                whole = torch.from_file(path, shared=False, size=os.stat(path).st_size, dtype=torch.uint8)  # noqa: PTH116
+                self.maps[file] = memoryview(whole.numpy()).toreadonly()
+        shard = self.maps.get(file)
+        return self._local(file, offset, length) if shard is None else shard[offset : offset + length]
+
+    def view(self, index: int) -> Encoded:
+        """One image of a dataset in a folder; raises OSError if it cannot be read."""
+        return self._stored(*self.where(index))
+
+    def read_many(self, indices: Sequence[int]) -> dict[int, Encoded | OSError]:
         """Images of a dataset in a bucket, from the cache or fetched concurrently; raises DataError."""
         if not self._used:
             with suppress(OSError):  # a full disk
                 (self.folder / USED).touch()
             self._used = True
-        found: dict[int, bytes | OSError] = {}
+        found: dict[int, Encoded | OSError] = {}
         absent: dict[int, tuple[str, int, int]] = {}
         for index in indices:
             file, offset, length = self.where(index)
             with suppress(OSError):  # the shard is not here yet, or the disk fails
-                data = self._local(file, offset, length)
+                data = self._stored(file, offset, length)
                 if len(data) == length:
                     found[index] = data
                     continue
@@ -262,7 +287,7 @@ class Resolution:
         data = self.read_many([index])[index] if is_remote(self.url) else self._local(*self.where(index))
         if isinstance(data, OSError):
             raise data
-        return data
+        return bytes(data)
 
     def name(self, index: int) -> str:
         """The image's path in the original dataset; if it cannot be read, its number and its shard."""
@@ -277,13 +302,13 @@ class Resolution:
 class ShardSource(Source):
     """One split of a prepared dataset at `url`, a folder or `s3://...`; of a bucket's, `folder` is a cache here.
 
-    `resolutions` are those that can be read, by name, smallest first.
+    `resolutions` are those that can be read, by name, smallest first; given as whether each holds raw pixels.
     """
 
-    def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Sequence[str]) -> None:
+    def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Mapping[str, bool]) -> None:
         self._folder, self.path, self.classes = folder, url, list(classes)
         by_size = sorted(resolutions, key=short_side)
-        self.resolutions = {name: Resolution(folder / name, f"{url}/{name}") for name in by_size}
+        self.resolutions = {name: Resolution(folder / name, f"{url}/{name}", resolutions[name]) for name in by_size}
         self._largest = list(self.resolutions.values())[-1]
 
     @cached_property
@@ -302,20 +327,24 @@ class ShardSource(Source):
             raise DataError(f"{name}: image {wrong[0]} has label {label}; allowed: 0 to {highest}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ShardSource, (self._folder, self.path, self.classes, list(self.resolutions))  # as for Resolution
+        raw = {name: resolution.raw for name, resolution in self.resolutions.items()}
+        return ShardSource, (self._folder, self.path, self.classes, raw)  # as for Resolution
 
     def read(self, index: int) -> bytes:
         """The encoded image at the largest resolution."""
         return self._largest.read(index)
 
-    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], Encoded]:
         """A function that reads images for pictures of `size` px; remote ones at `indices` are fetched concurrently."""
         resolution = self.resolutions[resolution_for(self.resolutions, size)]
+        for other in self.resolutions.values():
+            if other is not resolution:
+                other.maps.clear()  # a shard that is removed from the cache takes up its space until it is unmapped
         if not is_remote(self.path):
-            return resolution.read
+            return resolution.view
         fetched = resolution.read_many(indices)
 
-        def read(index: int) -> bytes:
+        def read(index: int) -> Encoded:
             data = fetched.pop(index, None)
             if isinstance(data, OSError):
                 raise data
@@ -350,7 +379,8 @@ def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> t
         if split not in content.splits:
             raise DataError(f"{path}: holds no {split} images; prepare a dataset that has train and val")
         entry = content.splits[split]
-        source = ShardSource(folder / split, f"{path}/{split}", content.classes, list(entry.resolutions))
+        raw = {name: resolution.raw for name, resolution in entry.resolutions.items()}
+        source = ShardSource(folder / split, f"{path}/{split}", content.classes, raw)
         sources.append(source)
         with _noted(problems):
             source.check(entry.images)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data.decode import Fault
+from data.decode import Encoded, Fault
 from data.errors import DataError
 
 
@@ -29,7 +29,7 @@ class Source:
         """The encoded image; raises OSError or BadImage if it cannot be read."""
         raise NotImplementedError
 
-    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], Encoded]:
         """A function like `read` for pictures of `size` pixels, which reads the smallest resolution that suffices.
 
         All images at `indices`, those of a batch, will be read, so remote ones may be fetched concurrently.
@@ -53,7 +53,7 @@ class Subset(Source):
         """The encoded image."""
         return self._source.read(int(self._indices[index]))
 
-    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], bytes]:
+    def reader(self, size: int, indices: Sequence[int]) -> Callable[[int], Encoded]:
         """A function that reads images of the whole source, by their index in this view."""
         read = self._source.reader(size, self._indices[np.asarray(indices, dtype=np.int64)].tolist())
         return lambda index: read(int(self._indices[index]))

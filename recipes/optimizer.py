@@ -26,8 +26,8 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
 
     `sgd` is torch's, where the decay is part of the gradient; with `decoupled_sgdw`, Composer's, weights shrink by
     weight_decay * rate / `lr` a step (Loshchilov & Hutter 2019). On a GPU both have a few kernels for all parameters
-    (torch's `foreach`); neither is `fused`, which rounds differently. InputError: no such optimizer, or an argument that
-    it does not accept.
+    (torch's `foreach`); neither is `fused`, which rounds differently. InputError: no such optimizer, or an argument
+    that it does not accept.
     """
     kind = _constructor(config.name)
     known = inspect.signature(kind).parameters

@@ -18,12 +18,12 @@ def test_photos_are_compared_in_a_table_as_they_are_prepared_and_by_torchvision(
     head, *lines, machine = capsys.readouterr().out.splitlines()
     assert head.split() == ["workers:", "0", "24", "px"]
     values = {label.strip(): float(value.replace(",", "")) for label, value in (line.rsplit("  ", 1) for line in lines)}
-    for name in ("originals", "prepared", "torchvision"):
+    for name in ("originals", "prepared", "raw", "torchvision"):
         assert values[f"images/s, {name}"] > 10
         assert values[f"images per CPU-second, {name}"] > 10
-    for name in ("originals", "prepared"):
+    for name in ("originals", "prepared", "raw"):
         assert 0 < values[f"... to decode the crop, {name}"] < 100
-    assert len(values) == 3 * 2 + 2 * 6
+    assert len(values) == 4 * 2 + 3 * 6
     assert "50 images per epoch, median of 1 rounds" in machine
 
 

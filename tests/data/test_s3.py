@@ -122,6 +122,20 @@ def test_batches_do_not_depend_on_where_the_shards_are(tmp_path, url, proxy, pre
     assert same(local, run(training(train, workers, plan=plan)))
 
 
+def test_raw_pixels_are_read_by_range_and_then_mapped_in_the_cache(tmp_path, folder, proxy):
+    url, cache, raw = "s3://bucket/pixels", tmp_path / "cache", Settings("raw", ("28",), ("original",), 90, 10)
+    for target in (str(tmp_path / "set"), url):
+        assert prepare(str(folder), target, raw, 1, print)
+    local = run(training(open_split_pair(str(tmp_path / "set"), "")[0]), [0])
+    train = open_split_pair(url, str(cache))[0]
+    assert same(local, run(training(train), [0]))
+    assert not train.resolutions["28"].maps
+    stage_all(url, cache)
+    proxy.set("refuse")
+    assert same(local, run(training(train), [0]))
+    assert len(train.resolutions["28"].maps) == 5
+
+
 def test_the_cache_is_bounded_and_follows_the_resolution_in_use(tmp_path, url, train):
     sizes = {name: sum(shard.size for shard in one.shards) for name, one in train.resolutions.items()}
     limit = max(sizes.values()) * 1.1
