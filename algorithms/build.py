@@ -12,6 +12,7 @@ from algorithms import (
     blurpool,
     channels_last,
     colout,
+    distillation,
     ema,
     fixres,
     gradient_clipping,
@@ -28,8 +29,12 @@ from algorithms.composer_library import build_library
 from algorithms.config import AlgorithmsConfig
 
 
-def build_algorithms(config: AlgorithmsConfig, total_batches: int, epochs: int) -> list[Algorithm]:
+def build_algorithms(
+    config: AlgorithmsConfig, total_batches: int, epochs: int, teacher: distillation.Teacher | None = None
+) -> list[Algorithm]:
     """Composer's algorithms of the techniques that are on, in the order in which they run.
+
+    Without a `teacher`, distillation is left out.
 
     Raises:
         ValueError: Composer refuses a value, or `swa` does not fit into the run.
@@ -47,6 +52,7 @@ def build_algorithms(config: AlgorithmsConfig, total_batches: int, epochs: int) 
         fixres.build(config.fixres, epochs) if config.fixres else None,
         mix.build(config.mixup, config.cutmix, smoothing),
         label_smoothing.build(config.label_smoothing) if config.label_smoothing and not mixes else None,
+        distillation.build(config.distillation, teacher) if config.distillation and teacher else None,
         gradient_clipping.build(config.gradient_clipping) if config.gradient_clipping else None,
         ema.build(config.ema, total_batches) if config.ema else None,
         swa.build(config.swa, epochs) if config.swa else None,

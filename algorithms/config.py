@@ -216,6 +216,17 @@ class LabelSmoothingConfig(Technique):
     """Share of the target that is spread evenly over all classes."""
 
 
+class DistillationConfig(Technique):
+    """Learn from a trained network's outputs too (Hinton et al. 2015), on the same mixed crops (Beyer et al. 2022)."""
+
+    teacher: Annotated[str, Field(min_length=1)]
+    """`timm/NAME` with timm's weights, or a run's folder, a checkpoint or a state dict, on disk or `s3://...`."""
+    alpha: PositiveFraction = 0.5
+    """Share of the teacher's part in the loss; 1: the labels do not count."""
+    temperature: PositiveFloat = 1.0
+    """Divides both networks' logits; the higher, the more the small probabilities count."""
+
+
 class GradientClippingConfig(Technique):
     """Bound the gradients before the optimizer's step, by Composer's `GradientClipping`."""
 
@@ -296,6 +307,7 @@ class AlgorithmsConfig(BaseModel):
     mixup: MixUpConfig | None = None
     cutmix: CutMixConfig | None = None
     label_smoothing: LabelSmoothingConfig | None = None
+    distillation: DistillationConfig | None = None
     gradient_clipping: GradientClippingConfig | None = None
     ema: EMAConfig | None = None
     swa: SWAConfig | None = None

@@ -118,7 +118,7 @@ def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: in
     half = config.precision != "fp32"
     saving = config.model.activation_checkpointing
     kept = activation_memory(network, size, half=half, frozen=frozen, checkpointing=saving)
-    copies = sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam"))
+    copies = sum(getattr(config.algorithms, name) is not None for name in ("ema", "swa", "sam", "distillation"))
     together = world_size > 1
     # Weight, gradient, optimizer's state, copies; DDP's buckets are a second gradient, autocast's copies half a weight.
     times = 2 + state_copies(config.optimizer) + copies + together + (0.5 if half else 0)

@@ -36,6 +36,7 @@ from recipes.divergence import DivergedError, StopOnNan
 from recipes.preflight import require_ready
 from recipes.resolved import resolved
 from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
+from recipes.teacher import load_teacher
 from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name
 from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
@@ -75,7 +76,8 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         log.info("chosen for this device: %s", chosen.replace("None", "null"))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size, config.data.augment.repeats)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
-    algorithms = [*build_algorithms(config, batches), FixedBuckets()]
+    teacher = load_teacher(config, train.classes, [entry.size for entry in plan])
+    algorithms = [*build_algorithms(config, batches, teacher), FixedBuckets()]
 
     # Whose run it is, and where it resumes.
     identity = Identity.of(config, world_size, len(train), train.classes)

@@ -81,7 +81,9 @@ class Trained:
         return "EMA's average" if self.weights == "ema" else "trained weights"
 
 
-def load_trained(config: RunConfig, checkpoint: str | None = None, weights: Weights | None = None) -> Trained:
+def load_trained(
+    config: RunConfig, checkpoint: str | None = None, weights: Weights | None = None, key: str = "--checkpoint"
+) -> Trained:
     """Load a network; every process calls this and gets the same weights, which the first process reads.
 
     A run's checkpoint determines the architecture, whatever the YAML says. Another project's state dict is loaded into
@@ -91,13 +93,14 @@ def load_trained(config: RunConfig, checkpoint: str | None = None, weights: Weig
         config: Which run, and where its checkpoints are.
         checkpoint: As in `load_checkpoint`, or a local state dict with a suffix of `FOREIGN`; None: the run's newest.
         weights: None: EMA's average if there is one, as in the run's own evaluation.
+        key: What named the checkpoint, for messages.
 
     Raises:
         InputError: There is no such checkpoint, it is damaged, it lacks these weights, or they do not fit.
     """
     path = Path(checkpoint or "")
     foreign = path.suffix in FOREIGN and not is_stem(path.stem) and path.is_file()
-    read = partial(_read_foreign, path, weights) if foreign else partial(_read, config, checkpoint, weights)
+    read = partial(_read_foreign, path, weights) if foreign else partial(_read, config, checkpoint, weights, key)
     manifest, location, chosen, tensors, summary, sha256 = on_first(read)
     if manifest is not None:
         config = _config_of(manifest, location)
@@ -112,9 +115,9 @@ def load_trained(config: RunConfig, checkpoint: str | None = None, weights: Weig
     return Trained(network, config, num_classes, location, chosen, sha256, manifest, summary)
 
 
-def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None) -> tuple[Any, ...]:
+def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None, key: str) -> tuple[Any, ...]:
     places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
-    taken = load_checkpoint(places, config.run_name, checkpoint)
+    taken = load_checkpoint(places, config.run_name, checkpoint, key)
     for line in taken.skipped:
         print(escape(line), file=sys.stderr)
     chosen, tensors = choose(taken.state, weights, taken.location)

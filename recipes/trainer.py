@@ -15,6 +15,7 @@ from composer.profiler import Profiler
 from composer.utils import dist, reproducibility
 
 from algorithms import build
+from algorithms.distillation import Teacher
 from data.augment import Normalise
 from data.errors import InputError
 from data.loader import Loading, eval_loader, train_loader
@@ -108,10 +109,13 @@ def build_trainer(
     return trainer
 
 
-def build_algorithms(config: RunConfig, batches: Sequence[int]) -> list[Algorithm]:
-    """The techniques of a run with so many batches in each epoch; InputError where Composer refuses their values."""
+def build_algorithms(config: RunConfig, batches: Sequence[int], teacher: Teacher | None = None) -> list[Algorithm]:
+    """The techniques of a run with so many batches in each epoch; InputError where Composer refuses their values.
+
+    Without a `teacher`, distillation is left out.
+    """
     try:
-        return build.build_algorithms(config.algorithms, sum(batches), len(batches))
+        return build.build_algorithms(config.algorithms, sum(batches), len(batches), teacher)
     except ValueError as error:  # Composer's own checks of the values under `composer:`
         raise InputError(*str(error).strip().splitlines()) from None
 

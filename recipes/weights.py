@@ -126,7 +126,7 @@ def read_start(config: RunConfig) -> Start | None:
 def _read(config: RunConfig, source: str) -> Start:
     classes: tuple[str, ...] = ()
     if source in LIBRARIES:
-        location, tensors = f"{source}'s weights of {config.model.name}", _downloaded(source, config.model.name)
+        location, tensors = f"{source}'s weights of {config.model.name}", downloaded(source, config.model.name, KEY)
     elif not is_remote(source) and not Path(source).exists():
         allowed = f"{', '.join(FOREIGN)}, a run's folder or checkpoint, s3://..., {', '.join(LIBRARIES)}"
         raise InputError(f"{KEY}: {source} does not exist; allowed: {allowed}")
@@ -148,8 +148,11 @@ def _is_foreign(source: str) -> bool:
     return not ours and (source.endswith(FOREIGN) if is_remote(source) else Path(source).is_file())
 
 
-def _downloaded(library: str, name: str) -> Tensors:
-    """A library's own pretrained weights of a network, which may be the other library's of the same name."""
+def downloaded(library: str, name: str, key: str) -> Tensors:
+    """A library's own pretrained weights of a network, which may be the other library's of the same name.
+
+    InputError, with the user's `key`: there are none, or they cannot be loaded.
+    """
     short = name.removeprefix("timm/")
     try:
         if library == "timm":
@@ -163,7 +166,7 @@ def _downloaded(library: str, name: str) -> Tensors:
         weights = torchvision.models.get_model_weights(short).DEFAULT
         return dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except Exception as error:  # of urllib, requests, huggingface_hub or torch, or ValueError for an unknown name
-        raise InputError(f"{KEY}: {library}'s weights of {short} cannot be loaded: {first_line(error)[:200]}") from None
+        raise InputError(f"{key}: {library}'s weights of {short} cannot be loaded: {first_line(error)[:200]}") from None
 
 
 def plain_name(name: str) -> str:

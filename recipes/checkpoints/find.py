@@ -211,7 +211,7 @@ def load_named(path: str, key: str) -> Found:
         raise InputError(f"{key}: {store.location}/{manifest.stem}: {error}") from None
 
 
-def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Found:
+def load_checkpoint(places: Places, run_name: str, checkpoint: str | None, key: str = "--checkpoint") -> Found:
     """A checkpoint to read, not to resume from: nothing is written to the run's folder or its bucket.
 
     InputError: the named checkpoint does not exist, or (None) the run has no good one; or a store cannot be read.
@@ -222,7 +222,7 @@ def load_checkpoint(places: Places, run_name: str, checkpoint: str | None) -> Fo
 
     try:
         if checkpoint is not None:
-            return load_named(checkpoint, "--checkpoint")
+            return load_named(checkpoint, key)
         stores = places.stores()
         found, skipped = newest_good({store: survey(store) for store in stores}, require, into=None)
     except StoreError as error:

@@ -27,8 +27,9 @@ from recipes.step import mean_loss
 from recipes.trainer import build_algorithms, build_trainer
 from recipes.weights import Start, StartFrom, read_start
 
-OFF = ("progressive_resizing", "fixres", "ema", "swa")
-"""Techniques that a test leaves out: it uses one size, and weight averages do not change the training."""
+OFF = ("progressive_resizing", "fixres", "distillation", "ema", "swa")
+"""Techniques that a test leaves out: it uses one size, weight averages do not change the training, and a teacher's loss
+rises with the rate as the labels' does."""
 
 
 def trial_config(

@@ -217,12 +217,14 @@ def _step_cost(config: RunConfig, epoch: int) -> float:
     """Compute of a step in an epoch (counted from 0), relative to one forward and backward pass.
 
     SAM repeats both passes every `interval` steps, activation checkpointing the forward pass; FixRes on the classifier
-    has almost no backward pass. Weight averaging, mixing and label smoothing are not counted.
+    has almost no backward pass; a teacher, taken to be as large as the network, costs a forward pass. Weight averaging,
+    mixing and label smoothing are not counted.
     """
     fixres, sam = config.algorithms.fixres, config.algorithms.sam
     cost = 1.0 + (FORWARD if config.model.activation_checkpointing else 0.0)
     if fixres is not None and fixres.train == "classifier" and epoch >= fixres.start_epoch(config.epochs):
         cost = FORWARD
+    cost += FORWARD if config.algorithms.distillation is not None else 0.0
     return cost * (1.0 if sam is None else 1.0 + 1.0 / sam.interval)
 
 
