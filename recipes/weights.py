@@ -64,7 +64,10 @@ def read_foreign(path: str) -> Tensors:
             torch.serialization.clear_safe_globals()  # drop the types that some library has allowed
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises about ten different exceptions
-        raise InputError(f"{path}: cannot be loaded as weights only: {first_line(error)[:200]}") from None
+        # torch's first lines advise to load it as code.
+        reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or first_line(error)
+        written = "as torch.save or safetensors writes them"
+        raise InputError(f"{path}: cannot be loaded as weights only, {written}: {reason[:200]}") from None
     for key in ("state_dict", "model"):  # as timm and torchvision's reference scripts save them
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
     dense = isinstance(found, dict) and all(map(_is_dense, found.values()))

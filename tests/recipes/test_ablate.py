@@ -23,7 +23,7 @@ from recipes.ablate.compare import (
 from recipes.cli import run_command
 from recipes.load import load_config
 from recipes.output import show
-from recipes.resolved import resolved
+from recipes.resolved import config_digest, resolved
 from recipes.results import Results
 from tests.recipes.test_results import leave
 from tests.support import ROOT
@@ -195,6 +195,14 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
         planned(*here, only=["baseline"], processes=2)
     with pytest.raises(InputError, match=r"finished without evaluation at 40 px"):
         planned(*here, "eval.sizes=[32, 40]", only=["baseline"])
+    # The hash of the weights that it started from is known to the run only.
+    weights = planned(*here, "run_name=other", "model.weights=a.pth", only=["baseline"]).runs[0]
+    there = weights.config.started_from("0" * 64)
+    leave(weights.folder, summary | {"config_digest": config_digest(there)}, [])
+    (weights.folder / "config.yaml").write_text(resolved(there))
+    assert conflicts(weights, 1) == []
+    with pytest.raises(InputError, match=r'model.weights: here "b.pth", there "a.pth"\)'):
+        planned(*here, "run_name=other", "model.weights=b.pth", only=["baseline"])
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from recipes.weights import Start, fill, read_start
 from tests.recipes.trained.conftest import RECIPE
 from tests.support import run_here, summary_of, write_images
 
-IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 NAMES = {"timm": "timm/test_resnet", "torchvision": "resnet18"}
 
 
@@ -31,7 +31,7 @@ def network_of(name, classes=3, seed=1):
     torch.manual_seed(seed)
     network = build_network(name, classes)
     with torch.no_grad():
-        network.train()(torch.randn(8, 3, 64, 64))
+        network.train()(torch.randn(8, 3, 32, 32))
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.rand_like(parameter))
     return network.eval()
