@@ -200,11 +200,21 @@ def eval_loader(
     return _loader(source, picture, None, sampler, persistent=method != "fork", **loading)
 
 
+class _NoSeed(ISeedSequence):
+    """Zeros instead of entropy from the system, which takes a call to it."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
+        return np.zeros(n_words, dtype)
+
+
+_NO_SEED: Any = _NoSeed()
+
+
 def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Generator:
     """The generator of one image in one epoch: independent for each (seed, epoch, sample, stream)."""
     # Philox's lowest counter word counts the draws; `epoch_order` uses key word 0. So no two streams overlap.
-    philox = np.random.Philox(_NoSeed())  # setting the state takes half the time of `Philox(key=..., counter=...)`
-    philox.state = {
+    philox = np.random.Philox(_NO_SEED)  # setting the state takes half the time of `Philox(key=..., counter=...)`
+    state: Any = {
         "bit_generator": "Philox",
         "state": {"key": [seed, 1 + stream], "counter": [0, sample, epoch, 0]},
         "buffer": (0, 0, 0, 0),
@@ -212,14 +222,8 @@ def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Gen
         "has_uint32": 0,
         "uinteger": 0,
     }
+    philox.state = state
     return np.random.Generator(philox)
-
-
-class _NoSeed(ISeedSequence):
-    """Zeros instead of entropy from the system, which takes a call to it."""
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> NDArray[Any]:
-        return np.zeros(n_words, dtype)
 
 
 def _training_picture(

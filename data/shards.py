@@ -252,7 +252,7 @@ class Resolution:
             path = f"{self.folder}/{file}"
             with suppress(RuntimeError):  # it cannot be mapped, or is not a regular file
                 whole = torch.from_file(path, shared=False, size=os.stat(path).st_size, dtype=torch.uint8)  # noqa: PTH116
-                self.maps[file] = memoryview(whole.numpy()).toreadonly()
+                self.maps[file] = whole.numpy().data.toreadonly()
         shard = self.maps.get(file)
         return self._local(file, offset, length) if shard is None else shard[offset : offset + length]
 
