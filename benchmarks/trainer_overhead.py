@@ -4,7 +4,8 @@
 
 Both sides train a ResNet-50 with the same initial weights and optimizer on the same uint8 batches in memory, so the
 loader costs nothing on either side; ours has the recipe's callbacks, the log, metrics.jsonl and TensorBoard. Prints the
-ratio ours / bare of each round, and the median.
+ratio ours / bare of each round, and the median; and the CPU time of a step's events, callbacks included, with our
+Engine and with Composer's.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from composer import Callback, DataSpec, Logger, State
+from composer import Callback, DataSpec, Event, Logger, State
+from composer.core import Engine
 
 from benchmarks.measure import alternate, commit, machine, options
 from data.augment import Normalise
 from recipes.config import OneCycleConfig, RunConfig
+from recipes.divergence import StopOnNan
 from recipes.model import build_classifier
 from recipes.optimizer import build_optimizer, exempt_norms_and_biases
 from recipes.schedule import rate_function, step_at
-from recipes.step import SteadyTrainer
-from recipes.trainer import ExemptNormsAndBiases, PositionSeed, Schedule, split
+from recipes.step import SteadyEngine, SteadyTrainer
+from recipes.trainer import ExemptNormsAndBiases, Microbatches, PositionSeed, SameStatistics, Schedule, split
 from recipes.watch import build_watchers
 from recipes.watch.sinks import TextLog
 
@@ -87,8 +90,26 @@ def bare(batches: Batches, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def ours(batches: Batches, device: torch.device, scratch: str) -> float:
-    """Seconds of the same with the Trainer and everything that watches a run."""
+def count_events(engine: Engine, steps: list[float]) -> None:
+    """Append the CPU seconds of each step's events, from BEFORE_DATALOADER to BATCH_CHECKPOINT."""
+    run_event = engine.run_event
+
+    def timed(event: Event) -> object:
+        if event == Event.BEFORE_DATALOADER:
+            steps.append(0.0)
+        began = time.thread_time()
+        traces = run_event(event)
+        if steps and not (event.is_eval or event.value.startswith(("epoch", "iteration", "fit"))):
+            steps[-1] += time.thread_time() - began
+        return traces
+
+    engine.run_event = timed  # type: ignore[method-assign,assignment]
+
+
+def ours(
+    batches: Batches, device: torch.device, scratch: str, engine: type[Engine], events: dict[type[Engine], list[float]]
+) -> float:
+    """Seconds of the same with the Trainer and everything that watches a run; `events` gets a step's median, in µs."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     model, seconds, samples = network(device), Seconds(), sum(len(labels) for _, labels in batches)
     watchers = build_watchers(
@@ -107,8 +128,11 @@ def ours(batches: Batches, device: torch.device, scratch: str) -> float:
         train_dataloader=DataSpec(batches, num_samples=samples, microbatch_transforms=NORMALISE, split_batch=split),
         optimizers=optimizer_of(model),
         max_duration="1ep",
-        callbacks=[PositionSeed(17), schedule, ExemptNormsAndBiases(), *watchers.callbacks, seconds],
-        loggers=watchers.loggers,
+        callbacks=[
+            *(PositionSeed(17), SameStatistics(), schedule, ExemptNormsAndBiases(), Microbatches(len(batches[0][1]))),
+            *(*watchers.callbacks, seconds),
+        ],
+        loggers=[*watchers.loggers, StopOnNan()],
         device="gpu" if device.type == "cuda" else device.type,
         precision="fp32",
         device_train_microbatch_size=len(batches[0][1]),
@@ -116,8 +140,11 @@ def ours(batches: Batches, device: torch.device, scratch: str) -> float:
         progress_bar=False,
         auto_log_hparams=False,
     )
+    trainer.engine.__class__ = engine
+    count_events(trainer.engine, steps := [])
     trainer.fit()
     trainer.close()
+    events[engine].append(1e6 * statistics.median(steps[1:-1]))  # the last asks for a batch that does not come
     return seconds.took
 
 
@@ -134,14 +161,20 @@ def main() -> None:
         for _ in range(given.batches)
     ]
     device, images = torch.device(given.device), given.batches * given.batch_size
+    events: dict[type[Engine], list[float]] = {SteadyEngine: [], Engine: []}
     with tempfile.TemporaryDirectory() as scratch:
-        sides = {"bare": partial(bare, batches, device), "ours": partial(ours, batches, device, scratch)}
+        sides = {"bare": partial(bare, batches, device)}
+        for name, engine in (("ours", SteadyEngine), ("Composer's engine", Engine)):
+            sides[name] = partial(ours, batches, device, scratch, engine, events)
         took = alternate(sides, given.rounds)
     ratios = [plain / with_trainer for plain, with_trainer in zip(took["bare"], took["ours"], strict=True)]
     for plain, with_trainer, ratio in zip(took["bare"], took["ours"], ratios, strict=True):
         print(f"bare {images / plain:8.1f} images/s   ours {images / with_trainer:8.1f} images/s   {ratio:.3f}")
     name = torch.cuda.get_device_name() if given.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
     figures = {"ratio": round(statistics.median(ratios), 3), "lowest": round(min(ratios), 3), "n": len(ratios)}
+    for engine, each in events.items():
+        middle, rounds = statistics.median(each[1:]), ", ".join(f"{one:.0f}" for one in each[1:])
+        print(f"events of a step, {engine.__name__:12} {middle:6.0f} µs of CPU time ({rounds})")
     print(json.dumps(figures | vars(given) | {"device": f"{name}, {machine()}", "commit": commit()}))
 
 

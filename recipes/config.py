@@ -284,8 +284,10 @@ class RunConfig(Part):
     """`auto`: bfloat16 on a GPU that computes in it, FP16 on an older one, FP32 on any other device."""
     deterministic: bool = False
     """Use deterministic kernels on a GPU; on a CPU they always are."""
-    compile: bool = False
-    """torch.compile the network: one graph for each shape, made when a stage begins."""
+    cudnn_benchmark: bool = False
+    """Let cuDNN time its kernels at each new shape and take the fastest, which need not be the same one in two runs."""
+    compile: bool | Literal["reduce-overhead"] = False
+    """torch.compile the network: one graph for each shape, made when a stage begins; `reduce-overhead`: CUDA graphs."""
     profile: bool = False
     """Trace a few steps at each image size into RUN/profile, with a summary of where the time of a step goes."""
     stop_on_nan: bool = True
@@ -362,12 +364,21 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             yield f"{key}: holds a password, which the run's files would show; {allowed}"
     if "/" not in config.optimizer.name:
         yield from (f"optimizer.{key}: {UNKNOWN}" for key in config.optimizer.arguments)
+    yield from _exclusions(config)
     swa = config.algorithms.swa
     if swa is not None and config.epochs < 3:
         yield f"algorithms.swa: needs a run of at least 3 epochs, got {config.max_duration}"
     resizing = config.algorithms.progressive_resizing
     if resizing is not None and (smallest := resizing.size_at(0.0, config.data.train_size)) < 8:
         yield f"algorithms.progressive_resizing.initial_scale: makes images of {smallest} px; allowed: at least 8 px"
+
+
+def _exclusions(config: RunConfig) -> Iterator[str]:
+    if config.deterministic and config.cudnn_benchmark:
+        yield "cudnn_benchmark: may choose other kernels in the next run; set it or deterministic to false"
+    if config.compile and config.model.activation_checkpointing:
+        # torch.compile cannot trace the context in which the second pass leaves BatchNorm's statistics alone.
+        yield "compile: cannot compile model.activation_checkpointing; set one of them to false"
 
 
 def flat_items(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

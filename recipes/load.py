@@ -239,7 +239,7 @@ class Document:
                 return {}
             if optional and word in ON + OFF:
                 return {} if word in ON else None
-        if schema.types == ["boolean"] and word in ON + OFF:
+        if "boolean" in schema.types and word in ON + OFF:
             return word in ON
         return node.value if schema.types == ["string"] and value is not None else value
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -51,6 +52,7 @@ def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], tu
     with _added_to(lines):
         plan = epoch_plan(config, world_size)
     lines += [*_portions(config, world_size, plan), *logger_problems(config.loggers), *_folders(config)]
+    lines += _compiler(config)
     with _added_to(lines):
         data = open_data()
     if plan and data is not None:
@@ -170,6 +172,13 @@ def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> 
                 f"device_microbatch_size: {portion} does not divide the device's batch of {images} images of "
                 f"{entry.size} px; allowed: a divisor of {images}"
             )
+
+
+def _compiler(config: RunConfig) -> Iterator[str]:
+    """Yields an error if torch.compile lacks the C compiler that Triton uses on a GPU, or the C++ compiler on a CPU."""
+    variable, names = ("CC", ("gcc", "clang")) if device_name(config.device) == "gpu" else ("CXX", ("g++", "clang++"))
+    if config.compile and variable not in os.environ and not any(map(shutil.which, names)):
+        yield f"compile: needs {' or '.join(names)}; install one, set {variable} to another, or set compile to false"
 
 
 def _folders(config: RunConfig) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""A training step that does not wait for the device.
+"""A training step that does not wait for the device, and calls only what has something to do.
 
 Composer's Trainer makes the host wait for the device several times a step: it reads the loss to log it, and the numbers
 of images, which it has sent to the device to add them over the processes (composer/trainer/trainer.py, lines 2381,
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-from composer import Event, State, Trainer
-from composer.core import TrainerMode
+from composer import Algorithm, Callback, Event, State, Trainer
+from composer.core import Engine, TrainerMode
+from composer.loggers import LoggerDestination
 from composer.utils import dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -23,8 +25,49 @@ from torch.nn.parallel import DistributedDataParallel
 _LOSS = "loss/train/total"
 
 
+class SteadyEngine(Engine):
+    """Composer's Engine, which at an event calls only the callbacks that have a method for it, in the same order.
+
+    Composer's calls each of them at each event, some 250 calls a step, before each of which it composes a line for its
+    debug log (composer/core/engine.py:463).
+    """
+
+    _callbacks: Sequence[Callback] = ()  # those that `_acting` was made for
+
+    def _run_nonlogger_callbacks(self, event: Event | str) -> None:
+        self._run_callbacks(event, self._of(Event(event))[0])
+
+    def _run_loggers(self, event: Event | str) -> None:
+        self._run_callbacks(event, self._of(Event(event))[1])
+
+    def _of(self, event: Event) -> tuple[list[Callback], list[Callback]]:
+        """The callbacks with a method for an event, and the loggers with one."""
+        if self._callbacks != self.state.callbacks:  # at first, and when one was added
+            self._callbacks = list(self.state.callbacks)
+            self._acting: dict[Event, tuple[list[Callback], list[Callback]]] = {}
+        if event not in self._acting:
+            acting = [one for one in self._callbacks if _acts(one, event)]
+            loggers: list[Callback] = [one for one in acting if isinstance(one, LoggerDestination)]
+            self._acting[event] = [one for one in acting if one not in loggers], loggers
+        return self._acting[event]
+
+    def _compile(self, algorithms_to_run: Sequence[Algorithm], event: Event) -> Sequence[Algorithm]:
+        """Composer's reordering, where there is something to reorder."""
+        return super()._compile(algorithms_to_run, event) if algorithms_to_run else algorithms_to_run
+
+    def _debug_log(self, event: Event, msg: str) -> None:
+        if "ENGINE_DEBUG" in os.environ:
+            super()._debug_log(event, msg)
+
+
+def _acts(callback: Callback, event: Event) -> bool:
+    """Whether a callback overrides Composer's method for an event, which does nothing, or the call of all methods."""
+    names = "run_event", event.value
+    return any(getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name) for name in names)
+
+
 class SteadyTrainer(Trainer):
-    """Composer's Trainer, which reads nothing from the device in a step.
+    """Composer's Trainer, with a `SteadyEngine` once it is built, which reads nothing from the device in a step.
 
     `images_of` is (epoch, batch in the epoch) -> number of images of that batch, over all processes.
     """
@@ -32,6 +75,7 @@ class SteadyTrainer(Trainer):
     def __init__(self, *, images_of: Callable[[int, int], int], **options: Any) -> None:
         self._images_of = images_of
         super().__init__(**options)
+        self.engine.__class__ = SteadyEngine
 
     def _images(self) -> int:
         stamp = self.state.timestamp
@@ -83,7 +127,8 @@ class SteadyTrainer(Trainer):
             for number, microbatch in enumerate(microbatches, 1):
                 state.batch = data.microbatch_transforms(state.device.batch_to_device(microbatch))
                 losses = self._train_microbatch(scaling, images, number == len(microbatches))
-                total_loss_dict[_LOSS] += losses["total"]
+                # SAM gives an empty dict to the pass whose loss nobody wants.
+                total_loss_dict[_LOSS] = total_loss_dict.get(_LOSS, 0) + losses["total"]
             state.batch = whole
             if scaling:
                 for optimizer in state.optimizers:

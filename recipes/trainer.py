@@ -57,6 +57,8 @@ def build_trainer(
     """
     device, lr = device_name(config.device), peak_lr(config, sampler.plan)
     reproducibility.seed_all(config.seed)
+    torch.backends.cudnn.benchmark = config.cudnn_benchmark
+    mode = config.compile if isinstance(config.compile, str) else None
     classes = config.model.num_classes or len(train.classes)
     model = build_classifier(config, classes, "cuda" if device == "gpu" else device)
     recipe: list[Callback] = [
@@ -91,7 +93,7 @@ def build_trainer(
         deterministic_mode=config.deterministic,
         ddp_sync_strategy=sync_strategy(algorithms),
         # Sizes are fixed in a stage: graphs for them are faster than one for any size.
-        compile_config={"dynamic": False} if config.compile else None,
+        compile_config={"dynamic": False, "mode": mode} if config.compile else None,
         spin_dataloaders=False,
         progress_bar=False,
         auto_log_hparams=False,
@@ -198,7 +200,12 @@ class PositionSeed(Callback):
         value = position_seed(self.seed, dist.get_global_rank(), int(state.timestamp.batch))
         random.seed(value)
         np.random.seed(value)
-        torch.manual_seed(value)
+        # torch.manual_seed does the same, but formats a stack for each kind of device that is not there.
+        torch.default_generator.manual_seed(value)
+        if torch.cuda.is_initialized():
+            torch.cuda.manual_seed_all(value)
+        elif torch.backends.mps.is_available():
+            torch.mps.manual_seed(value)
 
 
 class ExemptNormsAndBiases(Callback):
@@ -243,28 +250,32 @@ class Microbatches(Callback):
 
 
 class Compilation(Callback):
-    """Lets torch.compile make as many graphs as a run has shapes, and says when it does, and how long the step took.
+    """Lets torch.compile make as many graphs as a run has shapes, and says when it does, and how long that step took.
 
-    A stage has one image size and batches of one size, to within one image. torch itself would stop at 8 graphs, and
-    then run the network uncompiled without a word (torch._dynamo.config.recompile_limit).
+    A stage has one image size and batches of two sizes, which differ by one image; so has an evaluation. torch itself
+    would stop at 8 graphs, and then run the network uncompiled without a word (torch._dynamo.config.recompile_limit).
     """
 
     def __init__(self) -> None:
         torch._dynamo.config.recompile_limit = 256
-        self._size, self._began = 0, 0.0
+        self._shapes: set[tuple[str, int, int]] = set()
+        self._began: float | None = None
 
-    def after_dataloader(self, state: State, logger: Logger) -> None:
-        """Notice a new image size."""
-        size = int(state.batch[0].shape[-1])
-        if size != self._size:
-            self._size, self._began = size, time.perf_counter()
-            log.info("compiling the network for %d px", size)
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Notice a new shape."""
+        shape = "train" if state.model.training else "evaluate", len(state.batch[1]), int(state.batch[0].shape[-1])
+        if shape not in self._shapes:
+            self._shapes.add(shape)
+            self._began = time.perf_counter()
+            log.info("compiling the network to %s on %d images of %d px", *shape)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Tell how long the first step at this size took."""
-        if self._began:
-            log.info("the first step at %d px took %.0f s", self._size, time.perf_counter() - self._began)
-            self._began = 0.0
+        """Tell how long the first step with this shape took."""
+        if self._began is not None:
+            log.info("compiled; that step took %.0f s", time.perf_counter() - self._began)
+            self._began = None
+
+    eval_batch_start, eval_batch_end = batch_start, batch_end
 
 
 class WholeEpochs(Callback):

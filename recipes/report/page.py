@@ -144,7 +144,9 @@ def _versions(runs: Sequence[Run]) -> Table:
     for run in runs:
         versions = section(run.summary, "versions").items()
         column = {key: short_commit(str(value or ABSENT)) for key, value in versions}
-        keys = ("device", "precision", "data.workers", "deterministic", "compile") if run.config else ()
+        keys = (
+            ("device", "precision", "data.workers", "deterministic", "cudnn_benchmark", "compile") if run.config else ()
+        )
         columns.append(column | {f"{key} (config)": _inline(run.setting(key)) for key in keys})
     return Table(["", *(run.name for run in runs)], _compared(columns))
 

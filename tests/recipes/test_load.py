@@ -64,6 +64,9 @@ def test_every_yaml_loads_and_reads_back_equal(path, tmp_path):
         ("global_batch_size: 8", "device_batch_size: set together with global_batch_size"),
         ("eval: {sizes: []}", "eval.sizes: got []; allowed: a list, each a whole number from 8 to 4096"),
         ("eval: {sizes: [32, 32]}", "eval.sizes: each size once, got [32, 32]"),
+        ("compile: fast", "compile: got 'fast'; allowed: true or false, or reduce-overhead"),
+        ("compile: true\nmodel: {activation_checkpointing: true}", "compile: cannot compile model.activation_check"),
+        ("deterministic: true\ncudnn_benchmark: true", "cudnn_benchmark: may choose other kernels in the next run"),
         ("checkpoints: {folder: '{name}'}", "checkpoints.folder: got '{name}'; allowed: a folder; {runs_folder} and"),
         ("algorithms: {swa: {}}\nmax_duration: 2ep", "algorithms.swa: needs a run of at least 3 epochs, got 2ep"),
         (
@@ -157,6 +160,7 @@ seed: 017
 device_batch_size: 1_024
 data: {path: on, augment: {flip: .5, color_jitter: on, random_erasing: off}}
 optimizer: {lr: 1e-3, nesterov: off}
+compile: on
 model: {zero_init_residual: No}
 algorithms: {blurpool: on, channels_last: Yes, mixup: true, cutmix: off, ema: no}
 """
@@ -164,7 +168,7 @@ algorithms: {blurpool: on, channels_last: Yes, mixup: true, cutmix: off, ema: no
     assert (config.run_name, config.seed, config.device_batch_size) == ("2024-01-01", 17, 1024)
     data, techniques = config.data, config.algorithms
     assert (data.path, data.augment.flip, config.optimizer.lr) == ("on", 0.5, 1e-3)
-    assert (config.optimizer.nesterov, config.model.zero_init_residual) == (False, False)
+    assert (config.optimizer.nesterov, config.model.zero_init_residual, config.compile) == (False, False, True)
     assert None not in (data.augment.color_jitter, techniques.blurpool, techniques.channels_last, techniques.mixup)
     assert {data.augment.random_erasing, techniques.cutmix, techniques.ema} == {None}
 

@@ -142,6 +142,16 @@ def test_folders_must_be_writable(lines, tmp_path, monkeypatch):
     assert lines("checkpoints.folder=s3://bucket/{run_name}") == []
 
 
+def test_compile_needs_a_compiler(lines, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert lines("compile=true") == [
+        "compile: needs g++ or clang++; install one, set CXX to another, or set compile to false"
+    ]
+    monkeypatch.setenv("CXX", "/opt/bin/c++")
+    assert lines("compile=true") == lines() == []
+
+
 def test_all_lines_come_at_once(lines):
     wrong = ["precision=amp_fp16", "data.path=/nowhere", "model.name=resnet51", "device_microbatch_size=5"]
     found = lines(*wrong, "runs_folder=/proc")

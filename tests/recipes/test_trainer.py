@@ -117,6 +117,16 @@ def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch)
     assert losses(tmp_path / "parted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
 
 
+def test_cudnn_times_its_kernels_only_in_a_run_that_asks_for_it(train, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setattr(trainer, "split", lambda *args: (seen.add(torch.backends.cudnn.benchmark), split(*args))[1])
+    least = (*TINY, "model.name=timm/test_resnet", "max_duration=1ep")
+    for wanted, keys in ((True, ["cudnn_benchmark=true", "run_name=timed"]), (False, ["run_name=default"])):
+        seen = set()
+        train(ROOT / "yamls" / "demo.yaml", *least, *keys)
+        assert seen == {wanted}
+
+
 def test_automatic_portions_are_the_same_after_a_resume_and_another_card_is_refused(train, tmp_path):
     demo = ROOT / "yamls" / "demo.yaml"
     keys = (
