@@ -36,13 +36,14 @@ from recipes.load import load_config
 from recipes.output import chart, save
 from recipes.results import Evaluation, first_reached, mean_curve, read_results
 
-# references/classification/train.py of torchvision 0.22 with `--lr-scheduler cosineannealinglr --lr-warmup-epochs 5`.
+# references/classification/train.py of torchvision 0.22, with its options for a cosine schedule after linear warm-up.
 REFERENCE = (
     *("model.zero_init_residual=false", "loss.name=cross_entropy"),
     *("optimizer.name=sgd", "optimizer.momentum=0.9", "optimizer.nesterov=false"),
     *("optimizer.weight_decay=1e-4", "optimizer.decay_norm_and_bias=true"),
     *("scheduler.name=cosine", "scheduler.warmup=0.05", "scheduler.final_lr_ratio=0.0"),
     "data.augment={area: [0.08, 1.0], aspect_ratio: [0.75, 1.3333333333333333], flip: 0.5}",
+    "eval.crop_ratio=0.875",
 )
 ASKED = {"reference": 0.35, "plain": 0.70}
 """Largest share of a side's training time in which the recipe is to reach that side's final accuracy."""
@@ -92,28 +93,27 @@ def compare(target: Side, other: Side) -> dict[str, Any]:
 
 
 def table(sides: dict[str, Side]) -> str:
-    """Markdown: a row per side, and for each target the epochs, seconds and share of the target's own time."""
+    """Markdown: a row per side, with the share of each target's time in which it reaches that target."""
     head = ["side", "epochs", "training seconds", "tested at", "final top-1 (%)"]
-    for name in ASKED:
-        head += [f"to {name}'s {100 * sides[name].final:.2f} %: epochs", "seconds", f"of {name}'s"]
+    head += [f"share of {name}'s time to its {100 * sides[name].final:.2f} %" for name in ASKED]
     rows = []
     for name, side in sides.items():
         ends = [curve[-1] for curve in side.curves]
-        seconds, top1 = (
-            spread(values, form)
-            for values, form in (([end.wall_seconds for end in ends], ".0f"), ([100 * end.top1 for end in ends], ".2f"))
-        )
-        row = [name, f"{ends[0].epoch:.0f}", seconds, f"{side.size} px", top1]
-        for target in ASKED:
-            found = compare(sides[target], side)
-            if name == target:
-                row += [f"{found['own']['epochs']:.1f}", f"{found['own']['seconds']:.0f}", "1"]
-            else:
-                row += [
-                    spread(found[key], form) for key, form in (("epochs", ".1f"), ("seconds", ".0f"), ("ratios", ".3f"))
-                ]
-        rows.append(row)
+        seconds = spread([end.wall_seconds for end in ends], ".0f")
+        top1 = spread([100 * end.top1 for end in ends], ".2f")
+        shares = [share(compare(sides[target], side), own=name == target) for target in ASKED]
+        rows.append([name, f"{ends[0].epoch:.0f}", seconds, f"{side.size} px", top1, *shares])
     return markdown(head, *rows)
+
+
+def share(found: dict[str, Any], own: bool) -> str:
+    """`0.31 ± 0.02: 5.1 ± 0.3 epochs, 80 ± 4 s`; that of the target's own mean curve is 1."""
+    if own:
+        return f"1: {found['own']['epochs']:.1f} epochs, {found['own']['seconds']:.0f} s"
+    if not any(found["ratios"]):
+        return "never"
+    epochs, seconds = ([value for value in found[key] if value is not None] for key in ("epochs", "seconds"))
+    return f"{spread(found['ratios'], '.3f')}: {spread(epochs, '.1f')} epochs, {spread(seconds, '.0f')} s"
 
 
 def verdicts(sides: dict[str, Side]) -> list[str]:
@@ -122,8 +122,8 @@ def verdicts(sides: dict[str, Side]) -> list[str]:
     for name, asked in ASKED.items():
         ratios = compare(sides[name], sides["recipe"])["ratios"]
         met = None not in ratios and fmean(ratios) <= asked
-        share = spread(ratios, ".3f")
-        lines.append(f"{name}'s accuracy in at most {asked} of its time: {share}, {'met' if met else 'not met'}")
+        reached = spread(ratios, ".3f")
+        lines.append(f"{name}'s accuracy in at most {asked} of its time: {reached}, {'met' if met else 'not met'}")
     return lines
 
 
