@@ -83,7 +83,8 @@ class SteadyTrainer(Trainer):
             for number, microbatch in enumerate(microbatches, 1):
                 state.batch = data.microbatch_transforms(state.device.batch_to_device(microbatch))
                 losses = self._train_microbatch(scaling, images, number == len(microbatches))
-                total_loss_dict[_LOSS] += losses["total"]
+                # SAM's second pass comes with an empty dict, and its loss is not kept.
+                total_loss_dict[_LOSS] = total_loss_dict.get(_LOSS, 0.0) + losses["total"]
             state.batch = whole
             if scaling:
                 for optimizer in state.optimizers:
