@@ -37,9 +37,11 @@ ALL = [(page.name, words) for page in PAGES for words in commands(page)]
 
 
 def check_config(words):
-    """The YAML file and the overrides among the words describe a run."""
-    (file,) = (word for word in words if word.endswith(".yaml") and "=" not in word)
-    load_config(ROOT / file, [word for word in words if re.match(r"[\w.-]+=", word)])
+    """The YAML files and the overrides among the words describe runs."""
+    files = [word for word in words if word.endswith(".yaml") and "=" not in word]
+    assert len(files) == 1 or "--machine" in words  # recipes.plan compares several
+    for file in files:
+        load_config(ROOT / file, [word for word in words if re.match(r"[\w.-]+=", word)])
 
 
 def check_module(module, words):

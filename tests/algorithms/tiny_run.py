@@ -10,7 +10,7 @@ from composer.core import State
 from composer.loggers import Logger
 from composer.models import ComposerClassifier
 from composer.utils import dist
-from composer.utils.reproducibility import load_rng_state, seed_all
+from composer.utils.reproducibility import seed_all
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models.resnet import Bottleneck
@@ -80,9 +80,6 @@ class Loaded(Callback):
     def before_load(self, state: State, logger: Logger) -> None:
         restore(state, to_save(self.saved["state"]), logger, "the checkpoint")
 
-    def fit_start(self, state: State, logger: Logger) -> None:
-        load_rng_state(self.saved["rng"])
-
 
 class Recorder(Callback):
     """Keeps what a function reads from the state at each event of one kind; by default the weights."""
@@ -125,7 +122,7 @@ class Run:
             techniques = build_algorithms(config, epochs * BATCHES_PER_EPOCH, epochs)
         torch.manual_seed(0)
         model = ComposerClassifier(network(), num_classes=CLASSES)
-        saver = SeedAndSave(save or {})
+        saver, loaded = SeedAndSave(save or {}), [Loaded(load)] if load else []
         self.trainer = Trainer(
             model=model,
             train_dataloader=loader(),
@@ -133,7 +130,7 @@ class Run:
             max_duration=f"{epochs}ep",
             optimizers=torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum, weight_decay=1e-3),
             algorithms=techniques,
-            callbacks=[saver, *([Loaded(load)] if load else []), *callbacks],
+            callbacks=[saver, *loaded, *callbacks],
             device_train_microbatch_size=microbatch,
             device="cpu",
             seed=3,
@@ -141,6 +138,8 @@ class Run:
             python_log_level=None,
         )
         saver.trainer = self.trainer
+        for one in loaded:
+            self.trainer._rng_state = one.saved["rng"]  # Composer restores it before the first batch
 
     def fit(self) -> dict[str, torch.Tensor]:
         """Train, and return the final weights."""
