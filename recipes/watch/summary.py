@@ -92,10 +92,10 @@ class Summary(Callback):
             "top5": main.get("top5"),
             "eval_by_size": {size: evaluations[size] for size in self.eval_sizes if size in evaluations},
             "weights_sha256": weights_digest,
-            "started_from": self.about["started_from"],
             "resumed_from": self.resumed_from,
             "config_digest": self.about["config_digest"],
             "versions": self._versions,
+            "started_from": self.about["started_from"],
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "bad_images": self.bad_images.count,
         }

@@ -198,6 +198,7 @@ def test_a_finished_run_counts_and_one_of_another_config_is_refused(tmp_path):
     # The hash of the weights that it started from is known to the run only.
     weights = planned(*here, "run_name=other", "model.weights=a.pth", only=["baseline"]).runs[0]
     there = weights.config.started_from("0" * 64)
+    weights.folder.parent.mkdir()
     leave(weights.folder, summary | {"config_digest": config_digest(there)}, [])
     (weights.folder / "config.yaml").write_text(resolved(there))
     assert conflicts(weights, 1) == []
