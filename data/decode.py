@@ -134,10 +134,10 @@ class Picture:
 
         Returns RGB, uint8 of shape (rows, ceil(width / reduction), 3), and the index of the first row in the picture.
         """
-        if self._pixels is not None:
-            return _averaged(self._pixels[top * reduction : bottom * reduction], reduction), top
         header = self._jpeg
-        if header is None or header.orientation != 1 or not header.scan:
+        if header is None and self._pixels is not None:
+            return _averaged(self._pixels[top * reduction : bottom * reduction], reduction), top
+        if header is None or header.orientation != 1 or not header.scan or self._pixels is not None:
             return self.decode(reduction, smooth_colours=False), 0
         data, begin, height = only_rows(self._data, header, top * reduction, bottom * reduction)
         strict = data is self._data or header.has_row_restarts  # else libjpeg warns of bytes after the last row

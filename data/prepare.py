@@ -166,7 +166,7 @@ def expected_bytes(task: Task) -> dict[str, float]:
     sizes = dict.fromkeys(task.resolutions, 0.0)
     sampled = np.unique(np.linspace(0, len(task.source) - 1, _SAMPLED, dtype=np.int64)).tolist()
     for index in sampled:
-        with suppress(BadImage, DataError, OSError):
+        with suppress(BadImage, OSError):
             picture = Picture(data := task.source.read(index))
             for one in sizes:
                 sizes[one] += len(encode(data, picture, one, task.settings)) * len(task.source) / len(sampled)

@@ -250,9 +250,10 @@ class Resolution:
             import torch  # its maps, unlike Python's, keep no file open: there are thousands
 
             path = f"{self.folder}/{file}"
-            with suppress(RuntimeError):  # it cannot be mapped, or is not a regular file
-                whole = torch.from_file(path, shared=False, size=os.stat(path).st_size, dtype=torch.uint8)  # noqa: PTH116
-                self.maps[file] = whole.numpy().data.toreadonly()
+            with suppress(RuntimeError):  # it cannot be mapped
+                if size := os.stat(path).st_size:  # noqa: PTH116; a pipe, which could block forever, has 0
+                    whole = torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
+                    self.maps[file] = whole.numpy().data.toreadonly()
         shard = self.maps.get(file)
         return self._local(file, offset, length) if shard is None else shard[offset : offset + length]
 
