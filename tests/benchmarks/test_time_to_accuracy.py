@@ -104,3 +104,4 @@ def test_the_reference_is_torchvisions():
     assert ours == theirs, "medium.yaml sets none, so these are RandomResizedCrop's defaults and a flip of one half"
     assert (config.optimizer.momentum, config.optimizer.weight_decay, config.optimizer.nesterov) == (0.9, 1e-4, False)
     assert (config.scheduler.name, config.data.train_size) == ("cosine", 64)
+    assert config.eval.crop_ratio == 224 / 256
