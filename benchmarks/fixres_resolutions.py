@@ -20,6 +20,8 @@ from statistics import fmean
 
 from benchmarks.measure import markdown, spread
 from benchmarks.time_to_accuracy import parser_of_runs, run
+from data.errors import InputError
+from recipes.cli import run_command
 from recipes.load import load_config
 from recipes.output import chart, save
 
@@ -66,7 +68,7 @@ def draw(curves: dict[str, list[Curve]], sizes: Sequence[int], marks: dict[str, 
         save(figure, path)
 
 
-def main() -> None:
+def main() -> int:
     parser = parser_of_runs(__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 40, 48, 56, 64, 72, 80, 96], metavar="PX")
     options = parser.parse_intermixed_args()
@@ -75,7 +77,7 @@ def main() -> None:
     config = load_config(Path(options.yaml), words[1:])
     fixres = config.algorithms.fixres
     if fixres is None:
-        raise SystemExit(f"{options.yaml}: has no algorithms.fixres")
+        raise InputError(f"{options.yaml}: has no algorithms.fixres")
     border = fixres.start_epoch(config.epochs)
     kept = f"checkpoints.keep={max(config.checkpoints.keep, config.epochs - border + 1)}"
     curves: dict[str, list[Curve]] = {kind: [] for kind in KINDS}
@@ -85,7 +87,7 @@ def main() -> None:
         run(["entrypoint.py", *words, "algorithms.fixres=off", f"run_name={without}", f"seed={seed}"])
         before = next((folder / recipe / "checkpoints").glob(f"ep{border:03}-*.safetensors"), None)
         if before is None:
-            raise SystemExit(f"{folder / recipe}: has no checkpoint of epoch {border}; delete the run, or set {kept}")
+            raise InputError(f"{folder / recipe}: has no checkpoint of epoch {border}; delete the run, or set {kept}")
         for kind, name, checkpoint in (("before", recipe, before), ("without", without, None), ("after", recipe, None)):
             place = folder / name / f"resolutions-{kind}.json"
             curves[kind].append(evaluate(words, name, options.sizes, checkpoint, place))
@@ -93,7 +95,8 @@ def main() -> None:
     (folder / "fixres.md").write_text(table(curves, options.sizes) + "\n")
     draw(curves, options.sizes, {"trained": config.data.train_size, "FixRes": fixres.size}, folder / "fixres.png")
     print(table(curves, options.sizes))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command(main))

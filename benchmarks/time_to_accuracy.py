@@ -32,6 +32,7 @@ import torch
 
 from algorithms.config import AlgorithmsConfig
 from benchmarks.measure import ROOT, commit, machine, markdown, spread
+from recipes.cli import run_command
 from recipes.load import load_config
 from recipes.output import chart, save
 from recipes.results import Evaluation, first_reached, mean_curve, read_results
@@ -174,7 +175,7 @@ def parser_of_runs(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def main() -> None:
+def main() -> int:
     parser = parser_of_runs(__doc__)
     parser.add_argument("--reference-epochs", type=int, default=90)
     parser.add_argument(
@@ -203,7 +204,8 @@ def main() -> None:
     (folder / "table.md").write_text(text + "\n")
     draw(sides, folder / "accuracy.png")
     print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run_command(main))
