@@ -127,7 +127,9 @@ class Side:
         self.peak = 0
         self._cuda, self._images, self._steps, self._warmup = device.type == "cuda", images, steps, warmup
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
-        self._cudnn_benchmark = torch.backends.cudnn.benchmark  # of the whole process, and so of the side that runs
+        self._cudnn_benchmark = (
+            False  # torch's default; the setting is the process's, and so that of the side that runs
+        )
         self._seconds, self._over = math.nan, False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(train,), daemon=True)

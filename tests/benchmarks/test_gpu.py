@@ -67,6 +67,25 @@ def test_a_window_counts_steps_and_the_wait_for_the_loader_and_nothing_before():
     side.close()
 
 
+def test_each_side_keeps_its_own_setting_of_cudnn(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)  # as another size's sides have left it
+    seen = []
+
+    def train(chosen, side):
+        if chosen:
+            torch.backends.cudnn.benchmark = True
+        side.loader = range(10)
+        for _ in side:
+            seen.append((chosen, torch.backends.cudnn.benchmark))
+
+    sides = [gpu.Side(functools.partial(train, chosen), torch.device("cpu"), 1, 1, 1) for chosen in (True, False)]
+    for side in (*sides, *sides):
+        side.rate()
+    for side in sides:
+        side.close()
+    assert seen == 2 * [(True, True), (True, True), (False, False), (False, False)]
+
+
 def test_a_side_that_fails_leaves_the_others_their_figures(capfd):
     def train(side):
         raise RuntimeError("out of memory")
