@@ -249,10 +249,10 @@ class Resolution:
         if self.raw and file not in self.maps:
             import torch  # its maps, unlike Python's, keep no file open: there are thousands
 
-            path = f"{self.folder}/{file}"
+            path = self.folder / file
             with suppress(RuntimeError):  # it cannot be mapped
-                if size := os.stat(path).st_size:  # noqa: PTH116; a pipe, which could block forever, has 0
-                    whole = torch.from_file(path, shared=False, size=size, dtype=torch.uint8)
+                if size := path.stat().st_size:  # 0: maybe a pipe, which could block forever
+                    whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
                     self.maps[file] = whole.numpy().data.toreadonly()
         shard = self.maps.get(file)
         return self._local(file, offset, length) if shard is None else shard[offset : offset + length]
