@@ -258,7 +258,8 @@ class CPUSyncBatchNorm2d(nn.BatchNorm2d):
     Input and output (N, C, H, W). N may differ between processes. Without a process group it is BatchNorm2d.
     """
 
-    @torch.compiler.disable  # the graphs of two processes whose N differ would add up different tensors
+    # The graphs of two processes whose N differ would add up different tensors.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, input: Tensor) -> Tensor:
         """Normalise; in training with the statistics over all processes."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
