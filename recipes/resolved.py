@@ -25,6 +25,14 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
 )
 """Keys and sections that may change when a run resumes: the trained weights do not depend on them."""
 
+_AS_BEFORE: dict[str, Any] = {
+    **{"model.weights": None, "model.weights_strict": True, "model.weights_sha256": None},
+    **{"cudnn_benchmark": False, "loss.mean_over_classes": False, "loss.target_threshold": None},
+    **{"scheduler.first_lr_ratio": 0.0, "scheduler.overlap": False, "data.augment.repeats": 1},
+    "algorithms.distillation": None,
+}
+"""Keys that were added later, with the value at which a run is as before: checkpoints from before stay valid."""
+
 
 class _Dumper(yaml.CSafeDumper):
     """Quotes text that our reader would not read as text."""
@@ -100,8 +108,7 @@ def determining_values(config: Mapping[str, Any], world_size: int) -> dict[str, 
     """The values that determine the result, by key path, with the batch size over all devices."""
     sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
     flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}
-    if flat.get("model.weights") is None:  # checkpoints from before there was this key stay valid
-        flat = {key: value for key, value in flat.items() if not key.startswith("model.weights")}
+    flat = {key: value for key, value in flat.items() if (key, value) not in _AS_BEFORE.items()}
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:
