@@ -59,8 +59,9 @@ from data.config import EpochPlan
 from data.sampler import PositionSampler
 from data.source import Source
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity, Resume
+from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
+from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import CheckpointManager
 from recipes.checkpoints.store import Places
 from recipes.cli import end_workers, pixels, run_command

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.measure import ROOT, options, prepare_all, spread
-from benchmarks.time_to_accuracy import baseline_overrides
+from benchmarks.time_to_accuracy import without_techniques
 from data.demo import write_digits
 from tests.support import run_here, summary_of
 
@@ -29,7 +29,8 @@ def main() -> None:
         original = given.images or write_digits(Path(scratch) / "digits", 64)
         paths = {"original": original, "prepared": Path(scratch) / "prepared"}
         prepare_all(original, paths["prepared"], ["37"])
-        plain = [*RECIPE, *baseline_overrides(YAML, RECIPE, given.epochs), f"runs_folder={scratch}"]
+        plain = [*RECIPE, *without_techniques(YAML, RECIPE), "data.train_size=32"]
+        plain += [f"max_duration={given.epochs}ep", f"runs_folder={scratch}"]
         for seed in given.seeds:
             for name, path in paths.items():
                 run_name = f"{name}-seed{seed}"

@@ -51,7 +51,12 @@ class WaitingLoader(DataLoader[Batch]):
         if self._iterator is not None:  # persistent workers, for each of which torch waits without a limit
             return self._deliver(super().__iter__, self._iterator._workers)  # type: ignore[attr-defined]
         before = signal.getsignal(signal.SIGCHLD)
-        batches = [super().__iter__()]
+        # A worker inherits this until it has its own rules, or a signal to all processes would end it as it starts.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            batches = [super().__iter__()]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, before)
         return self._deliver(batches.pop, getattr(batches[0], "_workers", []))

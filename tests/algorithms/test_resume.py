@@ -79,8 +79,8 @@ def test_what_is_declared_not_resumable_does_not_resume(name, run, tmp_path):
 
 
 def test_every_technique_is_here():
-    in_the_loader = {"randaugment", "augmix"}
-    assert {name for name, *_ in CASES} | in_the_loader == set(AlgorithmsConfig.model_fields)
+    elsewhere = {"randaugment", "augmix", "distillation"}  # in the loader, or with a teacher: test_distillation.py
+    assert {name for name, *_ in CASES} | elsewhere == set(AlgorithmsConfig.model_fields)
 
 
 def test_the_weights_stay_in_nhwc_order(run):
