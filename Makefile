@@ -32,8 +32,9 @@ demo: install
 	$(BIN)/python -m data.demo datasets/digits
 	$(BIN)/python entrypoint.py yamls/demo.yaml
 
+# On two cores: a third of the tests' time is waiting for other processes.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .
