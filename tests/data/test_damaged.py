@@ -96,7 +96,7 @@ DAMAGE = {
     "images are beyond count": manifest(lambda m: m["splits"]["val"].update(images=10**30)),
     "another number of images": ("val/labels.npy", manifest(lambda m: m["splits"]["val"].update(images=11))[1]),
     "a deep value in dataset.json": file(
-        "dataset.json", lambda p: p.write_text(p.read_text()[:-1] + ', "x": ' + "[" * 9000 + "]" * 9000 + "}")
+        "dataset.json", lambda p: p.write_text(p.read_text()[:-1] + ', "x": ' + "[" * 90_000 + "]" * 90_000 + "}")
     ),
     "dataset.json is cut": file("dataset.json", one_byte_less),
     "dataset.json is no UTF-8": file("dataset.json", lambda p: p.write_bytes(b"\xff\xfe\xfa" + p.read_bytes())),

@@ -147,11 +147,12 @@ def test_files_that_are_not_there_are_answered_with_the_nearest(tmp_path, monkey
         "medium.yaml/x": "medium.yaml/x: not a directory",
         ".": ".: not a regular file",
         "/dev/null": "/dev/null: not a regular file",
-        "a\0b": r"a\x00b: embedded null byte",
     }.items():
         with pytest.raises(InputError) as caught:
             load_config(Path(name))
         assert caught.value.lines == (message,)
+    with pytest.raises(InputError, match=r"^a\\x00b: .*embedded null"):  # the rest is Python's own, and changes
+        load_config(Path("a\0b"))
 
 
 def test_the_words_of_yaml_1_1_mean_what_they_say(tmp_path):

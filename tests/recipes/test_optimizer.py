@@ -58,7 +58,10 @@ def test_it_is_the_one_that_timm_would_create(name):
     original = create_optimizer_v2(theirs, name, lr=0.01, weight_decay=0.1, momentum=0.8)
     train(ours, optimizer, range(6))
     train(theirs, original, range(6))
-    assert equal(ours, theirs)
+    if name == "lamb":  # it adds the norms of all gradients, and timm has the two groups in the other order
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=1e-7)
+    else:
+        assert equal(ours, theirs)
     assert not equal(ours, made(config)[0])
 
 
