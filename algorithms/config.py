@@ -220,7 +220,7 @@ class DistillationConfig(Technique):
     """Learn from a trained network's outputs too (Hinton et al. 2015), on the same mixed crops (Beyer et al. 2022)."""
 
     teacher: Annotated[str, Field(min_length=1)]
-    """`timm/NAME` with timm's weights, or a run's folder, a checkpoint or a state dict, on disk or `s3://...`."""
+    """`timm/NAME` with timm's weights; a run's folder or a checkpoint, also `s3://...`; or a state dict on disk."""
     alpha: PositiveFraction = 0.5
     """Share of the teacher's part in the loss; 1: the labels do not count."""
     temperature: PositiveFloat = 1.0

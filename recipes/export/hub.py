@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.text import first_line
 from recipes.export import CARD, CONFIG
-from recipes.export.programs import TOLERANCE, difference
+from recipes.export.programs import TOLERANCE, difference, takes_weights
 from recipes.trained import Trained
 
 
@@ -36,10 +36,8 @@ def write_timm_config(
     name = trained.config.model.name.removeprefix("timm/")
     if name not in timm.list_models():
         return False
-    network: nn.Module = timm.create_model(name, num_classes=trained.num_classes).eval()
-    try:
-        network.load_state_dict(trained.network.state_dict())
-    except RuntimeError:
+    network: nn.Module = timm.create_model(name, num_classes=trained.num_classes)
+    if not takes_weights(network, trained.network, probe):
         return False
     side = preprocessing["size"]
     prepared = {name: preprocessing[name] for name in ("interpolation", "mean", "std")}
@@ -47,11 +45,10 @@ def write_timm_config(
     names = {"label_names": list(classes), "num_classes": trained.num_classes}
     save_config_for_hf(network, str(folder / CONFIG), {"pretrained_cfg": prepared, **names})
     with torch.no_grad():
-        loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-        if difference(loaded(probe), trained.network(probe)) <= TOLERANCE:
-            return True
-    (folder / CONFIG).unlink()  # same names, another network
-    return False
+        found = difference(timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(probe), network(probe))
+    if not found <= TOLERANCE:  # nor NaN
+        raise InputError(f"{CONFIG}: timm's network from it has other logits, by {found:.2g}, allowed {TOLERANCE:g}")
+    return True
 
 
 def front_matter(trained: Trained, library: str, accuracies: Sequence[Mapping[str, Any]]) -> str:

@@ -55,16 +55,20 @@ class Architecture(NamedTuple):
     techniques: tuple[str, ...]  # fields of `algorithms` that changed the architecture; empty if it is plain
 
 
+def takes_weights(plain: nn.Module, network: nn.Module, probe: Tensor) -> bool:
+    """Load a network's weights strictly into another; whether they fit, and give the same logits of `probe`."""
+    try:
+        plain.eval().load_state_dict(network.state_dict())
+    except RuntimeError:
+        return False
+    with torch.no_grad():
+        return difference(plain(probe), network(probe)) <= TOLERANCE
+
+
 def architecture(trained: Trained, probe: Tensor) -> Architecture:
     """Load the weights into the plain network of the same name, and compare the logits of the images `probe`."""
     network, techniques = trained.network, trained.config.algorithms
-    plain = build_network(trained.config.model.name, trained.num_classes).eval()
-    try:
-        plain.load_state_dict(network.state_dict())
-        with torch.no_grad():
-            same = difference(plain(probe), network(probe)) <= TOLERANCE
-    except RuntimeError:
-        same = False
+    same = takes_weights(build_network(trained.config.model.name, trained.num_classes), network, probe)
     blurs = {path: module for path, module in network.named_modules() if isinstance(module, BlurConv2d)}
     pools = tuple(path for path, module in network.named_modules() if isinstance(module, BlurMaxPool2d))
     changed = [field for field in ("blurpool", "squeeze_excite") if getattr(techniques, field) is not None]
