@@ -163,9 +163,7 @@ def split(source: Source, size: int, images: int) -> dict[str, float]:
 
     def decode(data: bytes, rng: np.random.Generator) -> np.ndarray:
         picture = Picture(data)
-        reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, PLAIN, rng)
-        pixels, first = picture.decode_rows(reduction, top, top + height)
-        return pixels[top - first : top - first + height, left : left + width]
+        return picture.decode_box(*choose_crop(picture.height, picture.width, size, PLAIN, rng))
 
     for index in indices:
         data = timed("read", read, index)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,21 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data.config import AugmentConfig, ColorJitterConfig, RandomErasingConfig
-from data.decode import REDUCTIONS, Encoded, Picture
+from data.decode import REDUCTIONS, Box, Encoded, Picture
 
 Image = NDArray[np.uint8]
 Color = tuple[float, float, float]  # a value for each of R, G and B
 
 _GREY = (0.299, 0.587, 0.114)  # weights of R, G and B in the luma (ITU-R BT.601), as in Pillow and OpenCV
-
-
-class Box(NamedTuple):
-    """A rectangle of whole pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def train_picture(
@@ -44,9 +35,7 @@ def train_picture(
     for the rest. BadImage: the image cannot be decoded.
     """
     picture = Picture(data)
-    reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, augment, rng)
-    pixels, first = picture.decode_rows(reduction, top, top + height)
-    crop = pixels[top - first : top - first + height, left : left + width]
+    crop = picture.decode_box(*choose_crop(picture.height, picture.width, size, augment, rng))
     image = np.asarray(cv2.resize(crop, (size, size), out, interpolation=cv2.INTER_LINEAR), np.uint8)
     return maybe_flip(image, augment, rng)
 

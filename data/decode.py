@@ -5,10 +5,10 @@ DCT coefficients; raw pixels (a binary PPM) are used where they lie, without a c
 Pillow, in full. The last two are then averaged down to the same scale. Pictures are turned upright according to their
 EXIF orientation, which torchvision's ImageFolder does not do.
 
-In a plain JPEG, rows that a crop does not need can be left out: entropy decoding is two thirds of the work, and libjpeg
-does it from the first row on. A lower height in the header ends it after the last row needed. If each row of blocks
-ends in a restart marker, as in images written by data.prepare, the rows above can be cut out too. The result is an
-ordinary JPEG, whose rows decode to the same pixels.
+Of a plain JPEG, what a crop does not need is left out: entropy decoding is two thirds of the work, and libjpeg decodes
+all that comes before the last row needed. A lower height in the header ends it after that row. If restart markers
+divide the rows of blocks evenly, as in images written by data.prepare, the segments above, left and right are cut out
+too. The result is an ordinary JPEG that decodes to the same pixels.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from enum import IntEnum
 from io import BytesIO
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import cv2
@@ -38,6 +40,8 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 # decoding in full.
 REDUCTIONS = (8, 4, 2)
 Encoded = bytes | memoryview  # an image's bytes, or their place in a memory-mapped file
+# An APP9 segment of data.prepare: the bytes of each segment between restart markers, as uint16 in little endian.
+INDEX = b"restarts\0"
 # A PPM of 8-bit RGB without comments: width and height (https://netpbm.sourceforge.net/doc/ppm.html).
 _PPM = re.compile(rb"P6\s([1-9]\d{0,4})\s([1-9]\d{0,4})\s255\s")
 
@@ -74,6 +78,20 @@ class BadImage(Exception):
 
     def __reduce__(self) -> tuple[type[BadImage], tuple[Fault]]:
         return BadImage, (self.fault,)
+
+
+class Box(NamedTuple):
+    """A rectangle of whole pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Its rows and columns, to index an image with."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 class Picture:
@@ -115,7 +133,8 @@ class Picture:
         """
         pixels = None
         if self._jpeg is not None and self._pixels is None:
-            pixels = _decode_jpeg(self._data, self._jpeg, self._jpeg.height, reduction, smooth_colours, strict=True)
+            height, width = self._jpeg.height, self._jpeg.width
+            pixels = _decode_jpeg(self._data, height, width, reduction, smooth_colours, strict=True)
             pixels = None if pixels is None else _upright(pixels, self._jpeg.orientation)
         if pixels is None:
             if self._pixels is None:
@@ -125,26 +144,27 @@ class Picture:
             raise BadImage(Fault.CORRUPT)  # two headers that contradict each other
         return pixels
 
-    def decode_rows(self, reduction: int, top: int, bottom: int) -> tuple[NDArray[np.uint8], int]:
-        """At least the rows [top, bottom) of the upright picture at scale 1 / reduction, as from `decode`.
+    def decode_box(self, reduction: int, box: Box) -> NDArray[np.uint8]:
+        """The pixels in `box` of the upright picture at scale 1 / reduction, as from `decode`.
 
-        Colours are repeated, not smoothed: that is up to 7 % faster and needs no rows outside; it costs 0.03 grey
-        levels against Pillow's pictures (`benchmarks.picture_quality`). In a plain JPEG with an end marker, other rows
-        are left out if that saves time; damage inside it then goes unnoticed, as with Pillow.
+        Colours are repeated, not smoothed: that is up to 7 % faster and needs no pixels outside; it costs 0.03 grey
+        levels against Pillow's pictures (`benchmarks.picture_quality`). In a plain JPEG with an end marker, what is
+        left out to save time is not checked: damage there goes unnoticed, as Pillow's of the last rows does.
 
-        Returns RGB, uint8 of shape (rows, ceil(width / reduction), 3), and the index of the first row in the picture.
+        Returns RGB, uint8 of shape (box.height, box.width, 3).
         """
-        header = self._jpeg
-        if header is None and self._pixels is not None:
-            return _averaged(self._pixels[top * reduction : bottom * reduction], reduction), top
-        if header is None or header.orientation != 1 or not header.scan or self._pixels is not None:
-            return self.decode(reduction, smooth_colours=False), 0
-        data, begin, height = only_rows(self._data, header, top * reduction, bottom * reduction)
-        strict = data is self._data or header.has_row_restarts  # else libjpeg warns of bytes after the last row
-        pixels = _decode_jpeg(data, header, height, reduction, smooth_colours=False, strict=strict)
-        if pixels is None or pixels.shape[:2] != (-(-height // reduction), -(-self.width // reduction)):
-            return self.decode(reduction, smooth_colours=False), 0
-        return pixels, begin // reduction
+        top, left, height, width = box
+        stored = Box(*(reduction * side for side in box))
+        if self._jpeg is None and self._pixels is not None:
+            return _averaged(self._pixels[stored.slices], reduction)
+        if self._jpeg is not None and self._jpeg.scan and self._jpeg.orientation == 1 and self._pixels is None:
+            data, part = cut_out(self._data, self._jpeg, stored)
+            strict = data is self._data or self._jpeg.segment > 0  # else libjpeg warns of bytes after the last row
+            pixels = _decode_jpeg(data, part.height, part.width, reduction, smooth_colours=False, strict=strict)
+            if pixels is not None and pixels.shape[:2] == (-(-part.height // reduction), -(-part.width // reduction)):
+                top, left = top - part.top // reduction, left - part.left // reduction
+                return pixels[top : top + height, left : left + width]
+        return self.decode(reduction, smooth_colours=False)[box.slices]
 
 
 def is_damaged(data: bytes) -> bool:
@@ -169,47 +189,60 @@ class Header(NamedTuple):
     width: int
     orientation: int  # EXIF orientation, 1 (upright) to 8
     frame: int  # offset of the frame marker
-    scan: int  # offset of the first coded byte; 0 if rows cannot be left out: several scans, or no end marker
+    scan: int  # offset of the first coded byte; 0 if nothing can be left out: several scans, or no end marker
     block_rows: int  # pixel rows in a row of blocks (MCU)
-    has_row_restarts: bool  # whether a restart marker ends each row of blocks
+    segment: int  # pixel columns between two restart markers, which divide each row of blocks evenly; 0: they do not
+    restarts: bytes  # the index of the restart markers that data.prepare writes; empty in other JPEGs
 
 
 def read_header(data: bytes) -> Header | None:
     """The header of a plain JPEG; None for anything that Pillow must read."""
+    orientation, interval, frame, restarts = 1, 0, 0, b""
+    for marker, at, end in _marker_segments(data):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            precision, height, width, components = struct.unpack_from(">BHHB", data, at)
+            if marker > 0xC2 or precision != 8 or components not in (1, 3) or not height or not width:
+                return None  # lossless, hierarchical, arithmetic, 12 bits, CMYK, ...
+            frame = at - 4
+        elif marker == 0xE1 and data.startswith(b"Exif\0\0", at):
+            orientation = _orientation(data[at + 6 : end])
+        elif marker == 0xE9 and data.startswith(INDEX, at):
+            restarts = data[at + len(INDEX) : end]
+        elif marker == 0xDD:
+            interval = int.from_bytes(data[at : at + 2], "big")
+        elif marker == 0xDA:
+            return _header(data, frame, at - 4, orientation, interval, restarts) if frame else None
+    return None
+
+
+def _marker_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """A JPEG's marker segments up to the first scan: marker, begin and end of what follows its length."""
+    at, last = 2, len(data) - 9
     if data[:3] != b"\xff\xd8\xff":
-        return None
-    orientation, interval, frame, at, end = 1, 0, 0, 2, len(data) - 9
-    while at < end and data[at] == 0xFF:
+        return
+    while at < last and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # padding
             at += 1
             continue
         # These have no length, unlike all others: libjpeg would read on at another offset.
         if marker == 0x01 or 0xD0 <= marker <= 0xD9:
-            return None
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            if marker > 0xC2 or precision != 8 or components not in (1, 3) or not height or not width:
-                return None  # lossless, hierarchical, arithmetic, 12 bits, CMYK, ...
-            frame = at
-        elif marker == 0xDA:
-            return _header(data, frame, at, orientation, interval) if frame else None
-        elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(data[at + 10 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
-        elif marker == 0xDD:
-            interval = int.from_bytes(data[at + 4 : at + 6], "big")
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return None
+            return
+        begin, at = at + 4, at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield marker, begin, at
+        if marker == 0xDA:
+            return
 
 
-def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int) -> Header:
+def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int, restarts: bytes) -> Header:
     height, width, components = struct.unpack_from(">HHB", data, frame + 5)
     sampling = data[frame + 11 : frame + 10 + 3 * components : 3] if components == 3 else b"\x11"
     across, down = max(one >> 4 for one in sampling), max(one & 15 for one in sampling)
     whole = data[frame + 1] != 0xC2 and data[scan + 4] == components and data.rfind(b"\xff\xd9", -64) > 0
     begin = scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big") if whole else 0
-    restarts = interval > 0 and interval == -(-width // (8 * max(across, 1)))
-    return Header(height, width, orientation, frame, begin, 8 * max(down, 1), restarts)
+    block_columns = 8 * max(across, 1)
+    segment = interval * block_columns if interval and -(-width // block_columns) % interval == 0 else 0
+    return Header(height, width, orientation, frame, begin, 8 * max(down, 1), segment, restarts)
 
 
 def _orientation(tiff: bytes) -> int:
@@ -227,50 +260,66 @@ def _orientation(tiff: bytes) -> int:
     return 1
 
 
-def only_rows(data: bytes, header: Header, top: int, bottom: int) -> tuple[bytes, int, int]:
-    """A JPEG of the pixel rows [top, bottom), as stored, and few others; its first row in the picture; its height.
+def cut_out(data: bytes, header: Header, box: Box) -> tuple[bytes, Box]:
+    """A JPEG of the pixels in `box`, as stored, and few others, and its place in the picture.
 
-    They equal the whole picture's rows if lower-resolution colours are repeated; smoothing would use neighbouring rows.
+    They equal the whole picture's pixels if lower-resolution colours are repeated; smoothing would use neighbours.
+    `box` may end outside the picture. Needs `header.scan`.
     """
-    rows = -(-header.height // header.block_rows)
-    first = top // header.block_rows if header.has_row_restarts else 0
-    last = min(rows, -(-bottom // header.block_rows))
-    if not header.scan or last - first >= rows:
-        return data, 0, header.height
-    begin, height = first * header.block_rows, min(last * header.block_rows, header.height) - first * header.block_rows
+    whole = Box(0, 0, header.height, header.width)
+    tall, wide = header.block_rows, header.segment or header.width
+    down, across = -(-header.height // tall), -(-header.width // wide)
+    top, left = (box.top // tall, box.left // wide) if header.segment else (0, 0)
+    bottom, right = min(-(-(box.top + box.height) // tall), down), min(-(-(box.left + box.width) // wide), across)
+    height, width = min(bottom * tall, header.height) - top * tall, min(right * wide, header.width) - left * wide
+    part = Box(top * tall, left * wide, height, width)
+    if part == whole:
+        return data, whole
     at = header.frame + 5
-    start, end = data[:at] + struct.pack(">H", height), data[at + 2 : header.scan]
-    if not header.has_row_restarts:
-        return start + data[at + 2 :], 0, height
-    coded = _rows_between_restarts(data, header.scan, first, last)
-    return (data, 0, header.height) if coded is None else (b"".join((start, end, coded, b"\xff\xd9")), begin, height)
+    start = data[:at] + struct.pack(">HH", height, width) + data[at + 4 : header.scan]
+    if not header.segment:
+        return start + data[header.scan :], part
+    lengths = struct.unpack_from(f"<{len(header.restarts) // 2}H", header.restarts) or segment_lengths(data, header)
+    begins = list(accumulate(lengths, initial=header.scan))
+    if len(lengths) != down * across or begins[-1] > len(data):  # a marker is missing, or the index is wrong
+        return data, whole
+    kept = [slice(row * across + left, row * across + right) for row in range(top, bottom)]
+    coded = bytearray().join(data[begins[row.start] : begins[row.stop]] for row in kept)
+    at = -1
+    for count, length in enumerate(chain.from_iterable(lengths[row] for row in kept)):
+        at += length
+        if coded[at - 1] != 0xFF:
+            return data, whole
+        coded[at] = 0xD0 + count % 8  # restart markers are numbered
+    coded[-1] = 0xD9  # the end marker
+    return start + coded, part
 
 
-def _rows_between_restarts(data: bytes, start: int, first: int, last: int) -> bytearray | None:
-    """The rows of blocks [first, last) with their markers counted from 0; None where a marker is missing."""
-    begin, ends = start, []
-    for row in range(last):
-        mark = data.find(b"\xff" + bytes([0xD0 + row % 8]), start)
-        if mark < 0:  # the last row of the picture has none
-            mark = data.rfind(b"\xff\xd9")
-        if mark < start:
-            return None
-        if row >= first:
-            ends.append(mark - begin)
-        else:
-            begin = mark + 2
-        start = mark + 2
-    rows = bytearray(data[begin : begin + ends[-1]])
-    for row, end in enumerate(ends[:-1]):
-        rows[end + 1] = 0xD0 + row % 8
-    return rows
+def with_index(data: bytes) -> bytes:
+    """A JPEG with an index of its restart markers, so that `cut_out` need not search them; without any, as it is."""
+    header = read_header(data)
+    lengths = segment_lengths(data, header) if header and header.segment else []
+    size = 2 + len(INDEX) + 2 * len(lengths)
+    if not lengths or max(lengths) >= 2**16 or size >= 2**16:
+        return data
+    return b"".join(
+        (data[:2], b"\xff\xe9", struct.pack(">H", size), INDEX, struct.pack(f"<{len(lengths)}H", *lengths), data[2:])
+    )
+
+
+def segment_lengths(data: bytes, header: Header) -> list[int]:
+    """Bytes of each segment, the restart or end marker after it included."""
+    coded = np.frombuffer(data[header.scan : data.find(b"\xff\xd9", header.scan) + 2], np.uint8)
+    at = np.flatnonzero(coded[:-1] == 0xFF)
+    lengths: list[int] = np.diff(at[coded[at + 1] >= 0xD0] + 2, prepend=0).tolist()
+    return lengths
 
 
 def _decode_jpeg(
-    data: bytes, header: Header, height: int, reduction: int, smooth_colours: bool, *, strict: bool
+    data: bytes, height: int, width: int, reduction: int, smooth_colours: bool, *, strict: bool
 ) -> NDArray[np.uint8] | None:
     """Decode to RGB with libjpeg-turbo; None if it fails or, when `strict`, warns."""
-    size = {"min_height": -(-height // reduction), "min_width": -(-header.width // reduction)}
+    size = {"min_height": -(-height // reduction), "min_width": -(-width // reduction)}
     with suppress(ValueError):
         return np.asarray(simplejpeg.decode_jpeg(data, "RGB", fastupsample=not smooth_colours, strict=strict, **size))
     return None

@@ -30,7 +30,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.decode import BadImage, Fault, Picture
+from data.decode import BadImage, Fault, Picture, with_index
 from data.errors import DataError
 from data.files import is_file_name, is_remote, named, open_store, renew_credentials, replace_file
 from data.origins import open_origin
@@ -271,8 +271,8 @@ def check_part(task: Task, part: int) -> list[str]:
 def encode(data: bytes, picture: Picture, resolution: str, settings: Settings) -> bytes:
     """An image, opened as `picture`, reduced to a short side of `resolution` px and turned upright; raises BadImage.
 
-    A JPEG that is small enough is kept byte for byte. Others get a restart marker after each row of blocks: it costs
-    two bytes, and lets the loader skip rows that a crop does not need (data/decode.py). Raw pixels are a binary PPM.
+    A JPEG that is small enough is kept byte for byte. Others get restart markers, of some five bytes each, so that the
+    loader can skip what a crop does not need (data/decode.py). Raw pixels are a binary PPM.
     """
     short, scale = min(picture.height, picture.width), 1.0
     if short > short_side(resolution):
@@ -283,11 +283,15 @@ def encode(data: bytes, picture: Picture, resolution: str, settings: Settings) -
     if scale < 1:
         size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         image = image.resize(size, Image.Resampling.BICUBIC)
+    stream = BytesIO()
     if settings.is_raw:
-        image.save(stream := BytesIO(), "PPM")
-    else:
-        image.save(stream := BytesIO(), "JPEG", quality=settings.quality, optimize=True, restart_marker_rows=1)
-    return stream.getvalue()
+        image.save(stream, "PPM")
+        return stream.getvalue()
+    blocks = -(-image.width // 16)  # of 16 px, as colours are stored at half the resolution
+    interval = max(count for count in range(1, 5) if blocks % count == 0)  # a segment must not cross rows
+    options = {"subsampling": "4:2:0", "optimize": True, "restart_marker_blocks": interval}
+    image.save(stream, "JPEG", quality=settings.quality, **options)
+    return with_index(stream.getvalue())
 
 
 def _as_shard(

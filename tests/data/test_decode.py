@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data.decode import BadImage, Fault, Picture, read_header
+from data.decode import BadImage, Box, Fault, Picture, read_header, with_index
 from tests.support import decode
 
 H, W = 61, 90
@@ -264,6 +264,7 @@ KINDS = {
     "optimised, with restart markers": {"restart_marker_rows": 1, "optimize": True},
     "full colour resolution": {"subsampling": 0, "restart_marker_rows": 1},
     "half colour resolution": {"subsampling": 1, "restart_marker_rows": 1},
+    "several restart markers in a row": {"restart_marker_blocks": 2, "optimize": True},
     "restarts that are not rows": {"restart_marker_blocks": 3},
     "progressive": {"progressive": True},
 }
@@ -276,19 +277,42 @@ def jpeg(request, photo, encode):
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
-def test_the_rows_asked_for_are_those_of_the_whole_picture(jpeg, reduction):
+def test_a_box_has_the_pixels_of_the_whole_picture(jpeg, reduction):
     whole = Picture(jpeg).decode(reduction, smooth_colours=False)
+    height, width = whole.shape[:2]
     for top, bottom in ((0, 1), (0, 1000), (3, 17), (16, 32), (40, 90), (95, 96), (150, 200), (199, 200)):
-        top, bottom = min(top // reduction, len(whole) - 1), min(-(-bottom // reduction), len(whole))
-        rows, first = Picture(jpeg).decode_rows(reduction, top, bottom)
-        assert np.array_equal(rows[top - first : bottom - first], whole[top:bottom])
+        for left, right in ((0, 1), (0, 1000), (15, 17), (48, 96), (60, 61), (97, 143), (149, 150)):
+            top, left = min(top // reduction, height - 1), min(left // reduction, width - 1)
+            bottom, right = min(-(-bottom // reduction), height), min(-(-right // reduction), width)
+            box = Box(top, left, max(bottom - top, 1), max(right - left, 1))
+            assert np.array_equal(Picture(jpeg).decode_box(reduction, box), whole[box.slices])
+
+
+@settings(max_examples=60)
+@given(blocks=st.sampled_from([1, 2, 4, 8, 16]), sampling=st.sampled_from([0, 1, 2]), data=st.data())
+def test_any_box_of_a_jpeg_with_any_restart_markers(blocks, sampling, data):
+    height, width = data.draw(st.integers(1, 70)), data.draw(st.integers(1, 140))
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(stream := BytesIO(), "JPEG", subsampling=sampling, restart_marker_blocks=blocks)
+    jpeg = stream.getvalue()
+    reduction = data.draw(st.sampled_from([1, 2, 4, 8]))
+    whole = Picture(jpeg).decode(reduction, smooth_colours=False)
+    top, left = data.draw(st.integers(0, whole.shape[0] - 1)), data.draw(st.integers(0, whole.shape[1] - 1))
+    tall, wide = data.draw(st.integers(1, whole.shape[0] - top)), data.draw(st.integers(1, whole.shape[1] - left))
+    box = Box(top, left, tall, wide)
+    for one in (jpeg, indexed := with_index(jpeg)):
+        assert np.array_equal(Picture(one).decode_box(reduction, box), whole[box.slices])
+    assert np.array_equal(decode(indexed), decode(jpeg))
+    wrong = bytearray(indexed)  # an index that does not fit costs time only, or is noticed
+    wrong[data.draw(st.integers(4, len(indexed) - len(jpeg) + 4))] ^= 1 << data.draw(st.integers(0, 7))
+    with suppress(BadImage):
+        assert Picture(bytes(wrong)).decode_box(reduction, box).shape == (tall, wide, 3)
 
 
 def test_bytes_behind_the_end_and_lost_markers_do_no_harm(photo, encode):
-    data = encode(photo(TALL, WIDE, 3), restart_marker_rows=1)
+    data, box = encode(photo(TALL, WIDE, 3), restart_marker_rows=1), Box(100, 20, 100, 120)
     whole = Picture(data).decode(1, smooth_colours=False)
-    rows, first = Picture(data + b"trailing \xff\xd3 bytes").decode_rows(1, 100, 200)
-    assert np.array_equal(rows[100 - first :], whole[100:])
+    assert np.array_equal(Picture(data + b"trailing \xff\xd3 bytes").decode_box(1, box), whole[box.slices])
     lost = data.replace(b"\xff\xd2", b"\x00\x00", 1)
     with suppress(BadImage):
-        assert Picture(lost).decode_rows(1, 40, 200)[0].shape[1] == WIDE
+        assert Picture(lost).decode_box(1, box).shape == (100, 120, 3)
