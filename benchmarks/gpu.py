@@ -22,7 +22,7 @@ first measured step and after the last. A first round, in which kernels are chos
 networks stay in the device's memory, about 3 GB with ResNet-50: on a small card, name less than it has, as
 device_memory_gb=8.
 
-Prints and writes to DIR, as results.json and table.md: images/s, peak memory beside the memory plan's, and the ratios
+Prints and writes to DIR, as results.json and table.md: images/s, peak memory beside the estimate, and the ratios
 asked for, medians over the rounds. On a GPU the exit status is 1 if one of them is not reached.
 """
 
@@ -68,11 +68,11 @@ from recipes.cli import end_workers, pixels, run_command
 from recipes.config import RunConfig
 from recipes.divergence import StopOnNan
 from recipes.load import load_config
-from recipes.memory import pass_images, step_memory
+from recipes.memory import microbatch_images, step_memory
 from recipes.model import build_network, operated_network, planned_network
 from recipes.optimizer import build_optimizer, exempt_norms_and_biases
 from recipes.output import ABSENT, Content, Table, markdown, show
-from recipes.preflight import require_ready
+from recipes.preflight import prepare_run
 from recipes.results import to_json
 from recipes.run import open_data
 from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name, split
@@ -333,7 +333,7 @@ def config_at(yaml: Path, overrides: Sequence[str], size: int) -> RunConfig:
 
 def prepare(config: RunConfig, folder: str, steps: int) -> Setting:
     """The images and the network for so many steps; InputError: the config cannot be used on this machine."""
-    config, train, val, plan = require_ready(config, 1, lambda: open_data(config))
+    config, train, val, plan = prepare_run(config, 1, lambda: open_data(config))
     kind = device_name(config.device)
     device, images, size = torch.device("cuda" if kind == "gpu" else kind), plan[0].global_batch_size, plan[0].size
     torch.manual_seed(config.seed)
@@ -350,7 +350,7 @@ def prepare(config: RunConfig, folder: str, steps: int) -> Setting:
         val,
         operated_network(config.model.name, CLASSES, config.algorithms),
         images,
-        pass_images(config, plan[0], 1),
+        microbatch_images(config, plan[0], 1),
         [batches[step % 2] for step in range(steps)],
         folder,
     )
@@ -387,7 +387,7 @@ def measure(config: RunConfig, rounds: int, steps: int, warmup: int) -> dict[str
         "precision": config.precision,
         "images_per_second": rates,
         "peak_bytes": {name: side.peak for name, side in sides.items()},
-        "plan_bytes": round(fixed + per_image * setting.portion),
+        "estimated_bytes": round(fixed + per_image * setting.portion),
     }
 
 
@@ -416,7 +416,7 @@ def tables(found: Mapping[int, Mapping[str, Any]]) -> Content:
     peaks = [
         [side, *(shown((at["peak_bytes"][side] or math.nan) / 1e9, ".1f") for at in found.values())] for side in SIDES
     ]
-    peaks.append(["memory plan", *(f"{at['plan_bytes'] / 1e9:.1f}" for at in found.values())])
+    peaks.append(["memory estimate", *(f"{at['estimated_bytes'] / 1e9:.1f}" for at in found.values())])
     return {
         "Images per second (of the bare loop)": [Table(["side", *heads], speed, columns)],
         "Asked": [Table(["images/s of", "at least", *heads], asked, [1, *(column + 1 for column in columns)])],

@@ -67,7 +67,7 @@ class ModelConfig(Part):
     weights: Annotated[str, Field(min_length=1)] | None = None
     """Start from a state dict (.safetensors, .pth), a run's folder or checkpoint, s3://..., `timm` or `torchvision`."""
     weights_strict: bool = True
-    """Refuse weights of which anything but the classifier does not fit; false: load what fits, and list the rest."""
+    """Refuse weights if a tensor outside the classifier does not fit; false: load what fits, and list the rest."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """What summary.json's `weights_sha256` is for these weights; null: anything. A run's own config holds it."""
     sync_batchnorm: bool = False
@@ -110,9 +110,9 @@ class OptimizerConfig(Part):
     lr_batch_size: PositiveInt | None = None
     """Scale `lr` linearly from this global batch size to that of the stage with the most epochs; null: do not scale."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Used by schedules that do not set the momentum themselves, with an optimizer that has such an argument ..."""
+    """For schedules that do not set the momentum themselves; ignored by optimizers without momentum."""
     nesterov: bool = True
-    """... as for this one, except timm's, whose names say it."""
+    """Nesterov's momentum; ignored by timm's optimizers, whose names say which momentum they use."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-5
     decay_norm_and_bias: bool = False
     """Apply weight decay to BatchNorm parameters and biases as well."""
@@ -307,7 +307,7 @@ class RunConfig(Part):
     device_microbatch_size: BySize | Literal["auto"] | None = None
     """Accumulate gradients over microbatches of this many images, a divisor of the device's batch; null: do not.
 
-    `auto`: the largest that the memory plan allows on the device, by the config and the device's memory alone. A run's
+    `auto`: the largest whose estimated memory fits the device, by the config and the device's memory alone. A run's
     own config and its checkpoints hold what was chosen, here and for `precision`.
     """
     model: ModelConfig = ModelConfig()
@@ -449,7 +449,7 @@ class Schema:
         else:
             words = [self._words(option) for option in self.options]
         if self.nullable:
-            words.append("off" if self.is_section else "null")
+            words.append("on or off" if self.is_section else "null")
         return ", or ".join(dict.fromkeys(words))
 
     @property
@@ -468,7 +468,8 @@ class Schema:
                 return "one per image size such as {128: 256, 224: 128}"
             return f"{'names, each with' if self.child('').is_section else 'a section with'} arguments"
         if kind == "array":
-            count = f" of {option['maxItems']}" if "maxItems" in option else ""
+            least = " of at least one" if "minItems" in option else ""
+            count = f" of {option['maxItems']}" if "maxItems" in option else least
             return f"a list{count}, each {self.child('0').allowed()}"
         if kind == "string":
             # A regular expression says little to a person; the field's description says what is accepted.

@@ -60,7 +60,7 @@ def check_memory(
     key = next(key for key in keys if getattr(config, key) is not None)
     lines: list[str] = []
     for entry, (fixed, per_image) in _stages(network, config, world_size, plan):
-        images = pass_images(config, entry, world_size)
+        images = microbatch_images(config, entry, world_size)
         needed = fixed + per_image * images
         if needed > available:
             lines.append(
@@ -71,14 +71,14 @@ def check_memory(
 
 
 FILLED = 0.9
-"""Share of a device's memory that `device_microbatch_size: auto` fills by the plan.
+"""Share of a device's memory that `device_microbatch_size: auto` fills by this estimate.
 
-On one H100, the plan was 0 to 8 % above what was reserved (16.3, 16.6 and 26.4 GB against 15.7, 15.3 to 16.0 and
-26.3), so the rest is for the driver, and for networks that need more than the plan says.
+On one H100, it was 0 to 8 % above what was reserved (16.3, 16.6 and 26.4 GB against 15.7, 15.3 to 16.0 and
+26.3), so the rest is for the driver, and for networks that need more than it says.
 """
 
 
-def with_portions(
+def with_microbatches(
     config: RunConfig, network: nn.Module, world_size: int, plan: Sequence[EpochPlan], available: float | None
 ) -> RunConfig:
     """The config with the largest microbatches that fit, by image size, in place of `device_microbatch_size: auto`.
@@ -89,13 +89,13 @@ def with_portions(
     """
     if available is None:
         return config.model_copy(update={"device_microbatch_size": None})
-    portions: dict[int, int] = {}
+    chosen: dict[int, int] = {}
     for entry, (fixed, per_image) in _stages(network, config, world_size, plan):
         images = entry.global_batch_size // world_size
         divisors = (count for count in range(images, 1, -1) if images % count == 0)
         most = next((count for count in divisors if fixed + per_image * count <= FILLED * available), 1)
-        portions[entry.size] = min(most, portions.get(entry.size, most))
-    return config.model_copy(update={"device_microbatch_size": portions})
+        chosen[entry.size] = min(most, chosen.get(entry.size, most))
+    return config.model_copy(update={"device_microbatch_size": chosen})
 
 
 def _stages(
@@ -106,10 +106,10 @@ def _stages(
         yield entry, step_memory(network, config, world_size, entry.size, entry.crop == "center")
 
 
-def pass_images(config: RunConfig, entry: EpochPlan, world_size: int) -> int:
+def microbatch_images(config: RunConfig, entry: EpochPlan, world_size: int) -> int:
     """Images in one forward and backward pass of a device; of the whole batch where the config says `auto`."""
-    images, portions = entry.global_batch_size // world_size, config.device_microbatch_size
-    return images if portions is None or isinstance(portions, str) else min(images, at_size(portions, entry.size))
+    images, size = entry.global_batch_size // world_size, config.device_microbatch_size
+    return images if size is None or isinstance(size, str) else min(images, at_size(size, entry.size))
 
 
 def step_memory(network: nn.Module, config: RunConfig, world_size: int, size: int, fixres: bool = False) -> Memory:

@@ -39,7 +39,7 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
     free = known.keys() - {"params", *OptimizerConfig.model_fields}
     for key, value in config.arguments.items():
         if key not in free:
-            near = difflib.get_close_matches(key, free, n=1)
+            near = difflib.get_close_matches(key, [*free, *OptimizerConfig.model_fields], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             lines.append(
                 f"optimizer.{key}: {config.name} has no such argument; allowed: {', '.join(sorted(free))}{hint}"

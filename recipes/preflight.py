@@ -23,7 +23,7 @@ from data.source import Source
 from data.text import first_line
 from recipes.checkpoints.store import Places
 from recipes.config import RunConfig
-from recipes.memory import check_memory, device_bytes, pass_images, with_portions
+from recipes.memory import check_memory, device_bytes, microbatch_images, with_microbatches
 from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network
 from recipes.optimizer import state_copies
 from recipes.schedule import epoch_plan
@@ -40,8 +40,8 @@ class Ready(NamedTuple):
     plan: tuple[EpochPlan, ...]
 
 
-def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], tuple[Source, Source]]) -> Ready:
-    """Refuse a run that cannot work on this machine with `world_size` processes over all machines.
+def prepare_run(config: RunConfig, world_size: int, open_data: Callable[[], tuple[Source, Source]]) -> Ready:
+    """The config with values for this machine, its data and its plan, if `world_size` processes in all can train it.
 
     Returns the images that `open_data` opened too, so that a million files are listed only once. InputError: everything
     that is wrong, one line each, named by its key or path.
@@ -51,7 +51,7 @@ def require_ready(config: RunConfig, world_size: int, open_data: Callable[[], tu
     plan, data, network = tuple[EpochPlan, ...](), None, None
     with _added_to(lines):
         plan = epoch_plan(config, world_size)
-    lines += [*_portions(config, world_size, plan), *logger_problems(config.loggers), *_folders(config)]
+    lines += [*_microbatches(config, world_size, plan), *logger_problems(config.loggers), *_folders(config)]
     lines += _compiler(config)
     with _added_to(lines):
         data = open_data()
@@ -163,13 +163,13 @@ def _card_problem() -> str | None:
     return kernel_problem(torch.cuda.get_device_name(index), capability, torch.cuda.get_arch_list())
 
 
-def _portions(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> Iterator[str]:
+def _microbatches(config: RunConfig, world_size: int, plan: Sequence[EpochPlan]) -> Iterator[str]:
     """Yields an error unless the device's batch in each stage is a multiple of its microbatches."""
     for entry in {entry.size: entry for entry in plan}.values():
-        images, portion = entry.global_batch_size // world_size, pass_images(config, entry, world_size)
-        if images % portion:
+        images, microbatch = entry.global_batch_size // world_size, microbatch_images(config, entry, world_size)
+        if images % microbatch:
             yield (
-                f"device_microbatch_size: {portion} does not divide the device's batch of {images} images of "
+                f"device_microbatch_size: {microbatch} does not divide the device's batch of {images} images of "
                 f"{entry.size} px; allowed: a divisor of {images}"
             )
 
@@ -236,7 +236,7 @@ def _fitted(
     memory = device_bytes(config)
     if config.device_microbatch_size == "auto":
         known = [bytes_ for bytes_ in dist.all_gather_object(memory) if bytes_ is not None]
-        config = with_portions(config, network, world_size, plan, min(known, default=None))
+        config = with_microbatches(config, network, world_size, plan, min(known, default=None))
     return config, [] if memory is None else check_memory(network, config, world_size, plan, memory)
 
 

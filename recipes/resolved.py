@@ -25,13 +25,18 @@ NO_EFFECT_ON_WEIGHTS = frozenset(
 )
 """Keys and sections that may change when a run resumes: the trained weights do not depend on them."""
 
-_AS_BEFORE: dict[str, Any] = {
+ADDED_LATER: dict[str, Any] = {
     **{"model.weights": None, "model.weights_strict": True, "model.weights_sha256": None},
     **{"cudnn_benchmark": False, "loss.mean_over_classes": False, "loss.target_threshold": None},
     **{"scheduler.first_lr_ratio": 0.0, "scheduler.overlap": False, "data.augment.repeats": 1},
-    "algorithms.distillation": None,
 }
 """Keys that were added later, with the value at which a run is as before: checkpoints from before stay valid."""
+
+_COUNTED_WHEN_OFF = frozenset(
+    {"blurpool", "squeeze_excite", "stochastic_depth", "channels_last", "randaugment", "augmix", "colout", "fixres"}
+    | {"progressive_resizing", "mixup", "cutmix", "label_smoothing", "gradient_clipping", "ema", "swa", "sam"}
+)
+"""The first techniques, which stand in a digest even if they are off. Later ones do not, and are not added here."""
 
 
 class _Dumper(yaml.CSafeDumper):
@@ -108,7 +113,10 @@ def determining_values(config: Mapping[str, Any], world_size: int) -> dict[str, 
     """The values that determine the result, by key path, with the batch size over all devices."""
     sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
     flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}
-    flat = {key: value for key, value in flat.items() if (key, value) not in _AS_BEFORE.items()}
+    flat = {key: value for key, value in flat.items() if (key, value) not in ADDED_LATER.items()}
+    off = {key for key, value in flat.items() if key.startswith("algorithms.") and value is None}
+    for key in off - {f"algorithms.{name}" for name in _COUNTED_WHEN_OFF}:
+        del flat[key]
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:
         images = flat.pop(key)
         if images is not None:

@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ from recipes.checkpoints.store import Places
 from recipes.cli import end_workers, require_launched
 from recipes.config import RunConfig
 from recipes.divergence import DivergedError, StopOnNan
-from recipes.preflight import require_ready
+from recipes.preflight import prepare_run
 from recipes.resolved import resolved
 from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
 from recipes.teacher import load_teacher
@@ -69,10 +70,10 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     # What is refused before anything is trained.
     start_processes(config)
     rank, world_size = dist.get_global_rank(), dist.get_world_size()
-    asked = config
-    config, train, val, plan = require_ready(config, world_size, lambda: open_data(asked))
-    if asked.automatic:
-        chosen = ", ".join(f"{key} {getattr(config, key)}" for key in asked.automatic)
+    automatic = config.automatic
+    config, train, val, plan = prepare_run(config, world_size, partial(open_data, config))
+    if automatic:
+        chosen = ", ".join(f"{key} {getattr(config, key)}" for key in automatic)
         log.info("chosen for this device: %s", chosen.replace("None", "null"))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size, config.data.augment.repeats)
     batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
@@ -102,7 +103,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     data, leader = config.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=leader)
     if rank == 0:
-        claim_folder(config, folder)
+        create_run_folder(config, folder)
     names, sizes = class_names(train.classes), [entry.size for entry in plan]
     watchers = build_watchers(
         config,
@@ -166,7 +167,7 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
     return train, val
 
 
-def claim_folder(config: RunConfig, folder: Path) -> None:
+def create_run_folder(config: RunConfig, folder: Path) -> None:
     """Create the run's folder, with config.yaml from the start; InputError: one of its files is not a regular file."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):

@@ -61,7 +61,7 @@ class SteadyEngine(Engine):
 
 
 def _acts(callback: Callback, event: Event) -> bool:
-    """Whether a callback overrides Composer's method for an event, which does nothing, or the call of all methods."""
+    """Whether a callback overrides Composer's empty method for this event, or `run_event`."""
     names = "run_event", event.value
     return any(getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name) for name in names)
 

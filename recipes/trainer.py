@@ -69,10 +69,10 @@ def build_trainer(
     ]
     if not config.optimizer.decay_norm_and_bias:
         recipe.append(ExemptNormsAndBiases())
-    portions = config.device_microbatch_size
-    assert not isinstance(portions, str)  # require_ready replaces `auto`
-    if portions is not None:
-        recipe.append(Microbatches(portions))
+    microbatch = config.device_microbatch_size
+    assert not isinstance(microbatch, str)  # prepare_run replaces `auto`
+    if microbatch is not None:
+        recipe.append(Microbatches(microbatch))
     if config.compile:
         recipe.append(Compilation())
     trainer = SteadyTrainer(
@@ -167,7 +167,7 @@ def build_evaluators(config: RunConfig, source: Source, device: str) -> list[Eva
 
 
 def loading(data: DataConfig, device: str) -> Loading:
-    """How the loaders work, for a device by Composer's name."""
+    """The loaders' settings for a device (Composer's name for it)."""
     limit = None if data.timeout is None else seconds(data.timeout)
     return Loading(workers=data.workers, prefetch_factor=data.prefetch_factor, pin_memory=device == "gpu", limit=limit)
 

@@ -196,7 +196,7 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     """The errors of each run's start, in the run's own words; all runs use the same images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which waits for the answer, handles Ctrl-C
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
-    from recipes.preflight import require_ready
+    from recipes.preflight import prepare_run
     from recipes.run import open_data
     from recipes.trainer import build_algorithms
 
@@ -204,7 +204,7 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     found: list[list[str]] = []
     for config in configs:
         try:
-            require_ready(config, processes, data)
+            prepare_run(config, processes, data)
             build_algorithms(config, [1] * config.epochs)
             found.append([])
         except InputError as error:

@@ -20,7 +20,7 @@ from data.stage import stage_dataset
 from recipes.config import OneCycleConfig, RunConfig
 from recipes.find_lr import ENDS, Curve, End, Ramp, curve_of, end_of
 from recipes.load import load_config
-from recipes.preflight import require_ready
+from recipes.preflight import prepare_run
 from recipes.run import open_data, start_processes
 from recipes.schedule import epoch_plan, global_batch_size
 from recipes.step import mean_loss
@@ -126,7 +126,7 @@ def run_tests(trial: RunConfig, ramp: Ramp, runs: int) -> list[Curve]:
     warnings.filterwarnings("ignore", message="No batches were trained")
     start_processes(trial)
     world_size, leader = dist.get_world_size(), dist.get_global_rank() == 0
-    trial, train, val, _ = require_ready(trial, world_size, lambda: open_data(trial))
+    trial, train, val, _ = prepare_run(trial, world_size, lambda: open_data(trial))
     data, first = trial.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=first)
     start, curves = read_start(trial), list[Curve]()

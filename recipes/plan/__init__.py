@@ -195,10 +195,10 @@ def flops(network: nn.Module, size: int) -> int:
 
 
 def _device_memory(network: nn.Module, config: RunConfig, devices: int, entry: EpochPlan, size: int) -> float:
-    from recipes.memory import pass_images, step_memory
+    from recipes.memory import microbatch_images, step_memory
 
     fixed, per_image = step_memory(network, config, devices, size, entry.crop == "center")
-    return (fixed + per_image * pass_images(config, entry, devices)) / 1e9
+    return (fixed + per_image * microbatch_images(config, entry, devices)) / 1e9
 
 
 def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
@@ -262,9 +262,9 @@ def make_plan(
     epochs, sizes = epoch_plan(config, devices), config.eval.sizes
     memory = config.device_memory_gb or (machine.device_memory_gb if machine else None)
     if network is not None and config.device_microbatch_size == "auto":
-        from recipes.memory import with_portions
+        from recipes.memory import with_microbatches
 
-        config = with_portions(config, network, devices, epochs, None if memory is None else 1e9 * memory)
+        config = with_microbatches(config, network, devices, epochs, None if memory is None else 1e9 * memory)
     steps, rate_at = schedule_of(config, epochs, images.train)
 
     def kind(epoch: int) -> tuple[EpochPlan, int, float]:

@@ -189,7 +189,7 @@ def _describe(
             *_describe_throughput(throughput, plan["compute_scaled_by"]),
         ],
         "Price": [*_describe_price(plan, machines)],
-        "Memory": [memory_table if memory else no_memory, *_describe_portions(plan, config)],
+        "Memory": [memory_table if memory else no_memory, *_describe_microbatches(plan, config)],
     }
 
 
@@ -244,13 +244,13 @@ def _describe_price(plan: dict[str, Any], machines: dict[str, MachineConfig]) ->
     return lines
 
 
-def _describe_portions(plan: dict[str, Any], config: RunConfig) -> Iterator[str]:
+def _describe_microbatches(plan: dict[str, Any], config: RunConfig) -> Iterator[str]:
     """What `device_microbatch_size: auto` is."""
-    portions = plan["device_microbatch_size"]
-    if config.device_microbatch_size == "auto" and portions is None:
+    chosen = plan["device_microbatch_size"]
+    if config.device_microbatch_size == "auto" and chosen is None:
         yield "device_microbatch_size: auto depends on the memory; give --machine or device_memory_gb=N"
-    elif config.device_microbatch_size == "auto" != portions:
-        yield f"device_microbatch_size: auto is {portions}"
+    elif config.device_microbatch_size == "auto" != chosen:
+        yield f"device_microbatch_size: auto is {chosen}"
 
 
 def _group_rows(stages: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -141,7 +141,7 @@ class TextLog(LoggerDestination):
             done = position_in_words(int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch))
             log.info("%s resumes from %s: %s are done", self.run_name, self.resumed_from or "its checkpoint", done)
         else:
-            log.info("%s starts", self.run_name)
+            log.info("%s: training starts", self.run_name)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Keep the latest training figures for the epoch's line; write those of an evaluation."""

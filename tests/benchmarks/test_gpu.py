@@ -35,7 +35,7 @@ def test_all_sides_are_measured(images, tmp_path, monkeypatch, capfd):
     at = found["sizes"]["32"]
     assert (found["n"], at["images_per_step"], at["images_per_microbatch"], at["precision"]) == (2, 6, 3, "fp32")
     assert all(len(rates) == 2 and min(rates) > 0 for rates in at["images_per_second"].values())
-    assert at["plan_bytes"] > 1e6
+    assert at["estimated_bytes"] > 1e6
     table = (tmp_path / "table.md").read_text()
     assert all(re.search(rf"^\| {side} \| [\d,]+ \([\d.]+\) \|$", table, re.MULTILINE) for side in gpu.SIDES)
     assert "| memory / bare | 0.97 | " in table
@@ -95,7 +95,9 @@ def test_a_side_that_fails_leaves_the_others_their_figures(capfd):
     side.close()
     assert capfd.readouterr().err.count("RuntimeError: out of memory") == 1
     compiled = {"memory-compiled": [110.0, 120.0], "photos-compiled": [115.0, 115.0], "torchvision": [50.0, 50.0]}
-    found = {224: {"images_per_second": rates | compiled, "peak_bytes": dict.fromkeys(gpu.SIDES, 0), "plan_bytes": 2e9}}
+    found = {
+        224: {"images_per_second": rates | compiled, "peak_bytes": dict.fromkeys(gpu.SIDES, 0), "estimated_bytes": 2e9}
+    }
     assert [line.split(" is ")[0] for line in gpu.missed(found)] == [
         "224 px: memory / bare",
         "224 px: memory-compiled / bare",
@@ -104,7 +106,7 @@ def test_a_side_that_fails_leaves_the_others_their_figures(capfd):
     speed, asked, peak = (table.rows for (table,) in gpu.tables(found).values())
     assert speed[:3] == [["bare", "105 (1.000)"], ["memory", "99 (0.945)"], ["photos", "- (-)"]]
     assert asked[0] == ["memory / bare", "0.97", "0.945"]
-    assert peak[-1] == ["memory plan", "2.0"]
+    assert peak[-1] == ["memory estimate", "2.0"]
 
 
 @pytest.mark.parametrize(

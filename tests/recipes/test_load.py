@@ -63,7 +63,7 @@ def test_every_yaml_loads_and_reads_back_equal(path, tmp_path):
         ("algorithms: {ema: {half_life: 3}}", "algorithms.ema.half_life: got '3'; allowed: text: Time in which"),
         ("device_microbatch_size: {224: x}", "got {'224': 'x'}; allowed: a whole number from 1, or one per image size"),
         ("global_batch_size: 8", "device_batch_size: set together with global_batch_size"),
-        ("eval: {sizes: []}", "eval.sizes: got []; allowed: a list, each a whole number from 8 to 4096"),
+        ("eval: {sizes: []}", "eval.sizes: got []; allowed: a list of at least one, each a whole number"),
         ("eval: {sizes: [32, 32]}", "eval.sizes: each size once, got [32, 32]"),
         ("compile: fast", "compile: got 'fast'; allowed: true or false, or reduce-overhead"),
         ("compile: true\nmodel: {activation_checkpointing: true}", "compile: cannot compile model.activation_check"),
@@ -275,7 +275,7 @@ def test_the_digest_counts_what_changes_the_weights(tmp_path):
     assert config_digest(same) == config_digest(plain)
     assert config_digest(other) != config_digest(plain)
     # As before the keys that were added since, at 94fdd79: their defaults do not count, or no run could resume.
-    assert config_digest(plain).startswith("86c8c0ddff081c3d")
+    assert config_digest(plain).startswith("86c8c0ddff081c3d"), "a new key must be in ADDED_LATER (recipes/resolved.py)"
     mixed = load(tmp_path, LEAST, "scheduler.name=cosine", "algorithms.mixup=on")
     assert config_digest(mixed).startswith("e42dafdde497a30e")
     dumps = [config.model_dump(mode="json") for config in (plain, same, other)]

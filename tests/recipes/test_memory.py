@@ -7,7 +7,7 @@ from torch import nn
 from data.config import EpochPlan
 from recipes.config import RunConfig
 from recipes.load import load_config
-from recipes.memory import activation_memory, check_memory, step_memory, with_portions
+from recipes.memory import activation_memory, check_memory, step_memory, with_microbatches
 from recipes.model import build_network, planned_network
 from recipes.preflight import chosen_precision
 from recipes.schedule import epoch_plan
@@ -72,12 +72,12 @@ TAKEN = {8: (256, 64, 32), 12: (384, 128, 64), 16: (384, 128, 128), 24: (768, 25
 
 
 @pytest.mark.parametrize(("gigabytes", "images"), TAKEN.items())
-def test_auto_takes_the_largest_portions_that_fit(gigabytes, images):
+def test_auto_takes_the_largest_microbatches_that_fit(gigabytes, images):
     config = load_config(ROOT / "yamls" / "gpu.yaml")
     network, plan, memory = planned_network(config, 1000), epoch_plan(config, 1), gigabytes * 1e9
-    taken = with_portions(config, network, 1, plan, memory)
+    taken = with_microbatches(config, network, 1, plan, memory)
     assert taken.device_microbatch_size == dict(zip((128, 224, 288), images, strict=True))
-    assert with_portions(config, network, 1, plan, memory) == taken
+    assert with_microbatches(config, network, 1, plan, memory) == taken
     assert check_memory(network, taken, 1, plan, 0.9 * memory) == []
     for entry in set(plan):
         own = taken.device_microbatch_size[entry.size]
@@ -92,8 +92,8 @@ def test_auto_takes_the_largest_portions_that_fit(gigabytes, images):
 def test_auto_where_the_memory_is_unknown_or_too_small():
     network, plan = on_meta("resnet50"), [EpochPlan(224, "random", 8)]
     config = RunConfig.model_validate(HALF | {"device_microbatch_size": "auto"})
-    assert with_portions(config, network, 1, plan, None).device_microbatch_size is None
-    taken = with_portions(config, network, 1, plan, 1e8)
+    assert with_microbatches(config, network, 1, plan, None).device_microbatch_size is None
+    taken = with_microbatches(config, network, 1, plan, 1e8)
     assert taken.device_microbatch_size == {224: 1}
     (line,) = check_memory(network, taken, 1, plan, 1e8)
     assert line.startswith("device_microbatch_size: 1 images of 224 px need about 1.")
@@ -101,7 +101,7 @@ def test_auto_where_the_memory_is_unknown_or_too_small():
     both = [EpochPlan(224, crop, 256) for crop in ("center", "random")]
     config = RunConfig.model_validate(HALF | CLASSIFIER | {"device_microbatch_size": "auto"})
     found = [
-        with_portions(config, network, 1, plan, 1e10).device_microbatch_size for plan in (both[:1], both, both[1:])
+        with_microbatches(config, network, 1, plan, 1e10).device_microbatch_size for plan in (both[:1], both, both[1:])
     ]
     assert found == [{224: 256}, {224: 128}, {224: 128}]
 

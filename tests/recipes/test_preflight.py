@@ -6,7 +6,7 @@ import torch
 
 from data.errors import InputError
 from recipes.load import load_config
-from recipes.preflight import DEFAULT_KERNELS, NEW_KERNELS, kernel_problem, require_ready
+from recipes.preflight import DEFAULT_KERNELS, NEW_KERNELS, kernel_problem, prepare_run
 from recipes.run import open_data
 from tests.support import ROOT, write_images
 
@@ -30,7 +30,7 @@ def lines(tmp_path, images):
     def lines(*overrides, world_size=1):
         config = load_config(MEDIUM, [f"data.path={images}", f"runs_folder={tmp_path}", *TINY, *overrides])
         try:
-            _, train, val, _ = require_ready(config, world_size, lambda: open_data(config))
+            _, train, val, _ = prepare_run(config, world_size, lambda: open_data(config))
         except InputError as error:
             return list(error.lines)
         assert len(train) > len(val) > 0
@@ -111,7 +111,7 @@ def test_what_is_automatic_gets_a_value_for_this_device(images, tmp_path):
 
     def chosen(*overrides):
         config = load_config(MEDIUM, [*keys, *overrides])
-        ready = require_ready(config, 1, lambda: open_data(config)).config
+        ready = prepare_run(config, 1, lambda: open_data(config)).config
         assert ready.automatic == []
         return ready.precision, ready.device_microbatch_size
 

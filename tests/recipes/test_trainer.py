@@ -83,7 +83,7 @@ def test_decoupled_sgdw_is_composers_bit_for_bit(seed, momentum, nesterov, decay
     assert type(optimizers[0]).__qualname__ == "DecoupledSGDW", "checkpoints have it under Composer's name"
 
 
-# Without BatchNorm, whose statistics are a portion's, and without what draws at random for each portion.
+# Without BatchNorm, whose statistics are a microbatch's, and without what draws at random for each microbatch.
 TINY = ("max_duration=2ep", "data.workers=0", "loggers.tensorboard=off", "loggers.interval=1")
 PORTIONS = (
     "model.name=timm/test_nfnet",
@@ -96,7 +96,7 @@ def losses(path):
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch):
+def test_microbatches_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch):
     largest = {}
 
     def noted(batch, images):
@@ -110,8 +110,8 @@ def test_portions_by_size_add_up_to_the_whole_step(train, tmp_path, monkeypatch)
     whole, _ = train(ROOT / "yamls" / "demo.yaml", *TINY, *PORTIONS, "run_name=whole")
     assert set(largest.values()) == {24}
     largest.clear()
-    portions = "device_microbatch_size={32: 8, 36: 4}"
-    parted, _ = train(ROOT / "yamls" / "demo.yaml", *TINY, *PORTIONS, "run_name=parted", portions)
+    microbatches = "device_microbatch_size={32: 8, 36: 4}"
+    parted, _ = train(ROOT / "yamls" / "demo.yaml", *TINY, *PORTIONS, "run_name=parted", microbatches)
     assert largest == {32: 8, 36: 4}
     assert (whole, parted) == (0, 0)
     assert losses(tmp_path / "parted") == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
@@ -127,7 +127,7 @@ def test_cudnn_times_its_kernels_only_in_a_run_that_asks_for_it(train, monkeypat
         assert seen == {wanted}
 
 
-def test_automatic_portions_are_the_same_after_a_resume_and_another_card_is_refused(train, tmp_path):
+def test_automatic_microbatches_are_the_same_after_a_resume_and_another_card_is_refused(train, tmp_path):
     demo = ROOT / "yamls" / "demo.yaml"
     keys = (
         *TINY,

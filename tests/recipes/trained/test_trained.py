@@ -22,7 +22,7 @@ from recipes.checkpoints.manifest import Manifest, load_manifest
 from recipes.checkpoints.store import LocalStore
 from recipes.config import LossConfig
 from recipes.model import Classifier, build_network, for_inference, operated_network
-from recipes.run import claim_folder
+from recipes.run import create_run_folder
 from recipes.trained import Summary, load_trained
 from recipes.watch.summary import weights_sha256
 from tests.recipes.checkpoints.tiny import content_of, plant
@@ -69,7 +69,7 @@ def test_a_run_does_not_write_through_what_lies_in_its_files_places(tiny, tmp_pa
         (tmp_path / name).mkdir()
         plant(tmp_path / name / name)
         with pytest.raises(InputError, match=f"{name}: not a regular file") as refused:
-            claim_folder(tiny.config, tmp_path / name)
+            create_run_folder(tiny.config, tmp_path / name)
         assert len(refused.value.lines) == 1
 
 
