@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,6 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-@lru_cache(maxsize=1)
 def _defaults() -> dict[str, str]:
     """The defaults of the config's keys, flattened; those without one are left out."""
     least = {"run_name": "x", "data": {"path": "x"}, "device_batch_size": 1}
