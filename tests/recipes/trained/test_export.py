@@ -23,10 +23,10 @@ from algorithms.config import AlgorithmsConfig
 from data.errors import InputError
 from recipes.export import OURS, hub
 from recipes.export.__main__ import preprocessing
-from recipes.export.card import card
+from recipes.export.hub import card
 from recipes.export.programs import architecture, examples, fixed_blurs, write_program, write_weights
 from recipes.model import operated_network
-from recipes.trained import load_trained
+from recipes.trained import labels, load_trained
 from tests.recipes.checkpoints.tiny import at_most
 
 OUTSIDE = """
@@ -197,7 +197,7 @@ def test_timm_loads_the_folder_and_gives_the_same_logits(tiny, exported, tmp_pat
         trained, folder = changed(trained, techniques, model), tmp_path
         write_weights(trained.network, folder / "model.safetensors", {})
         prepared = preprocessing(trained.config, 32, 0.875)
-        written = hub.write_timm_config(trained, folder, prepared, ["class0", "class1", "class2"], probe)
+        written = hub.write_timm_config(trained, folder, prepared, labels(trained, ""), probe)
         assert written == (folder / "config.json").exists() == (model == "resnet18" and not techniques)
         if not written:
             return
