@@ -23,3 +23,15 @@ def command(monkeypatch, capsys):
         return status, captured.out, captured.err
 
     return command
+
+
+@pytest.fixture
+def refused(command):
+    """`refused("plan", *words)` -> the line that a command prints on standard error, ending with status 2."""
+
+    def refused(name, *words):
+        status, out, err = command(name, *words)
+        assert (status, out, err.count("\n")) == (2, "", 1), (words, err)
+        return err
+
+    return refused
