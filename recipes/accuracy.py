@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from data.buffers import Batch
 from data.errors import DataError, InputError
-from data.imagefolder import class_names
 from data.loader import IGNORED_LABEL, BatchDataset, eval_loader
 from data.source import Source
 from data.text import escape
 from recipes.config import RunConfig, at_size
-from recipes.trained import Logits, Trained, filled_up
+from recipes.trained import Logits, Trained, named
 from recipes.trainer import device_name, loading
 
 
@@ -42,9 +41,7 @@ def measure(
             f"{data}: {len(source.classes)} classes, but {trained.location} has {outputs} outputs and does not say "
             "which is which"
         )
-    folders = filled_up(source.classes, outputs)
-    pairs = zip(folders, class_names(folders), strict=True)
-    names = [{"class": escape(folder), "name": escape(name)} for folder, name in pairs]
+    names = named(source.classes, outputs)
     logits_of = Logits(trained, config, (size for size, _ in settings))
     results: list[dict[str, Any]] = []
     bad: dict[str, None] = {}

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from data.errors import InputError
 from data.files import replace_text
 from data.text import escape, spreadsheet
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.load import load_config
-from recipes.output import ABSENT, Table, csv_text
+from recipes.output import ABSENT, Table, csv_text, show
 from recipes.results import to_json
 
 if TYPE_CHECKING:
@@ -131,7 +129,7 @@ def _print(found: dict[str, Any], trained: Trained, per_class: bool) -> None:
     for one in found["results"]:
         percent = [f"{100 * one[name]:.2f}" for name in ("top1", "top5")]
         rows.append([one["size"], f"{one['crop_ratio']:g}", *percent, f"{one['loss']:.4f}", f"{one['images']:,}"])
-    _print_table(headers, rows, range(6))
+    show({"": [Table(headers, rows, range(6))]})
     if per_class:
         _print_classes(found["results"])
     if found["bad_images"]:
@@ -154,12 +152,7 @@ def _print_classes(results: Sequence[dict[str, Any]]) -> None:
     for row in classes[:SHOWN_CLASSES]:
         name = row["name"] if len(row["name"]) <= 30 else f"{row['name'][:29]}…"
         rows.append([name, *(one.get(row["class"], ABSENT) for one in top1), row["images"]])
-    _print_table(("class", *settings, "images"), rows, range(1, 2 + len(settings)))
-
-
-def _print_table(headers: Sequence[str], rows: Sequence[Sequence[object]], numbers: Sequence[int]) -> None:
-    console = Console(highlight=False)
-    console.print(Table(headers, rows, numbers).terminal(console.width))
+    show({"": [Table(("class", *settings, "images"), rows, range(1, 2 + len(settings)))]})
 
 
 if __name__ == "__main__":

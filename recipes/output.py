@@ -2,25 +2,26 @@
 
 A command describes its result once, as `Content`, which is printed and written from here. A page is a Jinja template
 below recipes/, with the macros of templates/parts.html.jinja, rendered into templates/page.html.jinja: one HTML file
-without scripts, for which a browser fetches nothing else. Jinja escapes text. matplotlib, which takes half a second to
-import, is loaded by the first chart.
+without scripts, for which a browser fetches nothing else. Jinja escapes text there, and not in TEXTS. matplotlib, which
+takes half a second to import, is loaded by the first chart.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import rich.markup
 import rich.table
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 from rich.console import Console
+from rich.text import Text
 
 from data.files import replace_file
 from data.text import markdown as markdown_text
@@ -71,7 +72,7 @@ class Table(NamedTuple):
         for index, header in enumerate(self.headers):
             shown.add_column(header, justify="right" if index in self.numbers else "left", overflow="fold")
         for row in self.rows:
-            shown.add_row(*(rich.markup.escape(str(cell)) for cell in row))
+            shown.add_row(*(Text(str(cell)) for cell in row))
         return shown
 
     def markdown(self) -> str:
@@ -95,7 +96,7 @@ class Code(NamedTuple):
 
 
 Content = dict[str, list["str | Table | Chart | Code"]]
-"""Paragraphs, tables, charts and code by the title of their section."""
+"""Paragraphs, tables, charts and code by the title of their section, which may be empty."""
 
 
 def show(content: Content, *lines: str) -> None:
@@ -104,7 +105,8 @@ def show(content: Content, *lines: str) -> None:
     for line in lines:
         console.print(line)
     for title, blocks in content.items():
-        console.print(f"\n{title}", style="bold")
+        if title:
+            console.print(f"\n{title}", style="bold")
         for block in blocks:
             if isinstance(block, Code):
                 console.print(f"\n{block.code}\n", soft_wrap=True)
@@ -137,25 +139,39 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (3600, "h") if seconds >= 7200 else (60, "min") if seconds >= 600 else (1, "s")
 
 
-def duration(seconds: float | None) -> str:
-    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`."""
-    if seconds is None:
+def duration(seconds: float) -> str:
+    """`8.8 s`, `209 s`, `35.2 min` or `10.5 h`; `-` for nan."""
+    if math.isnan(seconds):
         return ABSENT
     divisor, unit = time_unit(seconds)
     return f"{seconds:.0f} s" if 99.95 <= seconds < 600 else f"{seconds / divisor:.1f} {unit}"
+
+
+TEXTS = TEMPLATES.overlay(autoescape=False, keep_trailing_newline=True)
+TEXTS.filters = TEXTS.filters | {"markdown": markdown_text, "duration": duration}
+
+
+def sections(template: str, **values: Any) -> Content:
+    """The text of a template of TEXTS: paragraphs, separated by blank lines, by the title in `## TITLE` above them.
+
+    A line end within a paragraph is a space; a title without text is left out.
+    """
+    found: Content = {}
+    for part in re.split(r"^## ", TEXTS.get_template(template).render(values), flags=re.MULTILINE)[1:]:
+        title, _, text = part.partition("\n")
+        if paragraphs := [" ".join(one.split("\n")) for one in re.split(r"\n{2,}", text.strip()) if one]:
+            found[title] = [*paragraphs]
+    return found
 
 
 @contextmanager
 def chart(width: float = 9.0, height: float = 4.0) -> Iterator[Figure]:
     """A figure to draw in, with sizes in inches and the project's style; needs no screen and no pyplot."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
-        drawn = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(drawn)
-        yield drawn
+        yield Figure(figsize=(width, height), layout="constrained")
 
 
 def plain(text: str, longest: int = 40) -> str:

@@ -15,10 +15,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, softmax
 
 from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import InputError
-from data.imagefolder import EXTENSIONS, class_names, read_image, walk
+from data.imagefolder import EXTENSIONS, read_image, walk
 from data.text import escape, first_line
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
 from recipes.config import RunConfig
@@ -49,8 +50,7 @@ class Classifier(NamedTuple):
     logits: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
     """Maps images, uint8 (N, size, size, 3), to logits (N, num_classes)."""
     independent: bool  # whether each class has a probability of its own: the loss was binary cross-entropy
-    classes: list[str]  # class folder names, in the order of the outputs
-    names: list[str]  # their English names
+    labels: list[dict[str, str]]  # the `class` folder and its English `name` of each output
     size: int  # side of an image in pixels
     crop_ratio: float
 
@@ -58,12 +58,15 @@ class Classifier(NamedTuple):
         """The most probable classes of each image."""
         if not images:
             return []
-        probabilities = normalised(self.logits(np.stack(images)), self.independent)
-        return [[self._entry(index, row) for index in np.argsort(-row, kind="stable")[:top]] for row in probabilities]
-
-    def _entry(self, index: int, probabilities: NDArray[np.float64]) -> dict[str, Any]:
-        named = {"class": escape(self.classes[index]), "name": escape(self.names[index])}
-        return named | {"index": int(index), "probability": round(float(probabilities[index]), 6)}
+        logits = self.logits(np.stack(images)).astype(np.float64)
+        probabilities = expit(logits) if self.independent else softmax(logits, axis=1)
+        return [
+            [
+                self.labels[index] | {"index": index, "probability": round(float(row[index]), 6)}
+                for index in np.argsort(-row, kind="stable")[:top].tolist()
+            ]
+            for row in probabilities
+        ]
 
 
 def main() -> int:
@@ -77,29 +80,31 @@ def main() -> int:
     if given.stdin_image and STDIN in given.words:
         command.error("standard input is a list of paths (-) or an image (--stdin-image), not both")
     classifier, words = _open(command, given)
-    images: Iterator[tuple[str, bytes | str]] = ((path, _read(path)) for path in _paths(words, sys.stdin.buffer))
-    if given.stdin_image:
-        images = chain([("stdin", sys.stdin.buffer.read(MAX_BYTES + 1))], images)
-    return _predict(classifier, images, given.top, given.json)
+    alone = [sys.stdin.buffer.read(MAX_BYTES + 1)] if given.stdin_image else []
+    return _predict(classifier, chain(alone, _paths(words, sys.stdin.buffer)), given.top, given.json)
 
 
-def _predict(classifier: Classifier, images: Iterator[tuple[str, bytes | str]], top: int, as_json: bool) -> int:
-    """Print each image's most probable classes, or on stderr what is wrong with it; returns the exit status."""
+def _predict(classifier: Classifier, images: Iterator[str | bytes], top: int, as_json: bool) -> int:
+    """Print the most probable classes of each image, given as its path or its encoded bytes; returns the exit status.
+
+    What is wrong with an image is printed on stderr.
+    """
     status = 0
     with ThreadPoolExecutor(4) as pool:
         while batch := list(islice(images, BATCH)):
-            pictures = list(pool.map(partial(_picture, classifier), (data for _, data in batch)))
+            pictures = list(pool.map(partial(_picture, classifier), batch))
             found = iter(classifier.best([one for one in pictures if not isinstance(one, str)], top))
-            for (name, _), picture in zip(batch, pictures, strict=True):
+            for image, picture in zip(batch, pictures, strict=True):
+                name = "stdin" if isinstance(image, bytes) else escape(image)
                 if getattr(sys.stdout, "reader_left", False):  # as in `| head`
                     return status
                 if isinstance(picture, str):
                     status = 2
-                    print(f"{escape(name)}: {picture}", file=sys.stderr, flush=True)
+                    print(f"{name}: {picture}", file=sys.stderr, flush=True)
                 elif as_json:
-                    print(to_json({"image": escape(name), "predictions": next(found)}), flush=True)
+                    print(to_json({"image": name, "predictions": next(found)}), flush=True)
                 else:
-                    print(escape(name))
+                    print(name)
                     for one in next(found):
                         print(f"  {100 * one['probability']:6.2f} %  {one['name']}", flush=True)
     return status
@@ -149,8 +154,8 @@ def _from_export(folder: Path) -> Classifier:
         prepared = json.loads((folder / PREPROCESSING).read_text(encoding="utf-8"))
         listed = json.loads((folder / CLASSES).read_text(encoding="utf-8"))
         mean, std = (np.array(prepared[key], dtype=np.float32).reshape(1, 3, 1, 1) for key in ("mean", "std"))
-        classes, names = ([one[key] for one in listed] for key in ("class", "name"))
-        settings = (prepared["probabilities"] == "sigmoid", classes, names, int(prepared["size"]))
+        labels = [{key: escape(one[key]) for key in ("class", "name")} for one in listed]
+        settings = (prepared["probabilities"] == "sigmoid", labels, int(prepared["size"]))
         crop_ratio = float(prepared["crop_ratio"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: is not what recipes.export writes: {error}") from None
@@ -178,24 +183,14 @@ def _from_run(config: RunConfig, given: argparse.Namespace) -> Classifier:
     config = with_usable_precision(config)
     trained = load_trained(config, given.checkpoint, given.weights)
     size, crop_ratio = given.size or config.eval.sizes[-1], given.crop_ratio or config.eval.crop_ratio
-    run, classes = Logits(trained, config, [size]), labels(trained, config.data.path)
+    run = Logits(trained, config, [size])
 
     def logits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         found: NDArray[np.float32] = run(torch.from_numpy(images).permute(0, 3, 1, 2)).cpu().numpy()
         return found
 
     independent = trained.config.loss.name == "binary_cross_entropy"
-    return Classifier(logits, independent, classes, class_names(classes), size, crop_ratio)
-
-
-def normalised(logits: NDArray[np.floating[Any]], independent: bool) -> NDArray[np.float64]:
-    """Probabilities in float64 of logits (N, num_classes): softmax, or sigmoid if the classes are `independent`."""
-    wide: NDArray[np.float64] = logits.astype(np.float64)
-    if independent:
-        return 0.5 * (1 + np.tanh(wide / 2))
-    powers: NDArray[np.float64] = np.exp(wide - wide.max(1, keepdims=True))
-    shares: NDArray[np.float64] = powers / powers.sum(1, keepdims=True)
-    return shares
+    return Classifier(logits, independent, labels(trained, config.data.path), size, crop_ratio)
 
 
 def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
@@ -210,33 +205,27 @@ def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
             for note in notes:
                 print(note, file=sys.stderr)
             found = [str(Path(parent) / name) for parent in sorted(inside) for name in sorted(inside[parent])]
-            yield from found or [path]  # `_read` reports that it holds no images
+            yield from found or [path]  # `_picture` reports that it holds no images
 
 
-def _read(path: str) -> bytes | str:
-    """An encoded image, or why there is none."""
-    if "\0" in path:
-        return "is not a path"
-    if Path(path).is_dir() and not path.lower().endswith(EXTENSIONS):
-        return f"holds no images ({', '.join(EXTENSIONS)})"
+def _picture(classifier: Classifier, image: str | bytes) -> NDArray[np.uint8] | str:
+    """The pixels of an image, given as its path or its encoded bytes, or why there are none."""
+    from data.augment import eval_picture  # only now: it imports torch
+
     try:
-        return read_image(path)
+        if isinstance(image, str):
+            if "\0" in image:
+                return "is not a path"
+            if Path(image).is_dir() and not image.lower().endswith(EXTENSIONS):
+                return f"holds no images ({', '.join(EXTENSIONS)})"
+            image = read_image(image)
+        return eval_picture(image, classifier.size, classifier.crop_ratio)
     except BadImage as error:
         return error.fault.reason
     except FileNotFoundError:
         return "no such file or folder"
     except OSError as error:
         return f"{Fault.UNREADABLE.reason}: {error.strerror or error}"
-
-
-def _picture(classifier: Classifier, data: bytes | str) -> NDArray[np.uint8] | str:
-    """An image's pixels, or why there are none."""
-    from data.augment import eval_picture  # only now: it imports torch
-
-    try:
-        return data if isinstance(data, str) else eval_picture(data, classifier.size, classifier.crop_ratio)
-    except BadImage as error:
-        return error.fault.reason
 
 
 if __name__ == "__main__":

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,8 @@ CONFIG, LOG, SUMMARY, METRICS = "config.yaml", "log.txt", "summary.json", "metri
 PREDICTIONS = "predictions.npz"
 COLUMNS = (
     *("batch", "epoch", "samples", "wall_seconds"),
-    *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size", "train/images_per_second"),
+    *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size"),
+    *("train/images_per_second", "train/loader_wait_fraction"),
     *(f"time/{phase}_seconds" for phase in ("train", "loader_wait", "evaluation", "checkpointing")),
 )
 """Columns of every table of metrics; each evaluated size adds `eval/SIZE/top1`, `top5` and `loss`."""
@@ -54,11 +56,12 @@ class Results:
         """Whether the run is complete."""
         return self.summary.get("finished") is True
 
-    @property
+    @cached_property
     def training(self) -> Metrics:
         """The lines with training figures."""
         names = [name for name in COLUMNS if name.startswith("train/")]
-        return rows(self.metrics, np.any([np.isfinite(self.metrics[name]) for name in names], axis=0))
+        kept = np.any([np.isfinite(self.metrics[name]) for name in names], axis=0)
+        return {name: column[kept] for name, column in self.metrics.items()}
 
     @property
     def sizes(self) -> list[int]:
@@ -103,7 +106,7 @@ def parse_summary(data: bytes) -> dict[str, Any]:
 
 
 def _read_metrics(path: Path, problems: list[str]) -> Metrics:
-    columns, count, damaged = {name: array("d") for name in COLUMNS}, 0, 0
+    entries, damaged = [], 0
     try:
         with path.open("rb") as lines:
             for line in lines:
@@ -113,30 +116,21 @@ def _read_metrics(path: Path, problems: list[str]) -> Metrics:
                         raise ValueError
                 except (ValueError, TypeError, KeyError, RecursionError):
                     damaged += 1
-                    continue
-                for name, value in entry.items():
-                    if name in columns or _EVALUATED.fullmatch(name):
-                        column = columns.setdefault(name, array("d"))
-                        column.extend([math.nan] * (count - len(column)))
-                        column.append(_number(value))
-                count += 1
+                else:
+                    entries.append(entry)
     except OSError as error:
         problems.append(f"{path}: cannot be read: {error.strerror or error}")
     if damaged:
         problems.append(f"{path}: {damaged} damaged {'line' if damaged == 1 else 'lines'} skipped")
-    padded = {name: np.array([*column, *[math.nan] * (count - len(column))]) for name, column in columns.items()}
-    return rows(padded, np.argsort(padded["batch"], kind="stable"))
+    entries.sort(key=lambda entry: entry["batch"])
+    names = (*COLUMNS, *filter(_EVALUATED.fullmatch, dict.fromkeys(chain(*entries))))
+    return {name: np.array([_number(entry.get(name)) for entry in entries]) for name in names}
 
 
 def _number(value: Any) -> float:
     """A finite number unchanged; nan for anything else that JSON may hold."""
     known = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
     return float(value) if known and math.isfinite(value) else math.nan
-
-
-def rows(metrics: Metrics, chosen: NDArray[Any]) -> Metrics:
-    """The same columns with the chosen rows only: indices, or a mask bool (n,)."""
-    return {name: column[chosen] for name, column in metrics.items()}
 
 
 def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]:

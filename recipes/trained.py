@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from composer.core import Precision, get_precision_context
@@ -20,19 +20,18 @@ from torch import Tensor, nn
 from algorithms.config import AlgorithmsConfig
 from data.augment import Normalise
 from data.errors import InputError
-from data.imagefolder import class_folders
+from data.imagefolder import class_folders, class_names
 from data.text import escape, first_line
 from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import load_checkpoint
-from recipes.checkpoints.manifest import Manifest, is_stem
+from recipes.checkpoints.manifest import Manifest
 from recipes.checkpoints.store import LOGS, LocalStore, Places, Store, StoreError
 from recipes.config import RunConfig
 from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems, with_precision
 from recipes.results import SUMMARY
 from recipes.trainer import device_name
-from recipes.watch.summary import weights_sha256
-from recipes.weights import FOREIGN, Tensors, Weights, choose, read_foreign
+from recipes.weights import Start, Tensors, Weights, choose, is_state_dict, read_state_dict
 
 
 class _Figures(BaseModel):
@@ -91,20 +90,18 @@ def load_trained(
 
     Args:
         config: Which run, and where its checkpoints are.
-        checkpoint: As in `load_checkpoint`, or a local state dict with a suffix of `FOREIGN`; None: the run's newest.
+        checkpoint: As in `load_checkpoint`, or another project's state dict; None: the run's newest.
         weights: None: EMA's average if there is one, as in the run's own evaluation.
         key: What named the checkpoint, for messages.
 
     Raises:
         InputError: There is no such checkpoint, it is damaged, it lacks these weights, or they do not fit.
     """
-    path = Path(checkpoint or "")
-    foreign = path.suffix in FOREIGN and not is_stem(path.stem) and path.is_file()
-    read = partial(_read_foreign, path, weights) if foreign else partial(_read, config, checkpoint, weights, key)
-    manifest, location, chosen, tensors, summary, sha256 = on_first(read)
+    start, summary = on_first(partial(_read, config, checkpoint, weights, key))
+    manifest, location, tensors = start.manifest, start.location, start.tensors
     if manifest is not None:
         config = _config_of(manifest, location)
-    num_classes = config.model.num_classes or len(manifest.classes if manifest else ()) or _outputs(tensors, location)
+    num_classes = config.model.num_classes or len(start.classes) or _outputs(tensors, location)
     try:
         network = _build(config, num_classes, tensors, location)
     except InputError:
@@ -112,17 +109,20 @@ def load_trained(
             raise
         config = config.model_copy(update={"algorithms": AlgorithmsConfig()})
         network = _build(config, num_classes, tensors, location)
-    return Trained(network, config, num_classes, location, chosen, sha256, manifest, summary)
+    return Trained(network, config, num_classes, location, start.weights, start.sha256, manifest, summary)
 
 
-def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None, key: str) -> tuple[Any, ...]:
+def _read(config: RunConfig, checkpoint: str | None, weights: Weights | None, key: str) -> tuple[Start, Summary | None]:
+    if checkpoint is not None and is_state_dict(checkpoint):
+        if weights == "ema":
+            raise InputError(f"--weights: {checkpoint} is a plain state dict, without a moving average")
+        return read_state_dict(checkpoint), None
     places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
-    taken = load_checkpoint(places, config.run_name, checkpoint, key)
-    for line in taken.skipped:
+    found = load_checkpoint(places, config.run_name, checkpoint, key)
+    for line in found.skipped:
         print(escape(line), file=sys.stderr)
-    chosen, tensors = choose(taken.state, weights, taken.location)
-    sha256 = weights_sha256(tensors)
-    return taken.manifest, taken.location, chosen, tensors, _summary(taken.store, places, sha256), sha256
+    start = choose(found, weights)
+    return start, _summary(found.store, places, start.sha256)
 
 
 def _summary(store: Store, places: Places, sha256: str) -> Summary | None:
@@ -134,14 +134,6 @@ def _summary(store: Store, places: Places, sha256: str) -> Summary | None:
             if summary.weights_sha256 == sha256:
                 return summary
     return None
-
-
-def _read_foreign(path: Path, weights: Weights | None) -> tuple[Any, ...]:
-    """What `_read` returns, from a state dict."""
-    if weights == "ema":
-        raise InputError(f"--weights: {path} is a plain state dict, without a moving average")
-    tensors = read_foreign(str(path))
-    return None, str(path), "raw", tensors, None, weights_sha256(tensors)
 
 
 def _config_of(manifest: Manifest, location: str) -> RunConfig:
@@ -230,15 +222,17 @@ class Logits:
             return ((logits + self.network(batch.flip(3))) / 2 if flip else logits).float()
 
 
-def labels(trained: Trained, data_path: str) -> list[str]:
-    """The class folder of each output; if the checkpoint does not hold them, those of the dataset at `data_path`."""
-    train, known = Path(data_path) / "train", list(trained.classes)
+def labels(trained: Trained, data_path: str) -> list[dict[str, str]]:
+    """What each output means; if the checkpoint does not say it, it is taken from the dataset at `data_path`."""
+    train, known = Path(data_path) / "train", trained.classes
     if not known and train.is_dir():
-        folders = [escape(name) for name in class_folders(train)]
-        known = folders if len(folders) == trained.num_classes else []
-    return filled_up(known, trained.num_classes)
+        folders = class_folders(train)
+        known = tuple(folders) if len(folders) == trained.num_classes else ()
+    return named(known, trained.num_classes)
 
 
-def filled_up(folders: Sequence[str], outputs: int) -> list[str]:
-    """A name for each of a network's outputs, of which only the first have a class folder."""
-    return [*folders, *(f"output {index}" for index in range(len(folders), outputs))]
+def named(folders: Sequence[str], outputs: int) -> list[dict[str, str]]:
+    """The `class` folder and its English `name` for each output, of which only the first may have a folder."""
+    every = [*folders, *(f"output {index}" for index in range(len(folders), outputs))]
+    pairs = zip(every, class_names(every), strict=True)
+    return [{"class": escape(folder), "name": escape(name)} for folder, name in pairs]

@@ -24,9 +24,9 @@ from data.errors import InputError
 from data.files import is_remote, named, open_store, read_regular
 from data.text import first_line
 from recipes.checkpoints.claim import on_first
-from recipes.checkpoints.find import load_named
+from recipes.checkpoints.find import Found, load_named
 from recipes.checkpoints.format import is_tensors
-from recipes.checkpoints.manifest import is_stem
+from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.store import retry
 from recipes.config import ModelConfig, RunConfig, seconds
 from recipes.watch.summary import weights_sha256
@@ -46,8 +46,30 @@ _COUNTER = "num_batches_tracked"  # of BatchNorm; files of before PyTorch 0.4.1 
 # --- reading --------------------------------------------------------------------------------------------------------
 
 
-def read_foreign(path: str) -> Tensors:
-    """A state dict's tensors by bare name, from a file or `s3://...`; no code in it is run. InputError: it is none."""
+@dataclass(frozen=True)
+class Start:
+    """Weights, on the CPU, and where they come from."""
+
+    location: str  # for display
+    tensors: Tensors  # by bare name
+    sha256: str  # `weights_sha256` of the tensors
+    weights: Weights = "raw"
+    manifest: Manifest | None = None  # of the checkpoint; None: the weights of another project or of a library
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class folders in label order; empty: not known."""
+        return () if self.manifest is None else self.manifest.classes
+
+
+def is_state_dict(source: str) -> bool:
+    """Whether an existing file or an address is a state dict, and not a checkpoint of ours or a folder with some."""
+    ours = is_stem(Path(source).name.split(".")[0])
+    return not ours and (source.endswith(FOREIGN) if is_remote(source) else Path(source).is_file())
+
+
+def read_state_dict(path: str) -> Start:
+    """A state dict from a file or `s3://...`; no code in it is run. InputError: it is none."""
     try:
         if is_remote(path):
             store, place = open_store(path)
@@ -70,49 +92,36 @@ def read_foreign(path: str) -> Tensors:
         raise InputError(f"{path}: cannot be loaded as weights only, {written}: {reason[:200]}") from None
     for key in ("state_dict", "model"):  # as timm and torchvision's reference scripts save them
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    dense = isinstance(found, dict) and all(map(_is_dense, found.values()))
-    if not dense or not found:
+    tensors = [*found.values()] if isinstance(found, dict) else []
+    dense = (isinstance(one, Tensor) and one.layout == torch.strided for one in tensors)
+    if not tensors or not all(dense) or any(one.is_quantized or one.is_meta for one in tensors):
         raise InputError(f"{path}: is not a state dict of tensors")
-    return {bare_name(str(name)): tensor for name, tensor in found.items()}
+    named_tensors = {bare_name(str(name)): tensor for name, tensor in found.items()}
+    return Start(path, named_tensors, weights_sha256(named_tensors))
 
 
-def _is_dense(found: object) -> bool:
-    if not isinstance(found, Tensor):
-        return False
-    return found.layout == torch.strided and not found.is_quantized and not found.is_meta
+def choose(found: Found, weights: Weights | None) -> Start:
+    """The trained weights of a checkpoint, stored as `model`, or EMA's average, stored in EMA's state.
 
-
-def choose(state: Mapping[str, Any], weights: Weights | None, location: str) -> tuple[Weights, Tensors]:
-    """The trained weights, stored in a checkpoint as `model`, or EMA's average, stored in EMA's state.
-
-    With None, the average if there is one. Tensors are by bare name.
+    With None, the average if there is one.
     """
-    model = {bare_name(name): tensor for name, tensor in state["model"].items()}
-    average: Tensors | None = None
+    state, location, average = found.state, found.location, Tensors()
+    tensors = {bare_name(name): tensor for name, tensor in state["model"].items()}
     for _, algorithm in state["algorithms"]:
         if isinstance(algorithm.get("ema_model"), Mapping) and algorithm.get("ema_started"):
             stores = algorithm["ema_model"].values()
             if not all(map(is_tensors, stores)):
                 raise InputError(f"{location}: its moving average is malformed")
             average = {bare_name(name): tensor for store in stores for name, tensor in store.items()}
-    if weights == "ema" and average is None:
+    if weights == "ema" and not average:
         raise InputError(f"--weights: {location} holds no moving average (algorithms.ema was off or had not started)")
-    if weights == "raw" or average is None:
-        return "raw", model
-    return "ema", {name: average.get(name, tensor) for name, tensor in model.items()}
+    if weights == "raw" or not average:
+        return Start(location, tensors, weights_sha256(tensors), "raw", found.manifest)
+    tensors = {name: average.get(name, tensor) for name, tensor in tensors.items()}
+    return Start(location, tensors, weights_sha256(tensors), "ema", found.manifest)
 
 
 # --- starting from them ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Start:
-    """Weights to start from, on the CPU."""
-
-    location: str  # where they were found, for display
-    tensors: Tensors  # by bare name
-    sha256: str  # `weights_sha256` of the tensors
-    classes: tuple[str, ...] = ()  # class folders in label order; empty: not known
 
 
 LIBRARIES = ("timm", "torchvision")
@@ -127,28 +136,22 @@ def read_start(config: RunConfig) -> Start | None:
 
 
 def _read(config: RunConfig, source: str) -> Start:
-    classes: tuple[str, ...] = ()
     if source in LIBRARIES:
-        location, tensors = f"{source}'s weights of {config.model.name}", downloaded(source, config.model.name, KEY)
+        tensors = downloaded(source, config.model.name, KEY)
+        start = Start(f"{source}'s weights of {config.model.name}", tensors, weights_sha256(tensors))
     elif not is_remote(source) and not Path(source).exists():
         allowed = f"{', '.join(FOREIGN)}, a run's folder or checkpoint, s3://..., {', '.join(LIBRARIES)}"
         raise InputError(f"{KEY}: {source} does not exist; allowed: {allowed}")
-    elif _is_foreign(source):
-        location, tensors = source, read_foreign(source)
+    elif is_state_dict(source):
+        start = read_state_dict(source)
     else:
-        found = retry(lambda: load_named(source, KEY), seconds(config.checkpoints.patience))
-        location, classes = found.location, found.manifest.classes
-        _, tensors = choose(found.state, None, location)
-    sha256, expected = weights_sha256(tensors), config.model.weights_sha256
-    if expected not in (None, sha256):
-        raise InputError(f"{KEY}_sha256: {location} has {sha256}, not {expected}; allowed: its hash, or null")
-    return Start(location, tensors, sha256, classes)
-
-
-def _is_foreign(source: str) -> bool:
-    """Whether an existing file or an address is a state dict, and not a checkpoint of ours or a folder with some."""
-    ours = is_stem(Path(source).name.split(".")[0])
-    return not ours and (source.endswith(FOREIGN) if is_remote(source) else Path(source).is_file())
+        start = choose(retry(lambda: load_named(source, KEY), seconds(config.checkpoints.patience)), None)
+    expected = config.model.weights_sha256
+    if expected not in (None, start.sha256):
+        raise InputError(
+            f"{KEY}_sha256: {start.location} has {start.sha256}, not {expected}; allowed: its hash, or null"
+        )
+    return start
 
 
 def downloaded(library: str, name: str, key: str) -> Tensors:

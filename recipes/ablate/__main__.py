@@ -45,7 +45,7 @@ ENTRYPOINT = Path(__file__).resolve().parents[2] / "entrypoint.py"
 POLL_SECONDS = 0.5
 
 
-def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("ablate", DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     text = "seeds; each variant is trained once per seed (default: 0 1)"
@@ -58,7 +58,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--size", type=int, metavar="PX", help="the one of eval.sizes at which to compare (default: the last)")
     add("--processes", type=int, default=1, metavar="N", help="processes of each run, as composer -n N")
     add("--list", action="store_true", help="show the runs and their progress, and exit")
-    given = parser.parse_intermixed_args(list(argv))
+    given = parser.parse_intermixed_args(sys.argv[1:])
     if given.target is not None and not 0 < given.target <= 1:
         parser.error(f"--target: got {given.target:g}; allowed: a share above 0 and at most 1, such as 0.97")
     if given.processes < 1:
@@ -69,7 +69,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def main() -> int:
     """Run the ablation and show the results; returns the exit status."""
-    given = _parse_arguments(sys.argv[1:])
+    given = _parse_arguments()
     seeds = list(dict.fromkeys(given.seeds))
     plan = make_plan(given.yaml, given.overrides, seeds=seeds, only=given.only, processes=given.processes)
     sizes = plan.recipe.eval.sizes

@@ -19,7 +19,7 @@ from recipes.output import ABSENT, COLORS, DIM, Table, chart, duration, svg
 from recipes.results import Evaluation, Results, first_reached, mean_curve, short_commit
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 CSV_FIELDS = (
     *("variant", "techniques_on", "n", "failed", "not_run"),
@@ -37,8 +37,8 @@ class Row(NamedTuple):
     variant: Variant
     values: dict[str, list[float]]
     """Values of each finished run: `wall_seconds`, `images_per_second`, `top1` (at the main size) and `top1_SIZEpx`."""
-    figures: dict[str, float | None]
-    """By the columns of table.csv: means and sample standard deviations of the values, and ratios; None: unknown."""
+    figures: dict[str, float]
+    """By the columns of table.csv: means and sample standard deviations of the values, and ratios; nan: unknown."""
     curve: tuple[Evaluation, ...]  # mean over the seeds, at the main size
 
     @property
@@ -48,18 +48,18 @@ class Row(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What adding a technique changes."""
+    """What adding a technique changes, over the seeds for which both runs are finished."""
 
-    top1: list[float]  # top-1 with it minus top-1 without it, seed by seed
-    seconds_ratio: float  # mean wall time with it divided by mean wall time without it
+    top1: list[float]  # top-1 with it minus top-1 without it, seed by seed; may be empty
+    seconds_ratio: float  # mean wall time with it divided by mean wall time without it; nan: unknown
 
 
 class Effect(NamedTuple):
-    """What a technique is worth; None if runs are missing."""
+    """What a technique is worth."""
 
     technique: str
-    alone: Difference | None  # added to the baseline
-    in_recipe: Difference | None  # the recipe against the recipe without it
+    alone: Difference  # added to the baseline
+    in_recipe: Difference  # the recipe against the recipe without it
 
 
 class Comparison(NamedTuple):
@@ -77,10 +77,14 @@ class Comparison(NamedTuple):
         return max(len(row.values["top1"]) for row in self.rows)
 
     @property
+    def seed_noise(self) -> float | None:
+        """The standard deviation of a run's top-1 between seeds, over all variants."""
+        return pooled_std([row.values["top1"] for row in self.rows])
+
+    @property
     def standard_error(self) -> float | None:
-        """The standard error of a difference between two variants' mean top-1, from the noise between seeds."""
-        noise = pooled_std([row.values["top1"] for row in self.rows])
-        return None if noise is None else noise * (2 / self.most_seeds) ** 0.5
+        """Of a difference between two variants' mean top-1."""
+        return None if self.seed_noise is None else self.seed_noise * (2 / self.most_seeds) ** 0.5
 
 
 def compare(
@@ -105,24 +109,28 @@ def compare(
         for px in sizes:
             values["top1" if px == size else f"top1_{px}px"] = [_top1(run, px) for run in done]
         curve = mean_curve([run.evaluations(size) for run in done])
-        reached = None if target is None else first_reached(curve, target - 1e-9)
-        figures: dict[str, float | None] = {
+        reached = (target is not None and first_reached(curve, target - 1e-9)) or Evaluation(math.nan, math.nan, 0.0)
+        figures: dict[str, float] = {
             **{"n": len(done), "failed": len(others) - others.count(None), "not_run": others.count(None)},
-            **{name: fmean(found) if found else None for name, found in values.items()},
-            **{f"{name}_std": stdev(found) if len(found) > 1 else None for name, found in values.items()},
-            **{"top1_min": min(values["top1"], default=None), "top1_max": max(values["top1"], default=None)},
-            **{"target_top1": target, "seconds_to_target": reached and reached.wall_seconds},
-            "epochs_to_target": reached and reached.epoch,
+            **{name: _mean(found) for name, found in values.items()},
+            **{f"{name}_std": _std(found) for name, found in values.items()},
+            **{"top1_min": min(values["top1"], default=math.nan), "top1_max": max(values["top1"], default=math.nan)},
+            "target_top1": math.nan if target is None else target,
+            **{"seconds_to_target": reached.wall_seconds, "epochs_to_target": reached.epoch},
         }
         rows.append(Row(variant, values, figures, curve))
-    _add_ratios(rows)
+    base = next(row.figures for row in rows if not row.variant.on)
+    front = pareto([(row.figures["wall_seconds"], row.figures["top1"]) for row in rows if row.values["top1"]])
+    for mine in (row.figures for row in rows):
+        for name in ("wall_seconds", "images_per_second", "seconds_to_target"):
+            mine[f"{name}_over_baseline"] = mine[name] / (base[name] or math.nan)
+        mine["top1_minus_baseline"] = mine["top1"] - base["top1"]
+        mine["on_pareto_front"] = int((mine["wall_seconds"], mine["top1"]) in front)
 
-    def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference | None:
+    def difference(having: frozenset[str], lacking: frozenset[str]) -> Difference:
         with_it, without = runs.get(having, {}), runs.get(lacking, {})
         both = [seed for seed in with_it if seed in without]
-        if not both:
-            return None
-        seconds = [fmean(group[seed].summary["wall_seconds"] for seed in both) for group in (with_it, without)]
+        seconds = [_mean([group[seed].summary["wall_seconds"] for seed in both]) for group in (with_it, without)]
         top1 = [_top1(with_it[seed], size) - _top1(without[seed], size) for seed in both]
         return Difference(top1, seconds[0] / seconds[1])
 
@@ -140,19 +148,12 @@ def _top1(run: Results, size: int) -> float:
     return float(run.summary["eval_by_size"][str(size)]["top1"])
 
 
-def _add_ratios(rows: Sequence[Row]) -> None:
-    """Compare each variant with the baseline, and with all others on time and top-1."""
-    base = next(row.figures for row in rows if not row.variant.on)
-    ends = ((row.figures["wall_seconds"], row.figures["top1"]) for row in rows)
-    front = pareto([(seconds, top1) for seconds, top1 in ends if seconds is not None and top1 is not None])
-    for row in rows:
-        mine = row.figures
-        for name in ("wall_seconds", "images_per_second", "seconds_to_target"):
-            known, reference = mine[name], base[name]
-            mine[f"{name}_over_baseline"] = known / reference if known is not None and reference else None
-        top1, reference = mine["top1"], base["top1"]
-        mine["top1_minus_baseline"] = None if top1 is None or reference is None else top1 - reference
-        mine["on_pareto_front"] = int((mine["wall_seconds"], top1) in front)
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+def _std(values: Sequence[float]) -> float:
+    return stdev(values) if len(values) > 1 else math.nan
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> set[tuple[float, float]]:
@@ -174,67 +175,34 @@ def pooled_std(groups: Sequence[Sequence[float]]) -> float | None:
     return math.sqrt(sum(degrees * std**2 for degrees, std in many) / freedom) if freedom else None
 
 
-def _notes(comparison: Comparison, eval_interval: int) -> list[str]:
-    """What the numbers mean, given the epochs between two evaluations."""
-    size, target, error = comparison.size, comparison.target, comparison.standard_error
-    found = [
-        f"Top-1 and time are means over n seeds, ± is their sample standard deviation. Gains and ratios are over the "
-        f"baseline, gains in percentage points of top-1 at {size} px. A star: on the Pareto front of time and top-1.",
-        "Alone: the technique added to the baseline. In the recipe: the recipe minus the recipe without the technique. "
-        "Both are computed seed by seed.",
-    ]
-    if error is not None:
-        noise = error * (comparison.most_seeds / 2) ** 0.5
-        found.append(
-            f"Over all variants a run's top-1 has a standard deviation of {100 * noise:.2f} points between seeds, so "
-            f"the difference of two means of n = {comparison.most_seeds} has a standard error of "
-            f"{100 * error:.2f} points: differences below about {200 * error:.1f} points may be chance."
-        )
-    if target is not None:
-        every = "epoch" if eval_interval == 1 else f"{eval_interval} epochs"
-        found.append(
-            f"Time to {100 * target:.2f} %: when the mean curve over the seeds first reaches it, interpolated linearly "
-            f"between evaluations (one every {every}); at the first evaluation there is nothing to interpolate."
-        )
-    time = "Time is that of training, loading, evaluation and checkpoints, without starting the program."
+def _words(plan: Plan, outcomes: Sequence[Outcome], comparison: Comparison) -> output.Content:
+    """What the figures mean, and remarks: failed and missing runs, differences that affect the comparison."""
     walls = [row.values["wall_seconds"] for row in comparison.rows]
-    jitter = pooled_std([[seconds / fmean(group) for seconds in group] for group in walls])
-    if jitter is not None:
-        time += f" Between seeds, it has a standard deviation of {100 * jitter:.0f} % per variant."
-    return [*found, time]
-
-
-def _remarks(plan: Plan, outcomes: Sequence[Outcome]) -> list[str]:
-    """Failed and missing runs, and differences that affect the comparison."""
-    found = [
-        f"Failed: {planned.variant.name} seed {planned.seed}, {failure}" for planned, _, failure in outcomes if failure
-    ]
-    if missing := sum(run is None and failure is None for _, run, failure in outcomes):
-        found.append(f"{missing} of {len(outcomes)} runs are not finished; run the same command again to resume.")
-    cutmix = plan.recipe.algorithms.cutmix
-    if cutmix is not None and {1, 2} <= {len({"mixup", "cutmix"} & set(variant.on)) for variant in plan.variants}:
-        found.append(
-            f"Where MixUp and CutMix are both on, a batch gets CutMix with probability {cutmix.switch_prob:g} and MixUp"
-            " otherwise; without one of them, the other acts on every batch."
-        )
     versions = [run.summary.get("versions") or {} for _, run, _ in outcomes if run is not None]
-    for key in dict.fromkeys(key for entry in versions for key in entry):
-        counts = Counter(short_commit(str(entry.get(key))) for entry in versions)
-        if len(counts) > 1:
-            shares = ", ".join(f"{value} ({count} runs)" for value, count in counts.most_common())
-            found.append(f"Not the same in all runs: {key}: {shares}.")
-    return found
+    counts = {
+        key: Counter(short_commit(str(entry.get(key))) for entry in versions)
+        for key in dict.fromkeys(key for entry in versions for key in entry)
+    }
+    mixed = {len({"mixup", "cutmix"} & set(variant.on)) for variant in plan.variants}
+    return output.sections(
+        "ablate/notes.txt.jinja",
+        found=comparison,
+        interval=plan.recipe.eval.interval,
+        jitter=pooled_std([[seconds / fmean(group) for seconds in group] for group in walls]),
+        outcomes=outcomes,
+        missing=sum(run is None and failure is None for _, run, failure in outcomes),
+        cutmix=plan.recipe.algorithms.cutmix if mixed >= {1, 2} else None,
+        different={key: found.most_common() for key, found in counts.items() if len(found) > 1},
+    )
 
 
-def _points(mean: float | None, std: float | None, sign: str = "") -> str:
+def _cell(value: float, form: str, unit: str = "") -> str:
+    return ABSENT if math.isnan(value) else f"{value:{form}}{unit}"
+
+
+def _points(mean: float, std: float, sign: str = "") -> str:
     """`91.00 ± 1.41`, in percent."""
-    if mean is None:
-        return ABSENT
-    return f"{100 * mean:{sign}.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
-
-
-def _times(ratio: float | None) -> str:
-    return ABSENT if ratio is None else f"{ratio:.2f}x"
+    return _cell(100 * mean, f"{sign}.2f") + ("" if math.isnan(std) else f" ± {100 * std:.2f}")
 
 
 def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
@@ -245,7 +213,7 @@ def accuracy_table(comparison: Comparison, sizes: Sequence[int]) -> Table:
         words = ["*"] if figures["on_pareto_front"] else []
         words += [f"{figures[key]} {key.replace('_', ' ')}" for key in ("failed", "not_run") if figures[key]]
         shares = [_points(figures[name], figures[f"{name}_std"]) for name in names]
-        gain = _points(figures["top1_minus_baseline"], None, "+")
+        gain = _points(figures["top1_minus_baseline"], math.nan, "+")
         rows.append([row.name, str(figures["n"]), *shares, gain, " ".join(words)])
     headers = ["variant", "n", *(f"% at {size} px" for size in sizes), "gain", "note"]
     return Table(headers, rows, range(1, 3 + len(sizes)))
@@ -256,29 +224,25 @@ def cost_table(comparison: Comparison) -> Table:
     target, rows = comparison.target, []
     for row in comparison.rows:
         figures = row.figures
-        speed, epochs = figures["images_per_second"], figures["epochs_to_target"]
-        never = target is not None and epochs is None and row.curve
         wall, rate, reached = (
-            _times(figures[f"{name}_over_baseline"])
+            _cell(figures[f"{name}_over_baseline"], ".2f", "x")
             for name in ("wall_seconds", "images_per_second", "seconds_to_target")
         )
-        cells = [duration(figures["wall_seconds"]), wall, ABSENT if speed is None else f"{speed:.0f}", rate]
-        cells += ["never" if never else duration(figures["seconds_to_target"])]
-        rows.append([row.name, *cells, ABSENT if epochs is None else f"{epochs:.1f}", reached])
-    goal = "target" if target is None else f"{100 * target:.1f}%"
-    return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {goal}", "epochs", "ratio"], rows, range(1, 8))
+        never = target is not None and math.isnan(figures["epochs_to_target"]) and row.curve
+        time = [duration(figures["wall_seconds"]), wall, _cell(figures["images_per_second"], ".0f"), rate]
+        goal = ["never" if never else duration(figures["seconds_to_target"]), _cell(figures["epochs_to_target"], ".1f")]
+        rows.append([row.name, *time, *goal, reached])
+    top1 = "target" if target is None else f"{100 * target:.1f}%"
+    return Table(["variant", "time", "ratio", "img/s", "ratio", f"to {top1}", "epochs", "ratio"], rows, range(1, 8))
 
 
 def effect_table(comparison: Comparison) -> Table:
     """What each technique adds, alone and in the recipe."""
 
-    def cells(difference: Difference | None) -> tuple[str, str]:
-        if difference is None:
-            return ABSENT, ABSENT
-        std = stdev(difference.top1) if len(difference.top1) > 1 else None
-        return _points(fmean(difference.top1), std, "+"), _times(difference.seconds_ratio)
+    def cells(top1: list[float], seconds_ratio: float) -> tuple[str, str]:
+        return _points(_mean(top1), _std(top1), "+"), _cell(seconds_ratio, ".2f", "x")
 
-    rows = [(one.technique, *cells(one.alone), *cells(one.in_recipe)) for one in comparison.effects]
+    rows = [(one.technique, *cells(*one.alone), *cells(*one.in_recipe)) for one in comparison.effects]
     return Table(["technique", "alone: top-1", "time", "in the recipe: top-1", "time"], rows, range(1, 5))
 
 
@@ -289,10 +253,7 @@ def describe(plan: Plan, outcomes: Sequence[Outcome], comparison: Comparison, si
         if comparison.effects:
             content[EFFECTS] = [effect_table(comparison)]
         content |= {ACCURACY: [accuracy_table(comparison, sizes)], "Cost": [cost_table(comparison)]}
-        content["How to read this"] = [*_notes(comparison, plan.recipe.eval.interval)]
-    if remarks := _remarks(plan, outcomes):
-        content["Remarks"] = [*remarks]
-    return content
+    return content | _words(plan, outcomes, comparison)
 
 
 def write(plan: Plan, outcomes: Sequence[Outcome], comparison: Comparison, command: str) -> list[str]:
@@ -308,20 +269,23 @@ def write(plan: Plan, outcomes: Sequence[Outcome], comparison: Comparison, comma
     content = describe(plan, outcomes, comparison, comparison.sizes) | {"Command": [output.Code(command)]}
     others = [f"top1_{px}px{part}" for px in comparison.sizes if px != comparison.size for part in ("", "_std")]
     columns = [*CSV_FIELDS, *others]
-    lines = (
-        [spreadsheet(row.variant.name), " ".join(row.variant.on), *(row.figures[column] for column in columns[2:])]
-        for row in comparison.rows
-    )
+    lines = []
+    for row in comparison.rows:
+        figures = (row.figures[column] for column in columns[2:])
+        known = (None if math.isnan(figure) else figure for figure in figures)
+        lines.append([spreadsheet(row.variant.name), " ".join(row.variant.on), *known])
     replace_text(plan.folder / "table.md", f"# {title}\n\n{setting}\n\n{output.markdown(content)}")
     replace_text(plan.folder / "table.csv", output.csv_text(columns, lines))
-    with chart(11, 6.5) as figure:
-        _draw_accuracy(figure, comparison)
+    with chart(9, 6.5) as figure:
+        _draw_accuracy(figure.subplots(), comparison)
+        figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=3.5)
         picture = svg(figure, "Top-1 against time for each variant, and the Pareto front")
         output.save(figure, plan.folder / "accuracy.png")
-    content[ACCURACY].append(output.Chart(picture, "Curves and points: means; whiskers: lowest to highest seed."))
+    content[ACCURACY].append(output.Chart(picture, "Curves and their ends: means; whiskers: lowest to highest seed."))
     if comparison.effects:
         with chart(9, 1.6 + 0.5 * len(comparison.effects)) as figure:
-            _draw_effects(figure, comparison)
+            _draw_effects(figure.subplots(), comparison)
+            figure.legend(loc="outside lower center", ncols=3, fontsize="small")
             picture = svg(figure, "Change of top-1 by each technique, alone and in the recipe")
         caption = "Bars: means over the seeds; whiskers: lowest to highest seed."
         content[EFFECTS].append(output.Chart(picture, caption))
@@ -347,51 +311,43 @@ def _range(values: Sequence[float], scale: float) -> list[list[float]]:
     return [[scale * (fmean(values) - min(values))], [scale * (max(values) - fmean(values))]]
 
 
-def _draw_accuracy(figure: Figure, comparison: Comparison) -> None:
-    """Left: top-1 over time; right: the final point of each variant, and the Pareto front."""
-    finished = [row for row in comparison.rows if row.values["top1"]]
-    divisor, unit = output.time_unit(max(max(row.values["wall_seconds"]) for row in finished))
-    curves, ends = figure.subplots(1, 2)
+def _draw_accuracy(axes: Axes, comparison: Comparison) -> None:
+    """Top-1 over time: the mean curve of each variant, the range of its final points, and the Pareto front."""
+    finished = [one for one in zip(comparison.rows, _looks(comparison.rows), strict=True) if one[0].values["top1"]]
+    divisor, unit = output.time_unit(max(max(row.values["wall_seconds"]) for row, _ in finished))
     front = []
-    for row, look in zip(comparison.rows, _looks(comparison.rows), strict=True):
+    for row, look in finished:
         wall, top1 = row.values["wall_seconds"], row.values["top1"]
-        if not top1:
-            continue
         weight: dict[str, Any] = {"linewidth": 1.1, "markersize": 4, "alpha": 0.75, "zorder": 2}
         if row.variant.name in ("recipe", "baseline"):
-            weight = {"linewidth": 2.4, "markersize": 6, "alpha": 1.0, "zorder": 3}
+            weight = {"linewidth": 2.4, "markersize": 6, "zorder": 3}
         points = [(entry.wall_seconds / divisor, 100 * entry.top1) for entry in row.curve]
-        curves.plot(*np.array(points).reshape(-1, 2).T, **look | weight)
-        place = (fmean(wall) / divisor, 100 * fmean(top1))
-        front += [place] if row.figures["on_pareto_front"] else []
-        bars = {"xerr": _range(wall, 1 / divisor), "yerr": _range(top1, 100), "elinewidth": 0.6, "zorder": 3}
-        ends.errorbar(*place, **look | bars | {"linestyle": "none", "markersize": 7})
-        curves.plot([], [], **look, linewidth=1.2, label=row.name)
+        axes.plot(*np.array(points).reshape(-1, 2).T, **look | weight, label=row.name)
+        end = (fmean(wall) / divisor, 100 * fmean(top1))
+        front += [end] if row.figures["on_pareto_front"] else []
+        bars = {"xerr": _range(wall, 1 / divisor), "yerr": _range(top1, 100), "elinewidth": 0.6, "zorder": 4}
+        axes.errorbar(*end, **look | bars | {"linestyle": "none", "markersize": 7})
     step: dict[str, Any] = {"where": "post", "color": "#b6c2cf", "linewidth": 4.0, "zorder": 1}
-    ends.step(*zip(*sorted(front), strict=True), **step, label="Pareto front")
+    axes.step(*zip(*sorted(front), strict=True), **step, label="Pareto front")
     if comparison.target is not None:
         target = 100 * comparison.target
-        curves.axhline(target, color=DIM, linewidth=0.8, linestyle=":", label=f"target {target:.2f} %")
-    curves.set_xlim(left=0)
-    for axes, title in ((curves, "Accuracy against time"), (ends, "Where each variant ended")):
-        axes.set(xlabel=f"time of training, loading, evaluation [{unit}]", title=title)
-        axes.set_ylabel(f"top-1 at {comparison.size} px [%]")
-    figure.legend(loc="outside lower center", ncols=4, fontsize="small", handlelength=3.5)
+        axes.axhline(target, color=DIM, linewidth=0.8, linestyle=":", label=f"target {target:.2f} %")
+    axes.set_xlim(left=0)
+    axes.set(xlabel=f"time of training, loading, evaluation [{unit}]", ylabel=f"top-1 at {comparison.size} px [%]")
 
 
-def _draw_effects(figure: Figure, comparison: Comparison) -> None:
+def _draw_effects(axes: Axes, comparison: Comparison) -> None:
     """A bar for each technique alone and in the recipe, in points of top-1, with the range over the seeds."""
-    axes, error = figure.subplots(), comparison.standard_error
-    shown = [effect for effect in comparison.effects if effect.alone or effect.in_recipe]
+    error = comparison.standard_error
+    shown = [effect for effect in comparison.effects if effect.alone.top1 or effect.in_recipe.top1]
     if error is not None:
         label = "two standard errors of seed noise"
         axes.axvspan(-200 * error, 200 * error, color="#e3e7eb", zorder=0, label=label)
-    alone, in_recipe = [effect.alone for effect in shown], [effect.in_recipe for effect in shown]
     for shift, color, label, differences in (
-        (-0.19, COLORS[0], "added to the baseline", alone),
-        (0.19, COLORS[1], "in the recipe (minus the recipe without it)", in_recipe),
+        (-0.19, COLORS[0], "added to the baseline", [effect.alone for effect in shown]),
+        (0.19, COLORS[1], "in the recipe (minus the recipe without it)", [effect.in_recipe for effect in shown]),
     ):
-        bars = [(place + shift, one.top1) for place, one in enumerate(differences) if one is not None]
+        bars = [(place + shift, one.top1) for place, one in enumerate(differences) if one.top1]
         ranges = np.hstack([np.empty((2, 0)), *(_range(top1, 100) for _, top1 in bars)])
         places, means = [place for place, _ in bars], [100 * fmean(top1) for _, top1 in bars]
         axes.barh(places, means, 0.36, color=color, label=label, xerr=ranges, error_kw={"elinewidth": 0.8})
@@ -399,4 +355,3 @@ def _draw_effects(figure: Figure, comparison: Comparison) -> None:
     axes.set_yticks(range(len(shown)), [effect.technique for effect in shown])
     axes.set(xlabel=f"change of top-1 at {comparison.size} px [percentage points]", ylim=(len(shown) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
-    figure.legend(loc="outside lower center", ncols=3, fontsize="small")

@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from data.errors import InputError
-from data.imagefolder import class_names
 from data.text import clean, escape
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_command, yaml_and_overrides
 from recipes.config import RunConfig
@@ -86,7 +85,6 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
     # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
     from recipes.export import hub, programs
-    from recipes.export.card import card
     from recipes.trained import labels, load_trained
 
     if given.push_to_hub is not None:
@@ -96,9 +94,7 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
     if evaluation is not None and evaluation["weights_sha256"] != digest:
         raise InputError(f"--evaluation: {given.evaluation} is about other weights than those of {trained.location}")
     prepared = preprocessing(run, given.size or config.eval.sizes[-1], config.eval.crop_ratio)
-    folders = labels(trained, config.data.path)
-    named = enumerate(zip(folders, class_names(folders), strict=True))
-    classes = [{"index": index, "class": one, "name": name} for index, (one, name) in named]
+    classes = labels(trained, config.data.path)
     probe = programs.examples(prepared["size"], 4, run.data.mean, run.data.std)
     shape = programs.architecture(trained, probe)
     program, differences = programs.fixed_blurs(network, probe), {}
@@ -110,12 +106,13 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
             else:
                 about = {"model": run.model.name, "run_name": run.run_name, "weights_sha256": digest}
                 programs.write_weights(network, folder / file, about)
-        (folder / PREPROCESSING).write_bytes(_json(prepared))
-        (folder / CLASSES).write_bytes(_json(classes))
+        indexed = [{"index": index} | label for index, label in enumerate(classes)]
+        for name, content in ((PREPROCESSING, prepared), (CLASSES, indexed)):
+            (folder / name).write_text(to_json(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         files += [PREPROCESSING, CLASSES]
-        if FILES["safetensors"] in files and hub.write_timm_config(trained, folder, prepared, folders, probe):
+        if FILES["safetensors"] in files and hub.write_timm_config(trained, folder, prepared, classes, probe):
             files.append(CONFIG)
-        text = card(trained, shape, prepared, differences, evaluation, files)
+        text = hub.card(trained, shape, prepared, differences, evaluation, files)
         (folder / CARD).write_text(clean(text), encoding="utf-8")
     words = f"{trained.weights_name}, exported to {escape(given.output)}: {', '.join([*files, CARD])}"
     print(f"{escape(trained.location)}: {words}")
@@ -146,11 +143,6 @@ def preprocessing(run: RunConfig, size: int, crop_ratio: float) -> dict[str, Any
         "dtype": "float32",
         "probabilities": "sigmoid" if run.loss.name == "binary_cross_entropy" else "softmax",
     }
-
-
-def _json(content: object) -> bytes:
-    # A byte of a folder name that is not UTF-8 becomes \\udcNN in JSON, which Python reads back as that byte.
-    return (to_json(content, indent=2, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from recipes.results import to_json
 from recipes.schedule import epoch_plan, peak_lr
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
 
 DESCRIPTION = """Raise the learning rate from step to step, watch the loss, and suggest a rate
 for the run.
@@ -111,41 +111,31 @@ def peaks(config: RunConfig, proposal: dict[str, Any]) -> list[tuple[int, int, f
     return found
 
 
-def _draw(figure: Figure, result: dict[str, Any], curves: Sequence[Curve], found: dict[str, Suggestion]) -> None:
-    """Draw the loss over the rate, and below it each method's suggestions, into an empty figure."""
+def _draw(axes: Axes, result: dict[str, Any], curves: Sequence[Curve]) -> None:
+    """Draw the loss over the rate, with the present and the proposed rate."""
     from matplotlib.ticker import NullFormatter
 
-    above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1.2))
     for index, curve in enumerate(curves):
-        above.plot(curve.lrs, curve.losses, ".", color=COLORS[0], alpha=0.25, markersize=4, markeredgewidth=0)
+        axes.plot(curve.lrs, curve.losses, ".", color=COLORS[0], alpha=0.25, markersize=4, markeredgewidth=0)
         label = "smoothed training loss, one line per run" if index == 0 else None
-        above.plot(curve.lrs, curve.smoothed, color=COLORS[0], alpha=0.8, label=label)
+        axes.plot(curve.lrs, curve.smoothed, color=COLORS[0], alpha=0.8, label=label)
     losses = np.concatenate([curve.losses for curve in curves])
     first = [float(curve.losses[0]) for curve in curves if np.isfinite(curve.losses[0])]
     if first:  # cut the chart above the first values: beyond them the loss has diverged
         top, bottom = 1.25 * max(first), float(losses[np.isfinite(losses)].min())
-        above.set_ylim(bottom - 0.05 * (top - bottom), top)
-    for row, method in enumerate(METHODS):
-        if (one := found.get(method)) is not None:
-            dots, color = [row] * len(one.rates), COLORS[2]
-            below.plot(one.rates, dots, "o", color=color, alpha=0.5, markersize=5, markeredgewidth=0)
-            below.plot([one.geometric_mean], [row], "|", color=color, markersize=14, markeredgewidth=2.5)
-    below.set_yticks(range(len(METHODS)), list(METHODS))
-    below.set_ylim(len(METHODS) - 0.4, -0.6)
+        axes.set_ylim(bottom - 0.05 * (top - bottom), top)
     low, high = result["ramp"]["start_lr"], max(curve.lrs.max() for curve in curves)
-    present, chosen = result["present_lr"], found.get(CHOSEN)
-    for axes in (above, below):
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlim(low, high)
-        if low <= present <= high:
-            axes.axvline(present, color=DIM, linestyle=":", label=f"now in the config: {present:.2g}")
-        if chosen is not None:
-            axes.axvline(chosen.geometric_mean, color=COLORS[1], label=f"proposed: {chosen.geometric_mean:.2g}")
-    above.set_ylabel("loss")
-    above.legend(loc="lower left")
-    below.set_title("suggestions: a dot per run, a bar at their geometric mean", fontsize="small")
-    below.set_xlabel(f"learning rate (at {result['global_batch_size']} images per step, log scale)")
+    present, chosen = result["present_lr"], result["suggestions"].get(CHOSEN)
+    if low <= present <= high:
+        axes.axvline(present, color=DIM, linestyle=":", label=f"now in the config: {present:.2g}")
+    if chosen is not None:
+        proposed = chosen["geometric_mean"]
+        axes.axvline(proposed, color=COLORS[1], label=f"proposed: {proposed:.2g}")
+    axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    images = result["global_batch_size"]
+    axes.set(xlim=(low, high), ylabel="loss", xlabel=f"learning rate (at {images} images per step, log scale)")
+    axes.legend(loc="lower left")
 
 
 def _describe(
@@ -226,19 +216,17 @@ def main() -> int:
     }
     folder = Path(config.runs_folder) / config.run_name / "find_lr"
     content = _describe(result, curves, found, highest)
-    _write_files(result, curves, found, content, folder)
+    _write_files(result, curves, content, folder)
     output.show(content)
     print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
     return 0 if proposal else 1
 
 
-def _write_files(
-    result: dict[str, Any], curves: Sequence[Curve], found: dict[str, Suggestion], content: output.Content, folder: Path
-) -> None:
+def _write_files(result: dict[str, Any], curves: Sequence[Curve], content: output.Content, folder: Path) -> None:
     """Write lr.csv, lr.png, lr.html and lr.json; each is replaced as a whole."""
-    alt = "Training loss against the learning rate on a logarithmic scale, with the suggestions of each method below"
-    with chart(height=5.2) as drawn:
-        _draw(drawn, result, curves, found)
+    alt = "Training loss against the learning rate on a logarithmic scale"
+    with chart() as drawn:
+        _draw(drawn.subplots(), result, curves)
         output.save(drawn, folder / "lr.png")
         plot = output.Chart(svg(drawn, alt), "Points are single batches. Each step's loss is that before the update.")
     runs = [(curve.seed, len(curve.lrs), f"{curve.lrs[-1]:.3g}", ENDS[curve.end]) for curve in curves]

@@ -13,7 +13,6 @@ from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from tqdm import tqdm
 
-from data.errors import InputError
 from data.sampler import PositionSampler
 from data.source import Source
 from data.stage import stage_dataset
@@ -40,14 +39,9 @@ def trial_config(
     It is the run's own, at one image size with random crops, with the momentum at the schedule's highest rate, and
     without the techniques in `OFF`. Nothing is resumed, and torch.compile, which changes no loss, is off. Without a
     `size`, it is that of most epochs; without a `batch_size` (over all devices), it is the run's at that size.
-    InputError: the config is wrong, or the batch size is not divisible by the number of processes.
+    InputError: the config is wrong.
     """
     config = load_config(path, overrides)
-    if batch_size is not None and batch_size % world_size:
-        raise InputError(
-            f"--batch-size: {batch_size} images are not divisible by {world_size} processes; "
-            f"allowed: a multiple of {world_size}"
-        )
     if size is None:
         sizes = [entry.size for entry in epoch_plan(config, world_size)]
         size = max(sizes, key=sizes.count)  # the first one if several have equally many epochs

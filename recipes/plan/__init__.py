@@ -110,18 +110,16 @@ def published(config: RunConfig, device: str, devices: int) -> Throughput | None
     entry = entries.get(devices) or (entries.get(1) if devices == 8 else None)
     if entry is None:
         return None
-    channels_last, factors, known = config.algorithms.channels_last is not None, [], table["factors"]
+    factors, known = [], table["factors"]
     if devices != entry["devices"]:
         factors.append({"name": "8 devices instead of 1"} | known["eight_devices"])
-    if half and channels_last != entry["channels_last"]:
-        factor, source = known["channels_last"].values()
-        name, factor = ("channels_last", factor) if channels_last else ("no channels_last", 1 / factor)
-        factors.append({"name": name, "factor": factor, "source": source})
-    blurpool = config.algorithms.blurpool is not None
-    if half and blurpool != entry["blurpool"]:
-        factor, source = known["blurpool" if channels_last else "blurpool_without_channels_last"].values()
-        name, factor = ("blurpool", factor) if blurpool else ("no blurpool", 1 / factor)
-        factors.append({"name": name, "factor": factor, "source": source})
+    blurring = "blurpool" if config.algorithms.channels_last else "blurpool_without_channels_last"
+    for name, key in (("channels_last", "channels_last"), ("blurpool", blurring)):
+        on = getattr(config.algorithms, name) is not None
+        if half and on != entry[name]:
+            with_it = known[key]["factor"]
+            change = {"name": name, "factor": with_it} if on else {"name": f"no {name}", "factor": 1 / with_it}
+            factors.append(change | {"source": known[key]["source"]})
     times = math.prod(factor["factor"] for factor in factors)
     rates = {size: rate * times for size, rate in entry["images_per_second"].items()}
     return Throughput(rates, f"published: {entry['source']}", factors)
@@ -194,13 +192,6 @@ def flops(network: nn.Module, size: int) -> int:
     return counter.get_total_flops()
 
 
-def _device_memory(network: nn.Module, config: RunConfig, devices: int, entry: EpochPlan, size: int) -> float:
-    from recipes.memory import microbatch_images, step_memory
-
-    fixed, per_image = step_memory(network, config, devices, size, entry.crop == "center")
-    return (fixed + per_image * microbatch_images(config, entry, devices)) / 1e9
-
-
 def network_size(config: RunConfig, epoch: int, loader_size: int) -> int:
     """Side in pixels of the network's input in an epoch (counted from 0).
 
@@ -261,10 +252,11 @@ def make_plan(
     work = by_area if network is None else by_flops(network)
     epochs, sizes = epoch_plan(config, devices), config.eval.sizes
     memory = config.device_memory_gb or (machine.device_memory_gb if machine else None)
-    if network is not None and config.device_microbatch_size == "auto":
-        from recipes.memory import with_microbatches
+    if network is not None:
+        from recipes.memory import microbatch_images, step_memory, with_microbatches
 
-        config = with_microbatches(config, network, devices, epochs, None if memory is None else 1e9 * memory)
+        if config.device_microbatch_size == "auto":
+            config = with_microbatches(config, network, devices, epochs, None if memory is None else 1e9 * memory)
     steps, rate_at = schedule_of(config, epochs, images.train)
 
     def kind(epoch: int) -> tuple[EpochPlan, int, float]:
@@ -274,7 +266,11 @@ def make_plan(
     for (entry, size, cost), group in groupby(range(config.epochs), kind):
         members = list(group)
         first, last, count = members[0], members[-1], len(members)
-        speed = None if throughput is None else throughput.rate(size, cost, work)
+        speed = throughput and throughput.rate(size, cost, work)
+        memory_gb = None
+        if network is not None:
+            fixed, per_image = step_memory(network, config, devices, size, entry.crop == "center")
+            memory_gb = (fixed + per_image * microbatch_images(config, entry, devices)) / 1e9
         stages.append(
             {
                 "first_epoch": first,  # counted from 0
@@ -289,8 +285,8 @@ def make_plan(
                 "last": rate_at(last, steps[last] - 1)._asdict(),
                 "epochs_at_224px": count * cost * work(size),
                 "images_per_second": speed,  # at which the devices train, and which the loader must supply
-                "hours": None if speed is None else count * images.train / speed / 3600,
-                "memory_gb": None if network is None else _device_memory(network, config, devices, entry, size),
+                "hours": speed and count * images.train / speed / 3600,
+                "memory_gb": memory_gb,
             }
         )
 

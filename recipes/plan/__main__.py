@@ -9,7 +9,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ SHOWN = 8  # stages shown one by one; with more, short neighbours share a row
 POINTS = 2_000  # points of a curve in the chart, at most
 
 
-def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     parser = command_parser("plan", "Show a run's stages, compute, time and price before it starts.", EXAMPLES)
     add = parser.add_argument
     add("--machine", metavar="NAME", help="a machine in the price list (default: the YAML's `# Hardware:`)")
@@ -72,7 +72,7 @@ def _parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="print JSON, and write no files")
     text = "folder for plan.html and schedule.png (default: runs_folder/run_name/plan)"
     add("--out", type=Path, metavar="FOLDER", help=text)
-    given = parser.parse_intermixed_args(list(argv))
+    given = parser.parse_intermixed_args(sys.argv[1:])
     given.yamls, given.overrides = yamls_and_overrides(parser, given.words)
     for name, value in (("--devices", given.devices), ("--images-per-second", given.images_per_second)):
         if value is not None and not 0 < value < math.inf:
@@ -142,30 +142,22 @@ def _compute(
     return make_plan(config, images, devices, hardware, name, machine, throughput, network), throughput
 
 
-def _describe_run(plan: dict[str, Any]) -> list[str]:
-    hardware, images = "any hardware" if plan["hardware"] == "any" else plan["hardware"], plan["images"]
-    return [
-        f"{plan['run_name']}: {plan['epochs']} epochs of {images['train']:,} images ({images['source']})",
-        f"on {hardware}, {plan['devices']} process{'es' if plan['devices'] > 1 else ''}",
-        *([f"note: {plan['machine_note']}"] if plan["machine_note"] else []),
-    ]
-
-
 def _describe(
     plan: dict[str, Any], config: RunConfig, throughput: Throughput | None, machines: dict[str, MachineConfig]
 ) -> Content:
-    """The plan as text, at most 80 columns wide."""
+    """The plan as text, at most 80 columns wide; the section `Run` is its heading."""
     stages, times, memory = [], [], []
-    vcpus = machines[plan["machine"]].vcpus if plan["machine"] else None
+    machine = machines[plan["machine"]] if plan["machine"] else None
+    vcpus = machine and machine.vcpus
     for row in _group_rows(plan["stages"]):
         first, last = row[0], row[-1]
-        ends = (first["first"], last["last"])
-        lrs = [_number(rate["lr"]) for rate in ends]
-        momenta = [_momentum(momentum_at(config, Rate(**rate))) for rate in ends]
         where = [_span(first["first_epoch"] + 1, last["first_epoch"] + last["epochs"]), _span(*_column(row, "size"))]
         counts = (first["global_batch_size"], sum(_column(row, "steps")))
-        changes = (" to ".join(dict.fromkeys(ends)) for ends in (lrs, momenta))
-        stages.append((*where, *(f"{n:,}" for n in counts), *changes, f"{sum(_column(row, 'epochs_at_224px')):.4g}"))
+        ends = [Rate(**first["first"]), Rate(**last["last"])]
+        lr = " to ".join(dict.fromkeys(_number(rate.lr) for rate in ends))
+        momentum = " to ".join(dict.fromkeys(_momentum(momentum_at(config, rate)) for rate in ends))
+        compute = sum(_column(row, "epochs_at_224px"))
+        stages.append((*where, *(f"{count:,}" for count in counts), lr, momentum, f"{compute:.4g}"))
         if plan["hours"] is not None:
             hours = sum(_column(row, "hours"))
             rate = sum(stage["images_per_second"] * stage["hours"] for stage in row) / hours
@@ -181,76 +173,25 @@ def _describe(
     time_headers = ("epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
     memory_table = Table(("epochs", "px", "GB per device", "GB it has"), memory, range(1, 4))
     no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
+    words = output.sections(
+        "plan/notes.txt.jinja",
+        plan=plan,
+        throughput=throughput,
+        auto=config.device_microbatch_size == "auto",
+        prices=machine.prices if machine else {},
+        dollars={cost["kind"]: cost["dollars"] for cost in plan["costs"]},
+        machines=machines,
+        number=_number,
+        momentum=_momentum,
+    )
     return {
+        "Run": words["Run"],
         "Schedule": [Table(stage_headers, stages, range(1, 7))],
-        "Compute": [*_describe_compute(plan)],
-        "Time and loader": [
-            *([Table(time_headers, times, range(1, 7))] if times else []),
-            *_describe_throughput(throughput, plan["compute_scaled_by"]),
-        ],
-        "Price": [*_describe_price(plan, machines)],
-        "Memory": [memory_table if memory else no_memory, *_describe_microbatches(plan, config)],
+        "Compute": words["Compute"],
+        "Time and loader": [*([Table(time_headers, times, range(1, 7))] if times else []), *words["Throughput"]],
+        "Price": words["Price"],
+        "Memory": [memory_table if memory else no_memory, *words.get("Microbatches", [])],
     }
-
-
-def _describe_compute(plan: dict[str, Any]) -> list[str]:
-    def share(value: float) -> str:
-        return f"{abs(100 * value):.1f} % {'less' if value >= 0 else 'more'}"
-
-    saved = f"{share(plan['saving_against_224px'])} than {plan['epochs']} plain epochs at 224 px"
-    if plan["train_size"] != REFERENCE_SIZE:
-        saved += f", {share(plan['saving_against_train_size'])} than at {plan['train_size']} px"
-    if plan["saving_against_224px"] != plan["saving_by_size_alone"]:
-        saved += f"; by the sizes alone {share(plan['saving_by_size_alone'])} than at 224 px"
-    evaluation = plan["evaluation"]
-    return [
-        f"highest learning rate: {_number(plan['peak_lr'])}, in epoch {plan['peak_epoch'] + 1}, "
-        f"at momentum {_momentum(plan['peak_momentum'])}",
-        f"compute: {plan['epochs_at_224px']:.4g} epochs at 224 px (scaled by {plan['compute_scaled_by']}), {saved}",
-        f"evaluation, not included: {evaluation['times']} times at {' and '.join(map(str, evaluation['sizes']))} px, "
-        f"{evaluation['epochs_at_224px']:.3g} epochs at 224 px",
-    ]
-
-
-def _describe_throughput(throughput: Throughput | None, scaled_by: str) -> list[str]:
-    if throughput is None:
-        return [
-            "no throughput: none is published for this model, hardware and precision, and no run was measured",
-            "use --measured RUN with one of your runs, or --images-per-second N with a known value",
-        ]
-    known = ", ".join(map(str, throughput.images_per_second_by_size))
-    missing = ["start-up", "interruptions"]
-    missing += ["waiting for checkpoints"] if throughput.checkpoint_seconds is None else []
-    missing += [] if throughput.whole_step else ["waiting for a loader that is slower than the devices"]
-    return [
-        f"images/s {throughput.source} (at {known} px; other sizes scaled by {scaled_by})",
-        *(f"x {factor['factor']:.3g} for {factor['name']}: {factor['source']}" for factor in throughput.factors),
-        f"not included: {', '.join(missing)}; in the price, storage and transfer",
-    ]
-
-
-def _describe_price(plan: dict[str, Any], machines: dict[str, MachineConfig]) -> list[str]:
-    """The price of the run, or of an hour if the hours are unknown; each with its date and source."""
-    if plan["machine"] is None:
-        return [f"no price: no machine is given; choose one with --machine NAME: {', '.join(machines)}"]
-    lines, dollars = [], {cost["kind"]: f"{cost['dollars']:,.2f} dollars at " for cost in plan["costs"]}
-    for kind, price in machines[plan["machine"]].prices.items():
-        if price is None:
-            lines.append(f"{kind}: no price")
-            continue
-        varies = "; varies by the hour" if kind == "spot" and dollars else ""
-        where = f"{price.region}, {price.date}{varies}; {price.source}"
-        lines.append(f"{kind}: {dollars.get(kind, '')}{price.usd_per_hour:g} $/h ({where})")
-    return lines
-
-
-def _describe_microbatches(plan: dict[str, Any], config: RunConfig) -> Iterator[str]:
-    """What `device_microbatch_size: auto` is."""
-    chosen = plan["device_microbatch_size"]
-    if config.device_microbatch_size == "auto" and chosen is None:
-        yield "device_microbatch_size: auto depends on the memory; give --machine or device_memory_gb=N"
-    elif config.device_microbatch_size == "auto" != chosen:
-        yield f"device_microbatch_size: auto is {chosen}"
 
 
 def _group_rows(stages: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -328,9 +269,9 @@ def _compare(plans: Sequence[dict[str, Any]], as_json: bool) -> int:
     return 0
 
 
-def main(argv: Sequence[str]) -> int:
+def main() -> int:
     """Print the plan, then write its page; returns the exit status."""
-    given = _parse_arguments(argv)
+    given = _parse_arguments()
     configs = [load_config(path, given.overrides) for path in given.yamls]
     machines = load_table(given.prices, PricesConfig).machines
     plans = [_compute(given, path, one, machines) for path, one in zip(given.yamls, configs, strict=True)]
@@ -341,7 +282,8 @@ def main(argv: Sequence[str]) -> int:
     if given.json:
         print(to_json(plan, indent=2))
         return 0
-    content, about = _describe(plan, config, throughput, machines), _describe_run(plan)
+    content = _describe(plan, config, throughput, machines)
+    about = list(map(str, content.pop("Run")))
     output.show(content, *about)
     sys.stdout.flush()  # the chart takes another second
     folder = given.out or Path(config.runs_folder) / config.run_name / "plan"
@@ -359,4 +301,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(lambda: main(sys.argv[1:])))
+    sys.exit(run_command(main))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.text import escape, first_line
 from recipes.load import read_document
-from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Metrics, Results, read_results
+from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Results, read_results
 
 POINTS = 600  # points of a curve at most: about one per pixel of its chart's width
 PHASES = {
@@ -124,11 +124,6 @@ class Run(Results):
     pictures: tuple[Path, ...]  # grids of training images, in the order of the epochs
     predictions: SavedPredictions | None  # None if there are none
 
-    @cached_property
-    def training(self) -> Metrics:
-        """The lines with training figures."""
-        return super().training
-
     def setting(self, key: str) -> Any:
         """A key of the config, such as `data.path`; None if it is missing."""
         value: Any = self.config
@@ -148,8 +143,10 @@ class Run(Results):
         known = np.flatnonzero(np.isfinite(sizes))
         starts = [*known[:1], *known[1:][np.diff(sizes[known]) != 0]]
         ends = np.array([*starts[1:], len(sizes)][: len(starts)], int)
-        found = []
-        for start, end, speed, wait in zip(starts, ends, *_throughput(training, ends - 1), strict=True):
+        names = ("samples", "time/train_seconds", "time/loader_wait_seconds")
+        images, trained, waited = (np.diff(training[name][ends - 1], prepend=0.0) for name in names)
+        seconds, found = np.where(trained + waited > 0, trained + waited, np.nan), []
+        for start, end, speed, wait in zip(starts, ends, images / seconds, waited / seconds, strict=True):
             first = max(float(np.floor(epochs[start])), float(epochs[start - 1])) if start else 0.0
             largest = np.nan_to_num(training["train/batch_size"][start:end]).max()
             found.append(Stage(first, float(epochs[end - 1]), int(sizes[start]), int(largest), speed, wait))
@@ -231,28 +228,6 @@ def _read_predictions(path: Path) -> SavedPredictions:
     if not fit or [c.dtype.kind for c in columns] != list("iiff") or not (found.label < len(classes)).all():
         raise ValueError("its parts do not fit each other")
     return found
-
-
-def _throughput(training: Metrics, ends: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Images per second, and the share of time spent waiting for the loader, up to each of these n rows: (2, n)."""
-    columns = [training[name][ends] for name in ("samples", "time/loader_wait_seconds", "time/train_seconds")]
-    images, waited, trained = np.diff(columns, prepend=0.0)
-    seconds = trained + waited
-    found: NDArray[np.float64] = np.stack([images, waited]) / np.where(seconds > 0, seconds, np.nan)
-    return found
-
-
-def throughput_curve(training: Metrics) -> NDArray[np.float64]:
-    """Throughput over the run, in segments of about equal length that do not cross stages.
-
-    Returns:
-        (3, n): epoch in the middle of each segment, images per second, share of time spent waiting for the loader.
-    """
-    sizes, epochs = training["train/image_size"], training["epoch"]
-    even = np.linspace(0, len(epochs) - 1, min(POINTS // 4, len(epochs))).astype(int)
-    ends = np.union1d(even, np.flatnonzero(sizes[1:] != sizes[:-1]))
-    middles = epochs[ends] - np.diff(epochs[ends], prepend=0.0) / 2
-    return np.stack([middles, *_throughput(training, ends)])
 
 
 def thin(curve: Array, points: int = POINTS) -> Array:

@@ -19,13 +19,13 @@ EXAMPLES = """examples:
   %(prog)s runs/* --output /tmp/all.html"""
 
 
-def main(argv: list[str] | None = None) -> int:
+def main() -> int:
     """Write the page and print its path; returns the exit status."""
     parser = command_parser("report", DESCRIPTION, EXAMPLES, words=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="the folder of a run, such as runs/demo")
     text = "the page (default: report.html in the run's folder, or in the current one for several runs)"
     parser.add_argument("--output", type=Path, metavar="FILE", help=text)
-    given = parser.parse_args(argv)
+    given = parser.parse_args()
     # Only now: --help does not need charts.
     from recipes.report.page import REPORT, write_report
 

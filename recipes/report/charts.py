@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from recipes.output import COLORS, DIM, chart, plain, svg, time_unit
-from recipes.report import PHASES, Run, Stage, moving_mean, thin, throughput_curve
+from recipes.report import PHASES, Run, moving_mean, thin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,29 +27,32 @@ def line_of(index: int) -> dict[str, Any]:
 
 def training_curves(runs: Sequence[Run]) -> Markup:
     """Loss, learning rate, momentum and top-1 over epochs, below a band with stages and resumes."""
-    labels = {"train/loss": "training loss", "train/lr": "learning rate", "train/momentum": "momentum", "": "top-1 (%)"}
-    with _over_epochs(runs, (3.0, 1.6, 1.6, 2.8), list(labels.values())) as (figure, panels):
-        for panel, name in zip(panels[:3], labels, strict=False):
-            for index, run in enumerate(runs):
-                x, y = thin(np.stack([run.training["epoch"], run.training[name]]))
-                if name == "train/loss":
-                    panel.plot(x, y, **line_of(index), alpha=0.3, linewidth=0.9)
-                    y = moving_mean(y)
-                panel.plot(x, y, **line_of(index), linewidth=1.3)
-        _draw_accuracy(panels[-1], runs, "epoch")
+    labels = ("training loss", "learning rate", "momentum", "top-1 (%)")
+    with _over_epochs(runs, (3.0, 1.6, 1.6, 2.8), labels) as (figure, panels):
+        for panel, name in zip(panels[:3], ("train/loss", "train/lr", "train/momentum"), strict=True):
+            _draw_figure(panel, runs, name)
+        _draw_accuracy(panels[3], runs, "epoch")
         return svg(figure, "Loss, learning rate, momentum and top-1 accuracy over epochs")
 
 
 def throughput_curves(runs: Sequence[Run]) -> Markup:
     """Images per second and the share of time spent waiting for the loader, over epochs."""
     with _over_epochs(runs, (2.6, 1.4), ("images/s", "loader wait (%)")) as (figure, panels):
-        for index, run in enumerate(runs):
-            x, images, waiting = throughput_curve(run.training)
-            panels[0].plot(x, images, **line_of(index), linewidth=1.2)
-            panels[1].plot(x, 100 * waiting, **line_of(index), linewidth=1.2)
+        _draw_figure(panels[0], runs, "train/images_per_second")
+        _draw_figure(panels[1], runs, "train/loader_wait_fraction", scale=100)
         for panel in panels:
             panel.set_ylim(bottom=0)
         return svg(figure, "Images per second and waiting for the loader over epochs")
+
+
+def _draw_figure(axes: Axes, runs: Sequence[Run], name: str, scale: float = 1) -> None:
+    """A column of the training figures over epochs, a line per run; the loss with its moving mean."""
+    for index, run in enumerate(runs):
+        x, y = thin(np.stack([run.training["epoch"], scale * run.training[name]]))
+        if name == "train/loss":
+            axes.plot(x, y, **line_of(index), alpha=0.3, linewidth=0.9)
+            y = moving_mean(y)
+        axes.plot(x, y, **line_of(index), linewidth=1.3)
 
 
 def accuracy_over_time(runs: Sequence[Run]) -> Markup:
@@ -102,7 +105,9 @@ def _over_epochs(
                 shade = 0.95 - 0.45 * (sizes.index(stage.size) + 1) / len(sizes)
                 box: dict[str, Any] = {"color": (shade * 0.93, shade * 0.97, 1 - (1 - shade) * 0.4), "height": 0.86}
                 band.barh(row, stage.last - stage.first, left=stage.first, edgecolor="white", **box)
-                label = _stage_label(stage, end)
+                share = (stage.last - stage.first) / (end or 1.0)  # as much text as fits on the block
+                label = f"{stage.size} px" if share >= 0.05 else ""
+                label += f", batch {stage.batch_size}" if share >= 0.17 else ""
                 band.text((stage.first + stage.last) / 2, row, label, ha="center", va="center", fontsize=8.5)
             for epoch, *_ in run.resumes:
                 band.plot(epoch, row - 0.32, "v", color=RESUME, markersize=6, clip_on=False)
@@ -120,12 +125,6 @@ def _over_epochs(
         panels[0].set_xlim(0, 1.004 * end or 1.0)  # shared by all panels
         panels[-1].set_xlabel("epochs")
         yield figure, panels
-
-
-def _stage_label(stage: Stage, end: float) -> str:
-    """As much text as fits on the stage's block."""
-    share = (stage.last - stage.first) / (end or 1.0)
-    return "" if share < 0.05 else f"{stage.size} px" + (f", batch {stage.batch_size}" if share >= 0.17 else "")
 
 
 def _draw_accuracy(axes: Axes, runs: Sequence[Run], over: str, divisor: float = 1) -> None:

@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def _state(run: Run) -> str:
 
 def _settings(run: Run) -> dict[str, Any]:
     """What was trained: the techniques with their settings, the keys that differ from their defaults, and all keys."""
-    prefix, keys, usual = "algorithms.", _keys(run), _defaults()
+    prefix, keys, usual = "algorithms.", _keys(run.config), _defaults()
     techniques = [[key.removeprefix(prefix), text] for key, text in keys.items() if key.startswith(prefix)]
     differing = [[key, text] for key, text in keys.items() if not key.startswith(prefix) and usual.get(key) != text]
     return {
@@ -118,13 +117,18 @@ def _settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _keys(run: Run) -> dict[str, str]:
-    """The config as text by key path, each technique with its settings in one line."""
-    techniques = dict(section(run.config, "algorithms"))
-    techniques |= {f"composer.{name}": value for name, value in section(techniques, "composer").items()}
-    techniques.pop("composer", None)
-    others = _flat({key: value for key, value in run.config.items() if key != "algorithms"})
-    return others | {f"algorithms.{name}": _inline(value) for name, value in techniques.items()}
+def _keys(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A config as text by key path, `a.b`; a technique, a list, or a mapping of numbers in one line."""
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        is_technique = prefix.startswith("algorithms.") and path != "algorithms.composer"
+        of_numbers = isinstance(value, dict) and value and all(str(one).isdecimal() for one in value)
+        if isinstance(value, dict) and not is_technique and not of_numbers:
+            flat |= _keys(value, f"{path}.")
+        else:
+            flat[path] = _inline(value)
+    return flat
 
 
 def _compared(columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
@@ -134,7 +138,9 @@ def _compared(columns: Sequence[Mapping[str, str]]) -> list[list[str]]:
 
 def _differences(runs: Sequence[Run]) -> Table:
     """The config keys in which several runs differ."""
-    rows = [row for row in _compared([_keys(run) for run in runs]) if row[0] != "run_name" and len(set(row[1:])) > 1]
+    rows = [
+        row for row in _compared([_keys(run.config) for run in runs]) if row[0] != "run_name" and len(set(row[1:])) > 1
+    ]
     return Table(["key", *(run.name for run in runs)], rows)
 
 
@@ -151,22 +157,10 @@ def _versions(runs: Sequence[Run]) -> Table:
     return Table(["", *(run.name for run in runs)], _compared(columns))
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A config as text by key path, `a.b`; lists and mappings of numbers in one line."""
-    flat: dict[str, str] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and value and not all(str(one).isdecimal() for one in value):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = _inline(value)
-    return flat
-
-
-@lru_cache(maxsize=1)
 def _defaults() -> dict[str, str]:
     """The defaults of the config's keys, flattened; those without one are left out."""
     least = {"run_name": "x", "data": {"path": "x"}, "device_batch_size": 1}
-    flat = _flat(resolved_values(RunConfig.model_validate(least)))
+    flat = _keys(resolved_values(RunConfig.model_validate(least)))
     return {key: value for key, value in flat.items() if key not in ("run_name", "data.path", "device_batch_size")}
 
 

@@ -8,8 +8,7 @@ import pytest
 from data.errors import InputError
 from recipes.ablate import __main__ as ablate
 from recipes.ablate import make_plan, preflight
-from recipes.ablate.__main__ import locked, main
-from recipes.cli import run_command
+from recipes.ablate.__main__ import locked
 from tests.support import ROOT, end, start, wait_for
 from tests.support import summary_of as summary
 
@@ -37,7 +36,7 @@ def recipe(tmp_path, images):
     return path
 
 
-def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_path, monkeypatch, capfd):
+def test_interrupted_then_failed_then_finished_by_the_same_command(command, recipe, tmp_path, monkeypatch):
     words = [str(recipe), f"runs_folder={tmp_path}", "--seeds", "3"]
     folder = tmp_path / "tiny-ablate"
     first, second = "tiny-recipe-seed3", "tiny-baseline-seed3"
@@ -66,12 +65,11 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     )
     entrypoint = ablate.ENTRYPOINT
     monkeypatch.setattr(ablate, "ENTRYPOINT", failing)
-    monkeypatch.setattr(sys, "argv", ["ablate", *words])
-    assert run_command(main) == 1
-    shown = capfd.readouterr()
-    assert "[1/2] recipe seed 3: top-1" in shown.err
-    assert "[2/2] baseline seed 3: failed: exit status 1: no [b]memory[/b] today; see " in shown.err
-    assert str(folder / second / "console.txt") in shown.out.replace("\n", "")
+    status, out, err = command("ablate", *words)
+    assert status == 1
+    assert "[1/2] recipe seed 3: top-1" in err
+    assert "[2/2] baseline seed 3: failed: exit status 1: no [b]memory[/b] today; see " in err
+    assert str(folder / second / "console.txt") in out.replace("\n", "")
     done = summary(folder, first)
     assert done["finished"]
     assert len(done["resumed_from"]) == 1
@@ -79,9 +77,8 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
 
     monkeypatch.setattr(ablate, "ENTRYPOINT", entrypoint)
     before = (folder / first / "console.txt").read_text()
-    assert run_command(main) == 0
-    shown = capfd.readouterr()
-    assert "1 of 2 runs to do" in shown.err
+    status, _, err = command("ablate", *words)
+    assert (status, "1 of 2 runs to do" in err) == (0, True)
     assert (folder / first / "console.txt").read_text() == before
     assert summary(folder, second)["finished"]
     assert summary(folder, second)["weights_sha256"] != done["weights_sha256"]
@@ -91,9 +88,8 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     }
 
     # Nothing is left to do: nothing is started, and the table is there again at another target.
-    monkeypatch.setattr(sys, "argv", ["ablate", *words, "--target", "0.9", "--size", "24"])
-    assert run_command(main) == 0
-    assert "at 24 px" in capfd.readouterr().out
+    status, out, _ = command("ablate", *words, "--target", "0.9", "--size", "24")
+    assert (status, "at 24 px" in out) == (0, True)
     assert summary(folder, second)["resumed_from"] == []
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import random
 import re
-import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,6 @@ import pytest
 import torch
 import yaml
 
-from recipes.cli import run_command
-from recipes.find_lr import __main__ as command
 from recipes.find_lr.__main__ import peaks, present_lr, propose
 from recipes.load import load_config
 from recipes.schedule import epoch_plan, peak_lr
@@ -47,16 +45,9 @@ def recipe(tmp_path_factory, images):
 
 
 @pytest.fixture
-def find_lr(monkeypatch, capsys, recipe, tmp_path):
-    """Run the command in this process: (status, stdout, stderr)."""
-
-    def find_lr(*arguments):
-        monkeypatch.setattr(sys, "argv", ["find_lr", str(recipe), f"runs_folder={tmp_path}", *arguments])
-        status = run_command(command.main)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return find_lr
+def find_lr(command, recipe, tmp_path):
+    """The command on the recipe: (status, stdout, stderr)."""
+    return partial(command, "find_lr", recipe, f"runs_folder={tmp_path}")
 
 
 def read(folder):
@@ -159,11 +150,8 @@ def test_the_line_trains_at_the_rate_that_was_tested(recipe, reference, devices)
         (["other.yaml"], "one YAML file at a time"),
     ],
 )
-def test_wrong_input_is_a_line_and_status_2(find_lr, arguments, said, tmp_path):
-    status, out, err = find_lr(*arguments)
-    assert (status, out) == (2, "")
-    assert said in err
-    assert len(err.strip().splitlines()) == 1
+def test_wrong_input_is_a_line_and_status_2(refused, recipe, arguments, said, tmp_path):
+    assert said in refused("find_lr", recipe, f"runs_folder={tmp_path}", *arguments)
     assert not (tmp_path / "tiny").exists()
 
 

@@ -4,29 +4,29 @@ import re
 import pytest
 from PIL import Image
 
-from recipes.cli import YAMLS, run_command
-from recipes.plan.__main__ import main
+from recipes.cli import YAMLS
 from tests.support import ROOT
 
 P3 = str(ROOT / "yamls" / "p3.yaml")
 MOSAIC = str(ROOT / "yamls" / "mosaic-medium.yaml")
+DATA = "data.path=TMP"
 
 
-def plan(capsys, *argv):
-    assert run_command(lambda: main([*argv, "--json"])) == 0
-    return json.loads(capsys.readouterr().out)
+@pytest.fixture
+def plan(command):
+    """What `plan --json` prints."""
 
+    def plan(*words):
+        status, out, err = command("plan", *words, "--json")
+        assert status == 0, err
+        return json.loads(out)
 
-def refused(capsys, *argv):
-    assert run_command(lambda: main(list(argv))) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    return shown.err.strip()
+    return plan
 
 
 @pytest.mark.parametrize("path", sorted(YAMLS.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_yaml_has_a_plan(path, capsys):
-    found = plan(capsys, str(path), "data.path=/nowhere")
+def test_every_yaml_has_a_plan(path, plan):
+    found = plan(str(path), "data.path=/nowhere")
     assert sum(stage["epochs"] for stage in found["stages"]) == found["epochs"]
 
 
@@ -41,13 +41,11 @@ def test_every_yaml_has_a_plan(path, capsys):
         ("mosaic-medium", ["2.05, in epoch 9, at momentum 0.875", "0 to 1.48 0.875", "p3.16xlarge, g5.12xlarge"]),
     ],
 )
-def test_the_plan_is_shown_in_80_columns_and_on_a_page(name, lines, tmp_path, capsys, monkeypatch):
+def test_the_plan_is_shown_in_80_columns_and_on_a_page(name, lines, tmp_path, command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    words = [str(YAMLS / f"{name}.yaml"), f"runs_folder={tmp_path}", "data.path=/nowhere"]
-    assert run_command(lambda: main(words)) == 0
-    shown = capsys.readouterr()
-    body, *last = shown.out.rstrip().rsplit("\n", 2)
-    assert (shown.err, max(map(len, body.splitlines())) <= 80) == ("", True)
+    status, out, err = command("plan", YAMLS / f"{name}.yaml", f"runs_folder={tmp_path}", "data.path=/nowhere")
+    body, *last = out.rstrip().rsplit("\n", 2)
+    assert (status, err, max(map(len, body.splitlines())) <= 80) == (0, "", True)
     assert not set("…\x1b") & set(body)
     folder = tmp_path / name / "plan"
     assert last == [f"picture: {folder / 'schedule.png'}", f"page: {folder / 'plan.html'}"]
@@ -56,8 +54,8 @@ def test_the_plan_is_shown_in_80_columns_and_on_a_page(name, lines, tmp_path, ca
     assert all(line in " ".join(body.split()) for line in lines)
 
 
-def test_the_recipe_on_p3(capsys):
-    found = plan(capsys, P3, "data.path=/nowhere")
+def test_the_recipe_on_p3(plan):
+    found = plan(P3, "data.path=/nowhere")
     assert (found["machine"], found["devices"]) == ("p3.16xlarge", 8)
     assert found["images"]["train"] == 1_281_167
     assert found["saving_against_224px"] == pytest.approx(0.0386, abs=1e-4)
@@ -75,13 +73,13 @@ def test_the_recipe_on_p3(capsys):
     assert (found["peak_lr"], found["peak_epoch"], found["peak_momentum"]) == (2.0, 27, pytest.approx(0.85))
 
 
-def test_several_recipes_are_compared(capsys, tmp_path):
+def test_several_recipes_are_compared(command, plan):
     words = [P3, MOSAIC, "data.path=/nowhere", "--machine", "p4d.24xlarge"]
-    found = plan(capsys, *words)
+    found = plan(*words)
     assert [one["run_name"] for one in found] == ["p3", "mosaic-medium"]
     assert (found[0]["published"], found[1]["published"][:14]) == ("", "78.1 to 79.5 %")
-    assert run_command(lambda: main(words)) == 0
-    shown = capsys.readouterr().out
+    status, shown, _ = command("plan", *words)
+    assert status == 0
     for one in found:
         assert re.search(
             rf"{one['run_name']} +90 +{one['epochs_at_224px']:.4g} p4d.24xlarge .* [0-9.]+ (-|78.1)", shown
@@ -89,46 +87,45 @@ def test_several_recipes_are_compared(capsys, tmp_path):
     assert "mosaic-medium: 78.1 to 79.5 % top-1 at 224 px" in shown
 
 
-def test_what_auto_is_on_a_machine(capsys, tmp_path):
+def test_what_auto_is_on_a_machine(command, plan, tmp_path):
     gpu = [str(ROOT / "yamls" / "gpu.yaml"), "data.path=/nowhere"]
-    found = plan(capsys, *gpu, "--memory", "--machine", "runpod-h100")
+    found = plan(*gpu, "--memory", "--machine", "runpod-h100")
     assert found["device_microbatch_size"] == {"128": 768, "224": 256, "288": 256}
     assert found["costs"][0]["dollars"] == pytest.approx(found["hours"] * 3.99)
-    assert plan(capsys, *gpu)["device_microbatch_size"] == "auto"
+    assert plan(*gpu)["device_microbatch_size"] == "auto"
     for key, line in (
         ("device_memory_gb=8", "auto is {128: 256, 224: 64, 288: 32}"),
         ("seed=1", "depends on the memory"),
     ):
-        assert run_command(lambda key=key: main([*gpu, key, "--memory", f"--out={tmp_path}"])) == 0
-        assert line in " ".join(capsys.readouterr().out.split())
+        status, out, _ = command("plan", *gpu, key, "--memory", f"--out={tmp_path}")
+        assert (status, line in " ".join(out.split())) == (0, True)
 
 
-def test_a_price_list_of_the_users_own_and_a_folder_that_cannot_be_written(capsys, tmp_path):
+def test_a_price_list_of_the_users_own_and_a_folder_that_cannot_be_written(command, plan, tmp_path):
     prices = tmp_path / "mine.yaml"
     prices.write_text(
         "machines: {shed: {device: V100-16GB, devices: 8, "
         "on_demand: {usd_per_hour: 2, region: home, date: 2026-11, source: the meter}}}\n"
     )
     argv = [P3, "data.path=/nowhere", "--prices", str(prices), "--machine", "shed"]
-    found = plan(capsys, *argv)
+    found = plan(*argv)
     (bill,) = found["costs"]
     assert bill["dollars"] == pytest.approx(2 * found["hours"])
-    assert run_command(lambda: main([*argv, f"--out={prices / 'x'}"])) == 2
-    shown = capsys.readouterr()
-    assert "cannot be written: Not a directory; see --out" in shown.err
-    assert all(line in shown.out for line in ("spot: no price", "the meter")), "the plan itself is shown"
+    status, out, err = command("plan", *argv, f"--out={prices / 'x'}")
+    assert (status, "cannot be written: Not a directory; see --out" in err) == (2, True)
+    assert all(line in out for line in ("spot: no price", "the meter")), "the plan itself is shown"
 
 
-def test_without_a_published_figure_nothing_is_made_up(capsys):
+def test_without_a_published_figure_nothing_is_made_up(plan):
     g5 = str(ROOT / "yamls" / "g5.yaml")
-    found = plan(capsys, g5, "data.path=/nowhere")
+    found = plan(g5, "data.path=/nowhere")
     assert (found["throughput"], found["hours"], found["costs"]) == (None, None, [])
-    found = plan(capsys, g5, "data.path=/nowhere", "--images-per-second", "3000")
+    found = plan(g5, "data.path=/nowhere", "--images-per-second", "3000")
     assert found["throughput"]["source"].startswith("given")
     assert found["costs"][0]["dollars"] == pytest.approx(found["hours"] * 5.672)
 
 
-def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
+def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, plan):
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(
         "run_name: tiny\nmax_duration: 5ep\ndevice: cpu\ndevice_batch_size: 4\nmodel: {name: timm/test_resnet}\n"
@@ -137,11 +134,10 @@ def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
         "initial_scale: 0.5, delay_fraction: 0.3, finetune_fraction: 0.3, size_increment: 8}}\n"
     )
     keys = (str(recipe), f"runs_folder={tmp_path}", f"data.path={images}")
-    before = plan(capsys, *keys)
+    before = plan(*keys)
     assert before["throughput"] is None
     assert (before["images"]["train"], before["images"]["val"]) == (24, 9)
     train(recipe)
-    capsys.readouterr()
     entries = [json.loads(line) for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
     steps = [entry for entry in entries if "train/lr" in entry]
     evaluations = [entry for entry in entries if "eval/32/top1" in entry]
@@ -154,13 +150,13 @@ def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
         for line, rate in ((own[0], stage["first"]), (own[-1], stage["last"])):
             assert (line["train/lr"], line["train/momentum"]) == (rate["lr"], rate["momentum"])
     # Measured figures replace others, unless the user knows better; a run that is named goes before this one's own.
-    found = plan(capsys, *keys)
+    found = plan(*keys)
     assert found["throughput"]["source"].startswith(f"measured: {tmp_path / 'tiny' / 'metrics.jsonl'} on 1 x CPU")
     assert found["stages"][0]["images_per_second"] == pytest.approx(
         found["throughput"]["images_per_second_by_size"]["32"]
     )
-    assert plan(capsys, P3, "--measured", str(tmp_path / "tiny"))["throughput"]["source"].startswith("measured")
-    assert plan(capsys, *keys, "--images-per-second=9")["throughput"]["source"].startswith("given")
+    assert plan(P3, "--measured", str(tmp_path / "tiny"))["throughput"]["source"].startswith("measured")
+    assert plan(*keys, "--images-per-second=9")["throughput"]["source"].startswith("given")
 
 
 @pytest.mark.parametrize(
@@ -178,13 +174,9 @@ def test_the_hours_and_sizes_of_a_real_run(train, images, tmp_path, capsys):
         ([P3, "seed=x"], "seed: got 'x'"),
         ([MOSAIC, "--devices", "3"], "global_batch_size: 2048 images at 176 px are not divisible by 3 processes"),
         ([P3, "--memory", "model.name=resnet5o"], "model.name: 'resnet5o' is not a classifier"),
+        ([P3, DATA], "/train: no such folder"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(argv, message, capsys):
-    error = refused(capsys, *argv, *(["data.path=/nowhere"] if P3 in argv or MOSAIC in argv else []))
-    assert message in error
-    assert "\n" not in error
-
-
-def test_a_dataset_that_cannot_be_used_is_named(capsys, tmp_path):
-    assert "/train: no such folder" in refused(capsys, P3, f"data.path={tmp_path}")
+def test_bad_input_is_one_line_and_status_2(argv, message, refused, tmp_path):
+    data = [] if not argv or argv[-1] == DATA else ["data.path=/nowhere"]
+    assert message in refused("plan", *(word.replace("TMP", str(tmp_path)) for word in argv), *data)

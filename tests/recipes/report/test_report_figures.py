@@ -1,12 +1,11 @@
-"""The figures behind the page: confusions and throughput."""
+"""The figures behind the page: confusions and curves."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix as published
 
-from recipes.report import Confusions, SavedPredictions, moving_mean, read_run, thin, throughput_curve
+from recipes.report import Confusions, SavedPredictions, moving_mean, thin
 
 ANSWERS = st.lists(st.tuples(st.integers(-2, 6), st.integers(-1, 8)), max_size=60).map(
     lambda rows: np.array(rows, np.int32).reshape(-1, 2).T
@@ -35,17 +34,6 @@ def test_confusions_agree_with_scikit_learn(answers):
     for one, right, images in found.hardest(9):
         assert (right, images) == (whole[one, one], whole[one].sum())
         assert right < images
-
-
-def test_a_slow_stretch_shows(run_folder):
-    training = read_run(run_folder).training
-    slow = training["time/train_seconds"].copy()
-    slow[25:] += 10
-    middles, rates, waits = throughput_curve(training | {"time/train_seconds": slow})
-    slowest = np.argmin(rates)
-    assert middles[slowest] == pytest.approx(2.55)
-    assert rates[slowest] == pytest.approx(32 / 10.5)
-    assert waits[slowest] == pytest.approx(0.05 / 10.5)
 
 
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), min_size=1, max_size=300), st.integers(1, 50))

@@ -7,9 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from recipes.cli import run_command
 from recipes.report import read_run
-from recipes.report.__main__ import main
 from recipes.report.page import render
 from tests.recipes.report.folder import write_predictions, write_run
 
@@ -176,17 +174,16 @@ def test_images_that_are_gone_or_others(run_folder, tmp_path):
     assert "holds other images now than those that were evaluated" in text_of(report(run_folder))
 
 
-def test_the_command(run_folder, tmp_path, monkeypatch, capsys):
+def test_the_command(command, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main([str(run_folder)]) == 0
-    assert capsys.readouterr().out == f"report: {run_folder / 'report.html'}\n"
+    assert command("report", run_folder) == (0, f"report: {run_folder / 'report.html'}\n", "")
     assert (run_folder / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     other = shutil.copytree(run_folder, tmp_path / "other")
-    assert main([str(run_folder), str(other), str(run_folder), "--output", str(tmp_path / "deep" / "page.html")]) == 0
+    assert command("report", run_folder, other, run_folder, "--output", tmp_path / "deep" / "page.html")[0] == 0
     assert "<h1>2 runs</h1>" in (tmp_path / "deep" / "page.html").read_text()
 
 
-def test_bad_arguments(run_folder, tmp_path, monkeypatch, capsys):
+def test_bad_arguments(refused, run_folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for arguments, words in {
         (): "the following arguments are required: RUN",
@@ -197,8 +194,5 @@ def test_bad_arguments(run_folder, tmp_path, monkeypatch, capsys):
         ("runs/one", "--output", "."): ".: cannot be written",
         ("runs/one", "nowhere"): "nowhere: no such folder",
     }.items():
-        assert run_command(lambda given=arguments: main(list(given))) == 2
-        said = capsys.readouterr().err
-        assert words in said
-        assert said.count("\n") == 1
+        assert words in refused("report", *arguments)
         assert not (tmp_path / "report.html").exists()

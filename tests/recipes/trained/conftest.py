@@ -1,6 +1,5 @@
 """One tiny run for all tests, on disk and in a bucket, and its commands run in this process."""
 
-import io
 import json
 import sys
 from contextlib import contextmanager
@@ -8,10 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-import entrypoint
-from recipes import evaluate, predict
-from recipes.cli import run_command
-from recipes.export.__main__ import main as export
+from recipes.export import __main__ as export
 from recipes.load import load_config
 from recipes.run import run
 from tests.s3 import aws_environment, running
@@ -30,7 +26,6 @@ checkpoints: {folder: 's3://bucket/runs/{run_name}', keep: 3}
 loggers: {progress_bar: false, tensorboard: false}
 algorithms: {label_smoothing: {}, ema: {half_life: 3ba}}
 """
-COMMANDS = {"train": entrypoint.main, "evaluate": evaluate.main, "predict": predict.main, "export": export}
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +68,7 @@ def exported(tiny, server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export") / "exported"
     with surroundings(server.endpoint), pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["export", tiny.yaml, "--output", str(folder)])
-        assert export() == 0
+        assert export.main() == 0
     return folder
 
 
@@ -81,18 +76,3 @@ def exported(tiny, server, tmp_path_factory):
 def val(images):
     """The run's own evaluation images."""
     return images / "val"
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """`command("evaluate", *words, stdin=b"")` -> exit status, standard output, standard error."""
-
-    def command(name, *words, stdin=b""):
-        monkeypatch.setattr(sys, "argv", ["recipe", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        capsys.readouterr()
-        status = run_command(COMMANDS[name])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return command

@@ -59,19 +59,14 @@ def test_bad_images_are_named_and_the_others_go_on(command, exported, val, tmp_p
     assert complaints[2].startswith(f"{empty}: holds no images")
 
 
-def test_a_damaged_export_is_refused(command, exported, val, tmp_path):
+def test_a_damaged_export_is_refused(refused, exported, val, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "copy")
     (copy / "model.onnx").write_bytes(b"nothing")
-    status, _, err = command("predict", copy, val)
-    assert status == 2
-    assert err.startswith(f"{copy}/model.onnx: ")
-    assert err.count("\n") == 1
+    assert refused("predict", copy, val).startswith(f"{copy}/model.onnx: ")
     (copy / "model.onnx").unlink()
-    status, _, err = command("predict", copy, val)
-    assert status == 2
-    assert "holds no model.onnx" in err
+    assert "holds no model.onnx" in refused("predict", copy, val)
     (copy / "preprocessing.json").write_text("{}")
-    assert "is not what recipes.export writes" in command("predict", copy, val)[2]
+    assert "is not what recipes.export writes" in refused("predict", copy, val)
 
 
 def test_what_is_no_file_is_named_and_a_folder_that_links_to_itself_ends(command, exported, val, tmp_path):

@@ -160,7 +160,7 @@ def test_what_lies_in_the_place_of_a_summary_does_no_harm(tiny, copied, plant):
     [
         ("nowhere", None, "nowhere: no checkpoint of run 'tiny'; train it"),
         ("nowhere", "nowhere/ep001-ba000003.json", "--checkpoint: nowhere/ep001-ba000003.json does not exist"),
-        ("nowhere", "README.md", "--checkpoint: README.md is not a checkpoint"),
+        ("nowhere", "README.md", "README.md: cannot be loaded as weights only"),
         ("nowhere", "s3://bucket/empty", "--checkpoint: s3://bucket/empty holds no complete checkpoint"),
         ("nowhere", "s3://nobucket/x", "bucket does not exist"),
         ("s3://bucket/runs/none", None, "and s3://bucket/runs/none: no checkpoint of run 'tiny'"),

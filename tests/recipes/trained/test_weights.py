@@ -102,6 +102,8 @@ def test_a_file_in_a_bucket(tiny, tmp_path, server):
     server.client().put_object(Bucket="bucket", Key="weights/x.safetensors", Body=data)
     network, _ = started(tiny, "s3://bucket/weights/x.safetensors")
     assert torch.equal(logits(network), logits(source))
+    trained = load_trained(tiny.config, "s3://bucket/weights/x.safetensors")  # as evaluate and the others do
+    assert torch.equal(logits(trained.network), logits(source))
 
 
 def test_the_libraries_own_weights(tiny, tmp_path, monkeypatch):
