@@ -11,7 +11,9 @@ from recipes.load import load_config
 
 def main() -> int:
     """Train as the command line asks; returns the exit status."""
-    arguments = parse(sys.argv[1:], "Train an image classifier from a YAML config, or resume its run.")
+    arguments = parse(
+        sys.argv[1:], "Train an image classifier from a YAML config, or resume its run.", "python entrypoint.py"
+    )
     if arguments.list_configs or arguments.path is None:
         print(list_configs())
         return 0

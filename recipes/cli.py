@@ -26,7 +26,7 @@ FIRST_ENDS_WITHIN_SECONDS = 20.0
 _LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
 EXAMPLES = """examples:
-  %(prog)s yamls/p3.yaml
+  composer -n 8 entrypoint.py yamls/p3.yaml
   %(prog)s yamls/p3.yaml max_duration=16ep algorithms.mixup=off
   %(prog)s yamls/p3.yaml device_batch_size='{128: 256, 288: 128}'
   %(prog)s yamls/local.yaml --lr 0.5 --show
@@ -120,7 +120,7 @@ def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arg
     parser = _Parser(prog, description, EXAMPLES)
     parser.add_argument("--lr", metavar="X", help="same as optimizer.lr=X")
     text = """resume from this checkpoint, a file or its folder (same as resume=PATH); without a path, from the newest
-    checkpoint of this run_name (same as autoresume=true)"""
+    checkpoint of this run_name (the default, same as autoresume=true)"""
     parser.add_argument("--resume", nargs="?", const="", metavar="PATH|s3://...", help=text)
     parser.add_argument("--show", action="store_true", help="print the resolved config with every default, and exit")
     parser.add_argument("--list-configs", action="store_true", help="list the YAML files in yamls/, and exit")

@@ -68,7 +68,7 @@ def _parse_arguments() -> argparse.Namespace:
     text = "folder of a run whose measured throughput to use (default: runs_folder/run_name, if it has any)"
     add("--measured", type=Path, metavar="RUN", help=text)
     add("--images-per-second", type=float, metavar="N", help="throughput of plain training at 224 px, over all devices")
-    add("--memory", action="store_true", help="build the network to show memory and to count FLOPs instead of area")
+    add("--memory", action="store_true", help="build the network to show memory, and count FLOPs instead of image area")
     add("--json", action="store_true", help="print JSON, and write no files")
     text = "folder for plan.html and schedule.png (default: runs_folder/run_name/plan)"
     add("--out", type=Path, metavar="FOLDER", help=text)
@@ -172,7 +172,9 @@ def _describe(
     stage_headers = ("epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
     time_headers = ("epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
     memory_table = Table(("epochs", "px", "GB per device", "GB it has"), memory, range(1, 4))
-    no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
+    no_memory = (
+        "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
+    )
     words = output.sections(
         "plan/notes.txt.jinja",
         plan=plan,
