@@ -7,7 +7,6 @@ Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, read
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import logging
 import os
@@ -19,7 +18,7 @@ import numpy as np
 
 from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
-from data.files import is_file_name, is_remote, named, open_regular, open_store, read_regular, relative_path
+from data.files import is_file_name, is_remote, named, open_regular, open_store, read_path, read_regular
 from data.imagefolder import EXTENSIONS, ImageFolder, check_classes, open_folders, read_image
 from data.source import Source
 from data.text import escape
@@ -32,7 +31,7 @@ _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
 _COLUMNS = ("ImageId", "PredictionString")
-_LARGEST_TABLE = 2**26  # limit in bytes of the table, and of the unpacked devkit: many times their actual sizes
+_LARGEST_TABLE = 2**26  # limit in bytes of the table, of the devkit, and of a file in it: many times their actual sizes
 
 _Member = tuple[str, int, int]  # name, offset and length of a file in a tar file
 
@@ -47,11 +46,8 @@ class Files(Source):
 
     def read(self, index: int) -> bytes:
         """The file's bytes; raises OSError or BadImage."""
-        if not is_remote(self.path):
-            return read_image(f"{self.path}/{self._files[index]}")
-        store, root = open_store(self.path)  # opened once per process, and again after `renew_credentials`
-        data: bytes = store.cat_file(f"{root}/{self._files[index]}")
-        return data
+        path = f"{self.path}/{self._files[index]}"
+        return read_path(path) if is_remote(path) else read_image(path)
 
     def name(self, index: int) -> str:
         """The file's path, escaped."""
@@ -99,40 +95,29 @@ def open_origin(path: str) -> dict[str, Source]:
 def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
     """The images `CLASS/.../IMAGE` among the keys of a split in a bucket, in the order of data/imagefolder.py.
 
-    Returns them and the number of keys that no disk could hold; keys that a disk's listing would skip, such as names
-    that begin with a dot, are in neither.
+    Returns them and the number of images whose names no disk could hold, which are left out.
     """
-    listed = list(keys)
-    folders = {key[:end] for key in listed for end, letter in enumerate(key) if letter == "/"}
-    found, skipped = [], 0
-    for key in listed:
-        try:
-            # U+FFFD stands for bytes that are not UTF-8.
-            is_file = key not in folders and "\ufffd" not in relative_path(key)
-        except ValueError:
-            is_file = False
-        if not is_file:
-            skipped += 1
-        elif "/" in key and key.lower().endswith(EXTENSIONS) and not any(part[0] == "." for part in key.split("/")):
-            found.append(key)
-    return sorted(found, key=lambda key: (key.split("/")[0], *key.rpartition("/")[::2])), skipped
+    images = [
+        key
+        for key in keys
+        if "/" in key and key.lower().endswith(EXTENSIONS) and not any(part[:1] == "." for part in key.split("/"))
+    ]
+    found = [key for key in images if all(map(is_file_name, key.split("/")))]
+    return sorted(found, key=lambda key: (key.split("/")[0], *key.rpartition("/")[::2])), len(images) - len(found)
 
 
 def _remote_folder(path: str) -> dict[str, Source]:
     """An ImageFolder in a bucket."""
     store, root = open_store(path)
     splits: dict[str, list[str]] = {}
-    skipped = 0
     for split in ("train", "val"):
         place = f"{root}/{split}/"
         with named(path):
-            keys = [key.removeprefix(place) for key in store.find(place) if key.startswith(place) and key != place]
-        splits[split], others = images_in_keys(keys)
-        skipped += others
+            splits[split], skipped = images_in_keys(key.removeprefix(place) for key in store.find(place))
+        if skipped:
+            log.warning("%s/%s: %d images skipped, as no disk can hold their names", path, split, skipped)
         if not splits[split]:
             raise DataError(f"{path}/{split}: no images; expected {path}/{split}/CLASS/IMAGE")
-    if skipped:
-        log.warning("%s: %d keys skipped: they stand for folders, or no disk can hold their names", path, skipped)
     folders = {split: [key.split("/")[0] for key in found] for split, found in splits.items()}
     classes = sorted(set(folders["train"]))
     check_classes(f"{path}/train", classes, f"{path}/val", sorted(set(folders["val"])))
@@ -144,45 +129,29 @@ def _kaggle(folder: Path) -> dict[str, Source]:
     root = next((folder / place for place in _KAGGLE if (folder / place / "train").is_dir()), None)
     if root is None:
         raise DataError(f"{folder}: has {_SOLUTION} but no {_KAGGLE[0]}/train")
-    train = ImageFolder(root / "train", None)
-    found = dict(sorted(_solution(folder / _SOLUTION).items()))
-    for image, name in found.items():
-        if name not in train.classes:
-            raise DataError(f"{folder / _SOLUTION}: {image} has class {name}, which {train.path} lacks")
+    train, table = ImageFolder(root / "train", None), folder / _SOLUTION
+    with named(str(table)):  # also a wrong encoding, which is a ValueError
+        text = read_regular(table, _LARGEST_TABLE).decode("utf-8-sig")
+    found: dict[str, str] = {}
+    known = set(train.classes)
+    try:
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
+            raise DataError(f"{table}: expected the columns {' and '.join(_COLUMNS)}, separated by a comma")
+        for row in rows:
+            image, classes = (row[column] or "" for column in _COLUMNS)
+            name = classes.partition(" ")[0]
+            if not image or image in found or not is_file_name(f"{image}.JPEG") or name not in known:
+                what = f"{rows.line_num}: {image or 'no image'}, {name or 'no class'}"
+                raise DataError(f"{table}:{what}; expected each image once, a file's name, and a class of {train.path}")
+            found[image] = name
+    except csv.Error as error:
+        raise DataError(f"{table}: cannot be read as a table: {error}") from error
+    if not found:
+        raise DataError(f"{table}: lists no image")
+    found = dict(sorted(found.items()))
     val = Files(str(root / "val"), [f"{image}.JPEG" for image in found], list(found.values()), train.classes)
     return {"train": train, "val": val}
-
-
-def _solution(path: Path) -> dict[str, str]:
-    """The class of each image in Kaggle's table; raises DataError if it cannot be read or a row is incomplete."""
-    found: dict[str, str] = {}
-    with named(str(path)):
-        data = read_regular(path, _LARGEST_TABLE)
-    try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        first, _, rest = text.partition("\n")
-        if first.strip('"').startswith("sep="):  # Excel's line for itself
-            text, (first, _, _) = rest, rest.partition("\n")
-        # Spreadsheets separate by semicolons where the comma is the decimal sign.
-        separator = next((sign for sign in ";\t" if sign in first), ",")
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-        if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-            raise DataError(f"{path}: expected the columns {' and '.join(_COLUMNS)}")
-        for row in rows:
-            image, classes = ((row[name] or "").strip() for name in _COLUMNS)
-            place = f"{path}:{rows.line_num}: {image or 'a row'}"
-            if not image or not classes:
-                raise DataError(f"{place} has no {_COLUMNS[1] if image else _COLUMNS[0]}")
-            if not is_file_name(f"{image}.JPEG"):
-                raise DataError(f"{place}: not a name that a file can have")
-            if image in found:
-                raise DataError(f"{place} occurs twice")
-            found[image] = classes.split()[0]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from error
-    if not found:
-        raise DataError(f"{path}: lists no image")
-    return found
 
 
 def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
@@ -212,24 +181,23 @@ def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
 
 def _members(path: Path, start: int = 0, size: int | None = None) -> list[_Member]:
     """The files in a tar that begins at offset `start` of a file; raises DataError."""
+    found = []
     with named(str(path)), os.fdopen(open_regular(path), "rb") as file:
         end = os.fstat(file.fileno()).st_size if size is None else start + size
         file.seek(start)
-        found = []
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's end mark
                 for member in tar:
+                    # tarfile would read a member of negative size forever.
+                    if member.size < 0 or member.offset_data + member.size > end:
+                        raise DataError(f"{path}: truncated or damaged at {escape(member.name)}")
                     name = member.name.removeprefix("./")
-                    if member.size < 0:  # tarfile would loop over it forever
-                        raise DataError(f"{path}: the tar file is damaged at {escape(member.name)}")
                     if not member.isfile() or name.startswith("._"):  # macOS adds these next to files
                         continue
                     if not is_file_name(name):
                         raise DataError(f"{path}: {member.name}: not a name that a file can have")
-                    if member.offset_data + member.size > end:
-                        raise DataError(f"{path}: is truncated in {member.name}")
                     found.append((name, member.offset_data, member.size))
-        except (tarfile.TarError, ValueError, EOFError) as error:
+        except (tarfile.TarError, EOFError) as error:
             raise DataError(f"{path}: damaged, or not a tar file: {error}") from error
     return found
 
@@ -242,15 +210,10 @@ def _val_classes(devkit: Path) -> list[str]:
     with named(str(devkit)):
         data = read_regular(devkit, _LARGEST_TABLE)
     try:
-        if data[:2] == b"\x1f\x8b":
-            with gzip.open(io.BytesIO(data)) as unpacked:
-                data = unpacked.read(_LARGEST_TABLE + 1)
-        if len(data) > _LARGEST_TABLE:
-            raise ValueError(f"more than {_LARGEST_TABLE} bytes unpacked")
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for member in tar:
                 if (name := Path(member.name).name) in (_META, _TRUTH) and (file := tar.extractfile(member)):
-                    files[name] = file.read()
+                    files[name] = file.read(_LARGEST_TABLE)
         meta = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
         wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
         return [wnid[int(number)] for number in files[_TRUTH].split()]

@@ -21,13 +21,15 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.errors import DataError
-from data.files import download, file_sha256, is_remote, named, open_store
-from data.shards import USED, Resolution, Shard, ShardSource, open_cached
+from data.errors import DataError, exit_status
+from data.files import download, file_sha256, is_remote, named
+from data.open import open_cached
+from data.shards import USED, Resolution, Shard, ShardSource
 from data.text import guard
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,6 @@ _CONNECTIONS = 8
 _LOOK_AGAIN = 2.0  # seconds between two checks of which resolution is in use
 _KEPT_FREE = 1e9  # bytes to leave free on the cache's disk, which may also hold the run's checkpoints
 _PARTIAL = ".part-"
-_READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
 Wanted = tuple[Path, str, Shard]  # as from `Resolution.files`
 
 
@@ -72,13 +73,13 @@ def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Pop
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": paths},
     )
-    threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True).start()
+
+    def log_lines() -> None:
+        for line in process.stderr or ():
+            log.warning("data.stage: %s", line.decode("utf-8", "replace").rstrip())
+
+    threading.Thread(target=log_lines, daemon=True).start()
     return process
-
-
-def _log_lines(lines: Iterable[bytes]) -> None:
-    for line in lines:
-        log.warning("%s", line.decode("utf-8", "replace").rstrip())
 
 
 def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: bool = False) -> None:
@@ -99,16 +100,10 @@ def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: boo
             more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
             if not follow:
                 raise DataError(f"{failures[0]}{more}")
-            print(f"data.stage: {failures[0]}{more}", file=sys.stderr, flush=True)
+            print(f"{failures[0]}{more}", file=sys.stderr, flush=True)
         if not follow:
             return
         time.sleep(_LOOK_AGAIN)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_AGAIN)
-    os._exit(0)  # even while a download is waiting
 
 
 def _wanted(splits: Iterable[ShardSource], limit: float) -> list[Wanted]:
@@ -120,13 +115,12 @@ def _wanted(splits: Iterable[ShardSource], limit: float) -> list[Wanted]:
 
     found: list[Wanted] = []
     total = 0
-    resolutions = [one for split in splits for one in split.resolutions.values()]
-    for resolution in sorted(resolutions, key=last_used, reverse=True):
-        for wanted in resolution.files():
-            total += wanted[2].size
-            if total > limit:
-                return found
-            found.append(wanted)
+    resolutions = sorted((one for split in splits for one in split.resolutions.values()), key=last_used, reverse=True)
+    for wanted in chain.from_iterable(resolution.files() for resolution in resolutions):
+        total += wanted[2].size
+        if total > limit:
+            break
+        found.append(wanted)
     return found
 
 
@@ -155,7 +149,10 @@ def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> l
             for size in pool.map(fetch, shards):  # the first exception cancels what has not begun
                 bar.update(size)
         except OSError as error:
-            raise CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}") from error
+            raise CacheFull(
+                f"{folder}: {error.strerror or error}; images whose shards are not in the cache are read from the "
+                f"bucket each time"
+            ) from error
     return failures
 
 
@@ -169,14 +166,19 @@ def _fetch(target: Path, name: str, shard: Shard) -> None:
         raise OSError(errno.ENOSPC, f"less than {_KEPT_FREE / 1e9:g} GB would be left free, which checkpoints may need")
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     try:
-        store, path = open_store(name)
-        download(store, path, shard.size, partial)
+        download(name, shard.size, partial)
         if file_sha256(partial) != shard.sha256:
             raise DataError(f"{name}: SHA-256 differs from the index; prepare the dataset again")
         partial.replace(target)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AGAIN)
+    os._exit(0)  # even while a download is waiting
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,15 +193,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
     if options.follow:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    try:
-        stage(options.url, options.cache_folder, options.cache_gb * 1e9, not options.follow, options.follow)
-    except DataError as error:
-        print(f"data.stage: {error}" if options.follow else error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(
+        lambda: stage(options.url, options.cache_folder, options.cache_gb * 1e9, not options.follow, options.follow),
+        "interrupted; run the same command again to continue",
+    )
 
 
 if __name__ == "__main__":
