@@ -40,8 +40,8 @@ def train_picture(
     """Decode, crop and resize a training image, in `out` if that has the shape, and maybe flip it into a new one.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
-    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. See `finish`
-    for the rest. BadImage: the image cannot be decoded.
+    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. BadImage: the
+    image cannot be decoded.
     """
     picture = Picture(data)
     reduction, (top, left, height, width) = choose_crop(picture.height, picture.width, size, augment, rng)

@@ -196,7 +196,7 @@ def read_header(data: bytes) -> Header | None:
         elif marker == 0xDA:
             return _header(data, frame, at, orientation, interval) if frame else None
         elif marker == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = _orientation(data[at + 10 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
+            orientation = _orientation(data[at + 4 : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")])
         elif marker == 0xDD:
             interval = int.from_bytes(data[at + 4 : at + 6], "big")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -213,18 +213,13 @@ def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int)
     return Header(height, width, orientation, frame, begin, 8 * max(down, 1), restarts)
 
 
-def _orientation(tiff: bytes) -> int:
-    """EXIF orientation, 1 (upright) to 8, of a TIFF header; 1 if it is absent or invalid."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    with suppress(struct.error):
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if kind == 3 and 1 <= value <= 8 else 1
+def _orientation(exif: bytes) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 if it is absent or invalid."""
+    with suppress(Exception), warnings.catch_warnings():  # Pillow raises and warns of many things in a broken block
+        warnings.simplefilter("ignore")
+        tags = Image.Exif()
+        tags.load(exif)
+        return int(tags[0x0112]) if tags[0x0112] in range(1, 9) else 1
     return 1
 
 

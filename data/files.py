@@ -57,9 +57,8 @@ def relative_path(path: object) -> str:
 
 
 def shown(name: object) -> str:
-    """A printable form of a name: quoted, non-ASCII characters escaped, at most 100 characters."""
-    text = ascii(name[:200] if isinstance(name, str | bytes) else type(name).__name__)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    """A printable form of a name: quoted, non-ASCII characters escaped, shortened."""
+    return ascii(name[:100] if isinstance(name, str | bytes) else type(name).__name__)
 
 
 class NotRegularError(OSError):

@@ -17,6 +17,8 @@ from data.imagefolder import ImageFolder, missing_split, open_folders
 from data.shards import MANIFEST, MAX_JSON, Manifest, Resolution, ShardSource, parse
 from data.source import Source, Subset
 
+_Pair = tuple[ShardSource, ShardSource]  # train and val
+
 
 class Damaged(DataError):
     """A prepared dataset is damaged; `problems` has all, the message only the first."""
@@ -78,7 +80,7 @@ def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
     return Subset(source, np.arange(len(source)), own[labels], list(classes))
 
 
-def open_cached(path: str, cache_folder: str) -> tuple[Path, tuple[ShardSource, ShardSource]]:
+def open_cached(path: str, cache_folder: str) -> tuple[Path, _Pair]:
     """Download everything of a dataset in a bucket except images, unless it is in the cache already, and open it.
 
     Returns the dataset's folder in the cache, and its splits. Raises DataError if the bucket cannot be read or lacks a
@@ -112,9 +114,7 @@ def open_cached(path: str, cache_folder: str) -> tuple[Path, tuple[ShardSource, 
             return folder, sources
 
 
-def _open_splits(
-    path: str, folder: Path, manifest: Manifest, sizes: dict[str, int] | None
-) -> tuple[ShardSource, ShardSource]:
+def _open_splits(path: str, folder: Path, manifest: Manifest, sizes: dict[str, int] | None) -> _Pair:
     """Both splits, after checking all metadata and, unless `sizes` is None, the size of each shard."""
     sources: list[ShardSource] = []
     problems: list[str] = []

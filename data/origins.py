@@ -97,11 +97,7 @@ def images_in_keys(keys: Iterable[str]) -> tuple[list[str], int]:
 
     Returns them and the number of images whose names no disk could hold, which are left out.
     """
-    images = [
-        key
-        for key in keys
-        if "/" in key and key.lower().endswith(EXTENSIONS) and not any(part[:1] == "." for part in key.split("/"))
-    ]
+    images = [key for key in keys if "/" in key and key.lower().endswith(EXTENSIONS) and "/." not in f"/{key}"]
     found = [key for key in images if all(map(is_file_name, key.split("/")))]
     return sorted(found, key=lambda key: (key.split("/")[0], *key.rpartition("/")[::2])), len(images) - len(found)
 

@@ -102,21 +102,18 @@ def make_part(task: Task, part: int) -> list[str]:
     files: dict[str, bytes] = {}
     for resolution in task.resolutions:
         if task.settings.layout == "folder":
-            for sample in samples[resolution]:
-                converted = sample["image"][:2] == b"\xff\xd8" and not sample["name"].lower().endswith(_JPEG_NAMES)
-                files[f"{resolution}/{task.split}/{sample['name']}{'.jpg' * converted}"] = sample["image"]
-        else:
-            name, places, shards = f"{part:05}/{SHARD}", [], []
-            if samples[resolution]:
-                data, entry = _as_shard(samples[resolution])
-                entry["raw_data"]["basename"] = name
-                shards.append(entry)
-                begins = np.frombuffer(data, np.uint32, len(labels), 4).tolist()
-                lengths = [len(sample["image"]) for sample in samples[resolution]]
-                places = [(begin + BEFORE_IMAGE, length) for begin, length in zip(begins, lengths, strict=True)]
-                files[f"{task.split}/{resolution}/{name}"] = data
-            record[f"images_{resolution}"] = np.array(places, dtype=np.uint32).reshape(-1, 2)
-            record[f"shards_{resolution}"] = np.array(json.dumps(shards))
+            files |= _as_files(f"{resolution}/{task.split}", samples[resolution])
+            continue
+        name, shards = f"{part:05}/{SHARD}", []
+        places = np.zeros((len(labels), 2), dtype=np.uint32)
+        if labels:
+            data, entry = _as_shard(samples[resolution])
+            entry["raw_data"]["basename"] = name
+            shards.append(entry)
+            places[:, 0] = np.frombuffer(data, np.uint32, len(labels), 4) + BEFORE_IMAGE
+            places[:, 1] = [len(sample["image"]) for sample in samples[resolution]]
+            files[f"{task.split}/{resolution}/{name}"] = data
+        record |= {f"images_{resolution}": places, f"shards_{resolution}": np.array(json.dumps(shards))}
     for name, data in files.items():
         write_path(f"{task.target}/{name}", data)
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -182,6 +179,15 @@ def _as_shard(samples: Sequence[dict[str, Any]]) -> tuple[bytes, dict[str, Any]]
                 writer.write(sample)
         (entry,) = json.loads((place / "index.json").read_text())["shards"]
         return (place / SHARD).read_bytes(), entry
+
+
+def _as_files(folder: str, samples: Sequence[dict[str, Any]]) -> dict[str, bytes]:
+    """Files FOLDER/CLASS/NAME."""
+    files = {}
+    for sample in samples:
+        converted = sample["image"][:2] == b"\xff\xd8" and not sample["name"].lower().endswith(_JPEG_NAMES)
+        files[f"{folder}/{sample['name']}{'.jpg' if converted else ''}"] = sample["image"]
+    return files
 
 
 def check_part(task: Task, part: int) -> list[str]:

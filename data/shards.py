@@ -1,9 +1,7 @@
 """A prepared dataset: MDS shards (mosaicml-streaming's format) at one or several resolutions, read by index.
 
-An image in a shard is a JPEG, or raw pixels: a binary PPM, which a loader's worker uses where it lies in the
-memory-mapped shard.
-
-`python -m data.prepare` writes it:
+An image is a JPEG, or raw pixels: a binary PPM, used where it lies in the memory-mapped shard. `python -m data.prepare`
+writes:
 
     dataset.json                 classes, and for each split its images and resolutions
     SPLIT/labels.npy             label of each image, int64
@@ -123,7 +121,7 @@ def _map_array(file: Path, name: str, dtype: type[np.generic], columns: tuple[in
     if not file.is_file():  # opening a pipe could block forever
         raise DataError(f"{name}: not found, or not a regular file")
     try:
-        array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
+        array: Any = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
     except Exception as error:  # NumPy parses the header as a Python expression, so many exceptions are possible
         raise DataError(f"{name}: truncated, or not a .npy file ({type(error).__name__})") from None
     if array.dtype != dtype or array.shape[1:] != columns or array.ndim != 1 + len(columns):
@@ -148,8 +146,7 @@ class Resolution:
         """The shards of `index.json`; raises DataError."""
         name = f"{self.url}/index.json"
         with named(name):
-            data = read_regular(self.folder / "index.json", MAX_JSON)
-        return parse(_Index, data, name).shards
+            return parse(_Index, read_regular(self.folder / "index.json", MAX_JSON), name).shards
 
     @cached_property
     def images(self) -> NDArray[np.uint32]:
@@ -226,12 +223,7 @@ class Resolution:
 
     def read(self, index: int) -> Encoded:
         """One image; raises OSError if it cannot be read, and DataError as `read_many`."""
-        if not is_remote(self.url):
-            return self._stored(*self.where(index))
-        data = self.read_many([index])[index]
-        if isinstance(data, OSError):
-            raise data
-        return data
+        return _found(self.read_many([index])[index]) if is_remote(self.url) else self._stored(*self.where(index))
 
     def name(self, index: int) -> str:
         """The image's path in the original dataset; if it cannot be read, its number and its shard."""
@@ -241,6 +233,12 @@ class Resolution:
             if len(sizes) == 2 and sizes[0] == length and 0 < sizes[1] <= _LONGEST_NAME:
                 return self._local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
         return f"image {index}, in {file}"
+
+
+def _found(data: Encoded | OSError) -> Encoded:
+    if isinstance(data, OSError):
+        raise data
+    return data
 
 
 class ShardSource(Source):
@@ -288,10 +286,7 @@ class ShardSource(Source):
         fetched = resolution.read_many(indices)
 
         def read(index: int) -> Encoded:
-            data = fetched.pop(index, None)
-            if isinstance(data, OSError):
-                raise data
-            return resolution.read(index) if data is None else data
+            return resolution.read(index) if (data := fetched.pop(index, None)) is None else _found(data)
 
         return read
 

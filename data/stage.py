@@ -85,8 +85,8 @@ def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Pop
 def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: bool = False) -> None:
     """Copy the shards that fit into `limit` bytes; of several callers, one works and the others wait.
 
-    With `follow`, do so again whenever another resolution is in use, without end; what the bucket failed to deliver is
-    printed, and tried once. Otherwise raises DataError for the bucket. Raises CacheFull if the disk is full.
+    Raises DataError if the bucket fails, CacheFull if the disk is full, after trying all shards. With `follow`, only
+    prints that, and copies again whenever another resolution is in use, without end.
     """
     folder, splits = open_cached(url, cache_folder)
     done: list[Wanted] | None = None
@@ -96,11 +96,10 @@ def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: boo
             shards = _wanted(splits, limit)
             failures = _copy(folder, shards, limit, progress) if shards != done else []
         done = shards
+        if failures and not follow:
+            raise failures[0]
         if failures:
-            more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
-            if not follow:
-                raise DataError(f"{failures[0]}{more}")
-            print(f"{failures[0]}{more}", file=sys.stderr, flush=True)
+            print(failures[0], file=sys.stderr, flush=True)
         if not follow:
             return
         time.sleep(_LOOK_AGAIN)
@@ -125,7 +124,7 @@ def _wanted(splits: Iterable[ShardSource], limit: float) -> list[Wanted]:
 
 
 def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> list[DataError]:
-    """Remove shards not wanted, then download missing ones; returns the bucket's failures, raises CacheFull."""
+    """Remove shards not wanted, then download missing ones; returns the failures, the bucket's before the disk's."""
     keep = {file for file, _, _ in shards}
     for file in folder.rglob("*.mds"):
         if file.name.startswith(_PARTIAL) or (limit != float("inf") and file not in keep):
@@ -133,27 +132,23 @@ def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> l
                 file.unlink()
     failures: list[DataError] = []
 
-    def fetch(wanted: Wanted) -> int:
+    def fetch(wanted: Wanted) -> None:
         try:
             _fetch(*wanted)
+        except OSError as error:
+            reason = f"{error.strerror or error}; images whose shards are not in the cache are read from the bucket"
+            failures.append(CacheFull(f"{folder}: {reason} each time"))
         except DataError as error:
             failures.append(error)
-        return wanted[2].size
 
     total = sum(shard.size for _, _, shard in shards)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
         ThreadPoolExecutor(_CONNECTIONS) as pool,
     ):
-        try:
-            for size in pool.map(fetch, shards):  # the first exception cancels what has not begun
-                bar.update(size)
-        except OSError as error:
-            raise CacheFull(
-                f"{folder}: {error.strerror or error}; images whose shards are not in the cache are read from the "
-                f"bucket each time"
-            ) from error
-    return failures
+        for (_, _, shard), _ in zip(shards, pool.map(fetch, shards), strict=True):
+            bar.update(shard.size)
+    return sorted(failures, key=lambda failure: isinstance(failure, CacheFull))
 
 
 def _fetch(target: Path, name: str, shard: Shard) -> None:

@@ -17,7 +17,7 @@ from data.files import NotRegularError, open_regular, read_regular
 from data.imagefolder import ImageFolder, read_image
 from data.loader import IGNORED_LABEL
 from data.open import open_split_pair
-from data.prepare import Settings, Task, make_part
+from data.parts import Settings, Task, make_part
 from data.prepare import main as prepare
 from data.verify import main as verify
 from tests.data.conftest import encode, make_photo

@@ -1,5 +1,4 @@
 import contextlib
-import gzip
 import io
 import os
 import tarfile
@@ -15,7 +14,7 @@ from scipy.io import savemat
 from data.errors import DataError
 from data.imagefolder import list_images
 from data.origins import Files, images_in_keys, open_origin
-from data.prepare import Settings, Task, make_part
+from data.parts import Settings, Task, make_part
 
 CLASSES = ["n01440764", "n01443537"]
 
@@ -95,7 +94,6 @@ TREE = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(tree=TREE)
 @example(tree=KEYS)
-@example(tree=["a.jpg/0.jpg", "a.jpg/a.jpg"])
 def test_a_tree_in_a_bucket_is_the_same_dataset_as_on_a_disk(tree):
     with tempfile.TemporaryDirectory() as name:
         keys = []
@@ -114,10 +112,10 @@ def test_a_tree_in_a_bucket_is_the_same_dataset_as_on_a_disk(tree):
 
 def test_what_no_disk_holds_is_skipped_and_counted():
     others = ["a/0.jpg", "b/1.jpg", "b/c.jpg/2.jpg"]
-    odd = ["a/", "a//0.jpg", "/a/0.jpg", "a/../0.jpg", "../a/0.jpg", "a/./0.jpg", "a/0\0.jpg", f"a/{'x' * 252}.jpg"]
-    odd += ["a/\ufffd.jpg", "\udce9/0.jpg", "b", "b/c.jpg", f"{'é' * 128}/0.jpg"]
-    for key in odd:
+    for key in ("a//0.jpg", "/a/0.jpg", "a/0\0.jpg", f"a/{'x' * 252}.jpg", f"{'é' * 128}/0.jpg"):
         assert images_in_keys([*others, key]) == (others, 1)
+    for key in ("a/", "b", "a/../0.jpg", "../a/0.jpg", "a/./0.jpg"):  # hidden, or no image
+        assert images_in_keys([*others, key]) == (others, 0)
 
 
 TABLES = {
@@ -129,10 +127,6 @@ TABLES = {
         ",".join(reversed(line.split(","))) for line in text.splitlines()
     ).encode(),
     "columns behind": lambda text: text.replace("\n", ",,\n").encode(),
-    "semicolons": lambda text: text.replace(",", ";").encode(),
-    "UTF-16": lambda text: text.encode("utf-16"),
-    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
-    "Excel's own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
 }
 
 
@@ -146,19 +140,20 @@ def test_kaggles_tree_has_its_validation_labels_in_a_table(kaggle, jpegs, how):
     assert [val.read(i) for i in range(2)] == jpegs[4:6]
 
 
+WRONG_ROW = "expected each image once"
 DAMAGED = {
-    "an image without a class": (lambda text: f"{text}\nx,".encode(), "csv:4: x has no PredictionString"),
-    "a short row": (lambda text: f"{text}\nx".encode(), "csv:4: x has no PredictionString"),
-    "a class without an image": (lambda text: f"{text}\n,n01440764 1 2".encode(), "csv:4: a row has no ImageId"),
-    "an image twice": (lambda text: f"{text}\n{text.splitlines()[1]}".encode(), "occurs twice"),
-    "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
-    "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
-    "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
-    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
-    "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
-    "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
+    "an image without a class": (lambda text: f"{text}\nx,".encode(), f"csv:4: x, no class; {WRONG_ROW}"),
+    "a short row": (lambda text: f"{text}\nx".encode(), f"csv:4: x, no class; {WRONG_ROW}"),
+    "a class without an image": (lambda text: f"{text}\n,n01440764 1 2".encode(), f"csv:4: no image, .*{WRONG_ROW}"),
+    "an image twice": (lambda text: f"{text}\n{text.splitlines()[1]}".encode(), f"csv:4: .*{WRONG_ROW}"),
+    "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), f"csv:4: ../../x, .*{WRONG_ROW}"),
+    "an unknown class": (lambda text: f"{text}\nx,n99999999 1 2 3 4".encode(), f"csv:4: x, n99999999; {WRONG_ROW}"),
+    "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "can't decode"),
+    "other columns": (
+        lambda text: text.replace(",", ";").encode(),
+        "expected the columns ImageId and PredictionString",
+    ),
     "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
-    "an unknown class": (lambda text: f"{text}\nx,n99999999 1 2 3 4".encode(), "csv: x has class n99999999"),
     "a header alone": (lambda text: text.splitlines()[0].encode(), "lists no image"),
     "a cell without end": (lambda text: f'{text}\n"{200_000 * "x"}'.encode(), "cannot be read as a table"),
 }
@@ -228,19 +223,12 @@ def test_a_member_whose_size_is_wrong_is_damage_and_not_endless(ilsvrc, jpegs):
     content = bytearray(tar_of({"a.JPEG": jpegs[0], "b.JPEG": jpegs[1]}))
     content = changed_header(content, content.rindex(b"b.JPEG"), b"77777777777\0")
     (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"img_val.tar: is truncated in b.JPEG"):
+    with pytest.raises(DataError, match=r"img_val.tar: truncated or damaged at b.JPEG"):
         open_origin(str(ilsvrc))
     head = bytearray(tarfile.TarInfo("n01.tar").tobuf(tarfile.USTAR_FORMAT))
     head = changed_header(head, 0, b"\xff" * 8 + (2**32 - 512).to_bytes(4, "big"))  # -512: back to this very member
     (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(head + bytes(2048))
-    with pytest.raises(DataError, match=r"img_train.tar: the tar file is damaged at n01.tar"):
-        open_origin(str(ilsvrc))
-
-
-def test_a_devkit_that_unpacks_to_gigabytes_is_refused(ilsvrc, monkeypatch):
-    monkeypatch.setattr("data.origins._LARGEST_TABLE", 100_000)
-    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(10_000_000)))
-    with pytest.raises(DataError, match=r"devkit_t12.tar.gz: .*more than 100000 bytes unpacked"):
+    with pytest.raises(DataError, match=r"img_train.tar: truncated or damaged at n01.tar"):
         open_origin(str(ilsvrc))
 
 

@@ -12,9 +12,10 @@ from PIL import Image
 
 from data import prepare as module
 from data import verify
-from data.errors import DataError
+from data.errors import DataError, WorkerKilledError
 from data.open import open_split_pair
-from data.prepare import Settings, Task, WorkerKilledError, check_part, main, prepare
+from data.parts import Settings, Task, check_part
+from data.prepare import main, prepare
 from data.shards import resolution_for
 from tests.data.conftest import encode as as_file
 from tests.data.conftest import make_photo, write_folder
@@ -173,7 +174,7 @@ def test_the_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
         write_folder(tmp_path / "set" / split, {"ant": 2, "bee": 2})
     words = [str(tmp_path / "set"), str(tmp_path / "out"), "--train-sizes", "24", "--workers", "2"]
     monkeypatch.setattr(verify, "_faults", kill)
-    monkeypatch.setattr(module, "_write_and_check", kill)
+    monkeypatch.setattr(module, "write_and_check", kill)
     for command in (lambda: verify.main([words[0], "--workers", "2"]), lambda: main(words)):
         assert command() == 1
         said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "img" not in line and line]

@@ -13,13 +13,12 @@ from data import files, stage
 from data.errors import DataError
 from data.open import open_split_pair
 from data.prepare import Settings, prepare
-from tests.data.conftest import write_folder
+from tests.data.conftest import SETTINGS
 from tests.data.test_loader import PLAN, run, same, training
 from tests.s3 import ADMIN, Proxy, aws_environment, running
 from tests.support import wait_for
 
 SHARD = "train/28/00002/shard.00000.mds"
-SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +35,6 @@ def proxy(server, monkeypatch):
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own take seconds, before ours
     yield proxy
     proxy.close()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images")
-    write_folder(path / "train", {"ant": 25, "bee": 20})
-    write_folder(path / "val", {"ant": 5, "bee": 5})
-    return path
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, folder):
-    target = tmp_path_factory.mktemp("prepared")
-    assert prepare(str(folder), str(target), SETTINGS, 1, print)
-    return target
 
 
 @pytest.fixture(scope="module")
