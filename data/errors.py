@@ -41,7 +41,7 @@ class WorkerKilledError(Exception):
         )
 
 
-def exit_status(work: Callable[[], int | None], interrupted: str = "interrupted") -> int:
+def exit_status(work: Callable[[], int | None]) -> int:
     """The exit status of a command: that of its work (None: 0), 2 for wrong input, 1 if it was stopped from outside."""
     try:
         return work() or 0
@@ -49,5 +49,5 @@ def exit_status(work: Callable[[], int | None], interrupted: str = "interrupted"
         print(error, file=sys.stderr)
         return 2
     except (WorkerKilledError, KeyboardInterrupt) as error:
-        print(str(error) or interrupted, file=sys.stderr)
+        print(str(error) or "interrupted; run the same command again to continue", file=sys.stderr)
         return 1

@@ -57,8 +57,9 @@ def relative_path(path: object) -> str:
 
 
 def shown(name: object) -> str:
-    """A printable form of a name: quoted, non-ASCII characters escaped, shortened."""
-    return ascii(name[:100] if isinstance(name, str | bytes) else type(name).__name__)
+    """A printable form of a name: quoted, non-ASCII characters escaped, at most 100 characters."""
+    text = ascii(name[:200] if isinstance(name, str | bytes) else type(name).__name__)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 class NotRegularError(OSError):

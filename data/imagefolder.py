@@ -49,9 +49,8 @@ def read_image(path: str | bytes | Path) -> bytes:
 class ImageFolder(Source):
     """One split: a folder with a folder of images per class.
 
-    Images are ordered as torchvision's ImageFolder orders them (classes by name, then folders inside a class by path,
-    then files by name), so an index means the same image in both; names that begin with a dot are skipped. `classes`
-    are class folder names in label order, escaped; None: those of the folders, sorted.
+    Images are ordered as torchvision's ImageFolder orders them, so an index means the same image in both; names that
+    begin with a dot are skipped. `classes` are class folder names in label order, escaped; None: the folders', sorted.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None) -> None:

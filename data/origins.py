@@ -7,6 +7,7 @@ Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, read
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import logging
 import os
@@ -31,7 +32,7 @@ _META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
 _COLUMNS = ("ImageId", "PredictionString")
-_LARGEST_TABLE = 2**26  # limit in bytes of the table, of the devkit, and of a file in it: many times their actual sizes
+_LARGEST_TABLE = 2**26  # limit in bytes of the table, and of the unpacked devkit: many times their actual sizes
 
 _Member = tuple[str, int, int]  # name, offset and length of a file in a tar file
 
@@ -206,10 +207,12 @@ def _val_classes(devkit: Path) -> list[str]:
     with named(str(devkit)):
         data = read_regular(devkit, _LARGEST_TABLE)
     try:
-        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        with gzip.open(io.BytesIO(data)) as unpacked:
+            data = unpacked.read(_LARGEST_TABLE)
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             for member in tar:
                 if (name := Path(member.name).name) in (_META, _TRUTH) and (file := tar.extractfile(member)):
-                    files[name] = file.read(_LARGEST_TABLE)
+                    files[name] = file.read()
         meta = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
         wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
         return [wnid[int(number)] for number in files[_TRUTH].split()]

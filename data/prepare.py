@@ -204,10 +204,7 @@ def main(arguments: list[str] | None = None) -> int:
         val = train  # each resolution is a whole dataset
     # Raw pixels take ten times the memory and the space: 13 MB a shard at 160 px, 33 MB at 256 px.
     settings = Settings(options.format, train, val, options.quality, 128 if options.format == "raw" else 512)
-    return exit_status(
-        lambda: not prepare(options.source, options.target, settings, max(1, options.workers), print),
-        "interrupted; run the same command again to continue",
-    )
+    return exit_status(lambda: not prepare(options.source, options.target, settings, max(1, options.workers), print))
 
 
 if __name__ == "__main__":

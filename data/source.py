@@ -15,8 +15,8 @@ from data.errors import DataError
 class Source:
     """One split of a dataset, addressed by position.
 
-    A source is sent to the loader's workers, so it can be pickled, and it holds arrays rather than a Python object per
-    image: reference counting on a million objects would copy their pages into every forked worker.
+    It can be pickled, for the loader's workers, and holds arrays rather than a Python object per image: reference
+    counting on a million objects would copy their pages into every forked worker.
     """
 
     classes: list[str]  # class folder names in label order

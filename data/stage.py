@@ -188,10 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
     if options.follow:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    return exit_status(
-        lambda: stage(options.url, options.cache_folder, options.cache_gb * 1e9, not options.follow, options.follow),
-        "interrupted; run the same command again to continue",
-    )
+    limit = options.cache_gb * 1e9
+    return exit_status(lambda: stage(options.url, options.cache_folder, limit, not options.follow, options.follow))
 
 
 if __name__ == "__main__":

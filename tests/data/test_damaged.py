@@ -75,22 +75,16 @@ DAMAGE = {  # the file that is damaged, how, and what the message names if it is
     "a class is a path": (MANIFEST, changed(lambda m: m.update(classes=["ant", "../bee"]))),
     "a class occurs twice": (MANIFEST, changed(lambda m: m.update(classes=["ant", "ant"]))),
     "a class is half a character": (MANIFEST, changed(lambda m: m.update(classes=["ant", "\ud800"]))),
-    "a split is a path": (MANIFEST, changed(lambda m: m["splits"].update({"../out": m["splits"]["val"]}))),
     "a resolution is a path": (MANIFEST, changed(lambda m: m["splits"]["train"]["resolutions"].update({"/etc": {}}))),
-    "no resolutions": (MANIFEST, changed(lambda m: m["splits"]["train"].update(resolutions={}))),
-    "images are beyond count": (MANIFEST, changed(lambda m: m["splits"]["val"].update(images=10**30))),
     "other images": (MANIFEST, changed(lambda m: m["splits"]["val"].update(images=11)), "val/labels.npy"),
     "a deep value": (MANIFEST, lambda p: p.write_text(p.read_text()[:-1] + f', "x": {"[" * 90_000}{"]" * 90_000}}}')),
     "dataset.json is cut": (MANIFEST, one_byte_less),
     "dataset.json is no UTF-8": (MANIFEST, lambda p: p.write_bytes(b"\xff\xfe\xfa" + p.read_bytes())),
     "a number of 5,000 digits": (MANIFEST, lambda p: p.write_text('{"format": ' + "1" * 5000 + "}")),
     "a shard lies elsewhere": (INDEX, shard(basename="../../../x.mds")),
-    "a shard is the index": (INDEX, shard(basename="index.json")),
     "a shard's name has NUL": (INDEX, shard(basename="a\0.mds")),
     "a shard occurs twice": (INDEX, changed(lambda i: i["shards"].append(i["shards"][0])), "train/28"),
-    "a shard has no digest": (INDEX, shard(hashes={})),
     "a shard's size is another": (INDEX, shard(bytes=9**9), "train/28/00000/shard.00000.mds"),
-    "samples are true": (INDEX, changed(lambda i: i["shards"][0].update(samples=True))),
     "index.json is absent": (INDEX, lambda p: p.unlink()),
     "index.json is a FIFO": (INDEX, fifo),
     "another number of samples": (INDEX, changed(lambda i: i["shards"][0].update(samples=11)), "train/28"),
@@ -174,16 +168,6 @@ def test_a_shard_that_is_lost_in_training_costs_its_images_only(copy):
         assert all(str(copy) in name for name in bad)
 
 
-def test_one_record_that_cannot_be_decoded_is_one_bad_image(copy):
-    train, _ = open_split_pair(str(copy), "")
-    place, offset, length = train.resolutions["28"].where(7)
-    with (copy / "train/28" / place).open("r+b") as shard:
-        shard.seek(offset)
-        shard.write(bytes(length))
-    count, bad = replaced(training(train, plan=[PLAN[0]._replace(size=24)]))
-    assert (count, list(bad)) == (45, [train.name(7)])
-
-
 def test_training_ends_with_status_2_and_a_line(copy):
     (copy / SHARD).unlink()
     words = ["entrypoint.py", "yamls/demo.yaml", f"data.path={copy}", f"runs_folder={copy}-runs"]
@@ -230,6 +214,7 @@ def test_metadata_with_anything_in_it_is_refused_in_a_line_or_leads_nowhere_else
         assert len(source.read(len(source) - 1)) > 0
         assert source.name(0)
     assert message.isprintable()
+    assert message == "" or message.startswith(f"{whole}")
 
 
 def opened(folder):

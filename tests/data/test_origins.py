@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import io
 import os
 import tarfile
@@ -229,6 +230,13 @@ def test_a_member_whose_size_is_wrong_is_damage_and_not_endless(ilsvrc, jpegs):
     head = changed_header(head, 0, b"\xff" * 8 + (2**32 - 512).to_bytes(4, "big"))  # -512: back to this very member
     (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(head + bytes(2048))
     with pytest.raises(DataError, match=r"img_train.tar: truncated or damaged at n01.tar"):
+        open_origin(str(ilsvrc))
+
+
+def test_a_devkit_that_unpacks_to_gigabytes_is_read_up_to_a_limit(ilsvrc, monkeypatch):
+    monkeypatch.setattr("data.origins._LARGEST_TABLE", 100_000)
+    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(10_000_000)))
+    with pytest.raises(DataError, match=r"devkit_t12.tar.gz: truncated, damaged, or not the devkit"):
         open_origin(str(ilsvrc))
 
 

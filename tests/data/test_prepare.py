@@ -91,19 +91,6 @@ def test_streaming_reads_the_shards(prepared):
             number += 1
 
 
-def test_verify_looks_at_every_resolution(tmp_path, prepared, capsys):
-    target = shutil.copytree(prepared[0], tmp_path / "set")
-    train, _ = open_split_pair(str(target), "")
-    file, offset, length = train.resolutions["24"].where(7)
-    for broken in (0, 1):
-        assert verify.main([str(target), "--workers", "1"]) == broken
-        assert f"44 images, {broken} broken" in (out := capsys.readouterr().out)
-        with (target / "train/24" / file).open("r+b") as shard:
-            shard.seek(offset)
-            shard.write(bytes(length // 2))
-    assert f"{train.name(7)}: not an image" in out
-
-
 def test_a_folder_per_resolution(tmp_path, dataset):
     one = settings(layout="folder", train_sizes=("24",), val_sizes=("24",))
     assert prepare(str(dataset), str(tmp_path), one, 1, print)
