@@ -15,13 +15,9 @@ from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
 from data.files import NotRegularError, open_regular, read_regular
 from data.imagefolder import ImageFolder, read_image
-from data.loader import IGNORED_LABEL
-from data.open import open_split_pair
 from data.parts import Settings, Task, make_part
-from data.prepare import main as prepare
 from data.verify import main as verify
 from tests.data.conftest import encode, make_photo
-from tests.data.test_loader import evaluation
 from tests.support import ROOT, decode
 
 
@@ -109,13 +105,6 @@ def test_reading_says_what_it_is_and_leaves_no_descriptor_open(tmp_path):
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
-def test_each_is_left_out_of_an_evaluation(dataset):
-    loader = evaluation(open_split_pair(str(dataset), "")[1], workers=1)
-    assert sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader) == len(KINDS)
-    found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
-    assert found == {name: fault.reason for name, (_, fault) in KINDS.items()}
-
-
 def test_verify_names_each_and_moves_it_aside(dataset, tmp_path, capsys):
     words = [str(dataset), "--workers", "1"]
     assert verify(words) == 1
@@ -169,15 +158,6 @@ def test_verify_moves_to_another_disk_what_can_be_copied(dataset, capsys):
         assert {Path(line.partition(": ")[0]).stem for line in lines} == {"pipe", "socket"}
         assert f"moved to {other} except 4" in out
         assert (Path(other) / "val/ant/folder.jpg/inside.jpg").is_file()
-
-
-def test_prepare_leaves_each_out(dataset, tmp_path, capsys):
-    words = [str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--val-sizes", "24", "--workers", "1"]
-    assert prepare(words) == 0
-    out = capsys.readouterr().out
-    for name, (_, fault) in KINDS.items():
-        assert out.count(f"left out: ant/{name}.jpg: {fault.reason}\n") == 2
-    assert f"train: 24 images, {len(KINDS)} left out" in out
 
 
 def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(tmp_path):

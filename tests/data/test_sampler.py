@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
-from torch.utils.data import DistributedSampler
 
 from data.config import EpochPlan
 from data.errors import DataError
@@ -142,10 +141,3 @@ def test_evaluation_takes_no_more_batches_than_it_needs_and_crops_the_centre():
     assert len(EvalSampler(50_000, 224, 256, 3, 8)) == 25
     requests = list(EvalSampler(100, 48, 10, 1, 4))
     assert [(request.epoch, request.size, request.crop) for request in requests] == [(0, 48, "center")] * 3
-
-
-def test_composer_finds_the_samplers_and_no_padding():
-    for sampler in (PositionSampler(101, plan(10), 1, 1, 4), EvalSampler(101, 32, 10, 1, 4)):
-        assert isinstance(sampler, DistributedSampler)
-        # trainer.py drops `total_size - len(dataset)` samples from the last batch of a distributed evaluation
-        assert sampler.total_size == len(sampler.dataset) == 101
