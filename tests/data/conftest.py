@@ -1,6 +1,5 @@
 """Pictures that look like photos to a resampling filter, folders of them, and prepared datasets."""
 
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -44,21 +43,6 @@ def write_folder(path: Path, classes: dict[str, int], side: int = 40) -> Path:
             photo = make_photo(side + index % 5, side + label, seed=100 * label + index)
             (path / name / f"{index:04}.jpg").write_bytes(encode(photo))
     return path
-
-
-@pytest.fixture
-def photo() -> Callable[..., np.ndarray]:
-    return make_photo
-
-
-@pytest.fixture(name="encode")
-def encode_fixture() -> Callable[..., bytes]:
-    return encode
-
-
-@pytest.fixture(name="write_folder")
-def write_folder_fixture() -> Callable[..., Path]:
-    return write_folder
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from data.files import NotRegularError, open_regular, read_regular
 from data.imagefolder import ImageFolder, read_image
 from data.parts import Settings, Task, make_part
 from data.verify import main as verify
-from tests.data.conftest import encode, make_photo
+from tests.data.conftest import encode, make_photo, write_folder
 from tests.support import ROOT, decode
 
 
@@ -75,7 +75,7 @@ KINDS = {
 
 
 @pytest.fixture
-def dataset(tmp_path, write_folder):
+def dataset(tmp_path):
     """Two classes of good images, with one of each kind among ant's in either split."""
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 12, "bee": 12})
@@ -129,7 +129,7 @@ def test_verify_names_each_and_moves_it_aside(dataset, tmp_path, capsys):
     assert capsys.readouterr().out == "48 images, 0 broken\n"
 
 
-def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(tmp_path, write_folder, capsys):
+def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(tmp_path, capsys):
     for split in ("train", "val"):
         write_folder(tmp_path / split, {"ant": 1, "bee": 1})
     data = bytearray(encode(make_photo(200, 200)))
@@ -171,7 +171,7 @@ def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(tmp_path):
     assert not list(tmp_path.glob("out/**/*.npz"))
 
 
-def test_no_program_is_started_whatever_the_file_says(tmp_path, write_folder):
+def test_no_program_is_started_whatever_the_file_says(tmp_path):
     """Stand-ins for Ghostscript and others on the PATH would leave a trace."""
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 1, "bee": 1})

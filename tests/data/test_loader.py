@@ -21,6 +21,7 @@ from data.errors import DataError, StalledError
 from data.imagefolder import ImageFolder
 from data.loader import IGNORED_LABEL, eval_loader, train_loader
 from data.sampler import PositionSampler
+from tests.data.conftest import write_folder
 
 AUGMENT = AugmentConfig(
     area=(0.25, 1.0),
@@ -73,7 +74,7 @@ def source(small_folder):
 
 
 @pytest.fixture
-def damaged(tmp_path, write_folder):
+def damaged(tmp_path):
     """40 images, six of them bad in six ways."""
     source = ImageFolder(write_folder(tmp_path / "train", {"ant": 20, "bee": 20}), None)
     files, whole = [Path(source.name(index)) for index in BAD], source.read(0)

@@ -15,6 +15,7 @@ from data.files import plain_name, relative_path
 from data.open import open_evaluation, open_split_pair
 from data.prepare import main as prepare
 from data.verify import main as verify
+from tests.data.conftest import encode, make_photo
 from tests.support import ROOT
 
 STRICT = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -25,14 +26,14 @@ CLASSES_SHOWN = ["line\\nbreak", "évian", "\\xe9l\\xe9phant"]
 
 
 @pytest.fixture
-def dataset(tmp_path, encode, photo):
+def dataset(tmp_path):
     for split in (b"train", b"val"):
         for label, name in enumerate(CLASSES):
             folder = os.fsencode(tmp_path) + b"/set/" + split + b"/" + name
             os.makedirs(folder)  # noqa: PTH103 (bytes)
             for number, file in enumerate(NASTY):
                 with open(folder + b"/" + file, "wb") as out:  # noqa: PTH123 (bytes)
-                    out.write(encode(photo(30, 36, 10 * label + number)))
+                    out.write(encode(make_photo(30, 36, 10 * label + number)))
             with open(folder + b"/broken\xe9\n.jpg", "wb") as out:  # noqa: PTH123 (bytes)
                 out.write(b"not an image")
     return tmp_path / "set"

@@ -17,8 +17,7 @@ from data.open import open_split_pair
 from data.parts import Settings, Task, check_part
 from data.prepare import main, prepare
 from data.shards import resolution_for
-from tests.data.conftest import encode as as_file
-from tests.data.conftest import make_photo, write_folder
+from tests.data.conftest import encode, make_photo, write_folder
 from tests.support import ROOT, decode
 
 SIZES = ("24", "36", "original")
@@ -35,7 +34,7 @@ def dataset(tmp_path_factory):
     write_folder(path / "train", {"ant": 20, "bee": 16}, side=50)
     write_folder(path / "val", {"ant": 4, "bee": 4}, side=50)
     (path / "train/ant/0003.jpg").write_bytes(b"not an image")
-    (path / "train/bee/0000.png").write_bytes(as_file(make_photo(60, 44), "PNG"))
+    (path / "train/bee/0000.png").write_bytes(encode(make_photo(60, 44), "PNG"))
     return path
 
 
