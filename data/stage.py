@@ -136,8 +136,8 @@ def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> l
         try:
             _fetch(*wanted)
         except OSError as error:
-            reason = f"{error.strerror or error}; images whose shards are not in the cache are read from the bucket"
-            failures.append(CacheFull(f"{folder}: {reason} each time"))
+            rest = "images whose shards are not in the cache are read from the bucket each time"
+            failures.append(CacheFull(f"{folder}: {error.strerror or error}; {rest}"))
         except DataError as error:
             failures.append(error)
 
