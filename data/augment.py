@@ -31,8 +31,8 @@ def train_picture(
     """Decode, crop and resize a training image, in `out` if that has the shape, and maybe flip it into a new one.
 
     The picture is decoded at the smallest scale at which the crop still has `size` pixels each way, and the crop is
-    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. See `finish`
-    for the rest. BadImage: the image cannot be decoded.
+    drawn on the grid of that scale; the remaining reduction, by less than a factor of two, is bilinear. BadImage: the
+    image cannot be decoded.
     """
     picture = Picture(data)
     crop = picture.decode_box(*choose_crop(picture.height, picture.width, size, augment, rng))
@@ -54,11 +54,10 @@ def choose_crop(
 def crop_on_grid(height: int, width: int, reduction: int, augment: AugmentConfig, draws: Sequence[float]) -> Box:
     """The box of a RandomResizedCrop, with the distribution of torchvision's `RandomResizedCrop.get_params`.
 
-    Ten tries draw a share of the area and the logarithm of an aspect ratio; if none fits into the picture, the box is
-    the largest centred crop with an allowed aspect ratio. Size and position are drawn on the grid of a picture decoded
-    at scale 1 / reduction, so nothing is rounded afterwards; whether a try fits is decided at full scale (`height` and
-    `width`), so every reduction of a picture is cropped in the same way. `draws` are random numbers in [0, 1): ten
-    areas and ratios in alternation, then top and left.
+    If none of ten tries fits into the picture, the box is the largest centred crop with an allowed aspect ratio. Size
+    and position are drawn on the grid of a picture decoded at scale 1 / reduction, so nothing is rounded afterwards;
+    whether a try fits is decided at full scale (`height` and `width`), so every reduction is cropped in the same way.
+    `draws` are random numbers in [0, 1): ten areas and ratios in alternation, then top and left.
     """
     (area_low, area_high), (ratio_low, ratio_high) = augment.area, augment.aspect_ratio
     rows, columns = -(-height // reduction), -(-width // reduction)
@@ -110,12 +109,11 @@ def eval_picture(data: Encoded, size: int, crop_ratio: float) -> Image:
 
 def finish(image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: np.random.Generator) -> Image:
     """Apply colour jitter, blur and erasing, in this order, each if `augment` has it; `image` may be modified."""
-    jitter, blur, erasing = augment.color_jitter, augment.gaussian_blur, augment.random_erasing
-    if jitter is not None and rng.random() < jitter.probability:
+    if (jitter := augment.color_jitter) and rng.random() < jitter.probability:
         image = color_jitter(image, jitter, rng)
-    if blur is not None and rng.random() < blur.probability:
+    if (blur := augment.gaussian_blur) and rng.random() < blur.probability:
         image = gaussian_blur(image, rng.uniform(*blur.sigma))
-    if erasing is not None and rng.random() < erasing.probability:
+    if (erasing := augment.random_erasing) and rng.random() < erasing.probability:
         image = random_erasing(image, erasing, mean, std, rng)
     return image
 

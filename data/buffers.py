@@ -57,9 +57,8 @@ class Message(NamedTuple):
 class SharedBuffers:
     """The buffers of a loader's workers; its dataset has one of these in each process.
 
-    In a worker it hands out the worker's buffers; in the training process it keeps received ones mapped, and releases
-    them with the loader. `per_worker` limits each worker's buffers: those waiting, being filled or in use by the model;
-    0 if workers are too short-lived to reuse one.
+    In a worker it hands out the worker's buffers, at most `per_worker` (0: workers are too short-lived to reuse one);
+    in the training process it keeps received ones mapped, and releases them with the loader.
     """
 
     def __init__(self, per_worker: int) -> None:

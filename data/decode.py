@@ -2,8 +2,7 @@
 
 Plain JPEGs (8 bits, baseline or progressive, grey or three channels) go through libjpeg-turbo, which can skip the fine
 DCT coefficients; raw pixels (a binary PPM) are used where they lie, without a copy; everything else goes through
-Pillow, in full. The last two are then averaged down to the same scale. Pictures are turned upright according to their
-EXIF orientation, which torchvision's ImageFolder does not do.
+Pillow, in full. The last two are then averaged down to the same scale. EXIF orientation is honoured.
 
 Of a plain JPEG, what a crop does not need is left out: entropy decoding is two thirds of the work, and libjpeg decodes
 all that comes before the last row needed. A lower height in the header ends it after that row. If restart markers
@@ -33,11 +32,9 @@ MAX_PIXELS = 89_478_485  # Pillow's limit against decompression bombs, a quarter
 MAX_BYTES = 2**28  # of a file: the size of the largest picture, uncompressed
 # Of all scans of a JPEG: a scan costs a few bytes and takes 3 ns per pixel. Cameras and encoders write at most a dozen.
 MAX_PASSED_PIXELS = 50 * MAX_PIXELS
-# What Pillow may read. Some other formats are programs (EPS, which goes to an interpreter, and WMF), and all are code
-# that no photo needs.
+# What Pillow may read. Some other formats are programs (EPS, WMF), and all are code that no photo needs.
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-# Scales 1/8, 1/4 and 1/2. The other scales n/8 of libjpeg cost more than they save: 5/8 and above take longer than
-# decoding in full.
+# libjpeg's other scales, n/8, cost more than they save: 5/8 and above take longer than decoding in full.
 REDUCTIONS = (8, 4, 2)
 Encoded = bytes | memoryview  # an image's bytes, or their place in a memory-mapped file
 # An APP9 segment of data.prepare: the bytes of each segment between restart markers, as uint16 in little endian.
@@ -94,6 +91,13 @@ class Box(NamedTuple):
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
+def fault_of(error: BadImage | OSError) -> Fault:
+    """Why an image could not be read or decoded."""
+    if isinstance(error, BadImage):
+        return error.fault
+    return Fault.MISSING if isinstance(error, FileNotFoundError) else Fault.UNREADABLE
+
+
 class Picture:
     """An encoded image with known size (upright, at full scale), to be decoded at a scale chosen later.
 
@@ -113,10 +117,7 @@ class Picture:
             self.height, self.width = self._pixels.shape[:2]
             return
         self.height, self.width = self._jpeg.height, self._jpeg.width
-        if self.height * self.width > MAX_PIXELS:
-            raise BadImage(Fault.TOO_LARGE)
-        if not self._jpeg.scan:  # possibly several scans
-            _require_few_scans(data, self.height * self.width)
+        _require_size(data, self.height * self.width, may_have_scans=not self._jpeg.scan)
         if self._jpeg.orientation > 4:
             self.height, self.width = self.width, self.height
 
@@ -167,13 +168,13 @@ class Picture:
         return self.decode(reduction, smooth_colours=False)[box.slices]
 
 
-def is_damaged(data: bytes) -> bool:
+def is_damaged(data: Encoded) -> bool:
     """Whether a plain JPEG decodes but has invalid codes, so that part of the picture is noise or grey.
 
     Training and evaluation accept such pictures, as Pillow and torchvision do. Extra bytes after the picture's last
     block, which some cameras write, do not count.
     """
-    if read_header(data) is None:
+    if isinstance(data, memoryview) or read_header(data) is None:
         return False
     try:
         simplejpeg.decode_jpeg(data, "RGB", strict=True)
@@ -205,7 +206,7 @@ def read_header(data: bytes) -> Header | None:
                 return None  # lossless, hierarchical, arithmetic, 12 bits, CMYK, ...
             frame = at - 4
         elif marker == 0xE1 and data.startswith(b"Exif\0\0", at):
-            orientation = _orientation(data[at + 6 : end])
+            orientation = _orientation(data[at:end])
         elif marker == 0xE9 and data.startswith(INDEX, at):
             restarts = data[at + len(INDEX) : end]
         elif marker == 0xDD:
@@ -245,18 +246,13 @@ def _header(data: bytes, frame: int, scan: int, orientation: int, interval: int,
     return Header(height, width, orientation, frame, begin, 8 * max(down, 1), segment, restarts)
 
 
-def _orientation(tiff: bytes) -> int:
-    """EXIF orientation, 1 (upright) to 8, of a TIFF header; 1 if it is absent or invalid."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    with suppress(struct.error):
-        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
-        (entries,) = struct.unpack_from(f"{order}H", tiff, directory)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, directory + 2 + 12 * entry)
-            if tag == 0x0112:
-                return value if kind == 3 and 1 <= value <= 8 else 1
+def _orientation(exif: bytes) -> int:
+    """EXIF orientation, 1 (upright) to 8; 1 if it is absent or invalid."""
+    with suppress(Exception), warnings.catch_warnings():  # Pillow raises and warns of many things in a broken block
+        warnings.simplefilter("ignore")
+        tags = Image.Exif()
+        tags.load(exif)
+        return int(tags[0x0112]) if tags[0x0112] in range(1, 9) else 1
     return 1
 
 
@@ -354,8 +350,7 @@ def _raw_pixels(data: Encoded) -> NDArray[np.uint8] | None:
     if header is None:
         return None
     width, height = int(header[1]), int(header[2])
-    if width * height > MAX_PIXELS:
-        raise BadImage(Fault.TOO_LARGE)
+    _require_size(b"", width * height)
     if len(data) < header.end() + 3 * width * height:
         raise BadImage(Fault.TRUNCATED)
     return np.frombuffer(data, np.uint8, 3 * width * height, header.end()).reshape(height, width, 3)
@@ -367,10 +362,7 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tolerable flaws, and about sizes, which are checked here
             with Image.open(BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise BadImage(Fault.TOO_LARGE)
-                if data[:2] == b"\xff\xd8":
-                    _require_few_scans(data, image.width * image.height)
+                _require_size(data, image.width * image.height, may_have_scans=data[:2] == b"\xff\xd8")
                 image.load()
                 turned = image
                 with suppress(Exception):  # a broken EXIF block does not affect the picture
@@ -386,26 +378,20 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         raise BadImage(Fault.TRUNCATED if "truncated" in str(error).lower() else Fault.CORRUPT) from error
 
 
-def _require_few_scans(data: bytes, pixels: int) -> None:
-    """Refuse a JPEG with too many scans over its pixels."""
-    if pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
+def _require_size(data: bytes, pixels: int, *, may_have_scans: bool = False) -> None:
+    """Refuse too many pixels, and a JPEG with too many scans over them."""
+    if pixels > MAX_PIXELS:
+        raise BadImage(Fault.TOO_LARGE)
+    if may_have_scans and pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
         raise BadImage(Fault.CORRUPT)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB; transparency becomes white, 16 bits are scaled, floats are read as [0, 1]."""
+    """Convert any mode to 8-bit RGB; transparency becomes white; more than 8 bits are read as [0, 1] or [0, 65535]."""
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_8_bits(np.asarray(image).astype(np.float64)))
+        values = np.asarray(image).astype(np.float64)
+        scaled = np.rint(values * (255 if values.max() <= 1 else 255 / 65535))
+        image = Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bits(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Scale [0, 1] or [0, 65535] to [0, 255]; any other range is stretched to it."""
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 65535:
-        low, high = low, max(high, low + 1)
-    else:
-        low, high = 0, 1 if high <= 1 else 65535
-    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)

@@ -9,15 +9,13 @@ DIR/train/0..9 (1,500) and DIR/val/0..9 (297).
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import cv2
 
-from data.errors import DataError
+from data.errors import DataError, exit_status
 from data.text import guard
 
 _VAL_SAMPLES = 297
@@ -31,25 +29,18 @@ def write_digits(folder: Path, size: int) -> Path:
     used, and if several processes write it at once, one wins. Raises DataError if it cannot be written, or holds
     something else.
     """
+    mark = folder / _MARK
     try:
-        if not _is_whole(folder, size):
+        if not mark.is_file() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"{folder}: holds something else; expected a new or empty folder to write the digits to")
+        if not mark.is_file():
             _write(folder, size)
+        written = mark.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise DataError(f"{folder}: cannot write the digits: {error.strerror or error}") from error
+    if written != str(size):
+        raise DataError(f"{folder}: holds the digits at {written} px, not {size} px; choose another or delete it")
     return folder
-
-
-def _is_whole(folder: Path, size: int) -> bool:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return False
-    mark = folder / _MARK
-    if not mark.is_file():
-        raise DataError(f"{folder}: holds something else; expected a new or empty folder to write the digits to")
-    if (written := mark.read_text(encoding="utf-8").strip()) != str(size):
-        raise DataError(
-            f"{folder}: holds the digits at {written} px, not {size} px; choose another folder or delete it"
-        )
-    return True
 
 
 def _write(folder: Path, size: int) -> None:
@@ -63,18 +54,16 @@ def _write(folder: Path, size: int) -> None:
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
         partial = Path(scratch) / "digits"
         for split, indices in (("train", train), ("val", val)):
-            for label in range(10):
-                (partial / split / str(label)).mkdir(parents=True)
             for index in indices:
                 scan = (digits.images[index] * (255 / 16)).astype("uint8")
                 picture = cv2.resize(scan, (size, size), interpolation=cv2.INTER_CUBIC)
                 _, jpeg = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, 95))
-                (partial / split / str(digits.target[index]) / f"{index:04}.jpg").write_bytes(jpeg.tobytes())
+                file = partial / split / str(digits.target[index]) / f"{index:04}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(jpeg.tobytes())
         (partial / _MARK).write_text(f"{size}\n", encoding="utf-8")
         with suppress(OSError):  # another process finished first
-            os.replace(partial, folder)  # noqa: PTH105 (Path.replace, but it says what happens to an empty folder)
-    if not _is_whole(folder, size):
-        raise DataError(f"{folder}: cannot be written")
+            partial.replace(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,12 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not 8 <= options.size <= 1024:
         parser.error(f"--size: got {options.size}; allowed: 8 to 1024")
-    try:
-        print(f"digits in {write_digits(options.folder, options.size)}: 1,500 for training, 297 for validation")
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    counts = "1,500 for training, 297 for validation"
+    return exit_status(lambda: print(f"digits in {write_digits(options.folder, options.size)}: {counts}"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 from data.text import escape
 
 
@@ -26,3 +29,25 @@ class DataError(InputError):
 
 class StalledError(Exception):
     """A loader delivers no more batches: a worker was killed, or hangs."""
+
+
+class WorkerKilledError(Exception):
+    """A worker process of a command was killed from outside."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a worker process was killed, probably because memory ran out; run the same command again, with fewer "
+            "--workers to use less memory"
+        )
+
+
+def exit_status(work: Callable[[], int | None]) -> int:
+    """The exit status of a command: that of its work (None: 0), 2 for wrong input, 1 if it was stopped from outside."""
+    try:
+        return work() or 0
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (WorkerKilledError, KeyboardInterrupt) as error:
+        print(str(error) or "interrupted; run the same command again to continue", file=sys.stderr)
+        return 1

@@ -1,7 +1,6 @@
 """Safe access to files on this machine and in buckets: no open blocks, and no name leads outside its folder.
 
-Names from a manifest, an index, an archive or a bucket's listing are one path component each, or refused. Only regular
-files are opened. Buckets are read through fsspec (s3fs), with retries.
+Names from a manifest, an index, an archive or a bucket's listing are one path component each, or refused.
 """
 
 from __future__ import annotations
@@ -28,45 +27,33 @@ _RETRY_SECONDS = 900.0
 after which the run ends with its state saved."""
 
 _WARN_SECONDS = 10.0  # after which a process that waits for a bucket logs it, once
-_RETRIES_IF_SHORT = 3  # how often to reread an object that returned too few bytes, in case the connection failed
+_RETRIES_IF_SHORT = 3  # an object with too few bytes is read again, in case the connection failed
 _CHUNK = 1 << 24  # bytes of a file or a download that are held in memory
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM}
 
 
+def is_file_name(name: str, errors: str = "surrogateescape") -> bool:
+    """Whether a name from a disk or an archive, which need not be UTF-8, is one path component."""
+    if name in (".", "..") or "/" in name or "\0" in name:
+        return False
+    try:
+        return 0 < len(name.encode(errors=errors)) <= LONGEST
+    except UnicodeEncodeError:
+        return False
+
+
 def plain_name(name: object) -> str:
     """Return the name if it is one path component, which joined to a folder stays in it; else raise ValueError."""
-    reason = _name_fault(name) if isinstance(name, str) else "it is not text"
-    if reason:
-        raise ValueError(f"the name {shown(name)} is refused: {reason}")
-    return str(name)
-
-
-def is_file_name(name: str) -> bool:
-    """Whether a name from a disk or an archive, which need not be UTF-8, is one path component."""
-    return not _name_fault(name, "surrogateescape")
-
-
-def _name_fault(name: str, errors: str = "strict") -> str:
-    """Why a name is not one path component; empty if it is."""
-    if name in ("", ".", ".."):
-        return "it leads to another folder" if name else "it is empty"
-    if "/" in name or "\0" in name:
-        return "it is a path" if "/" in name else "it has a NUL character"
-    try:
-        size = len(name.encode(errors=errors))
-    except UnicodeEncodeError:
-        return "it is not UTF-8"
-    return f"it has {size} bytes; allowed: {LONGEST}" if size > LONGEST else ""
+    if not isinstance(name, str) or not is_file_name(name, "strict"):
+        raise ValueError(f"the name {shown(name)} is refused: expected UTF-8, 1 to {LONGEST} bytes, no path")
+    return name
 
 
 def relative_path(path: object) -> str:
     """Return the path if all between `/` are plain names, so that it stays below its folder; else raise ValueError."""
-    for name in path.split("/") if isinstance(path, str) else [path]:
-        try:
-            plain_name(name)
-        except ValueError as error:
-            raise ValueError(f"{error}, in {shown(path)}" if name != path else str(error)) from None
-    return str(path)
+    if not isinstance(path, str) or not all(is_file_name(name, "strict") for name in path.split("/")):
+        raise ValueError(f"the path {shown(path)} is refused: it leads elsewhere, or has a name that no file can have")
+    return path
 
 
 def shown(name: object) -> str:
@@ -100,7 +87,7 @@ def read_regular(path: str | bytes | Path, limit: int) -> bytes:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal digits, read in chunks."""
+    """SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -191,6 +178,25 @@ def named(path: str) -> Iterator[None]:
         raise DataError(f"{path}: {reason}") from error
 
 
+def read_path(path: str) -> bytes:
+    """The bytes of a file or an object; raises DataError."""
+    with named(path):
+        store, place = open_store(path)
+        data: bytes = store.cat_file(place)
+    return data
+
+
+def write_path(path: str, data: bytes) -> None:
+    """Write a file or an object atomically; raises DataError."""
+    with named(path):
+        store, place = open_store(path)
+        if is_remote(path):
+            store.pipe_file(place, data)
+        else:
+            Path(place).parent.mkdir(parents=True, exist_ok=True)
+            replace_file(Path(place), [data], durable=False)
+
+
 def read_ranges(store: Any, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | OSError]:
     """Read ranges (path, begin, end) of objects concurrently, with retries: a transient error costs no image.
 
@@ -233,12 +239,13 @@ def _code(error: object) -> str:
     return str(response.get("Error", {}).get("Code", ""))
 
 
-def download(store: Any, path: str, size: int, target: Path) -> None:
+def download(path: str, size: int, target: Path) -> None:
     """Copy an object of `size` bytes to a file, in pieces; raises DataError for the store, OSError for the disk."""
+    store, place = open_store(path)
     with target.open("wb") as file:
         for begin in range(0, size, _CHUNK):
-            with named(f"s3://{path}"):
-                (piece,) = read_ranges(store, [(path, begin, min(begin + _CHUNK, size))])
+            with named(path):
+                (piece,) = read_ranges(store, [(place, begin, min(begin + _CHUNK, size))])
                 if isinstance(piece, OSError):
                     raise piece
             file.write(piece)

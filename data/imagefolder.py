@@ -49,9 +49,8 @@ def read_image(path: str | bytes | Path) -> bytes:
 class ImageFolder(Source):
     """One split: a folder with a folder of images per class.
 
-    Images are ordered as torchvision's ImageFolder orders them (classes by name, then folders inside a class by path,
-    then files by name), so an index means the same image in both; names that begin with a dot are skipped. `classes`
-    are class folder names in label order, escaped; None: those of the folders, sorted.
+    Images are ordered as torchvision's ImageFolder orders them, so an index means the same image in both; names that
+    begin with a dot are skipped. `classes` are class folder names in label order, escaped; None: the folders', sorted.
     """
 
     def __init__(self, path: Path, classes: Sequence[str] | None) -> None:
@@ -179,12 +178,12 @@ def list_images(path: Path) -> tuple[list[str], list[int], list[bytes]]:
 
 def class_folders(path: Path, notes: list[str] | None = None) -> list[str]:
     """Sorted names of the class folders, without links to a parent folder (added to `notes`); raises DataError."""
-    place = os.path.realpath(path)
-    try:
-        _, folders = _scan(str(path), place, place, (), [] if notes is None else notes)
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
-    return sorted(os.path.basename(folder) for _, folder, _ in folders)  # noqa: PTH119
+    errors: list[OSError] = []
+    _, inside, _ = next(os.walk(path, onerror=errors.append), ("", [], []))
+    if errors:
+        raise DataError(f"{path}: {errors[0].strerror or errors[0]}")
+    place, skipped = os.path.realpath(path), [] if notes is None else notes
+    return sorted(name for name in inside if name[0] != "." and not _leads_up(f"{path}/{name}", (place,), skipped))
 
 
 def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
@@ -198,50 +197,36 @@ def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
     """
     found: dict[str, list[str]] = {}
     notes: list[str] = []
-    top = os.path.realpath(root)
     listed: set[str] = set()
-    waiting = [(False, root, top)]
+
+    def cannot_be_listed(error: OSError) -> None:
+        notes.append(escape(f"{error.filename}: cannot be listed: {error.strerror or error}"))
+
+    waiting = [root]  # and links to folders, which are followed when all folders without a link are listed
     while waiting:
-        _, folder, place = heapq.heappop(waiting)  # those reached by a link come last
-        if place in listed:
-            notes.append(escape(f"{folder}: not listed: it leads to {place}, which is listed already"))
-            continue
-        listed.add(place)
-        try:
-            found[folder], inside = _scan(folder, place, top, EXTENSIONS, notes)
-        except OSError as error:
-            notes.append(escape(f"{folder}: cannot be listed: {error.strerror or error}"))
-            continue
-        for one in inside:
-            heapq.heappush(waiting, one)
+        top = heapq.heappop(waiting)
+        real_top = os.path.realpath(top)
+        for folder, inside, names in os.walk(top, onerror=cannot_be_listed):
+            place = real_top + folder[len(top) :]
+            if place in listed:
+                notes.append(escape(f"{folder}: not listed: it leads to {place}, which is listed already"))
+                inside.clear()
+                continue
+            listed.add(place)
+            visible = [name for name in (*inside, *names) if name[0] != "."]
+            found[folder] = [name for name in visible if name.lower().endswith(EXTENSIONS)]
+            below = [name for name in inside if name[0] != "." and not name.lower().endswith(EXTENSIONS)]
+            inside[:] = sorted(name for name in below if not os.path.islink(f"{folder}/{name}"))  # noqa: PTH114
+            for name in sorted(set(below) - set(inside)):
+                if not _leads_up(f"{folder}/{name}", (place, os.path.realpath(root)), notes):
+                    heapq.heappush(waiting, f"{folder}/{name}")
     return found, sorted(notes)
 
 
-def _scan(
-    folder: str, place: str, top: str, endings: tuple[str, ...], notes: list[str]
-) -> tuple[list[str], list[tuple[bool, str, str]]]:
-    """Names with one of the endings, and folders as (is a link, path, path without links `place`), in a folder.
-
-    A link to a folder that contains it or `top` is only noted.
-    """
-    names: list[str] = []
-    folders: list[tuple[bool, str, str]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(endings):
-                names.append(entry.name)
-                continue
-            try:
-                if not entry.is_dir():
-                    continue
-            except OSError:  # a link to itself, or without permission
-                continue
-            linked = entry.is_symlink()
-            target = os.path.realpath(entry.path) if linked else os.path.join(place, entry.name)  # noqa: PTH118
-            if linked and target in (os.path.commonpath([target, one]) for one in (place, top)):
-                notes.append(escape(f"{entry.path}: not followed: it is a link to {target}, a folder that contains it"))
-            else:
-                folders.append((linked, entry.path, target))
-    return names, folders
+def _leads_up(path: str, places: Sequence[str], notes: list[str]) -> bool:
+    """Whether a path is a link to a folder that contains one of `places`; if so, it is noted."""
+    target = os.path.realpath(path)
+    if not os.path.islink(path) or target not in (os.path.commonpath([target, place]) for place in places):  # noqa: PTH114
+        return False
+    notes.append(escape(f"{path}: not followed: it is a link to {target}, a folder that contains it"))
+    return True

@@ -9,16 +9,14 @@ The archives' SHA-256 are those that FastAI.jl pins in its list of datasets.
 from __future__ import annotations
 
 import argparse
-import os
+import shutil
 import socket
-import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
 import torch
 
-from data.errors import DataError
+from data.errors import DataError, exit_status
 from data.text import guard
 
 _MIRROR = "https://s3.amazonaws.com/fast-ai-imageclas"
@@ -45,30 +43,20 @@ def download(folder: Path, size: str) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
             archive = f"{scratch}/{name}.tgz"
             torch.hub.download_url_to_file(f"{_MIRROR}/{name}.tgz", archive, hash_prefix=sha256)
-            with tarfile.open(archive) as tar:
-                # Python before 3.10.12 and 3.11.4 has no filter; the archive is verified in any case.
-                if hasattr(tarfile, "data_filter"):
-                    tar.extraction_filter = tarfile.data_filter
-                tar.extractall(scratch)
-            os.replace(f"{scratch}/{name}", folder)  # noqa: PTH105 (also onto an empty folder)
-    except (OSError, RuntimeError, tarfile.TarError) as error:  # RuntimeError: wrong SHA-256
+            shutil.unpack_archive(archive, scratch)
+            Path(scratch, name).replace(folder)
+    except (OSError, RuntimeError, shutil.ReadError) as error:  # RuntimeError: wrong SHA-256
         raise DataError(f"{folder}: cannot download Imagenette: {error}") from error
     return folder
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    about = "Download Imagenette (320 px: 342 MB)."
-    parser = argparse.ArgumentParser(prog="python -m data.imagenette", description=about)
+    parser = argparse.ArgumentParser("python -m data.imagenette", description="Download Imagenette (320 px: 342 MB).")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write; left alone if already complete")
     parser.add_argument("--size", choices=list(_ARCHIVES), default="320", help="short side (default: %(default)s px)")
     options = parser.parse_args(arguments)
-    try:
-        print(f"Imagenette in {download(options.folder, options.size)}")
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: print(f"Imagenette in {download(options.folder, options.size)}"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -25,17 +25,17 @@ from typing_extensions import NotRequired, TypedDict, Unpack
 from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
 from data.buffers import Batch, Message, SharedBuffers
 from data.config import AugmentConfig
-from data.decode import BadImage, Encoded, Fault
+from data.decode import BadImage, Encoded, fault_of
 from data.errors import DataError
 from data.sampler import EvalSampler, PositionSampler, Request
 from data.source import FaultTable, Source
 from data.text import guard
 from data.wait import WaitingLoader
 
+Pixels = NDArray[np.uint8]  # RGB, of shape (size, size, 3)
 ImageTransform = Callable[[Image.Image], Image.Image]
-Read = Callable[[int], Encoded]
-MakePicture = Callable[[Encoded, Request, int, "NDArray[np.uint8] | None"], NDArray[np.uint8]]
-"""(encoded image, request, index, out) -> RGB, uint8 of shape (size, size, 3), maybe in `out`; raises BadImage."""
+MakePicture = Callable[[Encoded, Request, int, "Pixels | None"], Pixels]
+"""(encoded image, request, index, out) -> picture, maybe in `out`; raises BadImage."""
 
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be excluded from metrics."""
@@ -43,8 +43,7 @@ IGNORED_LABEL = -100
 _TRIES = 100  # replacements tried for a bad training image before the dataset is considered unusable
 _NOTHING = -1
 _NAMED = 4  # how many files to name if several workers hang
-_BEYOND_PREFETCH = 2
-"""Buffers of a worker besides its prefetched batches: one being filled, and one in use by the model."""
+_BEYOND_PREFETCH = 2  # buffers of a worker besides its prefetched batches: one being filled, and one used by the model
 
 
 class Loading(TypedDict):
@@ -108,20 +107,22 @@ class BatchDataset(Dataset[Batch]):
 
     def reading(self, worker: int | None) -> str:
         """What a worker, or (None) all workers, are reading, in words."""
-        numbers = range(len(self._read_now)) if worker is None else [worker]
-        names = [self.source.name(index) for index in self._read_now[list(numbers)].tolist() if index != _NOTHING]
+        indices = self._read_now.tolist() if worker is None else [int(self._read_now[worker])]
+        names = [self.source.name(index) for index in indices if index != _NOTHING]
         if not names:
             return "it was not reading a file"
         return f"it was reading {', '.join(names[:_NAMED])}{' ...' if len(names) > _NAMED else ''}"
 
     def _load(
-        self, key: int, request: Request, read: Read, out: NDArray[np.uint8] | None
-    ) -> tuple[NDArray[np.uint8], int]:
-        """An image, or the one that replaces it, and its label; the image is the key modulo their number."""
-        for used in self._candidates(key, request.epoch):
-            picture = self._try(used, key, request, read, out)
-            if picture is not None:
-                return picture, int(self.source.labels[used])
+        self, key: int, request: Request, read: Callable[[int], Encoded], out: Pixels | None
+    ) -> tuple[Pixels, int]:
+        """The image that is the key modulo their number, or the one that replaces it, and its label."""
+        for index in self._candidates(key, request.epoch):
+            if not self.bad.faults[index]:
+                try:
+                    return self._picture(read(index), request, key, out), int(self.source.labels[index])
+                except (BadImage, OSError) as error:
+                    self.bad.faults[index] = fault_of(error)
         if self._seed is None:
             return np.zeros((request.size, request.size, 3), dtype=np.uint8), IGNORED_LABEL
         raise DataError(
@@ -132,23 +133,6 @@ class BatchDataset(Dataset[Batch]):
         yield key % len(self)
         if self._seed is not None:
             yield from sample_rng(self._seed, epoch, key, stream=1).integers(0, len(self), _TRIES).tolist()
-
-    def _try(
-        self, index: int, key: int, request: Request, read: Read, out: NDArray[np.uint8] | None
-    ) -> NDArray[np.uint8] | None:
-        """The picture of image `index` with the randomness of `key`, or None if the image is bad."""
-        if self.bad.faults[index]:
-            return None
-        try:
-            return self._picture(read(index), request, key, out)
-        except BadImage as error:
-            fault = error.fault
-        except FileNotFoundError:
-            fault = Fault.MISSING
-        except OSError:
-            fault = Fault.UNREADABLE
-        self.bad.faults[index] = fault
-        return None
 
 
 def train_loader(
@@ -173,7 +157,7 @@ def train_loader(
     and torch, which are seeded for each image. With the centre crop, which uses `eval_crop_ratio`, only the flip is
     applied. `mean` and `std`, the dataset's in [0, 1], are for random erasing.
     """
-    picture = partial(_training_picture, seed, augment, mean, std, tuple(image_transforms), eval_crop_ratio)
+    picture = _TrainingPicture(seed, augment, mean, std, tuple(image_transforms), eval_crop_ratio)
     return _loader(source, picture, seed, sampler, persistent=True, **loading)
 
 
@@ -196,8 +180,7 @@ def eval_loader(
     # Starting workers takes milliseconds by fork but seconds by spawn (macOS), so there they persist. The method is
     # looked up without fixing it for the rest of the program.
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-    picture = partial(_evaluation_picture, crop_ratio)
-    return _loader(source, picture, None, sampler, persistent=method != "fork", **loading)
+    return _loader(source, _EvaluationPicture(crop_ratio), None, sampler, persistent=method != "fork", **loading)
 
 
 class _NoSeed(ISeedSequence):
@@ -226,33 +209,35 @@ def sample_rng(seed: int, epoch: int, sample: int, stream: int) -> np.random.Gen
     return np.random.Generator(philox)
 
 
-def _training_picture(
-    seed: int,
-    augment: AugmentConfig,
-    mean: Color,
-    std: Color,
-    transforms: tuple[ImageTransform, ...],
-    crop_ratio: float,
-    data: Encoded,
-    request: Request,
-    index: int,
-    out: NDArray[np.uint8] | None,
-) -> NDArray[np.uint8]:
-    rng = sample_rng(seed, request.epoch, index, stream=0)
-    if request.crop == "center":  # the FixRes stage
-        return maybe_flip(eval_picture(data, request.size, crop_ratio), augment, rng)
-    image = train_picture(data, request.size, augment, rng, out)
-    if transforms:
-        with _global_generators_seeded(int(rng.integers(2**32))):
-            picture = Image.fromarray(image)
-            for transform in transforms:
-                picture = transform(picture)
-            image = np.asarray(picture)
-    return finish(image, augment, mean, std, rng)
+@dataclass(frozen=True)
+class _TrainingPicture:
+    seed: int
+    augment: AugmentConfig
+    mean: Color
+    std: Color
+    transforms: tuple[ImageTransform, ...]
+    crop_ratio: float
+
+    def __call__(self, data: Encoded, request: Request, index: int, out: Pixels | None) -> Pixels:
+        rng = sample_rng(self.seed, request.epoch, index, stream=0)
+        if request.crop == "center":  # the FixRes stage
+            return maybe_flip(eval_picture(data, request.size, self.crop_ratio), self.augment, rng)
+        image = train_picture(data, request.size, self.augment, rng, out)
+        if self.transforms:
+            with _global_generators_seeded(int(rng.integers(2**32))):
+                picture = Image.fromarray(image)
+                for transform in self.transforms:
+                    picture = transform(picture)
+                image = np.asarray(picture)
+        return finish(image, self.augment, self.mean, self.std, rng)
 
 
-def _evaluation_picture(crop_ratio: float, data: Encoded, request: Request, *_: Any) -> NDArray[np.uint8]:
-    return eval_picture(data, request.size, crop_ratio)
+@dataclass(frozen=True)
+class _EvaluationPicture:
+    crop_ratio: float
+
+    def __call__(self, data: Encoded, request: Request, index: int, out: Pixels | None) -> Pixels:
+        return eval_picture(data, request.size, self.crop_ratio)
 
 
 @contextmanager

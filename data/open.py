@@ -1,17 +1,32 @@
-"""Opening a dataset of any kind."""
+"""Opening a dataset of any kind, and checking a prepared one before it is read."""
 
 from __future__ import annotations
 
+import fcntl
+import shlex
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from data.errors import DataError
-from data.files import is_remote
+from data.files import is_remote, named, open_store, read_regular, replace_file
 from data.imagefolder import ImageFolder, missing_split, open_folders
-from data.shards import MANIFEST, open_prepared
+from data.shards import MANIFEST, MAX_JSON, Manifest, Resolution, ShardSource, parse
 from data.source import Source, Subset
+
+_Pair = tuple[ShardSource, ShardSource]  # train and val
+
+
+class Damaged(DataError):
+    """A prepared dataset is damaged; `problems` has all, the message only the first."""
+
+    def __init__(self, path: str, lines: Sequence[str]) -> None:
+        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
+        super().__init__(f"{lines[0]}{more}; to list all damage: python -m data.verify {shlex.quote(path)}")
+        self.problems = list(lines)
 
 
 def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
@@ -20,9 +35,14 @@ def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
     `path` is a folder with `train/CLASS/IMAGE` and `val/CLASS/IMAGE`, or a dataset written by `python -m data.prepare`,
     in a folder or at `s3://bucket/prefix`. Data from a bucket is cached in `cache_folder` on this machine.
     """
-    if is_remote(path) or (Path(path) / MANIFEST).is_file():
-        return open_prepared(path, cache_folder)
-    return open_folders(Path(path))
+    if is_remote(path):
+        return open_cached(path, cache_folder)[1]
+    if not (Path(path) / MANIFEST).is_file():
+        return open_folders(Path(path))
+    path, name = path.rstrip("/") or "/", f"{Path(path)}/{MANIFEST}"
+    with named(name):
+        manifest = parse(Manifest, read_regular(name, MAX_JSON), name)
+    return _open_splits(path, Path(path), manifest, _sizes(path))
 
 
 def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Source:
@@ -34,7 +54,7 @@ def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Sou
     """
     folder = Path(path)
     if is_remote(path) or (folder / MANIFEST).is_file():
-        val = open_prepared(path, cache_folder)[1]
+        val = open_split_pair(path, cache_folder)[1]
         return _renumbered(val, classes) if classes and list(classes) != val.classes else val
     if not folder.is_dir():
         raise DataError(f"{path}: no such folder; expected CLASS/IMAGE or val/CLASS/IMAGE in it")
@@ -57,6 +77,84 @@ def _renumbered(source: Source, classes: Sequence[str]) -> Subset:
             f"known: {', '.join(unknown[:5])}{' ...' if len(unknown) > 5 else ''}"
         )
     own = np.array([label_of.get(name, -1) for name in source.classes], dtype=np.int64)
-    view = Subset(source, np.arange(len(source)), own[labels])
-    view.classes = list(classes)
-    return view
+    return Subset(source, np.arange(len(source)), own[labels], list(classes))
+
+
+def open_cached(path: str, cache_folder: str) -> tuple[Path, _Pair]:
+    """Download everything of a dataset in a bucket except images, unless it is in the cache already, and open it.
+
+    Returns the dataset's folder in the cache, and its splits. Raises DataError if the bucket cannot be read or lacks a
+    complete prepared dataset, or the cache cannot be written.
+    """
+    path = path.rstrip("/")
+    store, root = open_store(path)
+    with named(f"{path}/{MANIFEST}"):
+        data = store.cat_file(f"{root}/{MANIFEST}", start=0, end=MAX_JSON)
+    manifest = parse(Manifest, data, f"{path}/{MANIFEST}")
+    folder = Path(cache_folder) / root.strip("/").replace("/", "--")
+    files = [f"{split}/labels.npy" for split in manifest.splits]
+    for split, what in manifest.splits.items():
+        files += [f"{split}/{one}/{file}" for one in what.resolutions for file in ("index.json", "images.npy")]
+    with named(str(folder)):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".metadata-lock").open("w") as lock:  # ranks on the same machine share the cache
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(Damaged, OSError):  # nothing is there, or damaged by a power failure
+                if (folder / MANIFEST).read_bytes() == data:
+                    return folder, _open_splits(path, folder, manifest, None)
+            (folder / MANIFEST).unlink(missing_ok=True)
+            for split in manifest.splits:
+                shutil.rmtree(folder / split, ignore_errors=True)
+            for file in files:
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                with named(f"{path}/{file}"):
+                    store.get_file(f"{root}/{file}", str(folder / file))
+            sources = _open_splits(path, folder, manifest, _sizes(path))
+            replace_file(folder / MANIFEST, [data])
+            return folder, sources
+
+
+def _open_splits(path: str, folder: Path, manifest: Manifest, sizes: dict[str, int] | None) -> _Pair:
+    """Both splits, after checking all metadata and, unless `sizes` is None, the size of each shard."""
+    sources: list[ShardSource] = []
+    problems: list[str] = []
+    for split in ("train", "val"):
+        if split not in manifest.splits:
+            raise DataError(f"{path}: holds no {split} images; prepare a dataset that has train and val")
+        entry = manifest.splits[split]
+        raw = {name: resolution.raw for name, resolution in entry.resolutions.items()}
+        source = ShardSource(folder / split, f"{path}/{split}", manifest.classes, raw)
+        sources.append(source)
+        parts: list[ShardSource | Resolution] = [source, *source.resolutions.values()]
+        problems += [line for part in parts for line in _problems(part, entry.images, sizes)]
+    if problems:
+        raise Damaged(path, problems)
+    return sources[0], sources[1]
+
+
+def _problems(part: ShardSource | Resolution, images: int, sizes: dict[str, int] | None) -> list[str]:
+    """What is wrong with a split's labels, or with a resolution and its shards."""
+    try:
+        part.check(images)
+    except DataError as error:
+        return [str(error)]
+    if isinstance(part, ShardSource) or sizes is None:
+        return []
+    pairs = [(name, sizes.get(name), shard.size) for _, name, shard in part.files()]
+    return [
+        f"{name}: not found" if size is None else f"{name}: has {size} bytes, index.json says {expected}"
+        for name, size, expected in pairs
+        if size != expected
+    ]
+
+
+def _sizes(path: str) -> dict[str, int] | None:
+    """Size of each file or object of a dataset, by its full name; None if objects can be read but not listed."""
+    store, root = open_store(path)
+    with named(path):
+        try:
+            found = store.find(root, detail=True)
+        except PermissionError:
+            return None
+    sizes = {f"{path}{name.removeprefix(root)}": entry["size"] for name, entry in found.items()}
+    return sizes if f"{path}/{MANIFEST}" in sizes else None

@@ -62,8 +62,8 @@ class PositionSampler(_Sampler):
     batches of at most the global batch size, of equal size: a short last batch would get the same learning rate as a
     full one, and could leave a rank without an image.
 
-    It runs in the training process: workers get everything they need with each request. `plan` has one entry per epoch;
-    the last applies to any later epoch. DataError: a batch is too small for every rank to get an image.
+    `plan` has one entry per epoch; the last applies to any later epoch. DataError: a batch is too small for every rank
+    to get an image.
     """
 
     def __init__(
@@ -107,19 +107,13 @@ class PositionSampler(_Sampler):
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         size, crop, _ = self.plan[min(epoch, len(self.plan) - 1)]
         bounds = _bounds(self.total_size, self.batches(epoch))
-        order = self._repeated(epoch_order(self.total_size, self.seed, epoch), bounds)
+        order = epoch_order(self.total_size, self.seed, epoch)
+        if self.repeats > 1:  # in each batch, all first copies before all second ones
+            place = np.arange(len(order))
+            copy, batch = place % self.repeats, np.searchsorted(bounds, place, side="right")
+            order = (order[place // self.repeats] + copy * len(order))[np.lexsort((copy, batch))]
         for share in self._shares(bounds[first:]):
             yield Request(epoch, size, crop, order[share].copy())  # pickling a view would send the whole array
-
-    def _repeated(self, order: NDArray[np.int64], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The order with copies; in each batch, all first copies before all second ones."""
-        if self.repeats == 1:
-            return order
-        place = np.arange(len(order))
-        copy = place % self.repeats
-        batch = np.searchsorted(bounds, place, side="right")
-        copies = order[place // self.repeats] + copy * len(order)
-        return np.asarray(copies[np.lexsort((copy, batch))])
 
 
 class EvalSampler(_Sampler):

@@ -1,9 +1,7 @@
 """A prepared dataset: MDS shards (mosaicml-streaming's format) at one or several resolutions, read by index.
 
-An image in a shard is a JPEG, or raw pixels: a binary PPM, which a loader's worker uses where it lies in the
-memory-mapped shard.
-
-`python -m data.prepare` writes it:
+An image is a JPEG, or raw pixels: a binary PPM, used where it lies in the memory-mapped shard. `python -m data.prepare`
+writes:
 
     dataset.json                 classes, and for each split its images and resolutions
     SPLIT/labels.npy             label of each image, int64
@@ -17,15 +15,10 @@ Streaming's own reader is not used: its order depends on the shards, ours on (se
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import shlex
-import shutil
-import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -37,17 +30,7 @@ from pydantic import AfterValidator, AliasPath, BaseModel, ConfigDict, Field, Va
 
 from data.decode import Encoded
 from data.errors import DataError
-from data.files import (
-    is_remote,
-    named,
-    open_store,
-    plain_name,
-    read_ranges,
-    read_regular,
-    relative_path,
-    replace_file,
-    shown,
-)
+from data.files import is_remote, named, open_store, plain_name, read_ranges, read_regular, relative_path, shown
 from data.source import Source
 
 MANIFEST = "dataset.json"
@@ -58,12 +41,11 @@ USED = ".used"  # in the folder of a cached resolution; its modification time te
 CROP_RATIO = 0.875
 """A resolution suffices for images of `size` px if its short side is at least size / CROP_RATIO, the size to which the
 usual evaluation resizes, and so the usual meaning of training at a size."""
-_MAX_JSON = 1 << 26  # limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards
+MAX_JSON = 1 << 26  # limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards
 BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
 """Bytes of a sample before its image (the lengths of image and name) and after it (the label); the longest name."""
 
 _Model = TypeVar("_Model", bound=BaseModel)
-SizeOf = Callable[[str], "int | None"]  # returns a file's size in bytes by its full name, None if it is missing
 
 
 def short_side(resolution: str) -> float:
@@ -77,25 +59,22 @@ def resolution_for(resolutions: Iterable[str], size: int) -> str:
     return next((one for one in ordered if short_side(one) * CROP_RATIO >= size - 1e-6), ordered[-1])
 
 
-class _Checked(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-def _class_names(names: list[str]) -> list[str]:
-    for name in names:  # the names of folders; some disks allow names that are not UTF-8
-        plain_name(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+def _distinct(names: list[str]) -> list[str]:
     if len(set(names)) < len(names):
-        raise ValueError("a class occurs twice")
+        raise ValueError("a name occurs twice")
     return names
 
 
 _Count = Annotated[int, Field(ge=1, le=2**32)]
-_ResolutionName = Annotated[str, AfterValidator(plain_name), Field(pattern=f"^({ORIGINAL}|[0-9]{{1,5}})$")]
+_Name = Annotated[str, AfterValidator(plain_name)]
+_ResolutionName = Annotated[_Name, Field(pattern=f"^({ORIGINAL}|[0-9]{{1,5}})$")]
+
+
+class _Checked(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
 
 
 class _ResolutionEntry(_Checked):
-    bytes: Annotated[int, Field(ge=1, le=2**53)]
-    shards: _Count
     raw: bool = False  # whether its images are raw pixels
 
 
@@ -108,7 +87,7 @@ class Manifest(_Checked):
     """The used part of `dataset.json`."""
 
     format: Annotated[str, Field(pattern=f"^{FORMAT}$")]
-    classes: Annotated[list[str], Field(min_length=1), AfterValidator(_class_names)]
+    classes: Annotated[list[_Name], Field(min_length=1), AfterValidator(_distinct)]
     splits: dict[Literal["train", "val"], _SplitEntry]
 
 
@@ -127,49 +106,22 @@ class _Index(_Checked):
     shards: Annotated[list[Shard], Field(min_length=1)]
 
 
-class Damaged(DataError):
-    """A prepared dataset is damaged; `problems` has all, the message only the first."""
-
-    def __init__(self, path: str, lines: Sequence[str]) -> None:
-        more = f", and {len(lines) - 1} more" if len(lines) > 1 else ""
-        super().__init__(f"{lines[0]}{more}; to list all damage: python -m data.verify {shlex.quote(path)}")
-        self.problems = list(lines)
-
-
-def _parse(model: type[_Model], data: bytes, path: str) -> _Model:
+def parse(model: type[_Model], data: bytes, path: str) -> _Model:
     """Read untrusted JSON; raises DataError with the file's path."""
     try:
-        return model.model_validate(json.loads(data))
+        return model.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ").split(" or instance of")[0]
-        raise DataError(": ".join(filter(None, (path, shown(where)[1:-1], reason)))) from None
-    except (ValueError, RecursionError) as error:  # ValueError also covers a wrong encoding
-        raise DataError(f"{path}: not JSON ({type(error).__name__})") from None
-
-
-def _read_manifest(path: str, data: bytes) -> Manifest:
-    try:
-        return _parse(Manifest, data, f"{path}/{MANIFEST}")
-    except DataError as error:
-        raise Damaged(path, [f"{error}; prepare the dataset again"]) from None
-
-
-def _file_size(file: Path, name: str) -> int:
-    """Size of a regular file in bytes; raises DataError for anything else, which could block forever when opened."""
-    with named(name):
-        status = file.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{name}: not a regular file")
-    return status.st_size
+        where = "".join(f"{shown(str(part))[1:-1]}: " for part in first["loc"])
+        raise DataError(f"{path}: {where}{first['msg']}; prepare the dataset again") from None
 
 
 def _map_array(file: Path, name: str, dtype: type[np.generic], columns: tuple[int, ...]) -> NDArray[Any]:
     """An array in a .npy file, memory-mapped so that processes share it; raises DataError if it is malformed."""
-    _file_size(file, name)
+    if not file.is_file():  # opening a pipe could block forever
+        raise DataError(f"{name}: not found, or not a regular file")
     try:
-        array: NDArray[Any] = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
+        array: Any = np.lib.format.open_memmap(file, mode="r")  # type: ignore[no-untyped-call]
     except Exception as error:  # NumPy parses the header as a Python expression, so many exceptions are possible
         raise DataError(f"{name}: truncated, or not a .npy file ({type(error).__name__})") from None
     if array.dtype != dtype or array.shape[1:] != columns or array.ndim != 1 + len(columns):
@@ -189,19 +141,12 @@ class Resolution:
         self.maps: dict[str, memoryview] = {}
         """Shards of raw pixels that this process has mapped, by name."""
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Resolution, (self.folder, self.url, self.raw)  # other processes map the files themselves
-
     @cached_property
     def shards(self) -> list[Shard]:
         """The shards of `index.json`; raises DataError."""
         name = f"{self.url}/index.json"
         with named(name):
-            data = read_regular(self.folder / "index.json", _MAX_JSON)
-        shards = _parse(_Index, data, name).shards
-        if len({shard.file for shard in shards}) < len(shards):
-            raise DataError(f"{name}: a shard occurs twice")
-        return shards
+            return parse(_Index, read_regular(self.folder / "index.json", MAX_JSON), name).shards
 
     @cached_property
     def images(self) -> NDArray[np.uint32]:
@@ -212,16 +157,13 @@ class Resolution:
     def _ends(self) -> list[int]:
         return list(accumulate(shard.samples for shard in self.shards))
 
-    def check(self, images: int, entry: _ResolutionEntry) -> None:
+    def check(self, images: int) -> None:
         """Raise DataError if the metadata is damaged or does not fit together."""
-        shards, table = self.shards, self.images
+        table = self.images
         counts = {"images.npy": len(table), "index.json": self._ends[-1], f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
-            counted = ", ".join(f"{name} {count}" for name, count in counts.items())
-            raise DataError(f"{self.url}: different numbers of images: {counted}")
-        if (len(shards), sum(shard.size for shard in shards)) != (entry.shards, entry.bytes):
-            raise DataError(f"{self.url}/index.json: its shards differ from those in {MANIFEST}")
-        limits = np.repeat([shard.size for shard in shards], [shard.samples for shard in shards])
+            raise DataError(f"{self.url}: different numbers of images: {counts}")
+        limits = np.repeat([shard.size for shard in self.shards], [shard.samples for shard in self.shards])
         outside = np.flatnonzero((table[:, 0] < BEFORE_IMAGE) | (table.sum(axis=1, dtype=np.int64) > limits))
         if len(outside):
             raise DataError(f"{self.url}/images.npy: image {outside[0]} lies outside its shard")
@@ -257,10 +199,6 @@ class Resolution:
         shard = self.maps.get(file)
         return self._local(file, offset, length) if shard is None else shard[offset : offset + length]
 
-    def view(self, index: int) -> Encoded:
-        """One image of a dataset in a folder; raises OSError if it cannot be read."""
-        return self._stored(*self.where(index))
-
     def read_many(self, indices: Sequence[int]) -> dict[int, Encoded | OSError]:
         """Images of a dataset in a bucket, from the cache or fetched concurrently; raises DataError."""
         if not self._used:
@@ -283,12 +221,9 @@ class Resolution:
             found.update(zip(absent, read_ranges(store, ranges), strict=True))
         return found
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> Encoded:
         """One image; raises OSError if it cannot be read, and DataError as `read_many`."""
-        data = self.read_many([index])[index] if is_remote(self.url) else self._local(*self.where(index))
-        if isinstance(data, OSError):
-            raise data
-        return bytes(data)
+        return _found(self.read_many([index])[index]) if is_remote(self.url) else self._stored(*self.where(index))
 
     def name(self, index: int) -> str:
         """The image's path in the original dataset; if it cannot be read, its number and its shard."""
@@ -298,6 +233,12 @@ class Resolution:
             if len(sizes) == 2 and sizes[0] == length and 0 < sizes[1] <= _LONGEST_NAME:
                 return self._local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
         return f"image {index}, in {file}"
+
+
+def _found(data: Encoded | OSError) -> Encoded:
+    if isinstance(data, OSError):
+        raise data
+    return data
 
 
 class ShardSource(Source):
@@ -310,7 +251,11 @@ class ShardSource(Source):
         self._folder, self.path, self.classes = folder, url, list(classes)
         by_size = sorted(resolutions, key=short_side)
         self.resolutions = {name: Resolution(folder / name, f"{url}/{name}", resolutions[name]) for name in by_size}
-        self._largest = list(self.resolutions.values())[-1]
+        self._largest = self.resolutions[by_size[-1]]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raw = {name: resolution.raw for name, resolution in self.resolutions.items()}
+        return ShardSource, (self._folder, self.path, self.classes, raw)  # other processes map the files themselves
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:  # type: ignore[override]
@@ -319,19 +264,14 @@ class ShardSource(Source):
 
     def check(self, images: int) -> None:
         """Raise DataError if the labels are damaged or not those of so many images."""
-        labels, name = self.labels, f"{self.path}/labels.npy"
-        wrong = np.flatnonzero((labels < 0) | (labels >= len(self.classes)))
+        labels, highest, name = self.labels, len(self.classes) - 1, f"{self.path}/labels.npy"
         if len(labels) != images:
             raise DataError(f"{name}: {len(labels)} labels, {MANIFEST} says {images}")
+        wrong = np.flatnonzero((labels < 0) | (labels > highest))
         if len(wrong):
-            label, highest = labels[wrong[0]], len(self.classes) - 1
-            raise DataError(f"{name}: image {wrong[0]} has label {label}; allowed: 0 to {highest}")
+            raise DataError(f"{name}: image {wrong[0]} has label {labels[wrong[0]]}; allowed: 0 to {highest}")
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raw = {name: resolution.raw for name, resolution in self.resolutions.items()}
-        return ShardSource, (self._folder, self.path, self.classes, raw)  # as for Resolution
-
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> Encoded:
         """The encoded image at the largest resolution."""
         return self._largest.read(index)
 
@@ -342,111 +282,14 @@ class ShardSource(Source):
             if other is not resolution:
                 other.maps.clear()  # a shard that is removed from the cache takes up its space until it is unmapped
         if not is_remote(self.path):
-            return resolution.view
+            return resolution.read
         fetched = resolution.read_many(indices)
 
         def read(index: int) -> Encoded:
-            data = fetched.pop(index, None)
-            if isinstance(data, OSError):
-                raise data
-            return resolution.read(index) if data is None else data
+            return resolution.read(index) if (data := fetched.pop(index, None)) is None else _found(data)
 
         return read
 
     def name(self, index: int) -> str:
         """The image's path in the original dataset."""
         return f"{self.path}: {self._largest.name(index)}"
-
-
-def open_prepared(path: str, cache_folder: str) -> tuple[ShardSource, ShardSource]:
-    """Open both splits of a prepared dataset, train and val; from a bucket, only metadata is downloaded.
-
-    Raises DataError if it was not found, is damaged, or has a format that this version cannot read.
-    """
-    path = path.rstrip("/") or "/"
-    if is_remote(path):
-        return open_cached(path, cache_folder)[1]
-    with named(f"{path}/{MANIFEST}"):
-        manifest = read_regular(Path(path) / MANIFEST, _MAX_JSON)
-    return _open(path, Path(path), manifest, lambda name: _file_size(Path(name), name))
-
-
-def _open(path: str, folder: Path, manifest: bytes, size_of: SizeOf | None) -> tuple[ShardSource, ShardSource]:
-    """Both splits, after checking every file; shards only if `size_of` is given."""
-    content = _read_manifest(path, manifest)
-    sources: list[ShardSource] = []
-    problems: list[str] = []
-    for split in ("train", "val"):
-        if split not in content.splits:
-            raise DataError(f"{path}: holds no {split} images; prepare a dataset that has train and val")
-        entry = content.splits[split]
-        raw = {name: resolution.raw for name, resolution in entry.resolutions.items()}
-        source = ShardSource(folder / split, f"{path}/{split}", content.classes, raw)
-        sources.append(source)
-        with _noted(problems):
-            source.check(entry.images)
-        for name, resolution in source.resolutions.items():
-            with _noted(problems):
-                resolution.check(entry.images, entry.resolutions[name])
-                for _, file, shard in resolution.files() if size_of else ():
-                    with _noted(problems):
-                        if size_of and (size := size_of(file)) != shard.size:
-                            found = "not found" if size is None else f"has {size} bytes, index.json says {shard.size}"
-                            raise DataError(f"{file}: {found}")
-    if problems:
-        raise Damaged(path, problems)
-    return sources[0], sources[1]
-
-
-@contextmanager
-def _noted(problems: list[str]) -> Iterator[None]:
-    try:
-        yield
-    except DataError as error:
-        problems.append(str(error))
-
-
-def open_cached(path: str, cache_folder: str) -> tuple[Path, tuple[ShardSource, ShardSource]]:
-    """Download everything of a dataset in a bucket except images, unless it is in the cache already, and open it.
-
-    Returns the dataset's folder in the cache, and its splits. Raises DataError if the bucket cannot be read or lacks a
-    complete prepared dataset, or the cache cannot be written.
-    """
-    path = path.rstrip("/")
-    store, root = open_store(path)
-    with named(f"{path}/{MANIFEST}"):
-        manifest = store.cat_file(f"{root}/{MANIFEST}", start=0, end=_MAX_JSON)
-    splits = _read_manifest(path, manifest).splits
-    folder = Path(cache_folder) / root.strip("/").replace("/", "--")
-    files = [f"{split}/labels.npy" for split in splits]
-    for split, what in splits.items():
-        files += [f"{split}/{one}/{file}" for one in what.resolutions for file in ("index.json", "images.npy")]
-    with named(str(folder)):
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".metadata-lock").open("w") as lock:  # ranks on the same machine share the cache
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with suppress(Damaged, OSError):  # nothing is there, or damaged by a power failure
-                if (folder / MANIFEST).read_bytes() == manifest:
-                    return folder, _open(path, folder, manifest, None)
-            (folder / MANIFEST).unlink(missing_ok=True)
-            for split in splits:
-                shutil.rmtree(folder / split, ignore_errors=True)
-            for file in files:
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                with named(f"{path}/{file}"):
-                    store.get_file(f"{root}/{file}", str(folder / file))
-            sizes = _sizes(store, path)
-            sources = _open(path, folder, manifest, sizes.get if sizes else None)
-            replace_file(folder / MANIFEST, [manifest])
-            return folder, sources
-
-
-def _sizes(store: Any, path: str) -> dict[str, int] | None:
-    """Size of each object of a dataset, by its full name; None if objects can be read but not listed."""
-    with named(path):
-        try:
-            found = store.find(path.removeprefix("s3://"), detail=True)
-        except PermissionError:
-            return None
-    sizes = {f"s3://{name}": entry["size"] for name, entry in found.items()}
-    return sizes if f"{path}/{MANIFEST}" in sizes else None

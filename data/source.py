@@ -15,8 +15,8 @@ from data.errors import DataError
 class Source:
     """One split of a dataset, addressed by position.
 
-    A source is sent to the loader's workers, so it can be pickled, and it holds arrays rather than a Python object per
-    image: reference counting on a million objects would copy their pages into every forked worker.
+    It can be pickled, for the loader's workers, and holds arrays rather than a Python object per image: reference
+    counting on a million objects would copy their pages into every forked worker.
     """
 
     classes: list[str]  # class folder names in label order
@@ -25,7 +25,7 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> Encoded:
         """The encoded image; raises OSError or BadImage if it cannot be read."""
         raise NotImplementedError
 
@@ -42,14 +42,20 @@ class Source:
 
 
 class Subset(Source):
-    """A view of some images of a source, with other `labels` if its classes are numbered differently."""
+    """A view of some images of a source, with other `labels` if its classes are numbered differently (`classes`)."""
 
-    def __init__(self, source: Source, indices: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> None:
-        self.classes = source.classes
+    def __init__(
+        self,
+        source: Source,
+        indices: NDArray[np.int64],
+        labels: NDArray[np.int64] | None = None,
+        classes: list[str] | None = None,
+    ) -> None:
+        self.classes = classes or source.classes
         self._source, self._indices = source, np.asarray(indices, dtype=np.int64)
         self.labels = np.asarray(source.labels)[self._indices] if labels is None else labels
 
-    def read(self, index: int) -> bytes:
+    def read(self, index: int) -> Encoded:
         """The encoded image."""
         return self._source.read(int(self._indices[index]))
 

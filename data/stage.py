@@ -21,13 +21,15 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from tqdm import tqdm
 
-from data.errors import DataError
-from data.files import download, file_sha256, is_remote, named, open_store
-from data.shards import USED, Resolution, Shard, ShardSource, open_cached
+from data.errors import DataError, exit_status
+from data.files import download, file_sha256, is_remote, named
+from data.open import open_cached
+from data.shards import USED, Resolution, Shard, ShardSource
 from data.text import guard
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,6 @@ _CONNECTIONS = 8
 _LOOK_AGAIN = 2.0  # seconds between two checks of which resolution is in use
 _KEPT_FREE = 1e9  # bytes to leave free on the cache's disk, which may also hold the run's checkpoints
 _PARTIAL = ".part-"
-_READ_BY_RANGE = "images whose shards are not in the cache are read from the bucket each time"
 Wanted = tuple[Path, str, Shard]  # as from `Resolution.files`
 
 
@@ -72,20 +73,20 @@ def start_following(url: str, cache_folder: str, limit: float) -> subprocess.Pop
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": paths},
     )
-    threading.Thread(target=_log_lines, args=(process.stderr,), daemon=True).start()
+
+    def log_lines() -> None:
+        for line in process.stderr or ():
+            log.warning("data.stage: %s", line.decode("utf-8", "replace").rstrip())
+
+    threading.Thread(target=log_lines, daemon=True).start()
     return process
-
-
-def _log_lines(lines: Iterable[bytes]) -> None:
-    for line in lines:
-        log.warning("%s", line.decode("utf-8", "replace").rstrip())
 
 
 def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: bool = False) -> None:
     """Copy the shards that fit into `limit` bytes; of several callers, one works and the others wait.
 
-    With `follow`, do so again whenever another resolution is in use, without end; what the bucket failed to deliver is
-    printed, and tried once. Otherwise raises DataError for the bucket. Raises CacheFull if the disk is full.
+    Raises DataError if the bucket fails, CacheFull if the disk is full, after trying all shards. With `follow`, only
+    prints that, and copies again whenever another resolution is in use, without end.
     """
     folder, splits = open_cached(url, cache_folder)
     done: list[Wanted] | None = None
@@ -95,20 +96,13 @@ def stage(url: str, cache_folder: str, limit: float, progress: bool, follow: boo
             shards = _wanted(splits, limit)
             failures = _copy(folder, shards, limit, progress) if shards != done else []
         done = shards
+        if failures and not follow:
+            raise failures[0]
         if failures:
-            more = f", and {len(failures) - 1} more shards failed" if len(failures) > 1 else ""
-            if not follow:
-                raise DataError(f"{failures[0]}{more}")
-            print(f"data.stage: {failures[0]}{more}", file=sys.stderr, flush=True)
+            print(failures[0], file=sys.stderr, flush=True)
         if not follow:
             return
         time.sleep(_LOOK_AGAIN)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_AGAIN)
-    os._exit(0)  # even while a download is waiting
 
 
 def _wanted(splits: Iterable[ShardSource], limit: float) -> list[Wanted]:
@@ -120,18 +114,17 @@ def _wanted(splits: Iterable[ShardSource], limit: float) -> list[Wanted]:
 
     found: list[Wanted] = []
     total = 0
-    resolutions = [one for split in splits for one in split.resolutions.values()]
-    for resolution in sorted(resolutions, key=last_used, reverse=True):
-        for wanted in resolution.files():
-            total += wanted[2].size
-            if total > limit:
-                return found
-            found.append(wanted)
+    resolutions = sorted((one for split in splits for one in split.resolutions.values()), key=last_used, reverse=True)
+    for wanted in chain.from_iterable(resolution.files() for resolution in resolutions):
+        total += wanted[2].size
+        if total > limit:
+            break
+        found.append(wanted)
     return found
 
 
 def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> list[DataError]:
-    """Remove shards not wanted, then download missing ones; returns the bucket's failures, raises CacheFull."""
+    """Remove shards not wanted, then download missing ones; returns the failures, the bucket's before the disk's."""
     keep = {file for file, _, _ in shards}
     for file in folder.rglob("*.mds"):
         if file.name.startswith(_PARTIAL) or (limit != float("inf") and file not in keep):
@@ -139,24 +132,23 @@ def _copy(folder: Path, shards: list[Wanted], limit: float, progress: bool) -> l
                 file.unlink()
     failures: list[DataError] = []
 
-    def fetch(wanted: Wanted) -> int:
+    def fetch(wanted: Wanted) -> None:
         try:
             _fetch(*wanted)
+        except OSError as error:
+            rest = "images whose shards are not in the cache are read from the bucket each time"
+            failures.append(CacheFull(f"{folder}: {error.strerror or error}; {rest}"))
         except DataError as error:
             failures.append(error)
-        return wanted[2].size
 
     total = sum(shard.size for _, _, shard in shards)
     with (
         tqdm(total=total, unit="B", unit_scale=True, desc="staging", disable=not progress) as bar,
         ThreadPoolExecutor(_CONNECTIONS) as pool,
     ):
-        try:
-            for size in pool.map(fetch, shards):  # the first exception cancels what has not begun
-                bar.update(size)
-        except OSError as error:
-            raise CacheFull(f"{folder}: {error.strerror or error}; {_READ_BY_RANGE}") from error
-    return failures
+        for (_, _, shard), _ in zip(shards, pool.map(fetch, shards), strict=True):
+            bar.update(shard.size)
+    return sorted(failures, key=lambda failure: isinstance(failure, CacheFull))
 
 
 def _fetch(target: Path, name: str, shard: Shard) -> None:
@@ -169,14 +161,19 @@ def _fetch(target: Path, name: str, shard: Shard) -> None:
         raise OSError(errno.ENOSPC, f"less than {_KEPT_FREE / 1e9:g} GB would be left free, which checkpoints may need")
     partial = target.with_name(f"{_PARTIAL}{target.name}")
     try:
-        store, path = open_store(name)
-        download(store, path, shard.size, partial)
+        download(name, shard.size, partial)
         if file_sha256(partial) != shard.sha256:
             raise DataError(f"{name}: SHA-256 differs from the index; prepare the dataset again")
         partial.replace(target)
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_AGAIN)
+    os._exit(0)  # even while a download is waiting
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -191,15 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
     if options.follow:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    try:
-        stage(options.url, options.cache_folder, options.cache_gb * 1e9, not options.follow, options.follow)
-    except DataError as error:
-        print(f"data.stage: {error}" if options.follow else error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to continue", file=sys.stderr)
-        return 1
-    return 0
+    limit = options.cache_gb * 1e9
+    return exit_status(lambda: stage(options.url, options.cache_folder, limit, not options.follow, options.follow))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ _IN_NAMES = re.compile(f"[{_UNSAFE}]")
 _IN_FILES = re.compile(f"(?![\n\t])[{_UNSAFE}]")
 # A progress bar moves the cursor, and tables have colours; our output needs no other terminal sequences.
 _IN_STREAMS = re.compile(rf"(?!\n|\t|\r|\x1b\[[0-9;]*[A-Km])[{_UNSAFE}]")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 _SECRET_NAMES = re.compile(r"(?i)(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY(_ID)?|CREDENTIALS?)$")
 _ADDRESS_NAMES = re.compile("URL|URI|ENDPOINT|PROXY", re.IGNORECASE)
@@ -66,11 +65,9 @@ def escape(text: object) -> str:
 
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])
-    if 0xDC80 <= code <= 0xDCFF:
-        code -= 0xDC00  # how os.fsdecode represents a byte
-    elif code >= 0x7F:
-        return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-    return _SHORT.get(found[0], f"\\x{code:02x}")
+    if 0xDC80 <= code <= 0xDCFF:  # how os.fsdecode represents a byte
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0x7F <= code <= 0x9F else found[0].encode("unicode_escape").decode()
 
 
 def hide(*secrets: str | None) -> None:
@@ -209,8 +206,7 @@ def _escape_texts(arguments: Any) -> Any:
 def guard() -> None:
     """Remove secrets from what this process writes to stdout and stderr, and never fail because of a character.
 
-    This includes tracebacks, also of threads, and output of libraries and forked workers. Call it first in each process
-    that a command starts.
+    This includes tracebacks, and output of threads and forks. Call it first in each process that a command starts.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

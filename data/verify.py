@@ -9,7 +9,6 @@ status is 0 if every image is good, 1 if one is not, 2 if the dataset cannot be 
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import shutil
@@ -22,18 +21,18 @@ from typing import cast
 
 from tqdm import tqdm
 
-from data.decode import BadImage, Fault, Picture, is_damaged
-from data.errors import DataError
+from data.decode import BadImage, Fault, Picture, fault_of, is_damaged
+from data.errors import DataError, exit_status
 from data.files import file_sha256, is_remote, named
 from data.imagefolder import ImageFolder
-from data.open import open_split_pair
-from data.prepare import WorkerKilledError, each_part
-from data.shards import Damaged, ShardSource
+from data.open import Damaged, open_split_pair
+from data.shards import ShardSource
 from data.source import BadSample, Source
 from data.text import escape, guard
+from data.workers import each_part
 
 _BLOCK = 256
-_PRELOAD = ("data.prepare",)
+_PRELOAD = ("data.open",)
 
 
 def _broken_shards(source: Source) -> Iterator[str]:
@@ -58,26 +57,18 @@ def _broken_images(split: str, source: Source, workers: int) -> Iterator[tuple[s
 
 
 def _faults(source: Source, block: range) -> dict[int, Fault]:
-    return {index: fault for index in block if (fault := _fault(source, index))}
-
-
-def _fault(source: Source, index: int) -> Fault:
-    """The fault of an image, decoded in full at every resolution; Fault.NONE if it is good."""
-    resolutions = source.resolutions.values() if isinstance(source, ShardSource) else ()
-    reads = [resolution.read for resolution in resolutions] or [source.read]
-    try:
-        for read in reads:
-            data = read(index)
-            Picture(data).decode(1)
-            if is_damaged(data):
-                return Fault.CORRUPT
-    except BadImage as error:
-        return error.fault
-    except FileNotFoundError:
-        return Fault.MISSING
-    except OSError:
-        return Fault.UNREADABLE
-    return Fault.NONE
+    """The faults of images, decoded in full at every resolution, by index."""
+    reads = [one.read for one in source.resolutions.values()] if isinstance(source, ShardSource) else [source.read]
+    faults: dict[int, Fault] = {}
+    for index in block:
+        try:
+            for read in reads:
+                Picture(data := read(index)).decode(1)
+                if is_damaged(data):
+                    raise BadImage(Fault.CORRUPT)
+        except (BadImage, OSError) as error:
+            faults[index] = fault_of(error)
+    return faults
 
 
 def _quarantine(source: ImageFolder, index: int, folder: Path) -> None:
@@ -87,12 +78,43 @@ def _quarantine(source: ImageFolder, index: int, folder: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     while os.path.lexists(target):
         target = target.with_name(f"_{target.name}")
-    try:
-        file.rename(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV or not (file.is_file() or file.is_symlink()):
-            raise
+    if file.is_dir() or file.is_file() or file.is_symlink():
         shutil.move(file, target)  # to another disk it is copied, then removed
+    else:
+        file.rename(target)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    try:
+        splits = dict(zip(("train", "val"), open_split_pair(options.path, options.cache_folder), strict=True))
+    except Damaged as error:
+        print(*map(escape, error.problems), sep="\n", file=sys.stderr)
+        return 2
+    if options.quarantine and not all(isinstance(source, ImageFolder) for source in splits.values()):
+        raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
+    shards = [line for source in splits.values() for line in _broken_shards(source)]
+    found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
+    stayed = 0
+    for split, one in found if options.quarantine else []:
+        try:
+            if one.reason != Fault.MISSING.reason:
+                _quarantine(cast(ImageFolder, splits[split]), one.index, options.quarantine / split)
+        except OSError as error:
+            stayed += 1
+            reason = error.strerror or error
+            print(f"{one.name}: cannot be moved to {escape(options.quarantine)}: {reason}", file=sys.stderr)
+    images = sum(map(len, splits.values()))
+    if options.json:
+        broken = [{"split": split} | asdict(one) | {"name": escape(one.name)} for split, one in found]
+        print(json.dumps({"images": images, "broken": broken, "broken_shards": shards}, indent=1))
+    else:
+        for line in [*shards, *(f"{one.name}: {one.reason}" for _, one in found)]:
+            print(escape(line))
+        counts = Counter(one.reason for _, one in found).most_common()
+        moved = f"; moved to {escape(options.quarantine)}" if found and options.quarantine else ""
+        moved += f" except {stayed}" if stayed else ""
+        print(f"{images} images, {len(found)} broken{''.join(f'; {n} {reason}' for reason, n in counts)}{moved}")
+    return 1 if found or shards else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -104,39 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache-folder", default="cache", help="cache for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)
-    try:
-        splits = dict(zip(("train", "val"), open_split_pair(options.path, options.cache_folder), strict=True))
-        if options.quarantine and not all(isinstance(source, ImageFolder) for source in splits.values()):
-            raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
-        shards = [line for source in splits.values() for line in _broken_shards(source)]
-        found = [one for split, source in splits.items() for one in _broken_images(split, source, options.workers)]
-    except (DataError, OSError) as error:
-        print(*map(escape, error.problems if isinstance(error, Damaged) else [error]), sep="\n", file=sys.stderr)
-        return 2
-    except (WorkerKilledError, KeyboardInterrupt) as error:
-        print(str(error) or "interrupted", file=sys.stderr)
-        return 1
-    stayed = 0
-    for split, one in found if options.quarantine else []:
-        try:
-            if one.reason != Fault.MISSING.reason:
-                _quarantine(cast(ImageFolder, splits[split]), one.index, options.quarantine / split)
-        except OSError as error:
-            stayed += 1
-            reason = error.strerror or error
-            print(f"{one.name}: cannot be moved to {escape(str(options.quarantine))}: {reason}", file=sys.stderr)
-    images = sum(len(source) for source in splits.values())
-    if options.json:
-        broken = [{"split": split} | asdict(one) | {"name": escape(one.name)} for split, one in found]
-        print(json.dumps({"images": images, "broken": broken, "broken_shards": shards}, indent=1))
-        return 1 if found or shards else 0
-    for line in [*shards, *(f"{one.name}: {one.reason}" for _, one in found)]:
-        print(escape(line))
-    reasons = "".join(f"; {count} {reason}" for reason, count in Counter(one.reason for _, one in found).most_common())
-    moved = f"; moved to {escape(options.quarantine)}" if found and options.quarantine else ""
-    moved += f" except {stayed}" if stayed else ""
-    print(f"{images} images, {len(found)} broken{reasons}{moved}")
-    return 1 if found or shards else 0
+    return exit_status(lambda: _verify(options))
 
 
 if __name__ == "__main__":

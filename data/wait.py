@@ -34,8 +34,7 @@ class WaitingLoader(DataLoader[Batch]):
     """A DataLoader whose iterators wait with a limit, for workers as well as for reading in this process.
 
     torch's own `timeout` applies to workers only, and no signal ends it. torch's SIGCHLD handler is removed, because it
-    raises wherever the program is when a worker is killed, even in the middle of an optimizer step; a dead worker is
-    noticed when its batch is waited for.
+    raises wherever the program is when a worker is killed, even in the middle of an optimizer step.
 
     `limit`: seconds to wait for a batch; None: forever. `reading` says what a worker, or (None) all workers, are
     reading. Unless its `gate` is set, only `limit` and a dead worker end the wait, with StalledError.
@@ -74,9 +73,22 @@ class WaitingLoader(DataLoader[Batch]):
         answers: queue.SimpleQueue[Batch | Exception] = queue.SimpleQueue()
         # Pinning memory in a new thread would otherwise use the first GPU instead of this process's.
         device = torch.cuda.current_device() if self.pin_memory and torch.cuda.is_available() else None
-        thread = threading.Thread(target=_fetch, args=(begin, asked, answers, device), name="loader", daemon=True)
+
+        def fetch() -> None:
+            if device is not None:
+                torch.cuda.set_device(device)
+            batches = None
+            while asked.get():
+                try:
+                    batches = begin() if batches is None else batches
+                    answers.put(next(batches))  # without a variable that would keep the batch alive
+                except Exception as error:
+                    answers.put(error)
+                    if isinstance(error, StopIteration):
+                        return
+
+        thread = threading.Thread(target=fetch, name="loader", daemon=True)
         thread.start()
-        del begin
         try:
             while True:
                 asked.put(True)
@@ -127,25 +139,6 @@ def _raise(ready: bool, trouble: str | None) -> bool:
     if trouble is not None:
         raise StalledError(trouble)
     return ready
-
-
-def _fetch(
-    begin: Callable[[], Iterator[Batch]],
-    asked: queue.SimpleQueue[bool],
-    answers: queue.SimpleQueue[Any],
-    device: int | None,
-) -> None:
-    if device is not None:
-        torch.cuda.set_device(device)
-    batches = None
-    while asked.get():
-        try:
-            batches = begin() if batches is None else batches
-            answers.put(next(batches))  # without a variable that would keep the batch alive
-        except Exception as error:
-            answers.put(error)
-            if isinstance(error, StopIteration):
-                return
 
 
 def _join(thread: threading.Thread) -> None:

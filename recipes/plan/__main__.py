@@ -172,9 +172,7 @@ def _describe(
     stage_headers = ("epochs", "px", "batch", "steps", "learning rate", "momentum", "224-epochs")
     time_headers = ("epochs", "px", "loader px", "images/s needed", "per device", "per vCPU", "time")
     memory_table = Table(("epochs", "px", "GB per device", "GB it has"), memory, range(1, 4))
-    no_memory = (
-        "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
-    )
+    no_memory = "memory per device: add --memory, which also counts FLOPs instead of area (loads torch, about 10 s)"
     words = output.sections(
         "plan/notes.txt.jinja",
         plan=plan,

@@ -1,12 +1,17 @@
-"""Pictures that look like photos to a resampling filter, and folders of them."""
+"""Pictures that look like photos to a resampling filter, folders of them, and prepared datasets."""
 
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from data.prepare import Settings, prepare
+
+SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
+SHARD = "train/36/00002/shard.00000.mds"
+"""One of those of `prepared`."""
 
 
 def make_photo(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -40,22 +45,24 @@ def write_folder(path: Path, classes: dict[str, int], side: int = 40) -> Path:
     return path
 
 
-@pytest.fixture
-def photo() -> Callable[..., np.ndarray]:
-    return make_photo
-
-
-@pytest.fixture(name="encode")
-def encode_fixture() -> Callable[..., bytes]:
-    return encode
-
-
-@pytest.fixture(name="write_folder")
-def write_folder_fixture() -> Callable[..., Path]:
-    return write_folder
-
-
 @pytest.fixture(scope="session")
 def small_folder(tmp_path_factory) -> Path:
     """60 images of 3 classes, 40 px; not to be written to."""
     return write_folder(tmp_path_factory.mktemp("small") / "train", {"ant": 25, "bee": 20, "cat": 15})
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory) -> Path:
+    """45 training and 10 validation images of 2 classes; not to be written to."""
+    path = tmp_path_factory.mktemp("images")
+    write_folder(path / "train", {"ant": 25, "bee": 20}, side=34)
+    write_folder(path / "val", {"ant": 5, "bee": 5})
+    return path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, folder) -> Path:
+    """`folder` as shards of 10 JPEGs; not to be written to."""
+    target = tmp_path_factory.mktemp("prepared") / "set"
+    assert prepare(str(folder), str(target), SETTINGS, 1, print)
+    return target

@@ -32,6 +32,7 @@ from data.augment import (
 )
 from data.config import AugmentConfig, ColorJitterConfig, GaussianBlurConfig, RandomErasingConfig
 from data.decode import Picture
+from tests.data.conftest import encode, make_photo
 
 PLAIN = AugmentConfig(flip=0.0)
 WHOLE = {"area": (1.0, 1.0), "aspect_ratio": (1.0, 1.0)}
@@ -88,12 +89,12 @@ def test_the_crop_on_a_scaled_grid_is_the_crop_at_full_scale(shape, reduction):
 
 
 @pytest.mark.parametrize("size", [32, 64, 128])
-def test_a_training_picture_is_its_crop_of_the_whole_picture(encode, photo, size):
+def test_a_training_picture_is_its_crop_of_the_whole_picture(size):
     """Against Pillow: full decode, antialiased resize of the same box."""
     ratios, reductions = [], set()
     for seed in range(12):
         height, width = 300 + 7 * seed, 420
-        data = encode(photo(height, width, seed))
+        data = encode(make_photo(height, width, seed))
         ours = train_picture(data, size, PLAIN, np.random.default_rng(seed))
         reduction, (top, left, h, w) = choose_crop(height, width, size, PLAIN, np.random.default_rng(seed))
         reductions.add(reduction)
@@ -106,17 +107,17 @@ def test_a_training_picture_is_its_crop_of_the_whole_picture(encode, photo, size
     assert len(reductions) > 1 or size == 128
 
 
-def test_pictures_of_any_shape_have_the_size_asked_for(encode, photo):
+def test_pictures_of_any_shape_have_the_size_asked_for():
     for shape in ((1, 1), (1, 300), (300, 1), (9, 9), (1000, 3)):
         for kind in ("JPEG", "PNG"):
-            data = encode(photo(*shape), kind)
+            data = encode(make_photo(*shape), kind)
             for size in (8, 33):
                 assert train_picture(data, size, PLAIN, np.random.default_rng(0)).shape == (size, size, 3)
                 assert eval_picture(data, size, 0.875).shape == (size, size, 3)
 
 
-def test_half_of_the_pictures_are_flipped(encode, photo):
-    data = encode(photo(40, 40))
+def test_half_of_the_pictures_are_flipped():
+    data = encode(make_photo(40, 40))
     straight, turned = (
         train_picture(data, 40, AugmentConfig(**WHOLE, flip=flip), np.random.default_rng(0)) for flip in (0.0, 1.0)
     )
@@ -129,9 +130,9 @@ def test_half_of_the_pictures_are_flipped(encode, photo):
 @pytest.mark.parametrize("shape", [(375, 500), (500, 333), (1200, 900), (224, 300), (97, 380)])
 @pytest.mark.parametrize(("size", "ratio"), [(224, 0.875), (288, 1.0)])
 @pytest.mark.parametrize("subsampling", ["4:2:0", "4:4:4"])
-def test_evaluation_of_a_jpeg_is_timms_and_torchvisions(encode, photo, shape, size, ratio, subsampling):
+def test_evaluation_of_a_jpeg_is_timms_and_torchvisions(shape, size, ratio, subsampling):
     """The whole way from the file's bytes, which Pillow decodes for them, with what they evaluate ResNet-50 with."""
-    data = encode(photo(*shape, seed=shape[0]), quality=90, subsampling=subsampling)
+    data = encode(make_photo(*shape, seed=shape[0]), quality=90, subsampling=subsampling)
     ours = eval_picture(data, size, ratio).astype(float)
     nothing = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
     timms = create_transform(size, is_training=False, interpolation="bilinear", crop_pct=ratio, **nothing)
@@ -143,8 +144,8 @@ def test_evaluation_of_a_jpeg_is_timms_and_torchvisions(encode, photo, shape, si
             assert difference.max() < 1.01
 
 
-def test_colour_and_blur_are_torchvisions(photo):
-    image = photo(50, 60, seed=3)
+def test_colour_and_blur_are_torchvisions():
+    image = make_photo(50, 60, seed=3)
     for ours in (adjust_brightness, adjust_contrast, adjust_saturation):
         theirs = getattr(F, ours.__name__)
         for factor in (0.0, 0.3, 1.0, 1.4, 2.0):
@@ -163,13 +164,13 @@ def test_colour_and_blur_are_torchvisions(photo):
         assert np.quantile(difference, 0.999) <= 1
 
 
-def test_jitter_draws_torchvisions_factors_in_any_order(photo, monkeypatch):
+def test_jitter_draws_torchvisions_factors_in_any_order(monkeypatch):
     called = []
     for name in ("brightness", "contrast", "saturation", "hue"):
         monkeypatch.setattr(augment, f"adjust_{name}", lambda image, f, name=name: called.append((name, f)) or image)
     jitter, rng = ColorJitterConfig(contrast=1.5, saturation=0.2, hue=0.1), np.random.default_rng(0)
     for _ in range(2000):
-        color_jitter(photo(4, 4), jitter, rng)
+        color_jitter(make_photo(4, 4), jitter, rng)
     bounds = {"brightness": (0.6, 1.4), "contrast": (0.0, 2.5), "saturation": (0.8, 1.2), "hue": (-0.1, 0.1)}
     for name, (low, high) in bounds.items():
         factors = [factor for what, factor in called if what == name]
@@ -209,8 +210,8 @@ def test_rectangles_are_filled_with_the_mean_or_with_noise():
     assert np.abs(values.std(axis=0) - 25.5).max() < 3
 
 
-def test_each_augmentation_happens_as_often_as_asked(photo):
-    image = photo(24, 24)
+def test_each_augmentation_happens_as_often_as_asked():
+    image = make_photo(24, 24)
     for probability in (0.0, 0.3, 1.0):
         parts = {
             "color_jitter": ColorJitterConfig(probability=probability, brightness=0.9, hue=0.4),

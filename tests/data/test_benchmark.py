@@ -3,10 +3,11 @@
 import pytest
 
 from benchmarks.loader import main
+from tests.data.conftest import write_folder
 
 
 @pytest.fixture
-def dataset(tmp_path, write_folder):
+def dataset(tmp_path):
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 5, "bee": 4})
     return tmp_path / "set"

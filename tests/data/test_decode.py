@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from data.decode import BadImage, Box, Fault, Picture, read_header, with_index
+from tests.data.conftest import encode, make_photo
 from tests.support import decode
 
 H, W = 61, 90
 
 
 @pytest.fixture
-def scene(photo):
-    return photo(H, W, seed=5)
+def scene():
+    return make_photo(H, W, seed=5)
 
 
 def difference(ours, reference):
@@ -44,14 +45,14 @@ def with_pillow(data):
 @pytest.mark.parametrize(
     "options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 2}, {"quality": 30}]
 )
-def test_a_jpeg_decodes_as_pillow_decodes_it(scene, encode, options):
+def test_a_jpeg_decodes_as_pillow_decodes_it(scene, options):
     data = encode(scene, **options)
     assert difference(decode(data), with_pillow(data)) < 0.5
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_reduced_picture_is_the_whole_one_averaged(scene, encode, reduction, kind):
+def test_a_reduced_picture_is_the_whole_one_averaged(scene, reduction, kind):
     picture = Picture(encode(scene, kind))
     assert (picture.height, picture.width) == (H, W)
     height, width = H // reduction, W // reduction
@@ -64,7 +65,7 @@ def test_a_reduced_picture_is_the_whole_one_averaged(scene, encode, reduction, k
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_every_exif_orientation_is_turned_upright(scene, encode, orientation, kind):
+def test_every_exif_orientation_is_turned_upright(scene, orientation, kind):
     exif = Image.Exif()
     exif[0x010F] = "A maker, before the orientation"
     exif[0x0112] = orientation
@@ -79,7 +80,7 @@ def test_every_exif_orientation_is_turned_upright(scene, encode, orientation, ki
     assert half.flags.c_contiguous
 
 
-def test_exif_is_read_in_both_byte_orders_and_ignored_if_broken(scene, encode):
+def test_exif_is_read_in_both_byte_orders_and_ignored_if_broken(scene):
     jpeg = encode(scene)
     turned = [
         mark + struct.pack(order + "IHHHIHH", 8, 1, 0x0112, 3, 1, 3, 0)
@@ -92,7 +93,7 @@ def test_exif_is_read_in_both_byte_orders_and_ignored_if_broken(scene, encode):
         assert difference(decode(jpeg[:2] + segment + jpeg[2:]), expected) == 0
 
 
-def test_lossless_formats_and_grey_give_every_pixel_back(scene, encode):
+def test_lossless_formats_and_grey_give_every_pixel_back(scene):
     for kind in ("PNG", "BMP", "TIFF", "PPM", "WEBP"):
         options = {"lossless": True} if kind == "WEBP" else {}
         assert difference(decode(encode(scene, kind, **options)), scene) == 0
@@ -101,7 +102,7 @@ def test_lossless_formats_and_grey_give_every_pixel_back(scene, encode):
         assert difference(decode(encode(grey, kind)), np.stack([grey] * 3, axis=-1)) <= tolerance
 
 
-def test_cmyk_and_ycck_jpegs_look_like_their_picture(scene, encode):
+def test_cmyk_and_ycck_jpegs_look_like_their_picture(scene):
     data = encode(Image.fromarray(scene).convert("CMYK"), quality=95)
     assert simplejpeg.decode_jpeg_header(data)[2] == "CMYK"
     assert difference(decode(data), scene) < 6
@@ -111,7 +112,7 @@ def test_cmyk_and_ycck_jpegs_look_like_their_picture(scene, encode):
     assert difference(decode(bytes(ycck)), with_pillow(bytes(ycck))) == 0
 
 
-def test_sixteen_bits_are_scaled_not_clipped(encode):
+def test_sixteen_bits_are_scaled_not_clipped():
     ramp = np.linspace(0, 65535, H * W).reshape(H, W).astype(np.uint16)
     expected = np.stack([np.rint(ramp / 257)] * 3, axis=-1)
     for kind in ("PNG", "TIFF"):
@@ -120,7 +121,7 @@ def test_sixteen_bits_are_scaled_not_clipped(encode):
     assert difference(decode(pgm), expected) < 0.01
 
 
-def test_palettes_and_bilevel(scene, encode):
+def test_palettes_and_bilevel(scene):
     palette = Image.fromarray(scene).quantize(64)
     for kind in ("PNG", "GIF", "BMP"):
         assert difference(decode(encode(palette, kind)), palette.convert("RGB")) == 0
@@ -128,7 +129,7 @@ def test_palettes_and_bilevel(scene, encode):
     assert set(np.unique(decode(encode(bilevel, "PNG")))) == {0, 255}
 
 
-def test_transparency_becomes_white(scene, encode):
+def test_transparency_becomes_white(scene):
     alpha = np.zeros((H, W, 1), np.uint8)
     alpha[:, W // 2 :] = 255
     alpha[0] = 51
@@ -145,7 +146,7 @@ def test_transparency_becomes_white(scene, encode):
     assert decode(encode(grey_alpha, "PNG")).min() == 255
 
 
-def test_the_first_frame_of_several_counts(encode):
+def test_the_first_frame_of_several_counts():
     frames = [Image.new("RGB", (W, H), colour) for colour in ("red", "lime", "blue")]
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         options = {"lossless": True} if kind == "WEBP" else {}
@@ -153,7 +154,7 @@ def test_the_first_frame_of_several_counts(encode):
         assert difference(picture, np.full((H, W, 3), (255, 0, 0))) < 1
 
 
-def test_jpegs_with_odd_but_harmless_bytes_decode(scene, encode):
+def test_jpegs_with_odd_but_harmless_bytes_decode(scene):
     jpeg = encode(scene)
     padded = jpeg[:2] + b"\xff\xff" + jpeg[2:]  # fill bytes before a marker
     trailing = jpeg + b"left over" * 100
@@ -162,7 +163,7 @@ def test_jpegs_with_odd_but_harmless_bytes_decode(scene, encode):
         assert difference(decode(data), decode(jpeg)) == 0
 
 
-def test_truncated_images_are_refused(scene, encode):
+def test_truncated_images_are_refused(scene):
     for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"):
         data = encode(scene, kind)
         for share in (0.02, 0.3, 0.7, 0.97):
@@ -170,14 +171,16 @@ def test_truncated_images_are_refused(scene, encode):
                 decode(data[: int(len(data) * share)])
 
 
-def test_reasons_are_told_apart(scene, encode, monkeypatch):
+def test_reasons_are_told_apart(scene, monkeypatch):
     jpeg = encode(scene)
-    faults = {b"": Fault.EMPTY, b"<html>404 Not Found</html>": Fault.NOT_AN_IMAGE, bytes(1000): Fault.NOT_AN_IMAGE}
-    for data, fault in (faults | {jpeg[: len(jpeg) // 2]: Fault.TRUNCATED}).items():
+    for data, fault in (
+        (b"", Fault.EMPTY),
+        (b"<html>404 Not Found</html>", Fault.NOT_AN_IMAGE),
+        (jpeg[: len(jpeg) // 2], Fault.TRUNCATED),
+    ):
         assert fault_of(data) == fault
-        error = BadImage(fault)
-        assert str(error) == fault.reason != ""
-        assert pickle.loads(pickle.dumps(error)).fault == fault
+        error = pickle.loads(pickle.dumps(BadImage(fault)))
+        assert (error.fault, str(error)) == (fault, fault.reason)
     # A JPEG with two headers that disagree.
     other = encode(scene[:20])
     frame = jpeg.index(b"\xff\xc0")
@@ -186,7 +189,7 @@ def test_reasons_are_told_apart(scene, encode, monkeypatch):
     assert fault_of(jpeg) == Fault.TOO_MANY_BYTES
 
 
-def bomb(kind, encode):
+def bomb(kind):
     if kind == "JPEG":
         data = bytearray(encode(np.zeros((16, 16, 3), np.uint8)))
         frame = data.index(b"\xff\xc0")
@@ -199,8 +202,8 @@ def bomb(kind, encode):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_decompression_bombs_are_refused_by_their_header(encode, kind):
-    data = bomb(kind, encode)
+def test_decompression_bombs_are_refused_by_their_header(kind):
+    data = bomb(kind)
     assert len(data) < 20_000
     assert fault_of(data) == Fault.TOO_LARGE
 
@@ -226,15 +229,15 @@ def test_damaged_bytes_give_a_picture_or_a_reason(kind, data):
     assert pixels.shape == (-(-picture.height // reduction), -(-picture.width // reduction), 3)
 
 
-def test_a_format_beyond_the_list_is_no_image(scene, encode):
+def test_a_format_beyond_the_list_is_no_image(scene):
     for kind in ("TGA", "PCX", "ICO", "SGI", "IM", "DDS", "JPEG2000", "MSP", "XBM", "PDF", "EPS", "ICNS"):
         picture = Image.fromarray(scene[:32, :32]).convert("1" if kind in ("MSP", "XBM") else "RGB")
         assert fault_of(encode(picture, kind)) == Fault.NOT_AN_IMAGE, kind
 
 
-def test_a_jpeg_that_hides_a_larger_one_from_our_reading_is_refused(encode, photo):
+def test_a_jpeg_that_hides_a_larger_one_from_our_reading_is_refused():
     """A marker without a length: what we would skip as its content, libjpeg reads."""
-    small = encode(photo(64, 64))
+    small = encode(make_photo(64, 64))
     header = read_header(small)
     frame = small[header.frame : header.frame + 19]
     large = frame[:5] + (65500).to_bytes(2, "big") * 2 + frame[9:]
@@ -245,7 +248,7 @@ def test_a_jpeg_that_hides_a_larger_one_from_our_reading_is_refused(encode, phot
         assert fault_of(crafted) in (Fault.TOO_LARGE, Fault.NOT_AN_IMAGE)
 
 
-def test_a_jpeg_with_a_thousand_passes_over_a_large_picture_is_refused_at_once(encode):
+def test_a_jpeg_with_a_thousand_passes_over_a_large_picture_is_refused_at_once():
     for mode in ("L", "CMYK"):  # libjpeg-turbo's path and Pillow's
         whole = encode(Image.new(mode, (2200, 2200)), progressive=True)
         scan = whole[whole.rindex(b"\xff\xda") : -2]
@@ -271,8 +274,8 @@ KINDS = {
 
 
 @pytest.fixture(params=[*KINDS, "grey"])
-def jpeg(request, photo, encode):
-    pixels, options = photo(TALL, WIDE, 3), KINDS.get(request.param, {"restart_marker_rows": 1})
+def jpeg(request):
+    pixels, options = make_photo(TALL, WIDE, 3), KINDS.get(request.param, {"restart_marker_rows": 1})
     return encode(pixels[..., 0] if request.param == "grey" else pixels, **options)
 
 
@@ -309,8 +312,8 @@ def test_any_box_of_a_jpeg_with_any_restart_markers(blocks, sampling, data):
         assert Picture(bytes(wrong)).decode_box(reduction, box).shape == (tall, wide, 3)
 
 
-def test_bytes_behind_the_end_and_lost_markers_do_no_harm(photo, encode):
-    data, box = encode(photo(TALL, WIDE, 3), restart_marker_rows=1), Box(100, 20, 100, 120)
+def test_bytes_behind_the_end_and_lost_markers_do_no_harm():
+    data, box = encode(make_photo(TALL, WIDE, 3), restart_marker_rows=1), Box(100, 20, 100, 120)
     whole = Picture(data).decode(1, smooth_colours=False)
     assert np.array_equal(Picture(data + b"trailing \xff\xd3 bytes").decode_box(1, box), whole[box.slices])
     lost = data.replace(b"\xff\xd2", b"\x00\x00", 1)

@@ -15,13 +15,9 @@ from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
 from data.files import NotRegularError, open_regular, read_regular
 from data.imagefolder import ImageFolder, read_image
-from data.loader import IGNORED_LABEL
-from data.open import open_split_pair
-from data.prepare import Settings, Task, make_part
-from data.prepare import main as prepare
+from data.parts import Settings, Task, make_part
 from data.verify import main as verify
-from tests.data.conftest import encode, make_photo
-from tests.data.test_loader import evaluation
+from tests.data.conftest import encode, make_photo, write_folder
 from tests.support import ROOT, decode
 
 
@@ -79,7 +75,7 @@ KINDS = {
 
 
 @pytest.fixture
-def dataset(tmp_path, write_folder):
+def dataset(tmp_path):
     """Two classes of good images, with one of each kind among ant's in either split."""
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 12, "bee": 12})
@@ -109,13 +105,6 @@ def test_reading_says_what_it_is_and_leaves_no_descriptor_open(tmp_path):
     assert len(list(Path("/dev/fd").iterdir())) == before
 
 
-def test_each_is_left_out_of_an_evaluation(dataset):
-    loader = evaluation(open_split_pair(str(dataset), "")[1], workers=1)
-    assert sum(int((labels == IGNORED_LABEL).sum()) for _, labels in loader) == len(KINDS)
-    found = {Path(one.name).stem: one.reason for one in loader.dataset.bad.new()}
-    assert found == {name: fault.reason for name, (_, fault) in KINDS.items()}
-
-
 def test_verify_names_each_and_moves_it_aside(dataset, tmp_path, capsys):
     words = [str(dataset), "--workers", "1"]
     assert verify(words) == 1
@@ -140,7 +129,7 @@ def test_verify_names_each_and_moves_it_aside(dataset, tmp_path, capsys):
     assert capsys.readouterr().out == "48 images, 0 broken\n"
 
 
-def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(tmp_path, write_folder, capsys):
+def test_a_jpeg_whose_middle_is_overwritten_is_corrupt_though_it_decodes(tmp_path, capsys):
     for split in ("train", "val"):
         write_folder(tmp_path / split, {"ant": 1, "bee": 1})
     data = bytearray(encode(make_photo(200, 200)))
@@ -165,18 +154,10 @@ def test_verify_moves_to_another_disk_what_can_be_copied(dataset, capsys):
         assert not (dataset / "train/ant/empty.jpg").exists()
         assert (Path(other) / "val/ant/nowhere.jpg").readlink() == Path("nothing/here")
         lines = [line for line in err.splitlines() if "cannot be moved" in line]
-        assert len(lines) == 6
-        assert {Path(line.partition(": ")[0]).stem for line in lines} == {"folder", "pipe", "socket"}
-        assert f"moved to {other} except 6" in out
-
-
-def test_prepare_leaves_each_out(dataset, tmp_path, capsys):
-    words = [str(dataset), str(tmp_path / "out"), "--train-sizes", "24", "--val-sizes", "24", "--workers", "1"]
-    assert prepare(words) == 0
-    out = capsys.readouterr().out
-    for name, (_, fault) in KINDS.items():
-        assert out.count(f"left out: ant/{name}.jpg: {fault.reason}\n") == 2
-    assert f"train: 24 images, {len(KINDS)} left out" in out
+        assert len(lines) == 4
+        assert {Path(line.partition(": ")[0]).stem for line in lines} == {"pipe", "socket"}
+        assert f"moved to {other} except 4" in out
+        assert (Path(other) / "val/ant/folder.jpg/inside.jpg").is_file()
 
 
 def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(tmp_path):
@@ -190,7 +171,7 @@ def test_links_that_all_lead_to_a_disk_that_is_away_stop_prepare(tmp_path):
     assert not list(tmp_path.glob("out/**/*.npz"))
 
 
-def test_no_program_is_started_whatever_the_file_says(tmp_path, write_folder):
+def test_no_program_is_started_whatever_the_file_says(tmp_path):
     """Stand-ins for Ghostscript and others on the PATH would leave a trace."""
     for split in ("train", "val"):
         write_folder(tmp_path / "set" / split, {"ant": 1, "bee": 1})

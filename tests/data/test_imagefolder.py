@@ -9,10 +9,11 @@ import torchvision
 from data.errors import DataError
 from data.imagefolder import ImageFolder, class_folders, class_names, open_folders
 from data.source import subset
+from tests.data.conftest import encode, make_photo, write_folder
 
 
-def test_order_and_labels_are_torchvisions(tmp_path, encode, photo):
-    jpeg = encode(photo(8, 8))
+def test_order_and_labels_are_torchvisions(tmp_path):
+    jpeg = encode(make_photo(8, 8))
     for name in ("b/2.JPEG", "b/10.jpg", "b/a/1.png", "b/Z.webp", "a/x.tiff", "é/ü.bmp", "B/1.ppm", "a/sub/deep/3.PGM"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(jpeg)
@@ -40,7 +41,7 @@ def test_order_and_labels_are_torchvisions(tmp_path, encode, photo):
         ({"ant": 1, "bee": 1}, {}, "val: no class folders"),
     ],
 )
-def test_a_broken_layout_is_named(tmp_path, write_folder, train, val, message):
+def test_a_broken_layout_is_named(tmp_path, train, val, message):
     path = tmp_path / "set"
     for split, classes in {"train": train, "val": val}.items():
         if classes is not None:
@@ -60,7 +61,7 @@ def test_a_broken_layout_is_named(tmp_path, write_folder, train, val, message):
         (["train", "ship"], "expected {0}/val/CLASS/IMAGE"),
     ],
 )
-def test_a_split_that_is_called_otherwise_is_pointed_out(tmp_path, write_folder, there, hint):
+def test_a_split_that_is_called_otherwise_is_pointed_out(tmp_path, there, hint):
     for split in there:
         write_folder(tmp_path / split, {"ant": 1, "bee": 1})
     with pytest.raises(DataError) as caught:

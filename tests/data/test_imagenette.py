@@ -6,17 +6,18 @@ import pytest
 
 from data import imagenette
 from data.imagefolder import open_folders
+from tests.data.conftest import encode, make_photo
 
 
 @pytest.fixture
-def mirror(tmp_path, monkeypatch, encode, photo):
+def mirror(tmp_path, monkeypatch):
     """A stand-in for the download: a small archive of the same layout, behind a file: address."""
     folder = tmp_path / "mirror"
     folder.mkdir()
     with tarfile.open(folder / "imagenette2-160.tgz", "w:gz") as tar:
         for split in ("train", "val"):
             for name in ("n01440764", "n02102040"):
-                jpeg = encode(photo(10, 12))
+                jpeg = encode(make_photo(10, 12))
                 entry = tarfile.TarInfo(f"imagenette2-160/{split}/{name}/1.JPEG")
                 entry.size = len(jpeg)
                 tar.addfile(entry, BytesIO(jpeg))

@@ -15,6 +15,7 @@ from data.files import plain_name, relative_path
 from data.open import open_evaluation, open_split_pair
 from data.prepare import main as prepare
 from data.verify import main as verify
+from tests.data.conftest import encode, make_photo
 from tests.support import ROOT
 
 STRICT = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -25,14 +26,14 @@ CLASSES_SHOWN = ["line\\nbreak", "évian", "\\xe9l\\xe9phant"]
 
 
 @pytest.fixture
-def dataset(tmp_path, encode, photo):
+def dataset(tmp_path):
     for split in (b"train", b"val"):
         for label, name in enumerate(CLASSES):
             folder = os.fsencode(tmp_path) + b"/set/" + split + b"/" + name
             os.makedirs(folder)  # noqa: PTH103 (bytes)
             for number, file in enumerate(NASTY):
                 with open(folder + b"/" + file, "wb") as out:  # noqa: PTH123 (bytes)
-                    out.write(encode(photo(30, 36, 10 * label + number)))
+                    out.write(encode(make_photo(30, 36, 10 * label + number)))
             with open(folder + b"/broken\xe9\n.jpg", "wb") as out:  # noqa: PTH123 (bytes)
                 out.write(b"not an image")
     return tmp_path / "set"
@@ -128,17 +129,12 @@ def test_an_accepted_path_stays_below_its_folder(path):
         assert not all(part and is_accepted(plain_name, part) for part in path.split("/"))
 
 
-def test_usual_names_are_accepted_and_others_refused_with_the_reason():
+def test_usual_names_are_accepted_and_others_refused():
     for name in ("n01440764", "ILSVRC2012_val_00000001.JPEG", "a b", ".hidden", "...", "x" * 255, "日本", "a\\b"):
         assert plain_name(name) == name
         assert relative_path(f"{name}/{name}") == f"{name}/{name}"
-    for other in (None, 5, b"x", ["x"], {"x": 1}, float("nan"), True):
+    for other in (None, 5, b"x", ["x"], {"x": 1}, "\udce9", "a\x1b[2J/../b"):
         for check in (plain_name, relative_path):
-            with pytest.raises(ValueError, match="is not text"):
+            with pytest.raises(ValueError, match="is refused: ") as caught:
                 check(other)
-    with pytest.raises(ValueError, match=r"the name '\.\.' is refused: it leads to another folder, in 'a/\.\./b'"):
-        relative_path("a/../b")
-    with pytest.raises(ValueError, match=r"'\\udce9'.*not UTF-8"):
-        plain_name("\udce9")
-    with pytest.raises(ValueError, match=r"'a\\x1b\[2J/b'.*path"):
-        plain_name("a\x1b[2J/b")
+            assert str(caught.value).isprintable()

@@ -15,14 +15,15 @@ from scipy.io import savemat
 from data.errors import DataError
 from data.imagefolder import list_images
 from data.origins import Files, images_in_keys, open_origin
-from data.prepare import Settings, Task, make_part
+from data.parts import Settings, Task, make_part
+from tests.data.conftest import encode, make_photo
 
 CLASSES = ["n01440764", "n01443537"]
 
 
 @pytest.fixture
-def jpegs(encode, photo):
-    return [encode(photo(20, 24, seed)) for seed in range(8)]
+def jpegs():
+    return [encode(make_photo(20, 24, seed)) for seed in range(8)]
 
 
 def add(tar, name, data):

@@ -13,13 +13,12 @@ from data import files, stage
 from data.errors import DataError
 from data.open import open_split_pair
 from data.prepare import Settings, prepare
-from tests.data.conftest import write_folder
+from tests.data.conftest import SETTINGS
 from tests.data.test_loader import PLAN, run, same, training
 from tests.s3 import ADMIN, Proxy, aws_environment, running
 from tests.support import wait_for
 
 SHARD = "train/28/00002/shard.00000.mds"
-SETTINGS = Settings("mds", ("28", "36"), ("original",), 90, 10)
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +35,6 @@ def proxy(server, monkeypatch):
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)  # its own take seconds, before ours
     yield proxy
     proxy.close()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("images")
-    write_folder(path / "train", {"ant": 25, "bee": 20})
-    write_folder(path / "val", {"ant": 5, "bee": 5})
-    return path
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, folder):
-    target = tmp_path_factory.mktemp("prepared")
-    assert prepare(str(folder), str(target), SETTINGS, 1, print)
-    return target
 
 
 @pytest.fixture(scope="module")
@@ -197,12 +181,9 @@ def test_a_bucket_out_of_reach_is_said_once_and_named_in_the_end(tmp_path, url, 
         open_split_pair(url, str(tmp_path / "other"))
 
 
-def test_what_is_not_a_prepared_dataset_is_named(tmp_path, url, server, put, monkeypatch):
+def test_what_is_not_a_prepared_dataset_is_named(tmp_path, url, server, monkeypatch):
     with pytest.raises(DataError, match=r"s3://bucket/absent/dataset.json: not found"):
         open_split_pair("s3://bucket/absent", str(tmp_path))
-    put("odd/dataset.json", b"{}")
-    with pytest.raises(DataError, match="prepare the dataset again"):
-        open_split_pair("s3://bucket/odd", str(tmp_path))
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setenv("S3_ENDPOINT_URL", server.endpoint)  # fsspec keeps its connections to an endpoint
     with pytest.raises(DataError, match=r"s3://bucket/set/dataset.json: (access denied|.*[Ss]ignature)"):
@@ -277,10 +258,8 @@ def test_what_the_follower_says_of_a_full_disk_is_logged_here_once(tmp_path, url
         process.kill()
         process.wait()
     assert not [path for path in tmp_path.rglob("*.mds") if path.stat().st_size > 4096 or path.name.startswith(".part")]
-    assert [record.message for record in caplog.records] == [
-        f"data.stage: {tmp_path}/bucket--set: File too large; images whose shards are not in the cache are read from "
-        "the bucket each time"
-    ]
+    why = "File too large; images whose shards are not in the cache are read from the bucket each time"
+    assert [record.message for record in caplog.records] == [f"data.stage: {tmp_path}/bucket--set: {why}"]
 
 
 def test_credentials_that_expire_are_read_again(tmp_path, url, local, monkeypatch):

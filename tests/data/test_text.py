@@ -26,7 +26,6 @@ def _no_secrets(monkeypatch, tmp_path):
 
 def test_a_name_is_one_harmless_line():
     for name, shown in (
-        ("n01440764", "n01440764"),
         ("Zürich 東京 🐈 عربي", "Zürich 東京 🐈 عربي"),
         (os.fsdecode(b"\xe9l\xe9phant"), r"\xe9l\xe9phant"),
         ("\x1b]0;owned\x07", r"\x1b]0;owned\x07"),
@@ -81,22 +80,12 @@ def test_secrets_are_known_by_their_shape():
 
 
 def test_secrets_of_the_environment_are_known_in_any_form(monkeypatch):
-    for name in [
-        "AWS_SECRET_ACCESS_KEY",
-        "AWS_SESSION_TOKEN",
-        "AWS_ACCESS_KEY_ID",
-        "WANDB_API_KEY",
-        "MLFLOW_TRACKING_PASSWORD",
-    ]:
+    secret = 'top"secret/+&key'
+    forms = (secret, "top%22secret%2F%2B%26key", r"top\"secret/+&key", "top&#34;secret/+&amp;key")
+    for name in (*AWS[:3], "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD"):
         with monkeypatch.context() as patch:
-            patch.setenv(name, 'top"secret/+&key')
-            for form in (
-                'top"secret/+&key',
-                "top%22secret%2F%2B%26key",
-                r"top\"secret/+&key",
-                "top&#34;secret/+&amp;key",
-            ):
-                assert scrub(f"a {form} b") == "a *** b"
+            patch.setenv(name, secret)
+            assert [scrub(f"a {form} b") for form in forms] == ["a *** b"] * 4
     for value in ("one", "20250101", "minioadmin"):  # short and common values do not tear other words
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", value)
         assert scrub(f"/data/{value}/x") == f"/data/{value}/x"
