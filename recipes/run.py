@@ -25,8 +25,8 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from recipes.checkpoints.claim import Owner, on_first
-from recipes.checkpoints.find import Identity, starting_sha256
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
+from recipes.checkpoints.manifest import Identity
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
@@ -87,7 +87,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     owner = stack.enter_context(Owner(places, config.run_name))
     resume = find_resume(config, places, identity)
     start = read_start(config) if resume.manifest is None else None
-    sha256 = start.sha256 if start else starting_sha256(resume.manifest) if resume.manifest else None
+    sha256 = start.sha256 if start else resume.manifest.started_from_sha256 if resume.manifest else None
     config, identity = config.started_from(sha256), identity.started_from(sha256)
     uploaded = True
     if resume.finished:

@@ -33,7 +33,6 @@ _BotoError, _ClientError = botocore.exceptions.BotoCoreError, botocore.exception
 CHECKPOINTS = "checkpoints"  # folder in a run's folder for checkpoints on their way to a bucket
 LOGS = "logs"  # folder below a bucket's prefix for the run's logs
 RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
-_PROBE = "write-test"
 SMALL = 8 * 2**20  # bytes read of a manifest or a note, whatever its size
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
@@ -107,13 +106,10 @@ class LocalStore:
 
     def load(self, name: str, size: int) -> bytes:
         """A whole file, which must be a regular one of this size, else `DamagedError`."""
-        try:
-            with os.fdopen(open_regular(self.path(name)), "rb") as file:
-                if (found := os.fstat(file.fileno()).st_size) != size:
-                    raise DamagedError(f"{found} bytes instead of {size}")
-                return file.read(size)
-        except OSError as error:
-            raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+        with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
+            if (found := os.fstat(file.fileno()).st_size) != size:
+                raise DamagedError(f"{found} bytes instead of {size}")
+            return file.read(size)
 
     def put(self, name: str, source: bytes | Sequence[memoryview]) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or absent."""
@@ -224,16 +220,6 @@ class S3Store:
         for name in names:
             with self._errors(name):
                 self._client.delete_object(**self._key(name))
-
-    def probe(self) -> None:
-        """Find out at once, not at the first save, if uploads are not allowed; a full store may get room later."""
-        try:
-            self.put(_PROBE, b"may this run write here?")
-            self.delete([_PROBE])
-        except StoreError as error:
-            if error.mistake:
-                raise
-            log.error("the bucket does not accept uploads at the moment: %s", error)
 
     def cancel(self) -> None:
         """Make the current upload fail soon, and later ones at once."""
