@@ -275,7 +275,7 @@ def ours(photos: bool, compiled: bool, setting: Setting, side: Side) -> None:
         trainer.fit(train_dataloader=DataSpec(side, microbatch_transforms=normalise, split_batch=split))
     finally:
         trainer.close()
-        text_log.shut()
+        text_log.close()
 
 
 def torchvisions(setting: Setting, side: Side) -> None:

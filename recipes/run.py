@@ -9,6 +9,7 @@ import sys
 import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from threading import Thread
 
 import torch
 from composer import Event, State, Trainer
@@ -25,7 +26,7 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from recipes.checkpoints.claim import Owner, on_first
-from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, watch_spot_notices
 from recipes.checkpoints.manifest import Identity
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
@@ -61,7 +62,7 @@ def run(config: RunConfig) -> int:
     warnings.filterwarnings("ignore", message="No batches were trained")
     text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
     with ExitStack() as stack:
-        stack.callback(text_log.shut)
+        stack.callback(text_log.close)
         return _run(config, interrupt, text_log, stack)
 
 
@@ -139,7 +140,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     for loader in (trainer.state.train_dataloader, *(one.dataloader.dataloader for one in trainer.state.evaluators)):
         loader.gate = checkpoints.gate  # asked whether a batch may be delivered (data/wait.py)
     if saving.metadata is not None:
-        SpotNotices(saving.metadata, interrupt).start()
+        Thread(target=watch_spot_notices, args=(saving.metadata, interrupt), name="spot notices", daemon=True).start()
     status = _train(trainer, checkpoints, watchers.summary)
     return status or (0 if uploaded else EXIT_NOT_UPLOADED)
 

@@ -67,16 +67,15 @@ class Owner:
     def __init__(self, places: Places, run_name: str) -> None:
         self._places, self._run_name = places, run_name
         self._locks: list[int] = []
+        self._temporary: list[Path] = []
         self._me = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         }
-        self._holds = False  # whether the note in the bucket has been ours
-        self._before: object = self._me["id"]  # the id of the last owner on this machine, which is dead
-        self._predecessor: object = self._me["id"]
-        """The id of the dead owner's note that ours replaced; a slow store may still store that one after ours."""
+        self._holds = False  # whether the note in the bucket has been ours, and was not released
+        self._dead: set[object] = set()  # ids of owners known to be dead, whose notes a slow store may yet store
         self.superseded = False  # whether the bucket now belongs to another owner
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
@@ -93,6 +92,9 @@ class Owner:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(_LAST)
+        if not self._holds:  # else the bucket's note could not be released, and the next owner must know it as dead
+            for path in self._temporary:
+                path.unlink(missing_ok=True)
         for descriptor in self._locks:
             os.close(descriptor)
 
@@ -102,7 +104,7 @@ class Owner:
             self._lock_here(str(folder.resolve()))
             self._lock_folder(folder)
         if self._places.remote is not None:
-            self._before = self._lock_here(self._places.remote).get("id", self._before)
+            self._dead.add(self._lock_here(self._places.remote).get("id"))
             try:
                 self._claim_bucket(S3Store(self._places.remote))
             except StoreError as error:
@@ -114,30 +116,34 @@ class Owner:
     def _lock_here(self, place: str) -> dict[str, Any]:
         """Take this machine's lock for a place; returns the note of the process that had it before."""
         name = f"resnet-{os.geteuid()}-{hashlib.sha256(place.encode()).hexdigest()[:32]}.owner"
+        path = Path(tempfile.gettempdir(), name)
         try:
-            return self._lock(Path(tempfile.gettempdir(), name), place, 0.0)
+            before = self._lock(path, place)
         except OSError as error:
             log.debug("%s: no lock on this machine: %s", place, error)
             return {}
+        self._temporary.append(path)
+        return before
 
     def _lock_folder(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # The lock is another machine's, since we have this one's. That of a dead machine is released after a while.
-            self._lock(folder / NOTE, str(folder), DEAD_AFTER)
+            self._lock(folder / NOTE, str(folder))
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
             log.warning("%s: does not support locks (%s); do not start this run twice", folder, error.strerror)
 
-    def _lock(self, path: Path, place: str, patience: float) -> dict[str, Any]:
-        """Lock a file within `patience` seconds, else InputError; write our note, and return the one before it."""
+    def _lock(self, path: Path, place: str) -> dict[str, Any]:
+        """Lock a file, write our note, and return the one before it; InputError: another process has the lock."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         self._locks.append(descriptor)
-        deadline = time.monotonic() + patience
-        while _is_locked(descriptor):
-            if time.monotonic() >= deadline:
-                raise InputError(self._refusal(_parsed(os.pread(descriptor, 4096, 0)), place))
+        deadline = time.monotonic() + DEAD_AFTER
+        while not _try_to_lock(descriptor):
+            other = _parsed(os.pread(descriptor, 4096, 0))
+            # The server of a shared disk releases a dead machine's lock only after some time.
+            if other.get("host") == self._me["host"] or time.monotonic() > deadline:
+                raise InputError(self._refusal(other, place))
             time.sleep(1.0)
         before = _parsed(os.pread(descriptor, 4096, 0))
         with suppress(OSError):  # a full disk: only the lock matters
@@ -160,7 +166,7 @@ class Owner:
                 )
             last = found
             time.sleep(1.0)
-        self._predecessor = self._me["id"] if found is None else found[0].get("id")
+        self._dead.add(found and found[0].get("id"))
         self._write(store)
         found = _read(store)
         if found is not None and self._is_anothers(found[0]):  # both started at once
@@ -168,11 +174,11 @@ class Owner:
 
     def _is_dead(self, other: dict[str, Any], age: float) -> bool:
         """Whether the owner that wrote a note `age` seconds ago is dead."""
-        return bool(other.get("released")) or other.get("id") == self._before or age > DEAD_AFTER
+        return bool(other.get("released")) or other.get("id", "") in self._dead or age > DEAD_AFTER
 
     def _is_anothers(self, note: dict[str, Any]) -> bool:
         # A note without an id is one whose upload was cut off, and some stores keep that part. Perhaps it was ours.
-        return "id" in note and note["id"] not in (self._me["id"], self._predecessor)
+        return "id" in note and note["id"] not in {self._me["id"], *self._dead}
 
     def renew(self, store: S3Store) -> None:
         """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
@@ -193,6 +199,7 @@ class Owner:
                 store = store or S3Store(str(self._places.remote))
                 if self._holds or not stopped:
                     self.renew(store)
+                    self._holds = self._holds and not stopped
             except (StoreError, FileNotFoundError) as error:
                 log.debug("the owner's note could not be renewed: %s", error)
                 store = None  # the next client reads credentials again
@@ -229,10 +236,10 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return known
 
 
-def _is_locked(descriptor: int) -> bool:
-    """Lock a file, unless another process has; OSError: the file system does not support locks."""
+def _try_to_lock(descriptor: int) -> bool:
+    """Lock a file unless another process has, and return whether it is ours; OSError: it cannot be locked."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        return True
-    return False
+        return False
+    return True

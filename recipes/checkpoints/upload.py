@@ -6,23 +6,14 @@ import logging
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.manifest import Manifest, load_manifest, prune, publish, survey
-from recipes.checkpoints.store import (
-    CHECKPOINTS,
-    LOGS,
-    RECORD,
-    CancelledError,
-    DamagedError,
-    LocalStore,
-    Places,
-    S3Store,
-    StoreError,
-)
+from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, DamagedError, LocalStore, Places, S3Store, StoreError
 from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
@@ -178,10 +169,10 @@ def _has(store: S3Store, manifest: Manifest) -> bool:
 class LogMirror:
     """Copies changed files below the run's folder, except checkpoints, to the bucket, in case this machine dies.
 
-    `owner`, if any, may lose the bucket to another process, which then writes the logs.
+    Once another owner has the bucket, nothing is copied.
     """
 
-    def __init__(self, places: Places, owner: Owner | None = None) -> None:
+    def __init__(self, places: Places, owner: Owner) -> None:
         self._places, self._owner = places, owner
         self._store: S3Store | None = None
         self._copied: dict[str, tuple[int, int]] = {}
@@ -222,7 +213,7 @@ class LogMirror:
                 continue
             if _grows(name) and status.st_size < self._sizes.get(name, 0) and not finished:
                 continue  # The bucket's copy reaches further than what this process has repeated so far.
-            if self._owner is not None and self._owner.superseded:
+            if self._owner.superseded:
                 return
             with suppress(FileNotFoundError):  # a temporary file, gone again
                 # A file that grows during the copy is copied as it was at one moment.

@@ -45,7 +45,6 @@ class Progress(LoggerDestination):
         """Begin at the resumed position."""
         if dist.get_global_rank() != 0:
             return
-        self.fit_end(state, logger)
         self._start = (self._work(state), self.figures.clock.wall)
         self._painted = time.monotonic()
         if self.stream.isatty():
