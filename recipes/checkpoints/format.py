@@ -1,9 +1,9 @@
 """A checkpoint file: tensors as safetensors, and everything else as a JSON tree in one of them. Data, never code.
 
-There is no pickle. The file is read once into memory, compared with its manifest, and rebuilt as dicts, lists, tuples,
-strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of algorithms are
-always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
-`_apply_required_algorithms`). Any safetensors reader opens the file:
+There is no pickle. The file is read into memory, these bytes are compared with its manifest, and rebuilt as dicts,
+lists, tuples, strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of
+algorithms are always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint
+(core/state.py, `_apply_required_algorithms`). Any safetensors reader opens the file:
 
     tensors = safetensors.torch.load_file("ep003-ba000123.safetensors")
     tree = json.loads(bytes(tensors["tree.json"].numpy()))
