@@ -96,8 +96,8 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
     if is_remote(path):
         store = S3Store(path.rstrip("/").rpartition("/")[0] if stem else path)
     elif not folder.exists() or (stem is None and not folder.is_dir()):
-        known = "a checkpoint of this program (such as ep003-ba000123.safetensors) or a folder with some"
-        raise InputError(f"{key}: {path} does not exist, or is not {known}")
+        fault = "is not a checkpoint of this program" if folder.exists() else "does not exist"
+        raise InputError(f"{key}: {path} {fault}; name a checkpoint (ep003-ba000123.safetensors) or its folder")
     else:
         inside = folder / CHECKPOINTS
         store = LocalStore(folder.parent if stem else inside if inside.is_dir() else folder)
