@@ -59,8 +59,8 @@ from data.config import EpochPlan
 from data.sampler import PositionSampler
 from data.source import Source
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
+from recipes.checkpoints.manifest import Identity
 from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import CheckpointManager
 from recipes.checkpoints.store import Places
@@ -275,7 +275,7 @@ def ours(photos: bool, compiled: bool, setting: Setting, side: Side) -> None:
         trainer.fit(train_dataloader=DataSpec(side, microbatch_transforms=normalise, split_batch=split))
     finally:
         trainer.close()
-        text_log.shut()
+        text_log.close()
 
 
 def torchvisions(setting: Setting, side: Side) -> None:

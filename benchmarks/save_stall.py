@@ -20,8 +20,8 @@ from torchvision.models import resnet50
 
 from benchmarks.measure import alternate, machine, options, show_ratio
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity
 from recipes.checkpoints.interrupt import Interrupt
+from recipes.checkpoints.manifest import Identity
 from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import CheckpointManager
 from recipes.checkpoints.store import Places
@@ -57,7 +57,7 @@ def main() -> None:
         checkpoints = CheckpointManager(
             RunConfig(run_name="stall", data={"path": "noise"}, device_batch_size=2, checkpoints=saving),
             places=places,
-            identity=Identity("stall", "digest", {}, 1),
+            identity=Identity(run_name="stall", config_digest="digest", config={}, world_size=1),
             owner=Owner(places, "stall"),
             resume=Resume(),
             interrupt=Interrupt(),

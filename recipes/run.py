@@ -10,6 +10,7 @@ import warnings
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import torch
 from composer import Event, State, Trainer
@@ -26,8 +27,8 @@ from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
 from recipes.checkpoints.claim import Owner, on_first
-from recipes.checkpoints.find import Identity, starting_sha256
-from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, SpotNotices
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, watch_spot_notices
+from recipes.checkpoints.manifest import Identity
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
@@ -62,7 +63,7 @@ def run(config: RunConfig) -> int:
     warnings.filterwarnings("ignore", message="No batches were trained")
     text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
     with ExitStack() as stack:
-        stack.callback(text_log.shut)
+        stack.callback(text_log.close)
         return _run(config, interrupt, text_log, stack)
 
 
@@ -88,7 +89,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     owner = stack.enter_context(Owner(places, config.run_name))
     resume = find_resume(config, places, identity)
     start = read_start(config) if resume.manifest is None else None
-    sha256 = start.sha256 if start else starting_sha256(resume.manifest) if resume.manifest else None
+    sha256 = start.sha256 if start else resume.manifest.started_from_sha256 if resume.manifest else None
     config, identity = config.started_from(sha256), identity.started_from(sha256)
     uploaded = True
     if resume.finished:
@@ -140,7 +141,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     for loader in (trainer.state.train_dataloader, *(one.dataloader.dataloader for one in trainer.state.evaluators)):
         loader.gate = checkpoints.gate  # asked whether a batch may be delivered (data/wait.py)
     if saving.metadata is not None:
-        SpotNotices(saving.metadata, interrupt).start()
+        Thread(target=watch_spot_notices, args=(saving.metadata, interrupt), name="spot notices", daemon=True).start()
     status = _train(trainer, checkpoints, watchers.summary)
     return status or (0 if uploaded else EXIT_NOT_UPLOADED)
 

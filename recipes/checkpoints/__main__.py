@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 
 from data.errors import InputError
 from data.text import escape
@@ -25,42 +26,39 @@ _USAGE = "\n".join(
 )
 
 
-def _rows(store: Store) -> list[tuple[str, Manifest | None, str]]:
-    """Each checkpoint's stem, manifest (None: unreadable) and state, as far as visible without reading the data."""
+def _states(store: Store, *, verify: bool) -> Iterator[tuple[str, str]]:
+    """Each checkpoint's stem and state, as far as visible without reading the data; with `verify`, it is read."""
     listing = survey(store)
-    rows: list[tuple[str, Manifest | None, str]] = [(stem, None, "never completed") for stem in listing.incomplete]
-    rows += [(stem, None, "torn: data or manifest missing") for stem in listing.torn]
-    for stem in listing.complete:
-        try:
-            rows.append((stem, load_manifest(store, stem), "complete"))
-        except DamagedError as error:
-            rows.append((stem, None, f"damaged: {error}"))
-    return sorted(rows, key=lambda row: row[0])
+    for stem in sorted(sum(listing, ())):
+        if stem in listing.incomplete:
+            yield stem, "never completed"
+        elif stem in listing.torn:
+            yield stem, "torn: data or manifest missing"
+        else:
+            try:
+                manifest = load_manifest(store, stem)
+                if verify:
+                    read_checkpoint(store, manifest, None)
+                yield stem, "good" if verify else _described(manifest)
+            except DamagedError as error:
+                yield stem, f"damaged: {error}"
+
+
+def _described(manifest: Manifest) -> str:
+    top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
+    size = f"{manifest.file.size / 1e6:9.1f} MB"
+    return f"{size}  {manifest.created_at}  {manifest.samples} samples{top1}{'  finished' * manifest.finished}"
 
 
 def _show(stores: list[Store], *, verify: bool) -> int:
-    """Print a table of all checkpoints; with `verify`, read each. Returns 1 if one is damaged."""
-    bad = 0
+    """Print a table of all checkpoints; returns 1 if `verify` found one that is damaged."""
+    bad = False
     for store in stores:
-        rows = _rows(store)
-        print(store.location)
-        if not rows:
-            print("  no checkpoints")
-        for stem, manifest, state in rows:
-            if manifest is not None and verify:
-                try:
-                    read_checkpoint(store, manifest, None)
-                    state = "good"
-                except DamagedError as error:
-                    state = f"damaged: {error}"
-            elif manifest is not None:
-                top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
-                end = "  finished" if manifest.finished else ""
-                size = f"{manifest.file.size / 1e6:9.1f} MB"
-                state = f"{size}  {manifest.created_at}  {manifest.samples} samples{top1}{end}"
-            bad += state.startswith(("damaged", "torn"))
+        print(store.location if any(survey(store)) else f"{store.location}\n  no checkpoints")
+        for stem, state in _states(store, verify=verify):
+            bad = bad or state.startswith(("damaged", "torn"))
             print(f"  {stem}  {escape(state)}", flush=True)
-    return 1 if bad and verify else 0
+    return int(bad and verify)
 
 
 def _pull(local: LocalStore, remote: Store | None) -> int:
@@ -78,8 +76,7 @@ def _pull(local: LocalStore, remote: Store | None) -> int:
 def _prune(saving: CheckpointsConfig, stores: list[Store]) -> int:
     removed = 0
     for store, keep in zip(stores, (saving.keep, saving.keep_remote), strict=False):
-        damaged = [stem for stem, manifest, _ in _rows(store) if manifest is None]
-        for stem in prune(store, keep, ignore=damaged):
+        for stem in prune(store, keep):
             print(f"removed {store.location}/{stem}")
             removed += 1
     if not removed:

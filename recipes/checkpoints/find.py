@@ -10,98 +10,17 @@ from typing import Any
 from data.errors import InputError
 from data.files import is_remote
 from recipes.checkpoints.format import read_state
-from recipes.checkpoints.manifest import Listing, Manifest, is_stem, load_manifest, position_of, publish, survey
-from recipes.checkpoints.store import (
-    CHECKPOINTS,
-    DamagedError,
-    LocalStore,
-    Places,
-    S3Store,
-    Store,
-    StoreError,
+from recipes.checkpoints.manifest import (
+    Listing,
+    Manifest,
+    is_stem,
+    load_manifest,
+    position_of,
+    publish,
+    require_run,
+    survey,
 )
-from recipes.config import RunConfig
-from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a run's checkpoints must match: its name, and the digest of the keys that determine its result."""
-
-    run_name: str
-    config_digest: str
-    config: Mapping[str, Any]
-    world_size: int
-    train_images: int | None = None
-    """Images in the training set, which may move but must not change; None: not known, and not compared."""
-    classes: tuple[str, ...] = ()  # its class folder names in label order; empty: not known, and not compared
-
-    @classmethod
-    def of(
-        cls, config: RunConfig, world_size: int, train_images: int | None = None, classes: Sequence[str] = ()
-    ) -> Identity:
-        """The identity of a run of `world_size` processes."""
-        # Whole sections, because `loggers` may hold API keys.
-        sections = {key for key in NO_EFFECT_ON_WEIGHTS if "." not in key}
-        plain = config.model_dump(mode="json", exclude=sections)
-        return cls(config.run_name, config_digest(config, world_size), plain, world_size, train_images, tuple(classes))
-
-    def fields(self) -> dict[str, Any]:
-        """The manifest's fields about the run."""
-        names = ("run_name", "config_digest", "world_size", "train_images", "classes")
-        return {name: getattr(self, name) for name in names} | {"config": dict(self.config)}
-
-    def started_from(self, sha256: str | None) -> Identity:
-        """The identity of a run that starts from weights, once their hash is known; of any other run, this one."""
-        model = self.config.get("model", {})
-        if model.get("weights") is None or model["weights_sha256"] is not None:
-            return self
-        config = {**self.config, "model": {**model, "weights_sha256": sha256}}
-        return replace(self, config=config, config_digest=config_digest(config, self.world_size))
-
-    def differences(self, manifest: Manifest) -> list[str]:
-        """The keys that make a checkpoint another recipe's, one line per key."""
-        lines = differing_keys(self.config, manifest.config, self.world_size, manifest.world_size)
-        return [line.replace(": here ", ": now ", 1).replace(", there ", ", in the checkpoint ", 1) for line in lines]
-
-    def require_same(self, manifest: Manifest, location: str) -> None:
-        """Raise InputError for a checkpoint of another run or recipe: one line, and one for each key that differs."""
-        instead = "choose another checkpoints.folder, or the run_name of that run"
-        _require_run(self.run_name, manifest, location, instead)
-        self.require_same_recipe(manifest, location)
-
-    def require_same_recipe(self, manifest: Manifest, location: str) -> None:
-        """As `require_same`, but for any run name."""
-        again = "to start again, choose another run_name"
-        own = self.started_from(starting_sha256(manifest))  # a resume does not read the weights it started from
-        if manifest.config_digest != own.config_digest:
-            raise InputError(
-                f"{location}: {manifest.stem} was made by another recipe; to resume from it, change these keys back; "
-                f"{again}:",
-                *(f"  {line}" for line in own.differences(manifest)),
-            )
-        here, there, different = self.train_images, manifest.train_images, None
-        if None not in (here, there) and here != there:
-            different = f"holds {here} training images, {manifest.stem} at {location} was trained on {there}"
-        elif self.classes and manifest.classes and self.classes != manifest.classes:
-            different = (
-                f"holds {len(self.classes)} classes, and not the {len(manifest.classes)} that {manifest.stem} at "
-                f"{location} was trained on"
-            )
-        if different:
-            raise InputError(f"data.path: {different}; to resume from it, use the same data; {again}")
-
-
-def starting_sha256(manifest: Manifest) -> str | None:
-    """The hash of the weights from which a checkpoint's run started; None if it started from random ones."""
-    model = manifest.config.get("model")
-    found = model.get("weights_sha256") if isinstance(model, Mapping) else None
-    return found if isinstance(found, str) else None
-
-
-def _require_run(run_name: str, manifest: Manifest, location: str, instead: str) -> None:
-    if manifest.run_name != run_name:
-        raise InputError(f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {run_name!r}; {instead}")
+from recipes.checkpoints.store import CHECKPOINTS, DamagedError, LocalStore, Places, S3Store, Store, StoreError
 
 
 @dataclass(frozen=True)
@@ -110,15 +29,9 @@ class Found:
 
     manifest: Manifest
     store: Store  # where it was found
-    content: dict[str, Any] = field(repr=False)  # as `read_state` gives it
+    state: dict[str, Any] = field(repr=False)  # the training state, tensors on the CPU
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that were skipped, one line each with the reason; set by `load_checkpoint`."""
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """The training state, tensors on the CPU."""
-        state: dict[str, Any] = self.content["state"]
-        return state
 
     @property
     def location(self) -> str:
@@ -143,7 +56,7 @@ def newest_good(
             try:
                 manifest = load_manifest(store, stem)
                 require(manifest, store.location)
-                content = read_checkpoint(store, manifest, into)
+                state = read_checkpoint(store, manifest, into)
             except DamagedError as error:
                 reasons.append(f"{store.location}: {error}")
             except StoreError as error:
@@ -152,24 +65,24 @@ def newest_good(
                 reasons.append(str(error))
             else:
                 skipped.pop(stem, None)
-                return Found(manifest, store, content), skipped
+                return Found(manifest, store, state), skipped
         skipped[stem] = "; ".join(reasons)
     return None, skipped
 
 
 def read_checkpoint(store: Store, manifest: Manifest, into: LocalStore | None) -> dict[str, Any]:
-    """A checkpoint's content (`read_state`); one from another store than `into` is kept there once it is verified."""
+    """A checkpoint's training state; one from another store than `into` is kept there once it is verified."""
     file = manifest.file
     try:
         data = store.load(file.name, file.size)
-        content = read_state(data, manifest)
+        state: dict[str, Any] = read_state(data, manifest)["state"]
     except FileNotFoundError:
         raise DamagedError("its data is missing") from None
     except MemoryError:
         raise DamagedError(f"has {file.size} bytes, more than fit into memory") from None
     if into is not None and into.location != store.location:
         publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
-    return content
+    return state
 
 
 def find_named(path: str, key: str) -> tuple[Store, Manifest]:
@@ -177,27 +90,22 @@ def find_named(path: str, key: str) -> tuple[Store, Manifest]:
 
     InputError, with the user's `key`: there is no such checkpoint, or its manifest is damaged.
     """
+    folder, name = Path(path), Path(path).name.split(".")[0]
+    stem = name if is_stem(name) and not folder.is_dir() else None
     store: Store
-    folder = Path(path)
-    stem = folder.name.split(".")[0]
     if is_remote(path):
-        parent, _, _ = path.rstrip("/").rpartition("/")
-        store = S3Store(parent if is_stem(stem) else path)
-    elif folder.is_dir():
-        inside = folder / CHECKPOINTS
-        store = LocalStore(inside if inside.is_dir() else folder)
-    elif not folder.exists():
-        raise InputError(f"{key}: {path} does not exist; name a checkpoint (ep003-ba000123.safetensors) or its folder")
-    elif not is_stem(stem):
-        raise InputError(f"{key}: {path} is not a checkpoint of this program (such as ep003-ba000123.safetensors)")
+        store = S3Store(path.rstrip("/").rpartition("/")[0] if stem else path)
+    elif not folder.exists() or (stem is None and not folder.is_dir()):
+        fault = "is not a checkpoint of this program" if folder.exists() else "does not exist"
+        raise InputError(f"{key}: {path} {fault}; name a checkpoint (ep003-ba000123.safetensors) or its folder")
     else:
-        store = LocalStore(folder.parent)
+        inside = folder / CHECKPOINTS
+        store = LocalStore(folder.parent if stem else inside if inside.is_dir() else folder)
     complete = survey(store).complete
-    wanted = (stem,) if is_stem(stem) and not folder.is_dir() else complete[-1:]
-    if not set(wanted) & set(complete):
-        raise InputError(f"{key}: {store.location} holds no complete checkpoint{''.join(f' {one}' for one in wanted)}")
+    if not complete or stem not in (None, *complete):
+        raise InputError(f"{key}: {store.location} holds no complete checkpoint {stem or ''}".rstrip())
     try:
-        return store, load_manifest(store, wanted[0])
+        return store, load_manifest(store, stem or complete[-1])
     except DamagedError as error:
         raise InputError(f"{key}: {path}: {error}") from None
 
@@ -218,7 +126,7 @@ def load_checkpoint(places: Places, run_name: str, checkpoint: str | None, key: 
     """
 
     def require(manifest: Manifest, location: str) -> None:
-        _require_run(run_name, manifest, location, "name a checkpoint with --checkpoint")
+        require_run(run_name, manifest, location, "name a checkpoint with --checkpoint")
 
     try:
         if checkpoint is not None:
@@ -229,7 +137,7 @@ def load_checkpoint(places: Places, run_name: str, checkpoint: str | None, key: 
         raise InputError(str(error)) from None
     lines = {stem: f"checkpoint {stem} skipped: {reason}" for stem, reason in skipped.items()}
     if found is not None:
-        newer = [line for stem, line in lines.items() if position_of(stem) > found.manifest.order]
+        newer = [line for stem, line in lines.items() if position_of(stem) > position_of(found.manifest.stem)]
         return replace(found, skipped=tuple(newer))
     if lines:
         raise InputError(*lines.values(), f"{locations(stores)}: no good checkpoint of run {run_name!r}")

@@ -1,9 +1,9 @@
 """A checkpoint file: tensors as safetensors, and everything else as a JSON tree in one of them. Data, never code.
 
-There is no pickle. The file is read once into memory, compared with its manifest, and rebuilt as dicts, lists, tuples,
-strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of algorithms are
-always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
-`_apply_required_algorithms`). Any safetensors reader opens the file:
+There is no pickle. The file is read into memory, these bytes are compared with its manifest, and rebuilt as dicts,
+lists, tuples, strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of
+algorithms are always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint
+(core/state.py, `_apply_required_algorithms`). Any safetensors reader opens the file:
 
     tensors = safetensors.torch.load_file("ep003-ba000123.safetensors")
     tree = json.loads(bytes(tensors["tree.json"].numpy()))
@@ -22,7 +22,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ import torch
 from composer import Logger, State
 from composer.utils import reproducibility
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from data.errors import InputError
 from recipes.checkpoints.manifest import Manifest, parse_int
@@ -255,12 +256,12 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
     for key, expected in own.items():
         _require_like(expected, theirs[key], fit + key)
     _require_like({name: None}, theirs["optimizers"], f"{fit}optimizers")
-    _require_groups(optimizer, theirs["optimizers"][name], state.model, f"{fit}optimizers/{name}")
+    numbered = numbered_state(optimizer, theirs["optimizers"][name], state.model, f"{fit}optimizers/{name}")
     algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
     others = {key: item for key, item in to_save(saved).items() if key != "optimizers"}
     try:
         state.load_state_dict({**others, "algorithms": algorithms}, logger, strict=True)
-        _load_optimizer(optimizer, theirs["optimizers"][name], state.model)
+        optimizer.load_state_dict(numbered)
     except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
         raise InputError(fit + _in_a_line(error)) from None
 
@@ -300,44 +301,50 @@ def _require_like(own: Any, theirs: Any, path: str) -> None:
         raise InputError(f"{path} is longer than any run")
 
 
-def _require_groups(own: torch.optim.Optimizer, theirs: Any, model: nn.Module, path: str) -> None:
-    """As `_require_like`: the same groups of parameters and settings, and for a parameter only tensors of its shape."""
+def numbered_state(optimizer: Optimizer, saved: Any, model: nn.Module, path: str) -> dict[str, Any]:
+    """A saved state by names of parameters, as `optimizer.load_state_dict` takes it, by number.
+
+    torch's own function for this (torch.distributed.checkpoint.state_dict) makes a step first, and refuses a state that
+    lacks a parameter, as one in a block that stochastic depth skipped so far.
+
+    Raises:
+        InputError: The groups, their settings, or what is kept of a parameter differ in kind from this optimizer's.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    _require_like({"state": None, "param_groups": None}, theirs, path)
-    groups, states = theirs["param_groups"], theirs["state"]
-    if not isinstance(groups, list) or len(groups) != len(own.param_groups):
-        raise InputError(f"{path}/param_groups is not a list of {len(own.param_groups)}")
-    for index, (ours, group) in enumerate(zip(own.param_groups, groups, strict=True)):
-        where = f"{path}/param_groups/{index}"
-        if not isinstance(group, Mapping) or not group.keys() >= ours.keys():
-            raise InputError(f"{where} has other keys than in this run")
-        own_names = {names.get(id(parameter)) for parameter in ours["params"]}
-        if not isinstance(group["params"], list) or set(map(str, group["params"])) != own_names:
-            raise InputError(f"{where} is of other parameters than in this run")
-        for key in ours.keys() - {"params"}:
-            _require_like(ours[key], group[key], f"{where}/{key}")
-    _require_states(own, states, names, f"{path}/state")
-
-
-def _require_states(own: torch.optim.Optimizer, states: Any, names: Mapping[int, str], path: str) -> None:
-    """As `_require_like`, for what the optimizer keeps of each parameter; `names` are those of parameters, by id."""
+    _require_like({"state": None, "param_groups": None}, saved, path)
+    groups, states = saved["param_groups"], saved["state"]
+    if not isinstance(groups, list) or len(groups) != len(optimizer.param_groups):
+        raise InputError(f"{path}/param_groups is not a list of {len(optimizer.param_groups)}")
     if not isinstance(states, Mapping) or not states.keys() <= set(names.values()):
-        raise InputError(f"{path} is of other parameters than in this run")
-    # An optimizer has no state before its first step, so it is compared with that of another one after a step.
-    usual: dict[object, dict[str, Any]] = {}
-    for group in own.param_groups:
-        for parameter in group["params"]:
-            name, kind = names[id(parameter)], (id(group), parameter.shape)
-            found = states.get(name, {})
+        raise InputError(f"{path}/state is of other parameters than in this run")
+    numbered: dict[str, Any] = {"state": {}, "param_groups": []}
+    number = itertools.count()
+    for index, (own, group) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
+        parameters = {names[id(parameter)]: parameter for parameter in own["params"]}
+        _require_group(own, group, parameters.keys(), f"{path}/param_groups/{index}")
+        numbers = {name: next(number) for name in parameters}
+        numbered["param_groups"].append({**group, "params": list(numbers.values())})
+        for name in (name for name in parameters if name in states):
+            numbered["state"][numbers[name]] = found = states[name]
             if not isinstance(found, Mapping):
-                raise InputError(f"{path}/{name} is not a mapping")
+                raise InputError(f"{path}/state/{name} is not a mapping")
             if any(value is not None for value in found.values()):  # else no step with momentum was made yet
-                usual[kind] = usual.get(kind) or _state_after_a_step(own, group, parameter)
-                _require_like(usual[kind], found, f"{path}/{name}")
+                _require_like(_state_after_a_step(optimizer, own, parameters[name]), found, f"{path}/state/{name}")
+    return numbered
 
 
-def _state_after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any], like: Tensor) -> dict[str, Any]:
-    """What the optimizer keeps from its beginning for a parameter, or would keep with these settings for its shape."""
+def _require_group(own: Mapping[str, Any], theirs: Any, names: Set[str], path: str) -> None:
+    """As `_require_like`, for a group of the parameters with these names."""
+    if not isinstance(theirs, Mapping) or not theirs.keys() >= own.keys():
+        raise InputError(f"{path} has other keys than in this run")
+    if not isinstance(theirs["params"], list) or set(map(str, theirs["params"])) != names:
+        raise InputError(f"{path} is of other parameters than in this run")
+    for key in own.keys() - {"params"}:
+        _require_like(own[key], theirs[key], f"{path}/{key}")
+
+
+def _state_after_a_step(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> dict[str, Any]:
+    """What the optimizer keeps of a parameter: from its beginning, else after a step of another one like it."""
     if first := optimizer.state.get(like):
         return dict(first)
     parameter = nn.Parameter(torch.zeros(like.shape))
@@ -346,19 +353,3 @@ def _state_after_a_step(optimizer: torch.optim.Optimizer, group: dict[str, Any],
     other.state, other.param_groups = defaultdict(dict), [{**group, "params": [parameter]}]
     other.step()
     return dict(other.state[parameter])
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any], model: nn.Module) -> None:
-    """Load a state by names of parameters into an optimizer, which numbers them.
-
-    torch's own function for this (torch.distributed.checkpoint.state_dict) makes a step first, and refuses a state that
-    lacks a parameter, as one in a block that stochastic depth skipped so far.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
-    numbers = {name: number for number, name in enumerate(order)}
-    groups, rest = [], iter(order)
-    for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
-        groups.append({**group, "params": [numbers[name] for name in itertools.islice(rest, len(own["params"]))]})
-    states = {numbers[name]: state for name, state in saved["state"].items()}
-    optimizer.load_state_dict({"state": states, "param_groups": groups})

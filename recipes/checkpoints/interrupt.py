@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import signal
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -89,51 +88,39 @@ class Interrupt:
         self.request(signal.Signals(number).name, GRACE)
 
 
-class SpotNotices(threading.Thread):
-    """Polls the instance metadata (IMDSv2), and requests an interrupt when there is a notice.
+def watch_spot_notices(address: str, interrupt: Interrupt, every: float = _ASK_EVERY) -> None:
+    """Poll the instance metadata (IMDSv2) every few seconds, and request an interrupt when there is a notice.
 
     Source: "Spot Instance interruption notices" in the EC2 user guide: `spot/instance-action` answers 404 until then.
     """
-
-    def __init__(self, address: str, interrupt: Interrupt, every: float = _ASK_EVERY) -> None:
-        super().__init__(name="spot notices", daemon=True)
-        self._address, self._interrupt, self._every = address.rstrip("/"), interrupt, every
-        self._stopped = threading.Event()
-
-    def close(self) -> None:
-        """Stop polling."""
-        self._stopped.set()
-
-    def run(self) -> None:
-        """Poll until there is a notice."""
-        silent = False
-        while not self._stopped.wait(self._every):
-            try:
-                notice, silent = self._ask(), False
-            except (OSError, ValueError) as error:
-                if not silent:
-                    log.warning(
-                        "%s does not answer; spot interruption notices will not be seen: %s", self._address, error
-                    )
-                notice, silent = None, True
-            if notice is not None:
-                log.warning("EC2 will reclaim this instance: %s", notice)
-                self._interrupt.request(f"EC2 spot notice: {notice}", _SPOT_GRACE)
-                return
-
-    def _ask(self) -> str | None:
-        """The text of the notice, or None."""
-        token = self._get("PUT", "api/token", "X-aws-ec2-metadata-token-ttl-seconds", "60")
+    silent = False
+    while not interrupt.requested:
+        time.sleep(every)
         try:
-            notice = json.loads(self._get("GET", "meta-data/spot/instance-action", "X-aws-ec2-metadata-token", token))
-        except urllib.error.HTTPError as error:
-            if error.code == 404:
-                return None
-            raise
-        return f"{notice.get('action')} at {notice.get('time')}" if isinstance(notice, dict) else None
+            notice, silent = _spot_notice(address.rstrip("/")), False
+        except (OSError, ValueError) as error:
+            if not silent:
+                log.warning("%s does not answer; spot interruption notices will not be seen: %s", address, error)
+            notice, silent = None, True
+        if notice is not None:
+            log.warning("EC2 will reclaim this instance: %s", notice)
+            interrupt.request(f"EC2 spot notice: {notice}", _SPOT_GRACE)
 
-    def _get(self, method: str, path: str, header: str, value: str) -> str:
-        request = urllib.request.Request(f"{self._address}/latest/{path}", method=method, headers={header: value})
-        with _open(request, timeout=_TIMEOUT) as answer:
-            text: bytes = answer.read(65536)
-        return text.decode()
+
+def _spot_notice(address: str) -> str | None:
+    token = _ask(f"{address}/latest/api/token", "PUT", "X-aws-ec2-metadata-token-ttl-seconds", "60")
+    try:
+        text = _ask(f"{address}/latest/meta-data/spot/instance-action", "GET", "X-aws-ec2-metadata-token", token)
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            return None
+        raise
+    notice = json.loads(text)
+    return f"{notice.get('action')} at {notice.get('time')}" if isinstance(notice, dict) else None
+
+
+def _ask(url: str, method: str, header: str, value: str) -> str:
+    request = urllib.request.Request(url, method=method, headers={header: value})
+    with _open(request, timeout=_TIMEOUT) as answer:
+        text: bytes = answer.read(65536)
+    return text.decode()

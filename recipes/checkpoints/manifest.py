@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from data.errors import InputError
 from recipes.checkpoints.store import DamagedError, Store, StoreError
+from recipes.config import RunConfig
+from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys
 
 SUFFIX = ".safetensors"  # suffix of a checkpoint's data; its manifest has the same name with `.json`
 _STEM = re.compile(r"^ep[0-9]{3,9}-ba[0-9]{6,12}$")
@@ -33,29 +36,93 @@ class FileEntry(BaseModel):
     sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
-class Manifest(BaseModel):
-    """A complete checkpoint: its file, whose it is, and where in the run it was taken."""
+class Identity(BaseModel):
+    """What a run's checkpoints must match: its name, and the digest of the keys that determine its result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[2] = 2
     run_name: str
     config_digest: str
     config: dict[str, Any]
     """The resolved keys that determine the result, to show which differ when a run with another recipe finds this."""
     classes: tuple[str, ...] = ()
     """Class folder names in label order: what the classifier's outputs mean; empty where it was not recorded."""
+    world_size: Annotated[int, Field(ge=1)]
+    train_images: int | None = None
+    """Images in the training set, which may move but must not change; None in checkpoints of older versions."""
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, world_size: int, train_images: int | None = None, classes: Sequence[str] = ()
+    ) -> Identity:
+        """The identity of a run of `world_size` processes."""
+        # Whole sections, because `loggers` may hold API keys.
+        sections = {key for key in NO_EFFECT_ON_WEIGHTS if "." not in key}
+        return cls(
+            run_name=config.run_name,
+            config_digest=config_digest(config, world_size),
+            config=config.model_dump(mode="json", exclude=sections),
+            classes=tuple(classes),
+            world_size=world_size,
+            train_images=train_images,
+        )
+
+    def started_from(self, sha256: str | None) -> Identity:
+        """The identity of a run that starts from weights, once their hash is known; of any other run, this one."""
+        model = self.config.get("model", {})
+        if model.get("weights") is None or model["weights_sha256"] is not None:
+            return self
+        config = {**self.config, "model": {**model, "weights_sha256": sha256}}
+        digest = config_digest(config, self.world_size)
+        return self.model_copy(update={"config": config, "config_digest": digest})
+
+    def require_same(self, manifest: Manifest, location: str) -> None:
+        """Raise InputError for a checkpoint of another run or recipe: one line, and one for each key that differs."""
+        require_run(self.run_name, manifest, location, "choose another checkpoints.folder, or the run_name of that run")
+        self.require_same_recipe(manifest, location)
+
+    def require_same_recipe(self, manifest: Manifest, location: str) -> None:
+        """As `require_same`, but for any run name."""
+        again = "to start again, choose another run_name"
+        own = self.started_from(manifest.started_from_sha256)  # a resume does not read the weights it started from
+        if manifest.config_digest != own.config_digest:
+            keys = differing_keys(own.config, manifest.config, own.world_size, manifest.world_size)
+            raise InputError(
+                f"{location}: {manifest.stem} was made by another recipe; to resume from it, change these keys back; "
+                f"{again}:",
+                *("  " + key.replace(": here ", ": now ").replace(", there ", ", in the checkpoint ") for key in keys),
+            )
+        here, there = self.train_images, manifest.train_images
+        different = ""
+        if None not in (here, there) and here != there:
+            different = f"{here} training images, {manifest.stem} at {location} was trained on {there}"
+        elif self.classes and manifest.classes and self.classes != manifest.classes:
+            theirs = f"{len(manifest.classes)} that {manifest.stem} at {location} was trained on"
+            different = f"{len(self.classes)} classes, and not the {theirs}"
+        if different:
+            raise InputError(f"data.path: holds {different}; to resume from it, use the same data; {again}")
+
+
+class Manifest(Identity):
+    """A complete checkpoint: its file, whose it is, and where in the run it was taken."""
+
+    format_version: Literal[2] = 2
     epoch: Annotated[int, Field(ge=0)]
     """Complete epochs; `batch` and `samples` count over the whole run and all devices."""
     batch_in_epoch: Annotated[int, Field(ge=0)]
     batch: Annotated[int, Field(ge=0)]
     samples: Annotated[int, Field(ge=0)]
-    world_size: Annotated[int, Field(ge=1)]
-    train_images: int | None = None  # images in the training set; None in checkpoints of older versions
     top1: float | None = None  # Top-1 accuracy in [0, 1] of an evaluation of exactly these weights, if there was one
     finished: bool = False
     created_at: str  # UTC, ISO 8601
     files: Annotated[tuple[FileEntry, ...], Field(min_length=1, max_length=1)]
+
+    @property
+    def started_from_sha256(self) -> str | None:
+        """The hash of the weights from which its run started; None if it started from random ones."""
+        model = self.config.get("model")
+        found = model.get("weights_sha256") if isinstance(model, Mapping) else None
+        return found if isinstance(found, str) else None
 
     @property
     def file(self) -> FileEntry:
@@ -67,11 +134,6 @@ class Manifest(BaseModel):
         """The name that the checkpoint's files share."""
         return stem_of(self.epoch, self.batch)
 
-    @property
-    def order(self) -> tuple[int, int]:
-        """Sorts checkpoints of one run from the oldest to the newest."""
-        return (self.batch, self.epoch)
-
     def to_json(self) -> bytes:
         """The manifest as stored, with its own checksum: a flipped bit must not make it another run's."""
         content = self.model_dump(mode="json")
@@ -80,6 +142,12 @@ class Manifest(BaseModel):
     def describe(self) -> str:
         """Its position in the run, for display."""
         return f"{self.stem} (after {position_in_words(self.epoch, self.batch_in_epoch)}, {self.samples:,} images)"
+
+
+def require_run(run_name: str, manifest: Manifest, location: str, instead: str) -> None:
+    """Raise InputError for another run's checkpoint; `instead` says what the user may do."""
+    if manifest.run_name != run_name:
+        raise InputError(f"{location}: holds checkpoints of run {manifest.run_name!r}, not of {run_name!r}; {instead}")
 
 
 def position_in_words(epochs: int, batches: int) -> str:
@@ -100,7 +168,7 @@ def is_stem(text: str) -> bool:
 
 
 def position_of(stem: str) -> tuple[int, int]:
-    """Sorts stems from the oldest to the newest, as `Manifest.order` does."""
+    """Sorts the stems of one run from the oldest to the newest: (batch, epoch)."""
     epoch, _, batch = stem.partition("-ba")
     return (int(batch), int(epoch.removeprefix("ep")))
 
@@ -201,10 +269,11 @@ def prune(store: Store, keep: int, *, protect: Collection[str] = (), ignore: Col
                 manifests.append(load_manifest(store, stem))
     if not manifests:
         return []
-    best = max(manifests, key=lambda manifest: (-1.0 if manifest.top1 is None else manifest.top1, manifest.order))
+    # Of equally good ones, the newest.
+    best = max(reversed(manifests), key=lambda manifest: -1.0 if manifest.top1 is None else manifest.top1)
     known = [manifest.stem for manifest in manifests]
     stay = {*known[-keep:], best.stem, *protect, *ignore}
-    left = [stem for stem in (*listing.incomplete, *listing.torn) if position_of(stem) < manifests[-1].order]
+    left = [stem for stem in (*listing.incomplete, *listing.torn) if position_of(stem) < position_of(known[-1])]
     removed = [stem for stem in (*known, *left) if stem not in stay]
     remove(store, removed)
     return removed

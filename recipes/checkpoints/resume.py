@@ -15,17 +15,15 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from composer.utils import dist
-
 from data.errors import InputError
 from recipes.checkpoints.claim import on_first
-from recipes.checkpoints.find import Found, Identity, find_named, locations, newest_good, read_checkpoint
+from recipes.checkpoints.find import Found, find_named, locations, newest_good, read_checkpoint
 from recipes.checkpoints.format import read_state
-from recipes.checkpoints.manifest import Manifest, load_manifest, position_of, remove, survey
+from recipes.checkpoints.manifest import Identity, Manifest, load_manifest, position_of, remove, survey
 from recipes.checkpoints.store import (
     LOGS,
     RECORD,
@@ -65,25 +63,17 @@ def find_resume(config: RunConfig, places: Places, identity: Identity) -> Resume
 
     InputError, on every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
-    local, content = LocalStore(places.local), None
-
-    def decide() -> Resume:
-        nonlocal content
-        resume = _resume(config, places, identity)
-        content = resume.content
-        return replace(resume, content=None)
-
-    resume = on_first(decide)
-    if resume.manifest is not None and dist.get_world_size() > 1:
+    local, resume = LocalStore(places.local), on_first(partial(_resume, config, places, identity))
+    if resume.manifest is not None:
         # From process 0's disk: another node has another one, and the newest state may not be in the bucket yet, since
         # a node often dies during an upload. In pieces, because a device's memory may have to hold each message.
         file = resume.manifest.file
         data = b"".join(on_first(partial(local.read, file.name, at)) for at in range(0, file.size, SMALL))
         try:
-            content = content or read_state(data, resume.manifest)
+            resume.content = read_state(data, resume.manifest)
         except DamagedError as error:
             raise InputError(f"{local.path(file.name)}: {error}") from None
-    return replace(resume, content=content)
+    return resume
 
 
 def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
@@ -97,11 +87,10 @@ def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
         if found is None:
             return Resume(damaged=tuple(skipped))
         log.info("resuming from %s at %s", found.manifest.describe(), found.location)
-        return Resume(found.manifest, found.location, tuple(skipped), found.content)
+        return Resume(found.manifest, found.location, tuple(skipped))
 
     def with_bucket() -> Resume:
         bucket = S3Store(str(places.remote))
-        bucket.probe()
         resume = among(local, bucket)
         if resume.manifest is not None and (fetched := restore_logs(places.run_folder, bucket.below(LOGS))):
             log.info("downloaded the run's logs: %s", ", ".join(fetched))
@@ -168,7 +157,7 @@ def _how(config: RunConfig) -> str:
 
 def _recorded(store: Store) -> tuple[str, str] | None:
     """When (UTC, ISO 8601) and how a store's checkpoints began; None if it has no record or no checkpoints."""
-    if any(survey(store)[:3]):
+    if any(survey(store)):
         with suppress(FileNotFoundError, ValueError, TypeError, KeyError, RecursionError):
             content = json.loads(store.read(RECORD))
             return ascii(content["at"])[1:-1][:40], str(content["how"])
@@ -202,8 +191,8 @@ def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity) -> No
         )
     # Going back to one of the run's own checkpoints keeps it and those before it.
     back = named is not None and named[0].location in [store.location for store in stores]
-    last = named[1].order if named is not None and back else (-1, -1)
-    replaced = [(store, stem) for store in older for stem in sum(survey(store)[:3], ()) if position_of(stem) > last]
+    last = position_of(named[1].stem) if named is not None and back else (-1, -1)
+    replaced = [(store, stem) for store in older for stem in sum(survey(store), ()) if position_of(stem) > last]
     for store, stem in replaced:
         with suppress(DamagedError):
             identity.require_same(load_manifest(store, stem), store.location)

@@ -8,7 +8,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from composer import Callback, Logger, State
@@ -16,11 +17,10 @@ from composer.utils import dist, reproducibility
 
 from data.errors import InputError
 from data.files import file_sha256
-from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity
+from recipes.checkpoints.claim import Owner, on_first
 from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
-from recipes.checkpoints.manifest import SUFFIX, FileEntry, Manifest, prune, publish, stem_of
+from recipes.checkpoints.manifest import SUFFIX, FileEntry, Identity, Manifest, prune, publish, stem_of
 from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.store import LocalStore, Places, StoreError
 from recipes.checkpoints.upload import LogMirror, Uploader
@@ -30,7 +30,7 @@ from recipes.step import mean_loss
 
 log = logging.getLogger(__name__)
 
-_DISK_PATIENCE = 60.0  # seconds that training waits for the local disk before it drops a checkpoint
+_PATIENCE = 60.0  # seconds that training waits for the local disk before it drops a checkpoint
 _LAST_LOGS = 20.0  # seconds allowed for the last copy of the logs
 
 
@@ -70,33 +70,32 @@ class Writer:
         self._store, self._keep, self._damaged, self._uploader = store, keep, set(resume.damaged), uploader
         self._thread: threading.Thread | None = None
         self._complete: dict[str, Manifest] = {}  # verified ones by stem, the newest last
-        if uploader is not None:
-            uploader.start()
         if resume.manifest is not None:
             self._completed(resume.manifest)
 
-    def write(self, snapshot: Snapshot, patience: float) -> None:
-        """Start writing a snapshot once the previous one is written, or drop it after `patience` seconds."""
-        if not self.wait(patience):
+    def write(self, snapshot: Snapshot) -> None:
+        """Start writing a snapshot once the previous one is written; drop it if that takes too long."""
+        if not self.wait():
             log.error("checkpoint %s dropped: the previous one is still being written", snapshot.stem)
         elif snapshot.stem not in self._complete:  # else it is on disk: a run's state is a function of its position
             self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoints", daemon=True)
             self._thread.start()
 
-    def wait(self, patience: float) -> bool:
+    def wait(self, patience: float = _PATIENCE) -> bool:
         """Whether nothing is left to write, after at most `patience` seconds."""
         if self._thread is not None:
             self._thread.join(patience)
         return self._thread is None or not self._thread.is_alive()
 
-    def close(self, patience: float) -> None:
-        """Let a write in progress finish, for at most `patience` seconds, and stop uploading."""
-        self.wait(patience)
+    def close(self) -> None:
+        """Let a write in progress finish, and stop uploading."""
+        self.wait()
         if self._uploader is not None:
             self._uploader.close()
 
     def exit_status(self, stem: str, patience: float) -> int:
         """The status of a run that ends with this checkpoint, after its upload: 0, `EXIT_NOT_UPLOADED` or 1."""
+        self.wait()
         if stem not in self._complete:
             return 1
         return 0 if self._uploader is None or self._uploader.wait(stem, patience) else EXIT_NOT_UPLOADED
@@ -114,15 +113,16 @@ class Writer:
 
     def _write(self, snapshot: Snapshot) -> None:
         manifest = snapshot.manifest()
+        put = partial(self._store.put, manifest.file.name, snapshot.payload)
         try:
             try:
-                self._publish(manifest, snapshot.payload)
+                publish(self._store, manifest, put)
             except StoreError as error:
                 if not self._prune(keep=1):
                     raise
                 # The newest state matters most.
                 log.warning("%s; retrying after removing older checkpoints", error)
-                self._publish(manifest, snapshot.payload)
+                publish(self._store, manifest, put)
             if file_sha256(self._store.path(manifest.file.name)) != manifest.file.sha256:
                 raise StoreError("the file differs from what was written")
         except (StoreError, OSError) as error:
@@ -131,9 +131,6 @@ class Writer:
         log.info("saved checkpoint %s", manifest.describe())
         self._completed(manifest)
         self._prune(self._keep)
-
-    def _publish(self, manifest: Manifest, payload: Sequence[memoryview]) -> None:
-        publish(self._store, manifest, lambda: self._store.put(manifest.file.name, payload))
 
     def _completed(self, manifest: Manifest) -> None:
         self._damaged.discard(manifest.stem)
@@ -188,7 +185,7 @@ class CheckpointManager(Callback):
         if dist.get_global_rank() == 0:
             uploader = None
             if places.remote is not None:
-                self._mirror = LogMirror(places, may_copy=lambda: not owner.superseded)
+                self._mirror = LogMirror(places, owner)
                 uploader = Uploader(places, saving.keep_remote, resume.damaged, owner, self._mirror)
             self.writer = Writer(LocalStore(places.local), saving.keep, resume, uploader)
 
@@ -264,20 +261,21 @@ class CheckpointManager(Callback):
 
     def finish(self) -> int:
         """After `fit`: wait until the last state is written and uploaded; the run's exit status, on all processes."""
-        status = [0]
-        if self.writer is not None and self._final is not None:
-            self.writer.wait(_DISK_PATIENCE)
-            status = [self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience))]
-            if status[0]:
-                where = "on this disk only, not in the bucket" if status[0] == EXIT_NOT_UPLOADED else "NOT saved"
-                log.error("the run is finished, but its last checkpoint %s is %s", self._final, where)
-        dist.broadcast_object_list(status, src=0)
-        return status[0]
+        return on_first(self._exit_status)
+
+    def _exit_status(self) -> int:
+        if self.writer is None or self._final is None:
+            return 0
+        status = self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience))
+        if status:
+            where = "on this disk only, not in the bucket" if status == EXIT_NOT_UPLOADED else "NOT saved"
+            log.error("the run is finished, but its last checkpoint %s is %s", self._final, where)
+        return status
 
     def close(self, state: State, logger: Logger) -> None:
         """Let a write in progress finish, even when training failed, and copy the logs a last time."""
         if self.writer is not None:
-            self.writer.close(_DISK_PATIENCE)
+            self.writer.close()
         if self._mirror is not None:
             limit = min(_LAST_LOGS, self._interrupt.seconds_left())
             self._mirror.copy_last(limit, finished=self._final is not None)
@@ -291,30 +289,30 @@ class CheckpointManager(Callback):
         payload = [] if self.writer is None else pack(content)
         now = state.timestamp
         at = {"epoch": now.epoch, "batch_in_epoch": now.batch_in_epoch, "batch": now.batch, "samples": now.sample}
-        about = self._identity.fields() | {name: int(count) for name, count in at.items()}
+        about = self._identity.model_dump() | {name: int(count) for name, count in at.items()}
         about |= {"top1": self._top1(state) if self._evaluated_batch == int(now.batch) else None, "finished": finished}
         return Snapshot(payload, about)
 
     def _save(self, snapshot: Snapshot) -> None:
         self._saved_at = time.monotonic()
         if self.writer is not None:
-            self.writer.write(snapshot, _DISK_PATIENCE)
+            self.writer.write(snapshot)
 
     def _reason(self) -> str:
         return self._interrupt.reason or "another process"
 
-    def _stop(self, held: Snapshot) -> None:
-        """Save the held snapshot on process 0, send the outcome to the others, and raise Interrupted on all."""
-        outcome: list[Any] = [None]
-        if self.writer is not None:
-            self._save(held)
-            self.writer.wait(self._interrupt.seconds_left())
-            saved, words = self.writer.save_last(held.stem, self._interrupt.seconds_left())
-            again = "start again" if self._config.algorithms.not_resumable else "resume"
-            then = f"; run the same command to {again}" if saved else ""
-            outcome = [(saved, f"interrupted ({self._reason()}): {words}{then}")]
-        dist.broadcast_object_list(outcome, src=0)
-        raise Interrupted(*outcome[0])
+    def _stop(self, held: Snapshot) -> NoReturn:
+        """Save the held snapshot on process 0, and raise Interrupted with the outcome on all."""
+        saved, words = on_first(partial(self._save_last, held))
+        again = "start again" if self._config.algorithms.not_resumable else "resume"
+        then = f"; run the same command to {again}" if saved else ""
+        raise Interrupted(saved, f"interrupted ({self._reason()}): {words}{then}")
+
+    def _save_last(self, held: Snapshot) -> tuple[bool, str]:
+        assert self.writer is not None  # on process 0
+        self._save(held)
+        self.writer.wait(self._interrupt.seconds_left())
+        return self.writer.save_last(held.stem, self._interrupt.seconds_left())
 
 
 def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
@@ -328,11 +326,12 @@ def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
 
 def upload_finished(config: RunConfig, *, places: Places, owner: Owner, resume: Resume) -> bool:
     """For a run that had finished before: upload its last state if necessary; returns whether it is now in place."""
-    done = [True]
-    if dist.get_global_rank() == 0 and places.remote is not None and resume.manifest is not None:
+
+    def upload() -> bool:
+        if places.remote is None or resume.manifest is None:
+            return True
         uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner)
-        uploader.start()
         uploader.submit(resume.manifest)
-        done = [uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience))]
-    dist.broadcast_object_list(done, src=0)
-    return done[0]
+        return uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience))
+
+    return on_first(upload)

@@ -12,6 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -33,7 +34,6 @@ _BotoError, _ClientError = botocore.exceptions.BotoCoreError, botocore.exception
 CHECKPOINTS = "checkpoints"  # folder in a run's folder for checkpoints on their way to a bucket
 LOGS = "logs"  # folder below a bucket's prefix for the run's logs
 RECORD = ".begun"  # file next to a run's checkpoints that records how and when the run began
-_PROBE = "write-test"
 SMALL = 8 * 2**20  # bytes read of a manifest or a note, whatever its size
 _MIB = 2**20
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 15.0
@@ -73,10 +73,6 @@ class DamagedError(Exception):
     """A checkpoint is not what its manifest says, or its manifest cannot be read; the text says how."""
 
 
-class CancelledError(Exception):
-    """An upload was cancelled because it is no longer needed."""
-
-
 class LocalStore:
     """A folder, created when something is first put into it."""
 
@@ -107,13 +103,10 @@ class LocalStore:
 
     def load(self, name: str, size: int) -> bytes:
         """A whole file, which must be a regular one of this size, else `DamagedError`."""
-        try:
-            with os.fdopen(open_regular(self.path(name)), "rb") as file:
-                if (found := os.fstat(file.fileno()).st_size) != size:
-                    raise DamagedError(f"{found} bytes instead of {size}")
-                return file.read(size)
-        except OSError as error:
-            raise DamagedError(f"cannot be read: {error.strerror or error}") from None
+        with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
+            if (found := os.fstat(file.fileno()).st_size) != size:
+                raise DamagedError(f"{found} bytes instead of {size}")
+            return file.read(size)
 
     def put(self, name: str, source: bytes | Sequence[memoryview]) -> None:
         """Write to a temporary name, sync, rename, sync the folder: after a power cut it is whole or absent."""
@@ -193,16 +186,15 @@ class S3Store:
         return data.getvalue()
 
     def read(self, name: str) -> bytes:
-        """The first `SMALL` bytes of an object."""
+        """An object; one of more than `SMALL` bytes is read as empty."""
         return self.read_with_age(name)[0]
 
     def read_with_age(self, name: str) -> tuple[bytes, float]:
-        """The first `SMALL` bytes of an object, and the seconds since it was written, by the server's clock."""
+        """As `read`, and the seconds since the object was written, by the server's clock."""
         with self._errors(name):
             answer = self._client.get_object(**self._key(name))
-            data: bytes = answer["Body"].read(SMALL)
-            if len(data) < (expected := min(SMALL, answer["ContentLength"])):  # botocore checks only what is read whole
-                raise botocore.exceptions.IncompleteReadError(actual_bytes=len(data), expected_bytes=expected)
+            # botocore checks that all has arrived only if all is read.
+            data: bytes = answer["Body"].read() if answer["ContentLength"] <= SMALL else b""
         now = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
         return data, (now - answer["LastModified"]).total_seconds()
 
@@ -224,16 +216,6 @@ class S3Store:
         for name in names:
             with self._errors(name):
                 self._client.delete_object(**self._key(name))
-
-    def probe(self) -> None:
-        """Find out at once, not at the first save, if uploads are not allowed; a full store may get room later."""
-        try:
-            self.put(_PROBE, b"may this run write here?")
-            self.delete([_PROBE])
-        except StoreError as error:
-            if error.mistake:
-                raise
-            log.error("the bucket does not accept uploads at the moment: %s", error)
 
     def cancel(self) -> None:
         """Make the current upload fail soon, and later ones at once."""

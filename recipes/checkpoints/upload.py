@@ -5,24 +5,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.manifest import Manifest, load_manifest, prune, publish, survey
-from recipes.checkpoints.store import (
-    CHECKPOINTS,
-    LOGS,
-    RECORD,
-    CancelledError,
-    DamagedError,
-    LocalStore,
-    Places,
-    S3Store,
-    StoreError,
-)
+from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, DamagedError, LocalStore, Places, S3Store, StoreError
 from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)
@@ -30,6 +21,7 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _COMPLAIN_EVERY = 300.0  # seconds between two log lines about a failing bucket
 _COPY_LOGS_EVERY = 30.0
+_RESERVED = 2.0  # seconds of the last upload's time that are kept for a second attempt
 _IN_MEMORY = 64 * 2**20
 
 
@@ -37,7 +29,8 @@ class Uploader:
     """Uploads the newest local checkpoint; one that is still waiting when a newer one is submitted is not uploaded.
 
     So a slow or unreachable bucket costs no training time and little disk: at most one checkpoint is kept for it.
-    `logs` are copied before each upload, for those that belong to the checkpoint, and from time to time.
+    `logs` are copied before each upload, for those that belong to the checkpoint, and from time to time. It works in
+    the background from the start.
     """
 
     def __init__(
@@ -51,11 +44,8 @@ class Uploader:
         self._current: str | None = None
         self._store: S3Store | None = None
         self._uploaded: set[str] = set()
-        self._stopped, self._hurry = False, False
+        self._stopped = False
         self._silent_until = 0.0
-
-    def start(self) -> None:
-        """Start working in the background."""
         threading.Thread(target=self._run, name="uploads", daemon=True).start()
 
     def submit(self, manifest: Manifest) -> None:
@@ -78,22 +68,16 @@ class Uploader:
             return stem in self._uploaded
 
     def upload_now(self, manifest: Manifest, limit: float) -> bool:
-        """Upload the submitted checkpoint, cancelling any other; returns whether it took at most `limit` seconds."""
+        """Upload the submitted checkpoint, and then no other; returns whether it took at most `limit` seconds."""
         deadline = time.monotonic() + limit
-        with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            if self._current != manifest.stem and self._store is not None:
-                self._store.cancel()
-            begun = self._changed.wait_for(lambda: self._current == manifest.stem or not self._wanted, min(limit, 2.0))
-        if begun and self.wait(manifest.stem, max(deadline - time.monotonic() - 2.0, 0.0)):
+        is_free = self._current in (None, manifest.stem)
+        if is_free and self.wait(manifest.stem, limit - _RESERVED):
             return True
-        # A transfer that hangs ends only at its time limit: use another thread and connection.
+        # The transfer of an older checkpoint, or one that hangs, would end too late: use another connection.
         self.close()
         another = Uploader(self._places, self._keep, self._damaged, self._owner)
-        another.start()
         another.submit(manifest)
-        uploaded = another.wait(manifest.stem, max(deadline - time.monotonic(), 0.0))
+        uploaded = another.wait(manifest.stem, deadline - time.monotonic())
         another.close()
         return uploaded
 
@@ -107,7 +91,14 @@ class Uploader:
 
     def _run(self) -> None:
         pause = _FIRST_PAUSE
-        while (manifest := self._next()) is not None or not self._stopped:
+        while True:
+            with self._changed:
+                self._current = None
+                self._changed.wait_for(lambda: self._stopped or self._wanted is not None, _COPY_LOGS_EVERY)
+                if self._stopped:
+                    return
+                manifest = self._wanted
+                self._current = None if manifest is None else manifest.stem
             if manifest is None:
                 self._copy_logs()
                 continue
@@ -116,12 +107,8 @@ class Uploader:
                 pause = _FIRST_PAUSE
             except CancelledError:
                 log.info("upload of %s cancelled", manifest.stem)
-                self._store = None
-            except FileNotFoundError as error:
-                log.error("checkpoint %s is not uploaded: %s is gone", manifest.stem, error)
-                with self._changed:
-                    self._wanted = None if self._wanted is manifest else self._wanted
-            except StoreError as error:
+                return
+            except (StoreError, FileNotFoundError) as error:
                 if time.monotonic() >= self._silent_until:
                     self._silent_until = time.monotonic() + _COMPLAIN_EVERY
                     log.error(
@@ -130,19 +117,8 @@ class Uploader:
                 with self._changed:
                     self._store, self._current = None, None  # the next client reads credentials again
                     if not self._stopped:
-                        self._changed.wait(0.5 if self._hurry else pause)  # or until something changes
+                        self._changed.wait(pause)  # or until something changes
                 pause = min(pause * 2, _LONGEST_PAUSE)
-
-    def _next(self) -> Manifest | None:
-        """Wait for the next checkpoint to upload; None: there will be no more, or it is time to copy the logs."""
-        with self._changed:
-            self._current = None
-            self._changed.wait_for(lambda: self._stopped or self._wanted is not None, _COPY_LOGS_EVERY)
-            if self._stopped or self._wanted is None:
-                return None
-            self._current = self._wanted.stem
-            self._changed.notify_all()
-            return self._wanted
 
     def _upload(self, manifest: Manifest) -> None:
         local, store = LocalStore(self._places.local), self._store
@@ -165,8 +141,7 @@ class Uploader:
         with self._changed:
             self._uploaded.add(manifest.stem)
             self._damaged.discard(manifest.stem)
-            if self._wanted is not None and self._wanted.stem in self._uploaded:
-                self._wanted = None
+            self._wanted = None if self._wanted is manifest else self._wanted
             self._changed.notify_all()
         try:
             self._uploaded.difference_update(prune(store, self._keep, protect=[manifest.stem], ignore=self._damaged))
@@ -194,11 +169,11 @@ def _has(store: S3Store, manifest: Manifest) -> bool:
 class LogMirror:
     """Copies changed files below the run's folder, except checkpoints, to the bucket, in case this machine dies.
 
-    `may_copy` says whether this process may still write the bucket's logs.
+    Once another owner has the bucket, nothing is copied.
     """
 
-    def __init__(self, places: Places, may_copy: Callable[[], bool] = lambda: True) -> None:
-        self._places, self._may_copy = places, may_copy
+    def __init__(self, places: Places, owner: Owner) -> None:
+        self._places, self._owner = places, owner
         self._store: S3Store | None = None
         self._copied: dict[str, tuple[int, int]] = {}
         self._sizes: dict[str, int] = {}
@@ -238,7 +213,7 @@ class LogMirror:
                 continue
             if _grows(name) and status.st_size < self._sizes.get(name, 0) and not finished:
                 continue  # The bucket's copy reaches further than what this process has repeated so far.
-            if not self._may_copy():
+            if self._owner.superseded:
                 return
             with suppress(FileNotFoundError):  # a temporary file, gone again
                 # A file that grows during the copy is copied as it was at one moment.
@@ -255,10 +230,9 @@ def restore_logs(folder: Path, store: S3Store) -> list[str]:
     fetched, refused, sizes = [], [], store.tree()
     folders = {str(parent) for name in sizes for parent in PurePosixPath(name).parents}
     for name, size in sizes.items():
-        if name.endswith("/") or (size == 0 and name in folders):
-            continue  # a folder marker that browsers and bucket mounts create
-        if name == CONFIG:
-            continue  # A config would be trusted, and the run writes its own.
+        marks_folder = name.endswith("/") or (size == 0 and name in folders)  # as browsers and bucket mounts do
+        if marks_folder or name == CONFIG:  # a config would be trusted, and the run writes its own
+            continue
         try:
             # Whoever can write to the bucket must not be able to write outside the run's folder.
             path = folder / relative_path(name)

@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 from composer import Callback
 from composer.loggers import LoggerDestination
-from composer.utils import dist
 
 from recipes.config import RunConfig
-from recipes.resolved import config_digest
 from recipes.results import METRICS, PREDICTIONS, SUMMARY
 from recipes.watch.figures import Figures
 from recipes.watch.pictures import BadImages, Predictions, TrainingImages
@@ -44,10 +42,7 @@ def build_watchers(
     """
     folder, loggers, main_size = text_log.path.parent, config.loggers, config.eval.sizes[-1]
     figures, bad_images = Figures(samples, loggers.interval), BadImages(config.data.max_bad_fraction)
-    model, about = config.model, dict[str, object](run_name=config.run_name)
-    about["config_digest"] = config_digest(config, dist.get_world_size())
-    about["started_from"] = {"source": model.weights, "sha256": model.weights_sha256} if model.weights else None
-    summary = Summary(folder / SUMMARY, about, figures, bad_images, config.eval.sizes, resumed_from)
+    summary = Summary(folder / SUMMARY, config, figures, bad_images, resumed_from)
     text_log.resumed_from = resumed_from
     events = folder / "tensorboard" if loggers.tensorboard else None
     destinations: list[LoggerDestination] = [text_log, MetricsFile(folder / METRICS, figures.clock, samples, events)]

@@ -14,6 +14,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 from numpy.typing import NDArray
 from PIL import Image
+from torchvision.utils import make_grid
 
 from data.errors import InputError
 from data.files import replace_file
@@ -35,13 +36,11 @@ def picture_grid(images: torch.Tensor, mean: Sequence[float], std: Sequence[floa
 
     Returns uint8 (rows * (H + 2) - 2, columns * (W + 2) - 2, 3).
     """
-    pixels = images.detach().to("cpu", torch.float32).permute(0, 2, 3, 1)
-    pixels = torch.nan_to_num((pixels * torch.tensor(std) + torch.tensor(mean)) * 255).round().clamp(0, 255)
-    padded = [torch.nn.functional.pad(image, (0, 0, 0, 2, 0, 2)) for image in pixels.to(torch.uint8)]
-    columns = min(GRID_COLUMNS, len(padded))
-    padded += [torch.zeros_like(padded[0])] * (-len(padded) % columns)
-    rows = [torch.cat(padded[first : first + columns], dim=1) for first in range(0, len(padded), columns)]
-    return torch.cat(rows)[:-2, :-2].numpy()
+    pixels = images.detach().to("cpu", torch.float32)
+    pixels = pixels * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    pixels = torch.nan_to_num(pixels * 255).round().clamp(0, 255).to(torch.uint8)
+    grid = pixels[0] if len(pixels) == 1 else make_grid(pixels, GRID_COLUMNS)[:, 2:-2, 2:-2]  # without the outer frame
+    return grid.permute(1, 2, 0).numpy()
 
 
 class TrainingImages(Callback):

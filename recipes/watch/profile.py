@@ -6,15 +6,14 @@ torch.profiler's trace and adds up their times. It draws no random numbers and d
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
-import math
 import os
 import statistics
 import time
 import warnings
 from collections.abc import Sequence
-from itertools import takewhile
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from composer.core import Timestamp
 from composer.profiler import Profiler, ProfilerAction, TraceHandler
 from composer.utils import dist
 from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch gives it on from torch._C
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from data.files import replace_text
 from recipes.output import Table
@@ -33,7 +32,7 @@ from recipes.results import to_json
 
 WARM_UP = 10
 """Steps at an image size, or of a process, before tracing: by then kernels are chosen and workers have started."""
-STEPS = 3  # steps whose times are added up; the trace holds one more before them, in which the profiler itself starts
+STEPS = 3  # traced steps, after one in which the profiler itself starts
 OPERATORS = 10
 REST = "figures, checkpoints, the rest"
 PARTS = {
@@ -71,6 +70,24 @@ class StageProfile(NamedTuple):
     operators: Sequence[Sequence[Any]]  # (name, share of all operators' time, calls)
 
 
+def trace_starts(plan: Sequence[tuple[int, int]], epoch: int, batch: int) -> dict[int, tuple[int, int]]:
+    """At which (epoch, batch) the trace of each image size begins, in a process that begins at `epoch` and `batch`.
+
+    A trace lies within one epoch, if possible after `WARM_UP` steps of its size; a size without room for one has none.
+    `plan` has (image size in pixels, batches) of each epoch.
+    """
+    starts: dict[int, tuple[int, int]] = {}
+    for size, stretch in itertools.groupby(enumerate(plan[epoch:], epoch), key=lambda entry: entry[1][0]):
+        epochs = [(number, batch if number == epoch else 0, batches) for number, (_, batches) in stretch]
+        wait = min(WARM_UP, max(0, sum(batches - begin for _, begin, batches in epochs) - (1 + STEPS)))
+        for number, begin, batches in epochs:
+            if batches - (begin + wait) > STEPS:
+                starts.setdefault(size, (number, begin + wait))
+                break
+            wait = max(0, wait - (batches - begin))
+    return starts
+
+
 class StepTrace(TraceHandler):
     """Traces STEPS steps of each image size into FOLDER/SIZEpx.pt.trace.json.gz, and keeps FOLDER/summary.md; rank 0.
 
@@ -81,16 +98,11 @@ class StepTrace(TraceHandler):
     def __init__(self, folder: Path, plan: Sequence[tuple[int, int]]) -> None:
         self.folder = folder
         self.plan = plan
+        self._starts: dict[int, tuple[int, int]] = {}  # (epoch, batch) of the traces to come by size
         self._torch: profile | None = None
-        self._device = "cpu"
-        self._size = self._images = 0
-        self._first = 0.0  # steps of this size before the first traced one
-        self._seen = 0  # steps of this size so far
-        self._steps = 0  # traced
         self._marks: dict[str, Any] = {}  # open ones, the innermost last
-        self._parts: dict[str, float] = {}  # seconds of the traced steps by part
-        self._charged = 0.0  # until when `_parts` counts
-        self._plain: list[float] = []
+        self._size = 0
+        self._plain: list[float] = []  # seconds of the steps of this size before the trace, but for the first
         self._began: float | None = None
 
     def action(self, state: State) -> ProfilerAction:
@@ -98,73 +110,63 @@ class StepTrace(TraceHandler):
         return ProfilerAction.SKIP if self._torch is None else ProfilerAction.ACTIVE
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """If a run resumes inside an epoch, begin the epoch's mark.
+        """Plan the traces; if a run resumes inside an epoch, begin the epoch's mark.
 
         Composer begins it at EPOCH_START, which does not fire then, and fails to end it at EPOCH_END.
         """
-        if int(state.timestamp.batch_in_epoch) > 0:
+        epoch, batch = int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch)
+        if dist.get_global_rank() == 0:
+            starts = trace_starts(self.plan, epoch, batch)
+            self._starts = {size: at for size, at in starts.items() if not (self.folder / f"{size}px.json").exists()}
+        if batch > 0:
             assert state.profiler is not None
             state.profiler.marker(f"event/{Event.EPOCH_START.canonical_name}").start()
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
         """A step ends here, and the next begins."""
-        if dist.get_global_rank() != 0:
-            return
         epoch, batch = int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch)
         size, batches = self.plan[epoch]
-        self._device = state.device.name
         if self._torch is not None:
-            self._charge()
-            self._steps += 1
-            if self._steps == STEPS + 1 or batch == batches:
-                self._stop(self._torch, int(state.timestamp.batch))
-            elif self._steps == 1:  # the step in which the profiler starts does not count, unless it is the only one
-                self._parts = dict.fromkeys((*PARTS.values(), REST), 0.0)
-        elif self._began is not None and self._seen > 1:
+            _synchronise()
+            self._torch.step()
+        if size not in self._starts:
+            return
+        if self._began is not None:
             self._plain.append(time.perf_counter() - self._began)
         if size != self._size:
-            self._size, self._seen, self._plain = size, 0, []
-            self._first = self._first_traced(epoch, batch)
-        self._began = None if batch == batches else time.perf_counter()
-        if batch == batches:  # there is no further batch
-            return
-        if self._torch is None and self._seen >= self._first and batches - batch >= min(STEPS + 1, batches):
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._device == "gpu" else [])]
-            self._first = math.inf
-            self._torch = profile(activities=activities, acc_events=True)
+            self._size, self._plain, self._began = size, [], None
+        else:
+            self._began = time.perf_counter() if batch < batches else None
+        if self._starts[size] == (epoch, batch):
+            del self._starts[size]
+            self._began = None
+            self._torch = profile(
+                activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if state.device.name == "gpu" else [])],
+                schedule=schedule(wait=0, warmup=1, active=STEPS, repeat=1),
+                on_trace_ready=lambda traced: self._write(traced, state),
+                acc_events=True,
+            )
             self._torch.start()
-            self._parts, self._steps, self._charged = dict.fromkeys((*PARTS.values(), REST), 0.0), 0, self._now()
-        self._seen += 1
 
-    def _first_traced(self, epoch: int, batch: int) -> float:
-        """Steps of this size before the first traced one; infinite if there is a trace."""
-        if self._data_file().exists():
-            return math.inf
-        left = sum(batches for _, batches in takewhile(lambda entry: entry[0] == self._size, self.plan[epoch:])) - batch
-        return max(0, min(WARM_UP, left - (STEPS + 1)))
-
-    def _stop(self, traced: profile, batches_done: int) -> None:
-        """End the trace, and write it with the step times."""
-        for mark in reversed(self._marks.values()):
-            mark.__exit__(None, None, None)
-        self._marks.clear()
+    def _write(self, traced: profile, state: State) -> None:
+        """Write the trace, and what it tells of the steps."""
         self._torch = None
-        traced.stop()
+        seconds = sum(event.cpu_time_total for event in traced.events() if event.name.startswith("ProfilerStep")) / 1e6
         stage = StageProfile(
             size=self._size,
-            images=self._images,
-            batch=batches_done,
-            steps=max(self._steps - 1, 1),
-            seconds=sum(self._parts.values()),
+            images=len(state.batch[0]),
+            batch=int(state.timestamp.batch),
+            steps=STEPS,
+            seconds=seconds,
             plain_step_seconds=statistics.median(self._plain) if self._plain else None,
-            device=self._device,
-            shares=self._parts,
-            operators=_operators(traced, self._device),
+            device=state.device.name,
+            shares=seconds_by_part(traced, seconds),
+            operators=_operators(traced, state.device.name),
         )
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             traced.export_chrome_trace(str(self.folder / f"{self._size}px.pt.trace.json.gz"))
-            replace_text(self._data_file(), to_json(stage._asdict(), indent=2) + "\n")
+            replace_text(self.folder / f"{self._size}px.json", to_json(stage._asdict(), indent=2) + "\n")
             replace_text(self.folder / "summary.md", summary(self._known()))
         except (OSError, RuntimeError) as error:
             log.warning("%s: the profile cannot be written: %s; training continues", self.folder, error)
@@ -179,39 +181,42 @@ class StepTrace(TraceHandler):
                 log.warning("%s: not a profile; left out of the summary", path)
         return sorted(found, key=lambda stage: stage.size)
 
-    def _data_file(self) -> Path:
-        return self.folder / f"{self._size}px.json"
-
-    def after_dataloader(self, state: State, logger: Logger) -> None:
-        """The batch has arrived."""
-        self._images = len(state.batch[1])
-
     def process_duration_event(
         self, name: str, categories: Any, is_start: bool, timestamp: Timestamp, wall_clock_time_ns: int
     ) -> None:
         """A mark of Composer's profiler begins or ends; marks that began before the trace are ignored."""
-        if self._torch is None or not (is_start or name in self._marks):
-            return
-        self._charge()
-        if is_start:
+        if self._torch is not None and is_start:
+            _synchronise()
             self._marks[name] = record_function(name)
             self._marks[name].__enter__()
-        else:
+        elif name in self._marks:
+            _synchronise()
             self._marks.pop(name).__exit__(None, None, None)
 
-    def _charge(self) -> None:
-        """Count the time since the last mark began or ended to the part of the step that it belonged to."""
-        before, self._charged = self._charged, self._now()
-        part = part_of(list(self._marks))
-        self._parts[part] = self._parts.get(part, 0.0) + self._charged - before
 
-    def _now(self) -> float:
-        """The time in seconds, once the device has finished its work."""
-        if self._device == "gpu":
-            torch.cuda.synchronize()
-        elif self._device == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
+def _synchronise() -> None:
+    """Wait until the device has finished its work."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def seconds_by_part(traced: profile, seconds: float) -> dict[str, float]:
+    """How long each part of the traced steps took, of `seconds` in all: a mark's time without the marks inside it."""
+    parts = {**dict.fromkeys((*PARTS.values(), REST), 0.0), REST: seconds}
+    for event in traced.events():
+        if (part := part_of(event.name)) is not None and event.device_type == DeviceType.CPU:
+            outer = event.cpu_parent
+            while outer is not None and part_of(outer.name) is None:
+                outer = outer.cpu_parent
+            around = (outer and part_of(outer.name)) or REST
+            parts[part] = parts.get(part, 0.0) + event.cpu_time_total / 1e6
+            parts[around] -= event.cpu_time_total / 1e6
+    return parts
+
+
+def part_of(mark: str) -> str | None:
+    """The part of a step that a mark of Composer's profiler is around; None: no mark, or one around several steps."""
+    return f"algorithm {mark.split('/')[1]}" if mark.startswith("algorithm/") else PARTS.get(mark)
 
 
 def _operators(traced: profile, device: str) -> list[tuple[str, float, int]]:
@@ -226,16 +231,6 @@ def _operators(traced: profile, device: str) -> list[tuple[str, float, int]]:
     total = sum(map(key, events)) or 1.0
     largest = sorted(events, key=key, reverse=True)[:OPERATORS]
     return [(event.key, key(event) / total, event.count) for event in largest]
-
-
-def part_of(marks: Sequence[str]) -> str:
-    """The part of a step that the time inside these open marks, the innermost last, belongs to."""
-    for name in reversed(marks):
-        if name.startswith("algorithm/"):
-            return f"algorithm {name.split('/')[1]}"
-        if name in PARTS:
-            return PARTS[name]
-    return REST
 
 
 def summary(stages: Sequence[StageProfile]) -> str:

@@ -124,11 +124,6 @@ class TextLog(LoggerDestination):
         if not self._handlers:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as old:
-            if old.tell():
-                old.seek(-1, os.SEEK_END)
-                if old.read() != b"\n":  # a killed process left half a line
-                    old.write(b"\n")
         file = _FileHandler(self.path, encoding="utf-8")
         file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S%z"))
         self._send_to(file, _ConsoleHandler(self.stream))
@@ -166,7 +161,7 @@ class TextLog(LoggerDestination):
             )
         log.info("%s", line)
 
-    def shut(self) -> None:
+    def close(self, state: State | None = None, logger: Logger | None = None) -> None:
         """Restore Python's logging."""
         if self._handlers:
             for handler in self._handlers:
@@ -175,10 +170,6 @@ class TextLog(LoggerDestination):
             for name, level in self._levels.items():
                 logging.getLogger(name).setLevel(level)
             logging.captureWarnings(False)
-
-    def close(self, state: State, logger: Logger) -> None:
-        """The Trainer is closed."""
-        self.shut()
 
 
 # Figures, in metrics.jsonl and TensorBoard.
@@ -235,7 +226,6 @@ class MetricsFile(LoggerDestination):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open the files: the position is known, since a checkpoint, if any, is loaded."""
-        self.close(state, logger)
         self._state = state
         self._go_to(int(state.timestamp.batch))
         self._attempt(self.path, self._keep_lines)
@@ -269,7 +259,7 @@ class MetricsFile(LoggerDestination):
         self._batch, self._figures = int(state["batch"]), numbers(state["figures"])
 
     def close(self, state: State, logger: Logger) -> None:
-        """The Trainer is closed, or `fit` begins anew."""
+        """The Trainer is closed."""
         self._attempt(self.path, self._sync)
         file, writer, self._file, self._writer, self._state = self._file, self._writer, None, None, None
         if file is not None:

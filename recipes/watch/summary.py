@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,8 @@ from composer.utils import dist
 
 from algorithms import bare_name
 from data.files import replace_text
+from recipes.config import RunConfig
+from recipes.resolved import config_digest
 from recipes.results import to_json
 from recipes.watch.figures import Figures
 from recipes.watch.pictures import BadImages
@@ -33,25 +35,17 @@ class Summary(Callback):
 
     `top1` and `top5` are those of the last evaluation at the last size, in [0, 1], null before the first.
     `wall_seconds` covers all resumes of the run: training, waiting, evaluation, checkpoints. `images_per_second`
-    excludes the last two. `weights_sha256` is null until the run is finished. `about` has `run_name`, `config_digest`
-    and `started_from`, the source and the hash of the weights that the run started from, None for random ones;
-    `resumed_from` names the checkpoint that this process resumes from.
+    excludes the last two. `weights_sha256` is null until the run is finished. `resumed_from` names the checkpoint that
+    this process resumes from.
     """
 
     def __init__(
-        self,
-        path: Path,
-        about: Mapping[str, Any],
-        figures: Figures,
-        bad_images: BadImages,
-        eval_sizes: Sequence[int],
-        resumed_from: str | None,
+        self, path: Path, config: RunConfig, figures: Figures, bad_images: BadImages, resumed_from: str | None
     ) -> None:
         self.path = path
-        self.about = about
+        self.config = config
         self.figures = figures
         self.bad_images = bad_images
-        self.eval_sizes = [str(size) for size in eval_sizes]
         self.resumed_from = [] if resumed_from is None else [resumed_from]
         self._state: State | None = None
         self._versions: dict[str, str | None] = {}
@@ -78,10 +72,11 @@ class Summary(Callback):
         if self._state is None or dist.get_global_rank() != 0:
             return
         stamp, seconds, working = self._state.timestamp, self.figures.clock.read(), self.figures.clock.working
-        evaluations = self.figures.evaluations
-        main = evaluations.get(self.eval_sizes[-1], {})
+        model, sizes, evaluations = self.config.model, map(str, self.config.eval.sizes), self.figures.evaluations
+        by_size = {size: evaluations[size] for size in sizes if size in evaluations}
+        main = evaluations.get(str(self.config.eval.sizes[-1]), {})
         content = {
-            "run_name": self.about["run_name"],
+            "run_name": self.config.run_name,
             "finished": weights_digest is not None,
             "epochs": int(stamp.epoch),
             "batches": int(stamp.batch),
@@ -90,12 +85,12 @@ class Summary(Callback):
             "images_per_second": round(int(stamp.sample) / working, 3) if int(stamp.sample) and working else None,
             "top1": main.get("top1"),
             "top5": main.get("top5"),
-            "eval_by_size": {size: evaluations[size] for size in self.eval_sizes if size in evaluations},
+            "eval_by_size": by_size,
             "weights_sha256": weights_digest,
             "resumed_from": self.resumed_from,
-            "config_digest": self.about["config_digest"],
+            "config_digest": config_digest(self.config, dist.get_world_size()),
             "versions": self._versions,
-            "started_from": self.about["started_from"],
+            "started_from": {"source": model.weights, "sha256": model.weights_sha256} if model.weights else None,
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "bad_images": self.bad_images.count,
         }

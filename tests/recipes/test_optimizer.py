@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from data.errors import InputError
-from recipes.checkpoints.format import _load_optimizer, _require_groups, pack, unpack
+from recipes.checkpoints.format import numbered_state, pack, unpack
 from recipes.config import OptimizerConfig
 from recipes.load import load_config
 from recipes.optimizer import build_optimizer, exempt_norms_and_biases, momentum_of, set_momentum, state_copies
@@ -85,8 +85,7 @@ def test_its_state_is_saved_and_loaded_bit_for_bit(name, at):
     content = unpack(b"".join(pack(content)))
     resumed, fresh = made(config)
     resumed.load_state_dict(content["model"])
-    _require_groups(fresh, content["optimizer"], resumed, "optimizer")
-    _load_optimizer(fresh, content["optimizer"], resumed)
+    fresh.load_state_dict(numbered_state(fresh, content["optimizer"], resumed, "optimizer"))
     train(through, optimizer, range(at, 8))
     train(resumed, fresh, range(at, 8))
     assert equal(through, resumed)
@@ -110,10 +109,10 @@ def test_a_state_of_another_form_is_refused(change):
     train(network, optimizer, range(1))
     saved = get_optimizer_state_dict(network, optimizer)
     fresh, other = made(config)
-    _require_groups(other, saved, fresh, "optimizer")
+    numbered_state(other, saved, fresh, "optimizer")
     change(saved)
     with pytest.raises(InputError, match="optimizer/"):
-        _require_groups(other, saved, fresh, "optimizer")
+        numbered_state(other, saved, fresh, "optimizer")
 
 
 TINY = ("model.name=timm/test_resnet", "max_duration=2ep", "data.workers=0", "loggers.tensorboard=off")

@@ -1,14 +1,12 @@
 """Which checkpoint a run resumes from, of files spoilt in every way, on a disk and in a bucket (a second folder)."""
 
-import dataclasses
 import json
 import os
 
 import pytest
 
 from data.errors import InputError
-from recipes.checkpoints.find import Identity
-from recipes.checkpoints.manifest import load_manifest, survey
+from recipes.checkpoints.manifest import Identity, load_manifest, survey
 from recipes.checkpoints.store import LocalStore, StoreError
 from recipes.config import RunConfig
 from tests.recipes.checkpoints.tiny import Dying, damage, identity, look, same, save, search, snapshot
@@ -188,15 +186,15 @@ def test_another_recipe_whose_batch_size_is_anything_is_refused_in_lines(two, ba
 
 
 def test_other_data_are_refused_where_both_sides_know_them(disk):
-    known = dataclasses.replace(identity(), train_images=24, classes=("cat", "dog"))
+    known = identity().model_copy(update={"train_images": 24, "classes": ("cat", "dog")})
     save(disk, 1, who=known)
     for other in ({}, {"train_images": None}, {"classes": ()}, {"train_images": None, "classes": ()}):
-        assert look(disk, who=dataclasses.replace(known, **other))
+        assert look(disk, who=known.model_copy(update=other))
     rest = "; to resume from it, use the same data; to start again, choose another run_name"
-    assert refusal(disk, who=dataclasses.replace(known, train_images=23)) == (
+    assert refusal(disk, who=known.model_copy(update={"train_images": 23})) == (
         f"data.path: holds 23 training images, {OLDER} at {disk.folder} was trained on 24{rest}",
     )
-    assert refusal(disk, who=dataclasses.replace(known, classes=("cat", "cow", "dog"))) == (
+    assert refusal(disk, who=known.model_copy(update={"classes": ("cat", "cow", "dog")})) == (
         f"data.path: holds 3 classes, and not the 2 that {OLDER} at {disk.folder} was trained on{rest}",
     )
     save(disk, 2)  # of an older version, which noted neither
@@ -209,12 +207,12 @@ def real(**more):
 
 def test_a_run_knows_its_own_checkpoint_on_any_number_of_devices_with_the_same_global_batch(disk):
     secret = Identity.of(real(loggers={"wandb": {"api_key": "very-secret"}}), 1)
-    assert "very-secret" not in json.dumps(dataclasses.asdict(secret))
+    assert "very-secret" not in secret.model_dump_json()
     assert secret.config["optimizer"]["lr"] == real().optimizer.lr
     save(disk, 1, who=Identity.of(real(), 4, 24, ["cat", "dog"]))
     again = Identity.of(real(device_batch_size=16), 2, 24, ["cat", "dog"])
     found = look(disk, who=again)
-    assert again.differences(found.manifest) == []
+    again.require_same(found.manifest, "here")
     assert (found.manifest.run_name, found.manifest.train_images, found.manifest.classes) == ("r", 24, ("cat", "dog"))
     assert refusal(disk, who=Identity.of(real(), 2))[-1] == "  global_batch_size: now 16, in the checkpoint 32"
 

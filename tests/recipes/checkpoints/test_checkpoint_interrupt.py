@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from recipes.checkpoints.interrupt import Interrupt, SpotNotices
+from recipes.checkpoints.interrupt import Interrupt, watch_spot_notices
 from tests.recipes.checkpoints.tiny import At, same
 from tests.support import wait_for
 
@@ -106,10 +106,13 @@ def metadata():
     server.shutdown()
 
 
+def watch(address, interrupt):
+    threading.Thread(target=watch_spot_notices, args=(address, interrupt, 0.02), daemon=True).start()
+
+
 def test_a_spot_notice_asks_for_a_stop_with_its_two_minutes(metadata):
     interrupt = Interrupt()
-    notices = SpotNotices(f"http://127.0.0.1:{metadata.server_port}", interrupt, every=0.02)
-    notices.start()
+    watch(f"http://127.0.0.1:{metadata.server_port}", interrupt)
     for other in (None, "no JSON", "[]"):
         metadata.notice, metadata.asked = other, 0
         wait_for(lambda: metadata.asked > 3)
@@ -118,15 +121,13 @@ def test_a_spot_notice_asks_for_a_stop_with_its_two_minutes(metadata):
     wait_for(lambda: interrupt.requested)
     assert "terminate at 2026-11-23T20:00:00Z" in interrupt.reason
     assert 60 < interrupt.seconds_left() <= 110
-    notices.close()
 
 
 def test_where_nobody_answers_it_says_so_once(caplog):
     interrupt = Interrupt()
-    notices = SpotNotices("http://127.0.0.1:9", interrupt, every=0.01)
-    notices.start()
+    watch("http://127.0.0.1:9", interrupt)
     wait_for(lambda: "does not answer" in caplog.text)
     time.sleep(0.1)
-    notices.close()
     assert caplog.text.count("does not answer") == 1
     assert not interrupt.requested
+    interrupt.request("the test is over", 0.0)

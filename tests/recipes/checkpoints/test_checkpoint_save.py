@@ -118,8 +118,8 @@ def writer_of(store, keep=3, **resume):
 
 
 def write(writer, batch):
-    writer.write(snapshot(batch), patience=10)
-    assert writer.wait(10)
+    writer.write(snapshot(batch))
+    assert writer.wait()
 
 
 def test_what_a_dead_process_left_is_swept_away(tiny):

@@ -1,11 +1,13 @@
 """The bucket, on a real S3 server: what goes in and out, and what each trouble is called."""
 
 import os
+from concurrent.futures import CancelledError
 
 import pytest
 
 from recipes.checkpoints import store as s3
-from recipes.checkpoints.store import CancelledError, DamagedError, Places, S3Store, StoreError
+from recipes.checkpoints.claim import Owner
+from recipes.checkpoints.store import DamagedError, Places, S3Store, StoreError
 from recipes.checkpoints.upload import LogMirror, restore_logs
 from tests.s3 import ADMIN
 
@@ -136,7 +138,8 @@ def test_logs_are_copied_while_they_grow_and_come_back(store, url, tmp_path):
     ):
         (run / name).parent.mkdir(parents=True, exist_ok=True)
         (run / name).write_text(text)
-    mirror = LogMirror(Places(run / "checkpoints", url, run))
+    places = Places(run / "checkpoints", url, run)
+    mirror = LogMirror(places, Owner(places, "x"))
     mirror.copy()
     with (run / "metrics.jsonl").open("a") as file:
         file.write("2\n")
@@ -180,7 +183,8 @@ def test_the_longer_of_two_logs_is_kept_on_the_disk_and_in_the_bucket(store, url
     (tmp_path / "metrics.jsonl").write_text("1\n2\n3\n4\n")
     assert restore_logs(tmp_path, logs) == ["log.txt"]  # summary.json is written anew, not appended to
     (tmp_path / "metrics.jsonl").write_text("1\n2\n")  # the resume cuts it at the checkpoint
-    mirror = LogMirror(Places(tmp_path / "checkpoints", url, tmp_path))
+    places = Places(tmp_path / "checkpoints", url, tmp_path)
+    mirror = LogMirror(places, Owner(places, "x"))
     mirror.copy()
     assert logs.read("metrics.jsonl") == b"1\n2\n3\n"
     assert logs.read("summary.json") == b"1\n"
@@ -201,7 +205,8 @@ def test_logs_are_copied_once_the_bucket_is_back_and_the_credentials_are_renewed
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.txt").write_text("1")
-    mirror = LogMirror(Places(tmp_path / "none", url, tmp_path / "run"))
+    places = Places(tmp_path / "none", url, tmp_path / "run")
+    mirror = LogMirror(places, Owner(places, "x"))
     for fault, secret in (("refuse", ADMIN[1]), ("refuse", ADMIN[1]), (None, "expired"), (None, ADMIN[1])):
         proxy.set(fault)
         profile.write_text(f"[default]\naws_access_key_id = {ADMIN[0]}\naws_secret_access_key = {secret}\n")

@@ -12,10 +12,9 @@ from composer.algorithms import EMA, BlurPool, LabelSmoothing
 from composer.models import ComposerClassifier
 
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.find import Identity
 from recipes.checkpoints.format import pack, unpack
 from recipes.checkpoints.interrupt import Interrupt, Interrupted
-from recipes.checkpoints.manifest import FileEntry, load_manifest, publish
+from recipes.checkpoints.manifest import FileEntry, Identity, load_manifest, publish
 from recipes.checkpoints.resume import find_newest, find_resume
 from recipes.checkpoints.save import CheckpointManager, Snapshot, upload_finished
 from recipes.checkpoints.store import LocalStore, Places
@@ -40,7 +39,8 @@ def network():
 
 
 def identity(run_name="tiny", lr=0.1):
-    return Identity(run_name, f"digest of {lr}", {"optimizer": {"lr": lr}}, 1)
+    config = {"optimizer": {"lr": lr}}
+    return Identity(run_name=run_name, config_digest=f"digest of {lr}", config=config, world_size=1)
 
 
 def algorithms():
@@ -171,7 +171,7 @@ def snapshot(batch, epoch=0, top1=None, payload=None, who=None):
         state["algorithms"] = [(type(algorithm).__qualname__, {}) for algorithm in algorithms()]
         payload = pack({"state": state, "rng": []})
     about = {"epoch": epoch, "batch_in_epoch": batch, "batch": batch, "samples": 8 * batch, "top1": top1}
-    return Snapshot(payload, (who or identity()).fields() | about)
+    return Snapshot(payload, (who or identity()).model_dump() | about)
 
 
 def plant(folder, stem, payload):
