@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime
 import errno
 import fcntl
-import hashlib
 import json
 import logging
 import os
 import socket
-import tempfile
 import threading
 import time
 import uuid
@@ -30,7 +28,6 @@ T = TypeVar("T")
 NOTE, _NEVER_THERE = ".owner", ".nothing"
 RENEWED_EVERY = 20.0  # seconds between two renewals of the note in the bucket
 DEAD_AFTER = 90.0  # seconds without a renewal after which the note's owner counts as dead
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _LAST = 2.0  # seconds allowed for removing the note from the bucket
 
 
@@ -55,27 +52,27 @@ def on_first(decide: Callable[[], T]) -> T:
 class Owner:
     """Makes this run's processes its only owner during `with`; every process enters it, the first one acts.
 
-    A POSIX lock ends with its process, however that dies, and children do not inherit it. The owner locks a file in
-    each of the run's folders, for other machines with the same disk, and a file for each folder and for the bucket in
-    this machine's folder for temporary files. A bucket has no locks: it holds a note with the owner's name, renewed by
-    a thread. The owner that a note names is dead if it held this machine's lock before us, or if the note is old. An
-    owner that finds another's note there, because both started at once or the bucket could not be reached, is
-    superseded: it continues training, and copies nothing more to the bucket. `with` raises InputError, on every
-    process, if another owner is alive, the run's folder cannot be created, or the bucket refuses writing or deleting.
+    On a disk the owner holds a POSIX lock, which the system releases when the process dies in any way, and which
+    children do not inherit. A bucket has no locks: it holds a note with the owner's name, renewed by a thread. An owner
+    that finds another's note there, because both started at once or the bucket could not be reached, is superseded: it
+    continues training, and copies nothing more to the bucket. `with` raises InputError, on every process, if another
+    owner is alive, the run's folder cannot be created, or the bucket refuses writing or deleting.
     """
 
     def __init__(self, places: Places, run_name: str) -> None:
         self._places, self._run_name = places, run_name
         self._locks: list[int] = []
-        self._temporary: list[Path] = []
         self._me = {
             "id": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "machine": _machine(),
+            "started": _started(os.getpid()),
         }
-        self._holds = False  # whether the note in the bucket has been ours, and was not released
-        self._dead: set[object] = set()  # ids of owners known to be dead, whose notes a slow store may yet store
+        self._holds = False  # whether the note in the bucket has been ours
+        self._predecessor: object = self._me["id"]
+        """The id of the dead owner's note that ours replaced; a slow store may still store that one after ours."""
         self.superseded = False  # whether the bucket now belongs to another owner
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_stopped, name="owner", daemon=True)
@@ -92,19 +89,14 @@ class Owner:
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join(_LAST)
-        if not self._holds:  # else the bucket's note could not be released, and the next owner must know it as dead
-            for path in self._temporary:
-                path.unlink(missing_ok=True)
         for descriptor in self._locks:
             os.close(descriptor)
 
     def _claim(self) -> None:
         folders = {self._places.run_folder, self._places.local}
         for folder in sorted(folder for folder in folders if not folders & set(folder.parents)):
-            self._lock_here(str(folder.resolve()))
-            self._lock_folder(folder)
+            self._lock(folder)
         if self._places.remote is not None:
-            self._dead.add(self._lock_here(self._places.remote).get("id"))
             try:
                 self._claim_bucket(S3Store(self._places.remote))
             except StoreError as error:
@@ -113,51 +105,37 @@ class Owner:
                 log.warning("%s; who owns the run there will be checked again later", error)
             self._thread.start()
 
-    def _lock_here(self, place: str) -> dict[str, Any]:
-        """Take this machine's lock for a place; returns the note of the process that had it before."""
-        name = f"resnet-{os.geteuid()}-{hashlib.sha256(place.encode()).hexdigest()[:32]}.owner"
-        path = Path(tempfile.gettempdir(), name)
-        try:
-            before = self._lock(path, place)
-        except OSError as error:
-            log.debug("%s: no lock on this machine: %s", place, error)
-            return {}
-        self._temporary.append(path)
-        return before
-
-    def _lock_folder(self, folder: Path) -> None:
+    def _lock(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock(folder / NOTE, str(folder))
+            descriptor = os.open(folder / NOTE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
-            log.warning("%s: does not support locks (%s); do not start this run twice", folder, error.strerror)
-
-    def _lock(self, path: Path, place: str) -> dict[str, Any]:
-        """Lock a file, write our note, and return the one before it; InputError: another process has the lock."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
         self._locks.append(descriptor)
         deadline = time.monotonic() + DEAD_AFTER
-        while not _try_to_lock(descriptor):
+        while (refused := _lock_error(descriptor)) is not None:
             other = _parsed(os.pread(descriptor, 4096, 0))
-            # The server of a shared disk releases a dead machine's lock only after some time.
-            if other.get("host") == self._me["host"] or time.monotonic() > deadline:
-                raise InputError(self._refusal(other, place))
+            if refused not in (errno.EACCES, errno.EAGAIN) and not _lives(other):
+                log.warning(
+                    "%s: does not support locks (%s); do not start this run twice", folder, os.strerror(refused)
+                )
+                break
+            # On a shared disk, the server releases a dead machine's lock only after some time.
+            elsewhere = _boot(other) not in (None, _boot(self._me))
+            if not elsewhere or time.monotonic() > deadline:
+                raise InputError(self._refusal(other, str(folder)))
             time.sleep(1.0)
-        before = _parsed(os.pread(descriptor, 4096, 0))
         with suppress(OSError):  # a full disk: only the lock matters
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(self._me).encode(), 0)
-        return before
 
     def _claim_bucket(self, store: S3Store) -> None:
         """Put our note into the bucket once the owner of the existing note is certainly dead; else raise InputError."""
         store.delete([_NEVER_THERE])  # refused if the credentials may not remove what is old
         last = None
-        while (found := _read(store)) is not None and not self._is_dead(*found):
+        while (found := _read(store)) is not None and not _is_dead(*found):
             other, age = found
-            if last is not None and (other != last[0] or age < last[1]):
+            if _lives(other) or (last is not None and (other != last[0] or age < last[1])):
                 raise InputError(self._refusal(other, store.location))
             if last is None:
                 log.warning(
@@ -166,24 +144,20 @@ class Owner:
                 )
             last = found
             time.sleep(1.0)
-        self._dead.add(found and found[0].get("id"))
+        self._predecessor = self._me["id"] if found is None else found[0].get("id")
         self._write(store)
         found = _read(store)
         if found is not None and self._is_anothers(found[0]):  # both started at once
             raise InputError(self._refusal(found[0], store.location))
 
-    def _is_dead(self, other: dict[str, Any], age: float) -> bool:
-        """Whether the owner that wrote a note `age` seconds ago is dead."""
-        return bool(other.get("released")) or other.get("id", "") in self._dead or age > DEAD_AFTER
-
     def _is_anothers(self, note: dict[str, Any]) -> bool:
         # A note without an id is one whose upload was cut off, and some stores keep that part. Perhaps it was ours.
-        return "id" in note and note["id"] not in {self._me["id"], *self._dead}
+        return "id" in note and note["id"] not in (self._me["id"], self._predecessor)
 
     def renew(self, store: S3Store) -> None:
         """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
         found = _read(store)
-        if found is not None and self._is_anothers(found[0]) and (self._holds or not self._is_dead(*found)):
+        if found is not None and self._is_anothers(found[0]) and (self._holds or not _is_dead(*found)):
             if not self.superseded:
                 log.error("%s; nothing more will be copied there", self._refusal(found[0], store.location))
             self.superseded = True
@@ -199,7 +173,6 @@ class Owner:
                 store = store or S3Store(str(self._places.remote))
                 if self._holds or not stopped:
                     self.renew(store)
-                    self._holds = self._holds and not stopped
             except (StoreError, FileNotFoundError) as error:
                 log.debug("the owner's note could not be renewed: %s", error)
                 store = None  # the next client reads credentials again
@@ -236,10 +209,49 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return known
 
 
-def _try_to_lock(descriptor: int) -> bool:
-    """Lock a file unless another process has, and return whether it is ours; OSError: it cannot be locked."""
+def _machine() -> str | None:
+    """Identifies this boot of this machine and this container's process namespace; None: not known on this system."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"  # noqa: PTH116
+    except OSError:
+        return None
+
+
+def _boot(note: dict[str, Any]) -> str | None:
+    """The part of a note's machine that all of its containers share."""
+    machine = note.get("machine")
+    return machine.split("/")[0] if isinstance(machine, str) else None
+
+
+def _started(pid: int) -> int | None:
+    """When a process started, in ticks since the boot; None if there is no such process, or it is dead."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in b"ZX" else int(fields[19])
+
+
+def _lock_error(descriptor: int) -> int | None:
+    """Lock a file; None if it is now ours, else the error number."""
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _is_dead(other: dict[str, Any], age: float) -> bool:
+    """Whether the owner that wrote a note `age` seconds ago is dead."""
+    lives = _lives(other)
+    return bool(other.get("released")) or (age > DEAD_AFTER if lives is None else not lives)
+
+
+def _lives(other: dict[str, Any]) -> bool | None:
+    """Whether a note's process, not this one, is alive; None if it is on another machine or in another container."""
+    if _machine() is None or other.get("machine") != _machine():
+        return None
+    pid = other.get("pid")
+    started = _started(pid) if isinstance(pid, int) else None
+    return started is not None and started == other.get("started") and pid != os.getpid()

@@ -1,14 +1,11 @@
 """One run, one owner, on a disk and in a bucket."""
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -24,7 +21,7 @@ HOLD = """
     from recipes.checkpoints.claim import Owner
     from recipes.checkpoints.store import Places
     folder = Path(sys.argv[1])
-    with Owner(Places(folder / "checkpoints", sys.argv[2] or None, folder), "x"):
+    with Owner(Places(folder / "checkpoints", sys.argv[2], folder), "x"):
         print("owner", flush=True)
         sys.stdin.read()
 """
@@ -44,29 +41,22 @@ def places(folder, remote=None):
 
 
 def note(**changes):
-    return json.dumps({"id": "other", "host": "far", "pid": 7, "since": "then"} | changes)
+    return json.dumps(
+        {"id": "other", "host": "far", "pid": 7, "since": "then", "machine": "m/1", "started": 1} | changes
+    )
 
 
-@pytest.fixture
-def no_locks(tmp_path, monkeypatch):
-    """The disk of the runs does not support locks."""
-    real = fcntl.lockf
-
-    def lockf(descriptor, how):
-        if tmp_path in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
-            raise OSError(errno.ENOLCK, "No locks available")
-        real(descriptor, how)
-
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-
-
-def test_a_second_start_is_refused_and_a_killed_owner_is_succeeded_at_once(tmp_path, url):
+def test_a_second_start_is_refused_and_a_killed_owner_is_succeeded_at_once(tmp_path, url, monkeypatch, caplog):
     here = tmp_path / "here"
     with another_process(here, url) as other:
         who = f"another process is training x .process {other.pid} on .*, since 2"
         for second, where in ((places(here), here), (places(tmp_path / "there", url), url)):
             with pytest.raises(InputError, match=f"{where}.*: {who}"):
                 Owner(second, "x").__enter__()
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_lock_error", lambda descriptor: module.errno.ENOLCK)
+            with pytest.raises(InputError, match=who):
+                Owner(places(here), "x").__enter__()
         with Owner(places(tmp_path / "another run"), "x"):
             pass
         other.kill()
@@ -78,15 +68,8 @@ def test_a_second_start_is_refused_and_a_killed_owner_is_succeeded_at_once(tmp_p
         assert json.loads(S3Store(url).read(NOTE))["released"] is True
     with Owner(places(tmp_path / "elsewhere", url), "x"):
         pass
-
-
-def test_a_disk_without_locks_is_said_and_a_second_start_on_this_machine_is_refused(tmp_path, no_locks, caplog):
-    with another_process(tmp_path / "run", "") as other:
-        with pytest.raises(InputError, match=f"another process is training x .process {other.pid} on .*, since 2"):
-            Owner(places(tmp_path / "run"), "x").__enter__()
-        other.kill()
-        other.wait()
-    with Owner(places(tmp_path / "run"), "x"):
+    monkeypatch.setattr(module, "_lock_error", lambda descriptor: module.errno.ENOLCK)
+    with Owner(places(here), "x"):
         assert "does not support locks" in caplog.text
 
 
@@ -96,14 +79,12 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
         Owner(places(tmp_path / "file" / "run"), "x").__enter__()
 
 
-@pytest.mark.parametrize("text", [b"", b"null", b"[1]", b"{" * 3000, b'{"pid": 1e400, "host": 3}', b"\xff\x00"])
-def test_a_note_that_is_none_is_waited_for_like_any_other(tmp_path, url, monkeypatch, text):
-    monkeypatch.setattr(module, "DEAD_AFTER", 1.0)
-    S3Store(url).put(NOTE, text)
-    (tmp_path / NOTE).write_bytes(text)
-    with Owner(places(tmp_path, url), "x"):
-        for note in ((tmp_path / NOTE).read_bytes(), S3Store(url).read(NOTE)):
-            assert json.loads(note)["pid"] == os.getpid()
+def test_a_note_that_is_none_is_of_another_machine_and_a_process_that_is_no_number_names_none(tmp_path):
+    for text in (b"", b"null", b"[1]", b"{" * 3000, b'{"pid": 1e400, "host": 3}', b"\xff\x00"):
+        assert module._lives(module._parsed(text)) is None
+    os.mkfifo(tmp_path / "stat")  # it would be a part of a path below /proc
+    note = {"pid": f"../{tmp_path}", "machine": module._machine(), "started": 1}
+    assert module._machine() is None or module._lives(note) is False
 
 
 def test_an_owner_on_another_machine_is_waited_for_until_its_note_is_old(tmp_path, url, monkeypatch):
