@@ -124,6 +124,11 @@ class TextLog(LoggerDestination):
         if not self._handlers:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab+") as old:
+            if old.tell():
+                old.seek(-1, os.SEEK_END)
+                if old.read() != b"\n":  # a killed process left half a line
+                    old.write(b"\n")
         file = _FileHandler(self.path, encoding="utf-8")
         file.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%Y-%m-%d %H:%M:%S%z"))
         self._send_to(file, _ConsoleHandler(self.stream))

@@ -172,7 +172,7 @@ def test_the_log_and_the_console(run):
     text = "\n".join(found)
     first = next(number for number, line in enumerate(found) if line.endswith("between"))
     assert re.match(STAMP + r"INFO recipes: between$", found[first]), "what was logged before the training"
-    assert re.match(STAMP + r"INFO recipes\.watch\.sinks: tiny starts$", found[first + 1])
+    assert re.match(STAMP + r"INFO recipes\.watch\.sinks: tiny: training starts$", found[first + 1])
     for expected in ("recipes.somewhere: ours", "only for the file", "their warning", "UserWarning: Python's warning"):
         assert text.count(expected) == 1
     for unwanted in ("theirs", "in detail"):
