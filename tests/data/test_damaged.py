@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from data.prepare import Settings, prepare
 from data.verify import main
 from tests.data.conftest import write_folder
 from tests.data.test_loader import PLAN, run, training
-from tests.support import ROOT
+from tests.support import end, start
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +213,10 @@ def test_what_ends_a_worker_is_one_line_of_its_own(prepared):
 def test_training_ends_with_status_2_and_a_line(prepared):
     (prepared / SHARD).unlink()
     words = ["entrypoint.py", "yamls/demo.yaml", f"data.path={prepared}", f"runs_folder={prepared}-runs"]
-    ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr
-    assert f"{prepared}/{SHARD}: not found" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    status, output = end(start(words))
+    assert status == 2, output
+    assert f"{prepared}/{SHARD}: not found" in output
+    assert "Traceback" not in output
 
 
 JUNK = st.one_of(

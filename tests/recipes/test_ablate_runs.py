@@ -41,7 +41,7 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(recipe, tmp_p
     words = [str(recipe), f"runs_folder={tmp_path}", "--seeds", "3"]
     folder = tmp_path / "tiny-ablate"
     first, second = "tiny-recipe-seed3", "tiny-baseline-seed3"
-    process = start([sys.executable, "-m", "recipes.ablate", *words])
+    process = start(["-m", "recipes.ablate", *words])
     try:
         wait_for((folder / first / "checkpoints" / "ep000-ba000001.json").exists, process)
         with pytest.raises(InputError, match="another ablation"), locked(folder):
