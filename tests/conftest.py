@@ -19,9 +19,16 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("no deadline")
 
-SLOW = """two_nodes hangs notebooks processes output handwritten_loop yamls store_faults ablate_runs kill_resume
-data_in_a_bucket two_processes host_reads compile"""
+SLOW = """notebooks two_nodes hangs kill_resume ablate_runs handwritten_loop processes yamls store_faults output
+data_in_a_bucket trainer export host_reads compile"""
 """The longest files, which `make test` starts first, so that none of them is left over for one worker at the end."""
+
+
+gc.disable()  # as in entrypoint.py, until the tests' modules have imported what takes seconds
+
+
+def pytest_collection_finish():
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,11 +1,14 @@
 """Plain helpers that tests share; the fixtures stand in conftest.py."""
 
+import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +50,7 @@ def process_as_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-LAUNCHER = [sys.executable, "-m", "composer.cli.launcher"]
+LAUNCHER = ["-m", "composer.cli.launcher"]
 LIMIT = 240.0
 
 
@@ -62,44 +65,86 @@ def launcher(processes):
     return [*LAUNCHER, "-n", str(processes), "--master_port", str(free_port())]
 
 
-def start(command, **environment):
-    """A process in a group of its own, whose output `end` returns."""
+class Process:
+    """`python WORDS` in a session of its own, forked from a process that has imported what takes seconds (warm.py)."""
+
+    def __init__(self, words, environment, out, err):
+        self.returncode, self.out = None, out
+        self._answers, theirs = socket.socketpair()
+        with Path(os.devnull).open() as nothing, theirs:
+            files = [file.fileno() for file in (nothing, out, err, theirs)]
+            socket.send_fds(_warm(), [json.dumps([list(map(str, words)), environment]).encode()], files)
+        self.pid = self._answer()
+
+    def wait(self, timeout=LIMIT):
+        """The exit status; TimeoutError."""
+        if self.returncode is None:
+            self._answers.settimeout(timeout)
+            self.returncode = self._answer()
+        return self.returncode
+
+    def _answer(self):
+        return int.from_bytes(self._answers.recv(8, socket.MSG_WAITALL), "big", signed=True)
+
+    def poll(self):
+        return self.wait() if self.returncode is not None or select.select([self._answers], [], [], 0)[0] else None
+
+    def send_signal(self, number):
+        os.kill(self.pid, number)
+
+
+@functools.cache
+def _warm():
+    """The way to the process that forks, which ends when this one does."""
+    ours, theirs = socket.socketpair()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    command = [sys.executable, str(ROOT / "tests" / "warm.py"), str(theirs.fileno())]
+    with theirs:
+        subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
+    return ours
+
+
+def start(words, **environment):
+    """A process whose output `end` returns."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE")}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=inherited | {"OMP_NUM_THREADS": "1"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process object lives
+    return Process(words, inherited | {"OMP_NUM_THREADS": "1"} | environment, output, output)
 
 
 def end(process):
     """Wait for a process; its status and what it printed."""
     try:
-        output, _ = process.communicate(timeout=LIMIT)
+        status = process.wait()
     finally:
-        if process.poll() is None:
+        if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, output
+    return status, output_of(process)
 
 
-def run_two(command, **environment):
-    """Two processes to their end, as Composer's launcher would start them, without the seconds that it takes itself."""
+def output_of(process):
+    process.out.seek(0)
+    return process.out.read()
+
+
+def start_two(words, **environment):
+    """Two processes, as Composer's launcher would start them."""
     together = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
     together |= {"MASTER_PORT": str(free_port())} | environment
-    processes = [start(command, **together, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
-    outcomes = [end(process) for process in processes]
+    return [start(words, **together, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+
+
+def run_two(words, **environment):
+    """Two processes to their end; what they printed."""
+    outcomes = [end(process) for process in start_two(words, **environment)]
     assert [status for status, _ in outcomes] == [0, 0], outcomes
+    return "".join(output for _, output in outcomes)
 
 
 def wait_for(condition, process=None, limit=LIMIT):
     """Poll until the condition holds, as long as the process lives."""
     deadline = time.monotonic() + limit
     while not condition():
-        assert process is None or process.poll() is None, process.communicate()[0]
+        assert process is None or process.poll() is None, output_of(process)
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

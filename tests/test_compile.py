@@ -87,5 +87,5 @@ def test_two_processes_with_synchronised_statistics(tmp_path, images):
     algorithms.fixres=off loggers.tensorboard=false loggers.progress_bar=false
     """
     words = [MEDIUM, *settings.split(), f"runs_folder={tmp_path}", f"data.path={images}"]
-    run_two([sys.executable, "-c", TWICE, *words])
+    run_two(["-c", TWICE, *words])
     assert summary_of(tmp_path, "compiled")["weights_sha256"] == summary_of(tmp_path, "plain")["weights_sha256"]

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -30,6 +29,7 @@ algorithms:
   mixup: {}
 """
 BATCHES = 18
+HANGING = str(ROOT / "tests" / "hanging.py")
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +58,9 @@ def run(recipe, tmp_path, monkeypatch):
 
     def go(*overrides, processes=1, rank=0):
         monkeypatch.setenv("HANG_RANK", str(rank))
-        python = [sys.executable] if processes == 1 else launcher(processes)
-        job = [str(ROOT / "tests" / "hanging.py"), str(switch), str(recipe), f"runs_folder={tmp_path / 'runs'}"]
-        process = start([*python, *job, *overrides])
+        before = [] if processes == 1 else launcher(processes)
+        job = [HANGING, str(switch), str(recipe), f"runs_folder={tmp_path / 'runs'}"]
+        process = start([*before, *job, *overrides])
         started.append(process)
         return process
 
@@ -177,10 +177,9 @@ def test_evaluate_says_what_hangs(run, recipe, tmp_path):
     run.hang("val/class2/1.jpg")
     code = (
         "import runpy, sys, entrypoint; import recipes.evaluate as command; entrypoint.main = command.main; "
-        f"runpy.run_path({str(ROOT / 'tests' / 'hanging.py')!r}, run_name='__main__')"
+        f"runpy.run_path({HANGING!r}, run_name='__main__')"
     )
-    job = [sys.executable, "-c", code, str(tmp_path / "switch"), str(recipe)]
-    job += [f"runs_folder={run.runs}", "max_duration=1ep"]
+    job = ["-c", code, str(tmp_path / "switch"), str(recipe), f"runs_folder={run.runs}", "max_duration=1ep"]
     status, output = end(start(job))
     assert status == 1
     assert "val/class2/1.jpg" in output.splitlines()[-1]
@@ -207,11 +206,8 @@ sys.exit(run_command(main))
 
 
 @pytest.mark.parametrize(("how", "status"), [("75", 75), ("0", 0), ("error", 1)])
-def test_a_worker_that_no_signal_ends_does_not_keep_a_command(how, status, tmp_path):
-    # The worker keeps what it inherits open: a pipe would have no end.
-    with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
-        command = [sys.executable, "-c", STUBBORN, how]
-        done = subprocess.run(command, cwd=ROOT, stdout=out, stderr=err, timeout=120, check=False)
-    os.kill(int((tmp_path / "out").read_text()), signal.SIGKILL)
-    assert done.returncode == status
-    assert ("ValueError: a bug" in (tmp_path / "err").read_text()) == (how == "error")
+def test_a_worker_that_no_signal_ends_does_not_keep_a_command(how, status):
+    found, output = end(start(["-c", STUBBORN, how]))
+    os.kill(int(output.splitlines()[0]), signal.SIGKILL)
+    assert found == status
+    assert ("ValueError: a bug" in output) == (how == "error")

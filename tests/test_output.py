@@ -4,13 +4,12 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
-from tests.support import ROOT, write_images
+from tests.support import Process, end, start_two, write_images
 
 CLASSES = [
     b"=HYPERLINK(1)",
@@ -28,6 +27,7 @@ SECRETS = {
     "AWS_SESSION_TOKEN": "TOP/SECRET+TOKEN",
     "WANDB_API_KEY": "WANDBSECRETKEY",
 }
+ONCE = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1"}
 LEAK = re.compile(rb"AKIDSECRETID|SECRET.{1,3}KEY|SECRET.{1,3}TOKEN|WANDBSECRET|P.{1,3}SSW0RD")
 SMALL = [
     *("yamls/demo.yaml", "run_name=hostile", "model.name=timm/test_resnet", "device_batch_size=6", "max_duration=1ep"),
@@ -36,14 +36,25 @@ SMALL = [
 ]
 
 
-def run(*words, stdin=None, **environment):
+@pytest.fixture(scope="module", autouse=True)
+def _secrets():
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in (SECRETS | ONCE).items():
+            patch.setenv(name, value)
+        yield
+
+
+def run(*words, **environment):
     """A command with the secrets in its environment; (status, stdout, stderr), both bytes."""
-    values = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    values |= {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1"}
-    values |= SECRETS | {"OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([sys.executable, *words], cwd=ROOT, env=values, capture_output=True, timeout=300, input=stdin)
-    assert not LEAK.search(done.stdout + done.stderr)
-    return done.returncode, done.stdout, done.stderr
+    with TemporaryFile() as out, TemporaryFile() as err:
+        status = Process(words, os.environ | environment, out, err).wait()
+        out.seek(0)
+        err.seek(0)
+        printed = out.read(), err.read()
+    assert not LEAK.search(b"".join(printed))
+    return status, *printed
 
 
 def harmless(data):
@@ -197,12 +208,12 @@ def test_no_command_shows_a_secret(url, module, tmp_path):
 
 
 def test_neither_do_launched_processes_nor_their_files(tmp_path):
-    words = ("-m", "composer.cli.launcher", "-n", "2", "entrypoint.py", *SMALL, f"runs_folder={tmp_path / 'runs'}")
-    place = (f"data.path={write_images(tmp_path / 'data', classes=2, train=12)}", "checkpoints.folder=s3://bucket/x")
-    patience = ("checkpoints.patience=1s",)
-    url = "http://bob:P%40SSW0RD@127.0.0.1:9"
-    _, out, err = run(*words, *place, *patience, S3_ENDPOINT_URL=url)
-    assert b"127.0.0.1:9" in out + err, (out, err)
+    words = ["entrypoint.py", *SMALL, f"runs_folder={tmp_path / 'runs'}", "checkpoints.folder=s3://bucket/x"]
+    words += [f"data.path={write_images(tmp_path / 'data', classes=2, train=12)}", "checkpoints.patience=1s"]
+    processes = start_two(words, S3_ENDPOINT_URL="http://bob:P%40SSW0RD@127.0.0.1:9")
+    printed = "".join(output for _, output in map(end, processes))
+    assert "127.0.0.1:9" in printed, printed
+    assert not LEAK.search(printed.encode())
     for path in (tmp_path / "runs").rglob("*"):
         assert not path.is_file() or not LEAK.search(path.read_bytes()), path
 

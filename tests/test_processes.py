@@ -53,7 +53,7 @@ def losses(runs, name):
 @pytest.fixture(scope="module")
 def two(recipe, runs):
     """A run of two processes on one node."""
-    run_two([sys.executable, *ENTRY, str(recipe), f"runs_folder={runs}", "run_name=two"])
+    run_two([*ENTRY, str(recipe), f"runs_folder={runs}", "run_name=two"])
     return summary(runs, "two")
 
 

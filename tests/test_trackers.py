@@ -3,7 +3,6 @@
 import json
 import re
 import signal
-import sys
 from pathlib import Path
 
 from recipes.watch.sinks import _EXTERNAL
@@ -33,7 +32,7 @@ algorithms:
 def test_both_trackers_hold_the_run_its_pictures_and_its_table(tmp_path, images):
     recipe, store = tmp_path / "recipe.yaml", tmp_path / "mlruns"
     recipe.write_text(RECIPE.replace("IMAGES", str(images)).replace("STORE", str(store)))
-    command = [sys.executable, "entrypoint.py", str(recipe), f"runs_folder={tmp_path}"]
+    command = ["entrypoint.py", str(recipe), f"runs_folder={tmp_path}"]
     folder = tmp_path / "tracked"
     process = start(command, WANDB_SILENT="true")
     wait_for(lambda: "ep001" in "".join(path.name for path in folder.glob("checkpoints/*.json")), process)

@@ -5,13 +5,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 
 from tests.s3 import ADMIN, free_ports, running
-from tests.support import LAUNCHER, ROOT
+from tests.support import LAUNCHER, ROOT, Process, end, start
 
 RECIPE = """
 run_name: calm
@@ -46,18 +45,31 @@ class Cluster:
     def output(self, node):
         return (self.place / f"node{node}.txt").read_text()
 
+    def program(self, name, node):
+        return [ROOT / "entrypoint.py", self.recipe, f"run_name={name}", f"runs_folder={self.disk(node)}"]
+
     def start(self, name):
         """The same two commands each time, but for the port."""
         (port,) = free_ports(1)
         self.nodes = []
         for node in (0, 1):
-            command = [*LAUNCHER, "-n", "2", "--world_size", "4", "--node_rank", str(node)]
-            command += ["--base_rank", str(2 * node)]
-            command += ["--master_addr", "127.0.0.1", "--master_port", str(port), str(ROOT / "entrypoint.py")]
-            command += [str(self.recipe), f"run_name={name}", f"runs_folder={self.disk(node)}"]
-            settings = {"cwd": ROOT, "env": self.environment, "start_new_session": True}
+            flags = ["-n", "2", "--world_size", "4", "--node_rank", node, "--base_rank", 2 * node]
+            flags += ["--master_addr", "127.0.0.1", "--master_port", port]
             with (self.place / f"node{node}.txt").open("w") as output:
-                self.nodes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **settings))
+                words = [*LAUNCHER, *flags, *self.program(name, node)]
+                self.nodes.append(Process(words, self.environment, output, output))
+
+    def run(self, name):
+        """To the end, without the launchers, whose processes import everything anew."""
+        (port,) = free_ports(1)
+        together = {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = []
+        for rank in range(4):
+            node, local = divmod(rank, 2)
+            own = {"RANK": str(rank), "LOCAL_RANK": str(local), "NODE_RANK": str(node)}
+            ranks.append(start(self.program(name, node), **self.environment, **together, **own))
+        outcomes = [end(process) for process in ranks]
+        assert [status for status, _ in outcomes] == [0] * 4, outcomes
 
     def wait_until(self, condition):
         """Poll, as long as both nodes live."""
@@ -83,7 +95,6 @@ class Cluster:
         for node in self.nodes:
             if node.poll() is None:
                 os.killpg(node.pid, signal.SIGKILL)
-                node.wait()
 
 
 @pytest.fixture
@@ -98,8 +109,7 @@ def cluster(tmp_path, images):
 
 
 def test_a_node_dies_then_the_other_with_its_disk_and_the_weights_are_those_of_a_calm_run(cluster):
-    cluster.start("calm")
-    cluster.finish()
+    cluster.run("calm")
     # Only the first process writes; so what the second node resumes from must come to it.
     assert not cluster.disk(1).exists()
 

@@ -10,7 +10,7 @@ from composer.utils import dist
 from tiny_run import Recorder, Run, assert_equal, bottlenecks, convnet
 
 from algorithms import bare_name
-from tests.support import ROOT, run_two
+from tests.support import run_two
 
 AVERAGED = {
     "fixres": {"start": 0.34, "train": "classifier"},
@@ -64,7 +64,7 @@ def main(out):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("two")
-    run_two([sys.executable, __file__, str(out)], PYTHONPATH=str(ROOT))
+    run_two([__file__, str(out)])
     return out
 
 

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,7 @@ from data.open import open_evaluation, open_split_pair
 from data.verify import main
 from tests.data.conftest import SHARD
 from tests.data.test_loader import PLAN, run, training
-from tests.support import ROOT
+from tests.support import end, start
 
 
 @pytest.fixture(scope="module")
@@ -170,11 +168,10 @@ def test_a_shard_that_is_lost_in_training_costs_its_images_only(copy):
 
 def test_training_ends_with_status_2_and_a_line(copy):
     (copy / SHARD).unlink()
-    words = ["entrypoint.py", "yamls/demo.yaml", f"data.path={copy}", f"runs_folder={copy}-runs"]
-    ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2, ended.stderr
-    assert f"{copy}/{SHARD}: not found" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    status, output = end(start(["entrypoint.py", "yamls/demo.yaml", f"data.path={copy}", f"runs_folder={copy}-runs"]))
+    assert status == 2, output
+    assert f"{copy}/{SHARD}: not found" in output
+    assert "Traceback" not in output
 
 
 JUNK = st.one_of(

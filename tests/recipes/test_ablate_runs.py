@@ -1,7 +1,6 @@
 """An ablation as it is started: real runs, one of which fails, an interruption, and the same command again."""
 
 import signal
-import sys
 
 import pytest
 
@@ -40,7 +39,7 @@ def test_interrupted_then_failed_then_finished_by_the_same_command(command, reci
     words = [str(recipe), f"runs_folder={tmp_path}", "--seeds", "3"]
     folder = tmp_path / "tiny-ablate"
     first, second = "tiny-recipe-seed3", "tiny-baseline-seed3"
-    process = start([sys.executable, "-m", "recipes.ablate", *words])
+    process = start(["-m", "recipes.ablate", *words])
     try:
         wait_for((folder / first / "checkpoints" / "ep000-ba000001.json").exists, process)
         with pytest.raises(InputError, match="another ablation"), locked(folder):

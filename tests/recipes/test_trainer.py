@@ -184,8 +184,6 @@ def test_stages_with_smaller_batches_see_all_images_and_resume_anywhere(train, t
 def one_rank(rank, port, network, images, shares, results):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    # What multiprocessing hands over lies in shared memory: each rank updates statistics of its own.
-    network = copy.deepcopy(network)
     low, high = shares[rank]
     # The sum over the ranks of these losses is the loss of one process with all images.
     network(images[low:high]).square().sum().div(len(images)).backward()
@@ -210,7 +208,9 @@ def test_two_processes_compute_what_one_does(tmp_path):
     synchronised = sync_batchnorm(copy.deepcopy(plain), "cpu")
     images = torch.randn(10, 3, 8, 8, dtype=torch.float64)
     plain(images).square().sum().div(10).backward()
-    torch.multiprocessing.spawn(one_rank, (free_port(), synchronised, images, shares, tmp_path), nprocs=2)
+    # Forked, so that they need not import Composer again.
+    arguments = (free_port(), synchronised, images, shares, tmp_path)
+    torch.multiprocessing.start_processes(one_rank, arguments, nprocs=2, start_method="fork")
     for rank in range(2):
         gradients, buffers, evaluated = torch.load(tmp_path / str(rank))
         for name, param in plain.named_parameters():

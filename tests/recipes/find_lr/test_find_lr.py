@@ -15,7 +15,7 @@ import yaml
 from recipes.find_lr.__main__ import peaks, present_lr, propose
 from recipes.load import load_config
 from recipes.schedule import epoch_plan, peak_lr
-from tests.support import end, launcher, start
+from tests.support import end, start_two
 
 RECIPE = """
 run_name: tiny
@@ -160,10 +160,10 @@ def test_two_processes_see_the_curve_of_one_with_the_same_global_batch(find_lr, 
     same = ["algorithms.mixup=off", "algorithms.cutmix=off", "model={name: resnet18, sync_batchnorm: true}"]
     flags = ["--batch-size", "8", "--steps", "20", "--runs", "1", "--start-lr", "1e-4", "--end-lr", "1"]
     job = ["-m", "recipes.find_lr", str(recipe), f"runs_folder={tmp_path}", "run_name=two", *same, *flags]
-    process = start([*launcher(2), *job])
+    processes = start_two(job)
     assert find_lr("run_name=one", *same, *flags)[0] in (0, 1)
-    status, output = end(process)
-    assert status in (0, 1), output
+    for status, output in map(end, processes):
+        assert status in (0, 1), output
     two, one = (read(Path(tmp_path, name, "find_lr"))["0"] for name in ("two", "one"))
     assert json.loads((tmp_path / "two" / "find_lr" / "lr.json").read_text())["devices"] == 2
     assert len(two) == len(one)

@@ -1,9 +1,7 @@
 """`python -m recipes.evaluate`: equal to the run's own figures, exact, and on any folder."""
 
 import json
-import os
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -18,7 +16,7 @@ from data.imagefolder import ImageFolder
 from data.open import open_evaluation
 from data.prepare import main as prepare
 from recipes.trained import load_trained
-from tests.support import ROOT, launcher, write_images
+from tests.support import run_two, write_images
 
 MEAN, STD = (0.4, 0.4, 0.4), (0.25, 0.25, 0.25)
 """As in the run's recipe."""
@@ -102,11 +100,8 @@ def counts(found):
 
 def test_two_processes_count_as_one_does(tiny, figures, more, tmp_path):
     words = ["--data", str(more), "--flip", "--per-class"]
-    command = [*launcher(2), "-m", "recipes.evaluate", tiny.yaml, *words, "--save", str(tmp_path / "two.json")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("top-1, %") == 1
+    command = ["-m", "recipes.evaluate", tiny.yaml, *words, "--save", tmp_path / "two.json"]
+    assert run_two(command).count("top-1, %") == 1
     two, one = json.loads((tmp_path / "two.json").read_text()), figures(*words)
     assert counts(two) == counts(one)
     assert two["results"][0]["loss"] == pytest.approx(one["results"][0]["loss"])
