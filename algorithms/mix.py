@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from algorithms.config import CutMixConfig, MixUpConfig
 from algorithms.targets import soft_targets
 
-Box = tuple[int, int, int, int]
+Bounds = tuple[int, int, int, int]
 """Top, bottom, left and right in pixels; bottom and right are not part of it."""
 
 
@@ -28,7 +28,7 @@ def mixup(images: Tensor, permutation: Tensor, share: float) -> Tensor:
     return torch.lerp(images, images[permutation], share)
 
 
-def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Tensor:
+def cutmix(images: Tensor, permutation: Tensor, box: Bounds) -> Tensor:
     """Images (N, C, H, W), a box of each replaced by that of the one at its place in the permutation, int64 (N,)."""
     top, bottom, left, right = box
     mixed = images.clone()
@@ -36,7 +36,7 @@ def cutmix(images: Tensor, permutation: Tensor, box: Box) -> Tensor:
     return mixed
 
 
-def box_around(y: int, x: int, height: int, width: int, share: float) -> Box:
+def box_around(y: int, x: int, height: int, width: int, share: float) -> Bounds:
     """The box of a `share` in [0, 1] of an image's area and of its shape, centred at (y, x), clipped to the image.
 
     As `rand_bbox` of the CutMix authors computes it (github.com/clovaai/CutMix-PyTorch, train.py).
@@ -67,7 +67,7 @@ class Mixing(NamedTuple):
     """The other image of each, int64 (N,), on the host."""
     share: float
     """Of the other image, in [0, 1]."""
-    box: Box | None
+    box: Bounds | None
     """CutMix's box; None: MixUp."""
 
 

@@ -107,7 +107,9 @@ def eval_picture(data: Encoded, size: int, crop_ratio: float) -> Image:
     return np.ascontiguousarray(pixels[top : top + size, left : left + size])
 
 
-def finish(image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: np.random.Generator) -> Image:
+def apply_color_and_erasing(
+    image: Image, augment: AugmentConfig, mean: Color, std: Color, rng: np.random.Generator
+) -> Image:
     """Apply colour jitter, blur and erasing, in this order, each if `augment` has it; `image` may be modified."""
     if (jitter := augment.color_jitter) and rng.random() < jitter.probability:
         image = color_jitter(image, jitter, rng)

@@ -65,7 +65,9 @@ class ImageFolder(Source):
         self.classes = list(found if classes is None else classes)
         label_of = {name: label for label, name in enumerate(self.classes)}
         if unknown := [name for name in found if name not in label_of]:
-            raise DataError(f"{path}: class folder {_some(unknown)} is not among the {len(self.classes)} classes known")
+            raise DataError(
+                f"{path}: class folders that are not among the {len(self.classes)} known classes: {_some(unknown)}"
+            )
         if not files:
             raise DataError(f"{path}: the class folders hold no images ({', '.join(EXTENSIONS)})")
         self.labels = np.repeat(np.array([label_of[name] for name in found]), counts)
@@ -105,7 +107,7 @@ def open_folders(path: Path) -> tuple[ImageFolder, ImageFolder]:
     check_classes(str(train.path), train.classes, str(path / "val"), map(escape, class_folders(path / "val")))
     sizes = np.bincount(train.labels, minlength=len(train.classes))
     if empty := [name for name, size in zip(train.classes, sizes, strict=True) if not size]:
-        raise DataError(f"{train.path}: class folder {_some(empty)} holds no images")
+        raise DataError(f"{train.path}: class folders without images: {_some(empty)}")
     return train, ImageFolder(path / "val", train.classes)
 
 
@@ -115,7 +117,7 @@ def check_classes(train: str, classes: Sequence[str], val: str, val_classes: Ite
         raise DataError(f"{train}: one class folder ({classes[0]}); at least two classes are needed")
     known = set(classes)
     if only_val := [name for name in val_classes if name not in known]:
-        raise DataError(f"{val}: class folder {_some(only_val)} is not in {train}")
+        raise DataError(f"{val}: class folders that {train} lacks: {_some(only_val)}")
 
 
 def missing_split(path: Path, split: str) -> DataError:

@@ -22,7 +22,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from typing_extensions import NotRequired, TypedDict, Unpack
 
-from data.augment import Color, eval_picture, finish, maybe_flip, train_picture
+from data.augment import Color, apply_color_and_erasing, eval_picture, maybe_flip, train_picture
 from data.buffers import Batch, Message, SharedBuffers
 from data.config import AugmentConfig
 from data.decode import BadImage, Encoded, fault_of
@@ -229,7 +229,7 @@ class _TrainingPicture:
                 for transform in self.transforms:
                     picture = transform(picture)
                 image = np.asarray(picture)
-        return finish(image, self.augment, self.mean, self.std, rng)
+        return apply_color_and_erasing(image, self.augment, self.mean, self.std, rng)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from data.parts import Settings, Task, encode, write_and_check
 from data.shards import FORMAT, MANIFEST, ORIGINAL, short_side
 from data.source import Source
 from data.text import guard
-from data.workers import each_part
+from data.workers import add_workers_argument, each_part
 
 _SETTINGS = "settings.json"
 _PRELOAD = ("data.origins", "data.parts", "streaming.base.format.mds.writer")
@@ -195,7 +194,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = f"short sides of the validation images; {ORIGINAL} (default) copies them, so that results stay comparable"
     parser.add_argument("--val-sizes", default=[ORIGINAL], help=what, **sizes)
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100 (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    add_workers_argument(parser)
     options = parser.parse_args(arguments)
     if not 1 <= options.quality <= 100:
         parser.error(f"--quality: got {options.quality}; allowed: 1 to 100")
@@ -204,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
         val = train  # each resolution is a whole dataset
     # Raw pixels take ten times the memory and the space: 13 MB a shard at 160 px, 33 MB at 256 px.
     settings = Settings(options.format, train, val, options.quality, 128 if options.format == "raw" else 512)
-    return exit_status(lambda: not prepare(options.source, options.target, settings, max(1, options.workers), print))
+    return exit_status(lambda: not prepare(options.source, options.target, settings, options.workers, print))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from data.open import Damaged, open_split_pair
 from data.shards import ShardSource
 from data.source import BadSample, Source
 from data.text import escape, guard
-from data.workers import each_part
+from data.workers import add_workers_argument, each_part
 
 _BLOCK = 256
 _PRELOAD = ("data.open",)
@@ -122,7 +122,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data.verify", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("path", metavar="DIR", help="the dataset")
     parser.add_argument("--quarantine", type=Path, metavar="FOLDER", help="move broken files of class folders there")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    add_workers_argument(parser)
     parser.add_argument("--cache-folder", default="cache", help="cache for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     options = parser.parse_args(arguments)

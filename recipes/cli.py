@@ -203,11 +203,11 @@ def run_command(main: Callable[[], int]) -> int:
             torch.distributed.destroy_process_group()
     except InputError as error:
         status = 2
-        _say(str(error))
+        _print_error(str(error))
     except StalledError as error:
         print(error, file=sys.stderr)  # on any process, not only the first
     except KeyboardInterrupt:
-        _say("interrupted")
+        _print_error("interrupted")
     except SystemExit as leave:  # from Composer's signal handler, where the run has not installed its own
         status = leave.code if isinstance(leave.code, int) else status
         raise
@@ -237,7 +237,7 @@ def end_workers(seconds: float = 2.0) -> bool:
     return any(worker.is_alive() for worker in workers)
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     """Print as the machine's first process; the others wait for the launcher to stop them.
 
     Composer's launcher sends SIGTERM to all processes as soon as one ends with an error. If another process ended

@@ -51,7 +51,7 @@ def main() -> int:
 
     from data.open import open_evaluation
     from recipes.accuracy import measure
-    from recipes.run import start_processes
+    from recipes.processes import start_processes
     from recipes.trained import load_trained, with_usable_precision
 
     config = with_usable_precision(config)

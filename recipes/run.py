@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -12,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 
-import torch
 from composer import Event, State, Trainer
 from composer.algorithms import EMA
-from composer.utils import dist, get_device
+from composer.utils import dist
 
 from data.errors import InputError
 from data.files import replace_text
@@ -26,20 +24,21 @@ from data.source import Source, subset
 from data.stage import stage_dataset
 from data.text import escape
 from data.wait import WaitingLoader
-from recipes.checkpoints.claim import Owner, on_first
+from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, Interrupt, Interrupted, watch_spot_notices
 from recipes.checkpoints.manifest import Identity
 from recipes.checkpoints.resume import find_resume
 from recipes.checkpoints.save import CheckpointManager, upload_finished
 from recipes.checkpoints.store import Places
-from recipes.cli import end_workers, require_launched
+from recipes.cli import end_workers
 from recipes.config import RunConfig
 from recipes.divergence import DivergedError, StopOnNan
 from recipes.preflight import prepare_run
+from recipes.processes import on_first, start_processes
 from recipes.resolved import resolved
 from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
 from recipes.teacher import load_teacher
-from recipes.trainer import FixedBuckets, build_algorithms, build_trainer, device_name
+from recipes.trainer import FixedBuckets, build_algorithms, build_trainer
 from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
 from recipes.watch.sinks import TextLog, log_config, log_evaluation
@@ -144,17 +143,6 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         Thread(target=watch_spot_notices, args=(saving.metadata, interrupt), name="spot notices", daemon=True).start()
     status = _train(trainer, checkpoints, watchers.summary)
     return status or (0 if uploaded else EXIT_NOT_UPLOADED)
-
-
-def start_processes(config: RunConfig) -> None:
-    """Join the other processes of the run, and divide the CPU cores among those on this machine."""
-    require_launched()
-    if dist.get_world_size() == 1:
-        return
-    device = device_name(config.device)
-    if device == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // dist.get_local_world_size()))
-    dist.initialize_dist(get_device(device), timeout=300.0)
 
 
 def open_data(config: RunConfig) -> tuple[Source, Source]:

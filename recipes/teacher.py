@@ -12,9 +12,9 @@ from torch import nn
 from algorithms.distillation import Teacher
 from data.errors import InputError
 from data.text import first_line
-from recipes.checkpoints.claim import on_first
 from recipes.config import RunConfig
 from recipes.model import build_network
+from recipes.processes import on_first
 from recipes.trained import load_trained
 from recipes.watch.summary import weights_sha256
 from recipes.weights import downloaded

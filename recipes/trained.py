@@ -22,13 +22,13 @@ from data.augment import Normalise
 from data.errors import InputError
 from data.imagefolder import class_folders, class_names
 from data.text import escape, first_line
-from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import load_checkpoint
 from recipes.checkpoints.manifest import Manifest
 from recipes.checkpoints.store import LOGS, LocalStore, Places, Store, StoreError
 from recipes.config import RunConfig
 from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems, with_precision
+from recipes.processes import on_first
 from recipes.results import SUMMARY
 from recipes.trainer import device_name
 from recipes.weights import Start, Tensors, Weights, choose, is_state_dict, read_state_dict

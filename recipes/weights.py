@@ -23,12 +23,12 @@ from algorithms.fixres import classifier
 from data.errors import InputError
 from data.files import is_remote, named, open_store, read_regular
 from data.text import first_line
-from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import Found, load_named
 from recipes.checkpoints.format import is_tensors
 from recipes.checkpoints.manifest import Manifest, is_stem
 from recipes.checkpoints.store import retry
 from recipes.config import ModelConfig, RunConfig, seconds
+from recipes.processes import on_first
 from recipes.watch.summary import weights_sha256
 
 log = logging.getLogger(__name__)

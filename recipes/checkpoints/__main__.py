@@ -10,14 +10,14 @@ from data.text import escape
 from recipes.checkpoints.find import newest_good, read_checkpoint
 from recipes.checkpoints.manifest import Manifest, load_manifest, prune, survey
 from recipes.checkpoints.store import DamagedError, LocalStore, Places, Store, StoreError
-from recipes.cli import parse, run_command
+from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.config import CheckpointsConfig
 from recipes.load import load_config
 
 _COMMANDS = {
     "list": "show the run's checkpoints, on disk and in the bucket",
     "verify": "compare sizes and SHA-256 with manifests; status 1 if one is damaged",
-    "pull": "download the newest good checkpoint from the bucket",
+    "pull": "download the newest good checkpoint from the bucket to RUNS_FOLDER/RUN_NAME/checkpoints",
     "prune": "remove all but the best and the newest (checkpoints.keep, keep_remote)",
 }
 _USAGE = "\n".join(
@@ -47,7 +47,7 @@ def _states(store: Store, *, verify: bool) -> Iterator[tuple[str, str]]:
 def _described(manifest: Manifest) -> str:
     top1 = "" if manifest.top1 is None else f"  top-1 {100 * manifest.top1:.2f} %"
     size = f"{manifest.file.size / 1e6:9.1f} MB"
-    return f"{size}  {manifest.created_at}  {manifest.samples} samples{top1}{'  finished' * manifest.finished}"
+    return f"{size}  {manifest.created_at}  {manifest.samples} images{top1}{'  finished' * manifest.finished}"
 
 
 def _show(stores: list[Store], *, verify: bool) -> int:
@@ -93,10 +93,8 @@ def main() -> int:
     command = words[0]
     if command not in _COMMANDS:
         raise InputError(f"{command}: no such command; allowed: {', '.join(_COMMANDS)}")
-    arguments = parse(words[1:], _COMMANDS[command].capitalize(), f"python -m recipes.checkpoints {command}")
-    if arguments.path is None:
-        raise InputError("no YAML file given")
-    config = load_config(arguments.path, arguments.overrides)
+    parser = command_parser(f"checkpoints {command}", _COMMANDS[command].capitalize())
+    config = load_config(*yaml_and_overrides(parser, parser.parse_intermixed_args(words[1:]).words))
     places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
     try:
         stores = places.stores()

@@ -12,41 +12,20 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
-
-from composer.utils import dist
+from typing import Any
 
 from data.errors import InputError
 from recipes.checkpoints.store import Places, S3Store, StoreError
+from recipes.processes import on_first
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 NOTE, _NEVER_THERE = ".owner", ".nothing"
 RENEWED_EVERY = 20.0  # seconds between two renewals of the note in the bucket
 DEAD_AFTER = 90.0  # seconds without a renewal after which the note's owner counts as dead
 _LAST = 2.0  # seconds allowed for removing the note from the bucket
-
-
-def on_first(decide: Callable[[], T]) -> T:
-    """Return process 0's result on every process; its InputError or StoreError becomes an InputError on each."""
-    outcome: list[Any] = [None]
-    if dist.get_global_rank() == 0:
-        try:
-            outcome = [(decide(), None)]
-        except InputError as error:
-            outcome = [(None, error.lines)]
-        except StoreError as error:
-            outcome = [(None, (str(error),))]
-    if dist.get_world_size() > 1:
-        dist.broadcast_object_list(outcome, src=0)
-    answer, lines = outcome[0]
-    if lines is not None:
-        raise InputError(*lines)
-    return answer  # type: ignore[no-any-return]
 
 
 class Owner:

@@ -20,7 +20,6 @@ from functools import partial
 from typing import Any
 
 from data.errors import InputError
-from recipes.checkpoints.claim import on_first
 from recipes.checkpoints.find import Found, find_named, locations, newest_good, read_checkpoint
 from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import Identity, Manifest, load_manifest, position_of, remove, survey
@@ -38,6 +37,7 @@ from recipes.checkpoints.store import (
 )
 from recipes.checkpoints.upload import restore_logs
 from recipes.config import RunConfig, seconds
+from recipes.processes import on_first
 
 log = logging.getLogger(__name__)
 

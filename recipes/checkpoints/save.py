@@ -17,7 +17,7 @@ from composer.utils import dist, reproducibility
 
 from data.errors import InputError
 from data.files import file_sha256
-from recipes.checkpoints.claim import Owner, on_first
+from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import SUFFIX, FileEntry, Identity, Manifest, prune, publish, stem_of
@@ -26,6 +26,7 @@ from recipes.checkpoints.store import LocalStore, Places, StoreError
 from recipes.checkpoints.upload import LogMirror, Uploader
 from recipes.config import RunConfig, seconds
 from recipes.divergence import diverged, is_finite
+from recipes.processes import on_first
 from recipes.step import mean_loss
 
 log = logging.getLogger(__name__)

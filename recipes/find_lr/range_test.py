@@ -20,7 +20,8 @@ from recipes.config import OneCycleConfig, RunConfig
 from recipes.find_lr import ENDS, Curve, End, Ramp, curve_of, end_of
 from recipes.load import load_config
 from recipes.preflight import prepare_run
-from recipes.run import open_data, start_processes
+from recipes.processes import start_processes
+from recipes.run import open_data
 from recipes.schedule import epoch_plan, global_batch_size
 from recipes.step import mean_loss
 from recipes.trainer import build_algorithms, build_trainer

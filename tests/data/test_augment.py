@@ -20,11 +20,11 @@ from data.augment import (
     adjust_contrast,
     adjust_hue,
     adjust_saturation,
+    apply_color_and_erasing,
     choose_crop,
     color_jitter,
     crop_on_grid,
     eval_picture,
-    finish,
     gaussian_blur,
     maybe_flip,
     random_erasing,
@@ -220,7 +220,10 @@ def test_each_augmentation_happens_as_often_as_asked():
         }
         for name, part in parts.items():
             rng, chosen = np.random.default_rng(0), AugmentConfig(**{name: part})
-            changed = sum(not np.array_equal(finish(image.copy(), chosen, MEAN, STD, rng), image) for _ in range(300))
+            changed = sum(
+                not np.array_equal(apply_color_and_erasing(image.copy(), chosen, MEAN, STD, rng), image)
+                for _ in range(300)
+            )
             assert abs(changed - 300 * probability) <= 4 * math.sqrt(300 * probability * (1 - probability))
 
 

@@ -78,7 +78,7 @@ def test_data(lines, images, tmp_path):
     folder = write_images(tmp_path / "more")
     (folder / "val" / "classX").mkdir()
     (line,) = lines(f"data.path={folder}")
-    assert "class folder classX is not in" in line
+    assert "lacks: classX" in line
     few = f"model.num_classes: 2, but {images} has 3 classes; allowed: at least 3, or null"
     assert lines("model.num_classes=2") == [few]
     assert lines("model.num_classes=5") == []

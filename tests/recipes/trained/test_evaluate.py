@@ -138,7 +138,7 @@ def test_some_of_the_classes_will_do_and_strange_ones_are_named(refused, figures
     (part / "test").rename(part / "val")
     (part / "val" / "class1").rename(part / "val" / "zebra")
     err = refused("evaluate", tiny.yaml, "--data", part)
-    assert err == f"{part}/val: class folder zebra is not among the 3 classes known\n"
+    assert err == f"{part}/val: class folders that are not among the 3 known classes: zebra\n"
 
 
 def test_a_prepared_dataset_in_another_order_counts_the_same(figures, more, tmp_path):
