@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import functools
 import html
@@ -226,3 +227,11 @@ def _print_traceback(kind: type[BaseException], error: Any, trace: TracebackType
         sys.__excepthook__(kind, error, trace)
         return
     print(clean("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr, flush=True)
+
+
+def did_you_mean(word: str, choices: Iterable[str] | Mapping[str, str], cutoff: float = 0.6) -> str:
+    """`; did you mean 'x'?` if one or two choices, names or {name: how it is written}, are similar; else nothing."""
+    written = choices if isinstance(choices, Mapping) else {name: name for name in choices}
+    lower = {name.lower(): written[name] for name in written}
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), lower, n=2, cutoff=cutoff)
+    return f"; did you mean {' or '.join(repr(lower[name]) for name in close)}?" if close else ""

@@ -7,7 +7,6 @@ meaning, `017` is seventeen, `1e-3` is a number, and a key given twice is an err
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 import stat
@@ -19,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from data.errors import InputError
-from data.text import first_line
+from data.text import did_you_mean, first_line
 from recipes.config import ANY, UNKNOWN, KeyPath, RunConfig, Schema, schema_of
 
 Table = TypeVar("Table", bound=BaseModel)
@@ -333,7 +332,7 @@ def _explain(item: Any, data: Any, root: Schema) -> list[tuple[KeyPath, str]]:
     written = _at(path, data)
     if kind == "missing" and written is _ABSENT:
         return [(path, f"missing; allowed: {allowed}")]
-    hint = _nearest(str(written), {word: word for word in words})
+    hint = did_you_mean(str(written), words)
     return [(path, f"got {show(written)}; allowed: {allowed}{hint}")]
 
 
@@ -357,20 +356,13 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _nearest(word: str, choices: Mapping[str, str], cutoff: float = 0.6) -> str:
-    """`; did you mean 'x'?` for a similar name among choices, {name: how it is written}; else nothing."""
-    lower = {name.lower(): written for name, written in choices.items()}
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), lower, n=2, cutoff=cutoff)
-    return f"; did you mean {' or '.join(repr(lower[name]) for name in close)}?" if close else ""
-
-
 def _nearest_key(path: KeyPath, section: Schema, root: Schema) -> str:
     """For an unknown key: a similar one at its level, else anywhere."""
     everywhere = {other[-1]: ".".join(other) for other in reversed(list(root.paths())) if other != path}
-    return _nearest(path[-1], {key: key for key in section.keys}) or _nearest(path[-1], everywhere, cutoff=0.75)
+    return did_you_mean(path[-1], section.keys) or did_you_mean(path[-1], everywhere, cutoff=0.75)
 
 
 def _nearest_file(path: Path) -> str:
     """For a YAML file: one in that folder, in `./yamls/` or in this project's `yamls/`."""
     places = (YAMLS, Path("yamls"), path.parent)
-    return _nearest(path.stem, {file.stem: str(file) for place in places for file in sorted(place.glob("*.y*ml"))})
+    return did_you_mean(path.stem, {file.stem: str(file) for place in places for file in sorted(place.glob("*.y*ml"))})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import math
 import warnings
@@ -30,6 +29,7 @@ from algorithms.config import AlgorithmsConfig
 from algorithms.fixres import classifier
 from data.errors import InputError
 from data.loader import IGNORED_LABEL
+from data.text import did_you_mean
 from recipes.config import LossConfig, RunConfig
 
 Batch = tuple[Tensor, Tensor]
@@ -47,8 +47,7 @@ def build_network(name: str, num_classes: int) -> nn.Module:
 
         known, build = torchvision.models.list_models(module=torchvision.models), torchvision.models.get_model
     if short not in known:
-        near = " or ".join(prefix + other for other in difflib.get_close_matches(short, known, n=3))
-        hint = f"; did you mean {near}?" if near else ""
+        hint = did_you_mean(short, {other: prefix + other for other in known})
         raise InputError(f"model.name: {name!r} is not a classifier of torchvision, nor of timm with `timm/`{hint}")
     network: nn.Module = build(short, num_classes=num_classes)
     return network

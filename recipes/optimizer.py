@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from data.errors import InputError
-from data.text import first_line
+from data.text import did_you_mean, first_line
 from recipes.config import OptimizerConfig
 
 
@@ -39,8 +38,7 @@ def build_optimizer(config: OptimizerConfig, params: Iterable[Parameter], lr: fl
     free = known.keys() - {"params", *OptimizerConfig.model_fields}
     for key, value in config.arguments.items():
         if key not in free:
-            near = difflib.get_close_matches(key, [*free, *OptimizerConfig.model_fields], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(key, [*free, *OptimizerConfig.model_fields])
             lines.append(
                 f"optimizer.{key}: {config.name} has no such argument; allowed: {', '.join(sorted(free))}{hint}"
             )
@@ -71,8 +69,7 @@ def _constructor(name: str) -> Callable[..., Optimizer]:
     library, _, short = name.partition("/")
     known = _of_timm() if library == "timm" else _of_torch()
     if short not in known:
-        near = difflib.get_close_matches(short, known, n=3)
-        hint = f"; did you mean {' or '.join(f'{library}/{other}' for other in near)}?" if near else ""
+        hint = did_you_mean(short, {other: f"{library}/{other}" for other in known})
         raise InputError(f"optimizer.name: {name!r} is not an optimizer of {library} that can be used here{hint}")
     return known[short]
 

@@ -154,7 +154,7 @@ def test_the_memory_plan_counts_what_it_keeps(name, copies):
     [
         (
             "optimizer.name=timm/lam",
-            "not an optimizer of timm that can be used here; did you mean timm/lamb",
+            "not an optimizer of timm that can be used here; did you mean 'timm/lamb'",
         ),
         ("optimizer.name=torch/lbfgs", "'torch/lbfgs' is not an optimizer of torch that can be used here"),
         (
