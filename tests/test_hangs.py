@@ -196,7 +196,7 @@ class Stubborn(multiprocessing.Process):
 
 def main():
     Stubborn(target=time.sleep, args=(3600,), daemon=True).start()
-    print(multiprocessing.active_children()[0].pid)
+    print(multiprocessing.active_children()[0].pid, flush=True)
     if sys.argv[1] == "error":
         raise ValueError("a bug")
     return int(sys.argv[1])

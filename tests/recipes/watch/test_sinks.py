@@ -182,7 +182,7 @@ def test_the_log_and_the_console(run):
     assert len(re.findall(r"evaluation at (?:8|16) px: top-1 10\.00 %, top-5 50\.00 %", text)) == 4
 
     console = result.stream.getvalue().splitlines()
-    assert console.index("between") + 1 == console.index("tiny starts")
+    assert console.index("between") + 1 == console.index("tiny: training starts")
     for expected in ("ours", "their warning"):
         assert console.count(expected) == 1
     assert sum(line.endswith("UserWarning: Python's warning") for line in console) == 1
