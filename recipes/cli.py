@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import multiprocessing
 import os
 import re
@@ -192,15 +193,12 @@ def run_command(main: Callable[[], int]) -> int:
     """Run a command and return its exit status; wrong input becomes lines on stderr and status 2.
 
     Only the first process on each machine prints. An interruption before there is anything to save is status 1; other
-    exceptions propagate. A hanging worker does not keep the process alive.
+    exceptions propagate. A hanging worker does not keep the process alive; one of several processes ends here.
     """
     guard()
     status = 1
     try:
         status = main()
-        if (torch := sys.modules.get("torch")) is not None and torch.distributed.is_initialized():
-            # At exit, torch would find its threads still running, and sometimes abort a process that has finished.
-            torch.distributed.destroy_process_group()
     except InputError as error:
         status = 2
         _print_error(str(error))
@@ -212,11 +210,17 @@ def run_command(main: Callable[[], int]) -> int:
         status = leave.code if isinstance(leave.code, int) else status
         raise
     finally:
-        if end_workers():
+        torch, hangs = sys.modules.get("torch"), end_workers()
+        in_group = torch is not None and torch.distributed.is_initialized()
+        if hangs or in_group:
             if (raised := sys.exc_info()[1]) is not None and not isinstance(raised, SystemExit):
                 traceback.print_exc()
+            if not hangs:
+                atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
+            # Not by Python's own end, where Gloo's threads sometimes abort a process that has finished; nor by
+            # destroy_process_group first, which holds Python's lock while one of these threads may wait for it.
             os._exit(status)
     return status
 
