@@ -17,7 +17,7 @@ from recipes.load import load_config
 _COMMANDS = {
     "list": "show the run's checkpoints, on disk and in the bucket",
     "verify": "compare sizes and SHA-256 with manifests; status 1 if one is damaged",
-    "pull": "download the newest good checkpoint from the bucket to RUNS_FOLDER/RUN_NAME/checkpoints",
+    "pull": "download the newest good checkpoint from the bucket to the run folder",
     "prune": "remove all but the best and the newest (checkpoints.keep, keep_remote)",
 }
 _USAGE = "\n".join(

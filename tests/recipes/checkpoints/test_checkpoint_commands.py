@@ -56,7 +56,7 @@ def test_list_names_each_checkpoint_and_verify_finds_what_is_damaged_or_torn(dis
     lines = out.splitlines()
     assert lines[0] == disk.location
     assert [line.split()[0] for line in lines[1:]] == stems
-    assert lines[2].endswith("16 samples  top-1 90.00 %")
+    assert lines[2].endswith("16 images  top-1 90.00 %")
     assert type_in("verify")[0] == 0
     damage(disk.path(f"{stems[0]}.safetensors"), "bit")
     disk.path(f"{stems[1]}.json").unlink()
