@@ -4,6 +4,7 @@ A command has a process of its own, with the session, environment, signals, exit
 has. Only the imports, some eight CPU seconds, are shared.
 """
 
+import atexit
 import gc
 import importlib
 import json
@@ -48,6 +49,7 @@ def main():
 def run(words, environment, streams):
     """What `python WORDS` does, from the environment and the standard streams on."""
     os.setsid()
+    atexit.register(gc.unfreeze)  # as in entrypoint.py
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
