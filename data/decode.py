@@ -117,7 +117,9 @@ class Picture:
             self.height, self.width = self._pixels.shape[:2]
             return
         self.height, self.width = self._jpeg.height, self._jpeg.width
-        _require_size(data, self.height * self.width, may_have_scans=not self._jpeg.scan)
+        _require_size(self.height * self.width)
+        if not self._jpeg.scan:  # possibly several scans
+            _require_few_scans(data, self.height * self.width)
         if self._jpeg.orientation > 4:
             self.height, self.width = self.width, self.height
 
@@ -271,8 +273,8 @@ def cut_out(data: bytes, header: Header, box: Box) -> tuple[bytes, Box]:
     part = Box(top * tall, left * wide, height, width)
     if part == whole:
         return data, whole
-    at = header.frame + 5
-    start = data[:at] + struct.pack(">HH", height, width) + data[at + 4 : header.scan]
+    sides = header.frame + 5
+    start = data[:sides] + struct.pack(">HH", height, width) + data[sides + 4 : header.scan]
     if not header.segment:
         return start + data[header.scan :], part
     lengths = struct.unpack_from(f"<{len(header.restarts) // 2}H", header.restarts) or segment_lengths(data, header)
@@ -350,7 +352,7 @@ def _raw_pixels(data: Encoded) -> NDArray[np.uint8] | None:
     if header is None:
         return None
     width, height = int(header[1]), int(header[2])
-    _require_size(b"", width * height)
+    _require_size(width * height)
     if len(data) < header.end() + 3 * width * height:
         raise BadImage(Fault.TRUNCATED)
     return np.frombuffer(data, np.uint8, 3 * width * height, header.end()).reshape(height, width, 3)
@@ -362,7 +364,9 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about tolerable flaws, and about sizes, which are checked here
             with Image.open(BytesIO(data), formats=FORMATS) as image:
-                _require_size(data, image.width * image.height, may_have_scans=data[:2] == b"\xff\xd8")
+                _require_size(image.width * image.height)
+                if data[:2] == b"\xff\xd8":
+                    _require_few_scans(data, image.width * image.height)
                 image.load()
                 turned = image
                 with suppress(Exception):  # a broken EXIF block does not affect the picture
@@ -378,11 +382,14 @@ def _decode_with_pillow(data: bytes) -> NDArray[np.uint8]:
         raise BadImage(Fault.TRUNCATED if "truncated" in str(error).lower() else Fault.CORRUPT) from error
 
 
-def _require_size(data: bytes, pixels: int, *, may_have_scans: bool = False) -> None:
-    """Refuse too many pixels, and a JPEG with too many scans over them."""
+def _require_size(pixels: int) -> None:
     if pixels > MAX_PIXELS:
         raise BadImage(Fault.TOO_LARGE)
-    if may_have_scans and pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
+
+
+def _require_few_scans(data: bytes, pixels: int) -> None:
+    """Refuse a JPEG with too many scans over its pixels."""
+    if pixels * data.count(b"\xff\xda") > MAX_PASSED_PIXELS:
         raise BadImage(Fault.CORRUPT)
 
 

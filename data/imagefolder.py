@@ -204,6 +204,7 @@ def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
     def cannot_be_listed(error: OSError) -> None:
         notes.append(escape(f"{error.filename}: cannot be listed: {error.strerror or error}"))
 
+    real_root = os.path.realpath(root)
     waiting = [root]  # and links to folders, which are followed when all folders without a link are listed
     while waiting:
         top = heapq.heappop(waiting)
@@ -220,15 +221,17 @@ def walk(root: str) -> tuple[dict[str, list[str]], list[str]]:
             below = [name for name in inside if name[0] != "." and not name.lower().endswith(EXTENSIONS)]
             inside[:] = sorted(name for name in below if not os.path.islink(f"{folder}/{name}"))  # noqa: PTH114
             for name in sorted(set(below) - set(inside)):
-                if not _leads_up(f"{folder}/{name}", (place, os.path.realpath(root)), notes):
+                if not _leads_up(f"{folder}/{name}", (place, real_root), notes):
                     heapq.heappush(waiting, f"{folder}/{name}")
     return found, sorted(notes)
 
 
 def _leads_up(path: str, places: Sequence[str], notes: list[str]) -> bool:
     """Whether a path is a link to a folder that contains one of `places`; if so, it is noted."""
+    if not os.path.islink(path):  # noqa: PTH114 (first, because most are none, and each step of a real path costs a call)
+        return False
     target = os.path.realpath(path)
-    if not os.path.islink(path) or target not in (os.path.commonpath([target, place]) for place in places):  # noqa: PTH114
+    if target not in (os.path.commonpath([target, place]) for place in places):
         return False
     notes.append(escape(f"{path}: not followed: it is a link to {target}, a folder that contains it"))
     return True

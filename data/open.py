@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import shlex
 import shutil
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from data.shards import MANIFEST, MAX_JSON, Manifest, Resolution, ShardSource, p
 from data.source import Source, Subset
 
 _Pair = tuple[ShardSource, ShardSource]  # train and val
+SizeOf = Callable[[str], "int | None"]  # returns a shard's size in bytes by its full name, None if it is missing
 
 
 class Damaged(DataError):
@@ -42,7 +45,7 @@ def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
     path, name = path.rstrip("/") or "/", f"{Path(path)}/{MANIFEST}"
     with named(name):
         manifest = parse(Manifest, read_regular(name, MAX_JSON), name)
-    return _open_splits(path, Path(path), manifest, _sizes(path))
+    return _open_splits(path, Path(path), manifest, _file_size)
 
 
 def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Source:
@@ -109,13 +112,13 @@ def open_cached(path: str, cache_folder: str) -> tuple[Path, _Pair]:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
                 with named(f"{path}/{file}"):
                     store.get_file(f"{root}/{file}", str(folder / file))
-            sources = _open_splits(path, folder, manifest, _sizes(path))
+            sources = _open_splits(path, folder, manifest, _object_sizes(path))
             replace_file(folder / MANIFEST, [data])
             return folder, sources
 
 
-def _open_splits(path: str, folder: Path, manifest: Manifest, sizes: dict[str, int] | None) -> _Pair:
-    """Both splits, after checking all metadata and, unless `sizes` is None, the size of each shard."""
+def _open_splits(path: str, folder: Path, manifest: Manifest, size_of: SizeOf | None) -> _Pair:
+    """Both splits, after checking all metadata and, unless `size_of` is None, the size of each shard."""
     sources: list[ShardSource] = []
     problems: list[str] = []
     for split in ("train", "val"):
@@ -125,22 +128,25 @@ def _open_splits(path: str, folder: Path, manifest: Manifest, sizes: dict[str, i
         raw = {name: resolution.raw for name, resolution in entry.resolutions.items()}
         source = ShardSource(folder / split, f"{path}/{split}", manifest.classes, raw)
         sources.append(source)
-        parts: list[ShardSource | Resolution] = [source, *source.resolutions.values()]
-        problems += [line for part in parts for line in _problems(part, entry.images, sizes)]
+        problems += _problems(partial(source.check, entry.images))
+        for name, resolution in source.resolutions.items():
+            found = _problems(partial(resolution.check, entry.images, entry.resolutions[name]))
+            problems += found or ([] if size_of is None else _wrong_sizes(resolution, size_of))
     if problems:
         raise Damaged(path, problems)
     return sources[0], sources[1]
 
 
-def _problems(part: ShardSource | Resolution, images: int, sizes: dict[str, int] | None) -> list[str]:
-    """What is wrong with a split's labels, or with a resolution and its shards."""
+def _problems(check: Callable[[], None]) -> list[str]:
     try:
-        part.check(images)
+        check()
     except DataError as error:
         return [str(error)]
-    if isinstance(part, ShardSource) or sizes is None:
-        return []
-    pairs = [(name, sizes.get(name), shard.size) for _, name, shard in part.files()]
+    return []
+
+
+def _wrong_sizes(resolution: Resolution, size_of: SizeOf) -> list[str]:
+    pairs = [(name, size_of(name), shard.size) for _, name, shard in resolution.files()]
     return [
         f"{name}: not found" if size is None else f"{name}: has {size} bytes, index.json says {expected}"
         for name, size, expected in pairs
@@ -148,13 +154,21 @@ def _problems(part: ShardSource | Resolution, images: int, sizes: dict[str, int]
     ]
 
 
-def _sizes(path: str) -> dict[str, int] | None:
-    """Size of each file or object of a dataset, by its full name; None if objects can be read but not listed."""
+def _file_size(name: str) -> int | None:
+    """Size of a regular file, also behind links; None for anything else, which could block forever when opened."""
+    with suppress(OSError):
+        status = Path(name).stat()
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+    return None
+
+
+def _object_sizes(path: str) -> SizeOf | None:
+    """Size of an object of a dataset by its full name, from one listing; None if it can be read but not listed."""
     store, root = open_store(path)
     with named(path):
         try:
             found = store.find(root, detail=True)
         except PermissionError:
             return None
-    sizes = {f"{path}{name.removeprefix(root)}": entry["size"] for name, entry in found.items()}
-    return sizes if f"{path}/{MANIFEST}" in sizes else None
+    sizes = {f"s3://{name}": entry["size"] for name, entry in found.items()}
+    return sizes.get if f"{path}/{MANIFEST}" in sizes else None

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ class Task:
         """The split's resolutions."""
         return self.settings.train_sizes if self.split == "train" else self.settings.val_sizes
 
-    @property
+    @cached_property
     def parts(self) -> list[range]:
         """The images of each part."""
         size = self.settings.part_images

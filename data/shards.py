@@ -74,13 +74,17 @@ class _Checked(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class _ResolutionEntry(_Checked):
+class ResolutionEntry(_Checked):
+    """A resolution in `dataset.json`."""
+
+    bytes: Annotated[int, Field(ge=1, le=2**53)]
+    shards: _Count
     raw: bool = False  # whether its images are raw pixels
 
 
 class _SplitEntry(_Checked):
     images: _Count
-    resolutions: Annotated[dict[_ResolutionName, _ResolutionEntry], Field(min_length=1)]
+    resolutions: Annotated[dict[_ResolutionName, ResolutionEntry], Field(min_length=1)]
 
 
 class Manifest(_Checked):
@@ -146,7 +150,10 @@ class Resolution:
         """The shards of `index.json`; raises DataError."""
         name = f"{self.url}/index.json"
         with named(name):
-            return parse(_Index, read_regular(self.folder / "index.json", MAX_JSON), name).shards
+            shards = parse(_Index, read_regular(self.folder / "index.json", MAX_JSON), name).shards
+        if len({shard.file for shard in shards}) < len(shards):
+            raise DataError(f"{name}: a shard occurs twice")
+        return shards
 
     @cached_property
     def images(self) -> NDArray[np.uint32]:
@@ -157,12 +164,14 @@ class Resolution:
     def _ends(self) -> list[int]:
         return list(accumulate(shard.samples for shard in self.shards))
 
-    def check(self, images: int) -> None:
+    def check(self, images: int, entry: ResolutionEntry) -> None:
         """Raise DataError if the metadata is damaged or does not fit together."""
         table = self.images
         counts = {"images.npy": len(table), "index.json": self._ends[-1], f"{MANIFEST} and labels.npy": images}
         if len(set(counts.values())) > 1:
             raise DataError(f"{self.url}: different numbers of images: {counts}")
+        if (len(self.shards), sum(shard.size for shard in self.shards)) != (entry.shards, entry.bytes):
+            raise DataError(f"{self.url}/index.json: its shards differ from those in {MANIFEST}")
         limits = np.repeat([shard.size for shard in self.shards], [shard.samples for shard in self.shards])
         outside = np.flatnonzero((table[:, 0] < BEFORE_IMAGE) | (table.sum(axis=1, dtype=np.int64) > limits))
         if len(outside):

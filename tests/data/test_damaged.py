@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,6 +74,10 @@ DAMAGE = {  # the file that is damaged, how, and what the message names if it is
     "a class is a path": (MANIFEST, changed(lambda m: m.update(classes=["ant", "../bee"]))),
     "a class occurs twice": (MANIFEST, changed(lambda m: m.update(classes=["ant", "ant"]))),
     "a class is half a character": (MANIFEST, changed(lambda m: m.update(classes=["ant", "\ud800"]))),
+    "a split is a path": (MANIFEST, changed(lambda m: m["splits"].update({"../out": m["splits"]["val"]}))),
+    "no resolutions": (MANIFEST, changed(lambda m: m["splits"]["train"].update(resolutions={}))),
+    "images are negative": (MANIFEST, changed(lambda m: m["splits"]["val"].update(images=-1))),
+    "images are beyond count": (MANIFEST, changed(lambda m: m["splits"]["val"].update(images=10**30))),
     "a resolution is a path": (MANIFEST, changed(lambda m: m["splits"]["train"]["resolutions"].update({"/etc": {}}))),
     "other images": (MANIFEST, changed(lambda m: m["splits"]["val"].update(images=11)), "val/labels.npy"),
     "a deep value": (MANIFEST, lambda p: p.write_text(p.read_text()[:-1] + f', "x": {"[" * 90_000}{"]" * 90_000}}}')),
@@ -81,8 +86,12 @@ DAMAGE = {  # the file that is damaged, how, and what the message names if it is
     "a number of 5,000 digits": (MANIFEST, lambda p: p.write_text('{"format": ' + "1" * 5000 + "}")),
     "a shard lies elsewhere": (INDEX, shard(basename="../../../x.mds")),
     "a shard's name has NUL": (INDEX, shard(basename="a\0.mds")),
-    "a shard occurs twice": (INDEX, changed(lambda i: i["shards"].append(i["shards"][0])), "train/28"),
-    "a shard's size is another": (INDEX, shard(bytes=9**9), "train/28/00000/shard.00000.mds"),
+    "shards are a number": (INDEX, changed(lambda i: i.update(shards=3))),
+    "a shard is the index": (INDEX, shard(basename="index.json")),
+    "a shard occurs twice": (INDEX, changed(lambda i: i["shards"].append(i["shards"][0]))),
+    "a shard has no digest": (INDEX, shard(hashes={})),
+    "a shard's size is another": (INDEX, shard(bytes=5)),
+    "samples are true": (INDEX, changed(lambda i: i["shards"][0].update(samples=True))),
     "index.json is absent": (INDEX, lambda p: p.unlink()),
     "index.json is a FIFO": (INDEX, fifo),
     "another number of samples": (INDEX, changed(lambda i: i["shards"][0].update(samples=11)), "train/28"),
@@ -92,6 +101,7 @@ DAMAGE = {  # the file that is damaged, how, and what the message names if it is
     "a label is missing": ("train/labels.npy", array(lambda a: a[:-1])),
     "labels.npy is cut": ("train/labels.npy", one_byte_less),
     "labels.npy is a FIFO": ("train/labels.npy", fifo),
+    "labels.npy is a folder": ("train/labels.npy", folder_in_its_place),
     "images.npy is absent": ("val/original/images.npy", lambda p: p.unlink()),
     "an image is missing": ("val/original/images.npy", array(lambda a: a[:-1]), "val/original"),
     "an image before its shard": ("val/original/images.npy", cell((0, 0), 7)),
@@ -164,6 +174,35 @@ def test_a_shard_that_is_lost_in_training_costs_its_images_only(copy):
         assert (count, len(bad)) == (45, 10)
         assert all(one.startswith(reason) for one in bad.values())
         assert all(str(copy) in name for name in bad)
+
+
+def test_one_record_that_cannot_be_decoded_is_one_bad_image(copy):
+    train, _ = open_split_pair(str(copy), "")
+    place, offset, length = train.resolutions["28"].where(7)
+    with (copy / "train/28" / place).open("r+b") as shard:
+        shard.seek(offset)
+        shard.write(bytes(length))
+    count, bad = replaced(training(train, plan=[PLAN[0]._replace(size=24)]))
+    assert (count, list(bad)) == (45, [train.name(7)])
+
+
+def test_what_ends_a_worker_is_one_line_of_its_own(copy):
+    train, _ = open_split_pair(str(copy), "")
+    for shard in copy.glob("train/28/*/*.mds"):
+        shard.unlink()
+    with pytest.raises(DataError) as caught:
+        run(training(train, 1, plan=[PLAN[0]._replace(size=24)]), [0])
+    assert str(caught.value).endswith("images drawn as replacements cannot be decoded")
+    assert str(caught.value).isprintable()
+
+
+def test_folders_and_shards_behind_links_are_read(copy, tmp_path):
+    for name in ("val", SHARD):
+        shutil.move(copy / name, elsewhere := tmp_path / Path(name).name)
+        (copy / name).symlink_to(elsewhere)
+    train, val = open_split_pair(str(copy), "")
+    assert train.resolutions["36"].read(44)
+    assert val.read(0)
 
 
 def test_training_ends_with_status_2_and_a_line(copy):
