@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from data.errors import InputError
 from data.text import escape
 from recipes.checkpoints.find import newest_good, read_checkpoint
-from recipes.checkpoints.manifest import Manifest, load_manifest, prune, survey
+from recipes.checkpoints.manifest import Listing, Manifest, load_manifest, prune, survey
 from recipes.checkpoints.store import DamagedError, LocalStore, Places, Store, StoreError
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.config import CheckpointsConfig
@@ -26,9 +26,8 @@ _USAGE = "\n".join(
 )
 
 
-def _states(store: Store, *, verify: bool) -> Iterator[tuple[str, str]]:
+def _states(store: Store, listing: Listing, *, verify: bool) -> Iterator[tuple[str, str]]:
     """Each checkpoint's stem and state, as far as visible without reading the data; with `verify`, it is read."""
-    listing = survey(store)
     for stem in sorted(sum(listing, ())):
         if stem in listing.incomplete:
             yield stem, "never completed"
@@ -54,8 +53,9 @@ def _show(stores: list[Store], *, verify: bool) -> int:
     """Print a table of all checkpoints; returns 1 if `verify` found one that is damaged."""
     bad = False
     for store in stores:
-        print(store.location if any(survey(store)) else f"{store.location}\n  no checkpoints")
-        for stem, state in _states(store, verify=verify):
+        listing = survey(store)
+        print(store.location if any(listing) else f"{store.location}\n  no checkpoints")
+        for stem, state in _states(store, listing, verify=verify):
             bad = bad or state.startswith(("damaged", "torn"))
             print(f"  {stem}  {escape(state)}", flush=True)
     return int(bad and verify)
@@ -76,7 +76,8 @@ def _pull(local: LocalStore, remote: Store | None) -> int:
 def _prune(saving: CheckpointsConfig, stores: list[Store]) -> int:
     removed = 0
     for store, keep in zip(stores, (saving.keep, saving.keep_remote), strict=False):
-        for stem in prune(store, keep):
+        listing = survey(store)
+        for stem in prune(store, keep, ignore=(*listing.incomplete, *listing.torn)):
             print(f"removed {store.location}/{stem}")
             removed += 1
     if not removed:

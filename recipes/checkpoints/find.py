@@ -29,9 +29,15 @@ class Found:
 
     manifest: Manifest
     store: Store  # where it was found
-    state: dict[str, Any] = field(repr=False)  # the training state, tensors on the CPU
+    content: dict[str, Any] = field(repr=False)  # as `read_state` gives it
     skipped: tuple[str, ...] = ()
     """Newer checkpoints that were skipped, one line each with the reason; set by `load_checkpoint`."""
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The training state, tensors on the CPU."""
+        state: dict[str, Any] = self.content["state"]
+        return state
 
     @property
     def location(self) -> str:
@@ -56,7 +62,7 @@ def newest_good(
             try:
                 manifest = load_manifest(store, stem)
                 require(manifest, store.location)
-                state = read_checkpoint(store, manifest, into)
+                content = read_checkpoint(store, manifest, into)
             except DamagedError as error:
                 reasons.append(f"{store.location}: {error}")
             except StoreError as error:
@@ -65,24 +71,24 @@ def newest_good(
                 reasons.append(str(error))
             else:
                 skipped.pop(stem, None)
-                return Found(manifest, store, state), skipped
+                return Found(manifest, store, content), skipped
         skipped[stem] = "; ".join(reasons)
     return None, skipped
 
 
 def read_checkpoint(store: Store, manifest: Manifest, into: LocalStore | None) -> dict[str, Any]:
-    """A checkpoint's training state; one from another store than `into` is kept there once it is verified."""
+    """A checkpoint's content (`read_state`); one from another store than `into` is kept there once it is verified."""
     file = manifest.file
     try:
         data = store.load(file.name, file.size)
-        state: dict[str, Any] = read_state(data, manifest)["state"]
+        content = read_state(data, manifest)
     except FileNotFoundError:
         raise DamagedError("its data is missing") from None
     except MemoryError:
         raise DamagedError(f"has {file.size} bytes, more than fit into memory") from None
     if into is not None and into.location != store.location:
         publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
-    return state
+    return content
 
 
 def find_named(path: str, key: str) -> tuple[Store, Manifest]:

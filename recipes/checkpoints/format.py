@@ -1,9 +1,9 @@
 """A checkpoint file: tensors as safetensors, and everything else as a JSON tree in one of them. Data, never code.
 
-There is no pickle. The file is read into memory, these bytes are compared with its manifest, and rebuilt as dicts,
-lists, tuples, strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of
-algorithms are always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint
-(core/state.py, `_apply_required_algorithms`). Any safetensors reader opens the file:
+There is no pickle. The file is read once into memory, compared with its manifest, and rebuilt as dicts, lists, tuples,
+strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of algorithms are
+always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
+`_apply_required_algorithms`). Any safetensors reader opens the file:
 
     tensors = safetensors.torch.load_file("ep003-ba000123.safetensors")
     tree = json.loads(bytes(tensors["tree.json"].numpy()))
@@ -319,6 +319,7 @@ def numbered_state(optimizer: Optimizer, saved: Any, model: nn.Module, path: str
         raise InputError(f"{path}/state is of other parameters than in this run")
     numbered: dict[str, Any] = {"state": {}, "param_groups": []}
     number = itertools.count()
+    usual: dict[object, dict[str, Any]] = {}  # what is kept of a parameter, by group and shape
     for index, (own, group) in enumerate(zip(optimizer.param_groups, groups, strict=True)):
         parameters = {names[id(parameter)]: parameter for parameter in own["params"]}
         _require_group(own, group, parameters.keys(), f"{path}/param_groups/{index}")
@@ -329,7 +330,9 @@ def numbered_state(optimizer: Optimizer, saved: Any, model: nn.Module, path: str
             if not isinstance(found, Mapping):
                 raise InputError(f"{path}/state/{name} is not a mapping")
             if any(value is not None for value in found.values()):  # else no step with momentum was made yet
-                _require_like(_state_after_a_step(optimizer, own, parameters[name]), found, f"{path}/state/{name}")
+                kind = index, parameters[name].shape
+                usual[kind] = usual.get(kind) or _state_after_a_step(optimizer, own, parameters[name])
+                _require_like(usual[kind], found, f"{path}/state/{name}")
     return numbered
 
 

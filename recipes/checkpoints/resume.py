@@ -15,9 +15,11 @@ import json
 import logging
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+from composer.utils import dist
 
 from data.errors import InputError
 from recipes.checkpoints.find import Found, find_named, locations, newest_good, read_checkpoint
@@ -63,17 +65,25 @@ def find_resume(config: RunConfig, places: Places, identity: Identity) -> Resume
 
     InputError, on every process: a checkpoint of another recipe; none that can be used; a store cannot be reached.
     """
-    local, resume = LocalStore(places.local), on_first(partial(_resume, config, places, identity))
-    if resume.manifest is not None:
+    local, content = LocalStore(places.local), None
+
+    def decide() -> Resume:
+        nonlocal content  # of process 0, which has read it; the others get it below
+        resume = _resume(config, places, identity)
+        content = resume.content
+        return replace(resume, content=None)
+
+    resume = on_first(decide)
+    if resume.manifest is not None and dist.get_world_size() > 1:
         # From process 0's disk: another node has another one, and the newest state may not be in the bucket yet, since
         # a node often dies during an upload. In pieces, because a device's memory may have to hold each message.
         file = resume.manifest.file
         data = b"".join(on_first(partial(local.read, file.name, at)) for at in range(0, file.size, SMALL))
         try:
-            resume.content = read_state(data, resume.manifest)
+            content = content or read_state(data, resume.manifest)
         except DamagedError as error:
             raise InputError(f"{local.path(file.name)}: {error}") from None
-    return resume
+    return replace(resume, content=content)
 
 
 def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
@@ -87,7 +97,7 @@ def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
         if found is None:
             return Resume(damaged=tuple(skipped))
         log.info("resuming from %s at %s", found.manifest.describe(), found.location)
-        return Resume(found.manifest, found.location, tuple(skipped))
+        return Resume(found.manifest, found.location, tuple(skipped), found.content)
 
     def with_bucket() -> Resume:
         bucket = S3Store(str(places.remote))
