@@ -96,8 +96,7 @@ class Figures(Callback):
 
     It comes before the callback that saves checkpoints in the Trainer's list, so that the clock sees a save begin. Only
     where a line is logged does it wait for the device, to read the loss. `samples` are the training images in an epoch,
-    over all processes; `loss` and `images_per_second` are the last that were logged; `evaluations` is the last
-    evaluation by image size:
+    over all processes; `loss` is the last that was read; `evaluations` is the last evaluation by image size:
     `{"224": {"top1": 0.76, "top5": 0.93, "loss": 1.0}}`.
     """
 
@@ -106,7 +105,6 @@ class Figures(Callback):
         self.samples = samples
         self.interval = interval
         self.loss: float | None = None
-        self.images_per_second = 0.0
         self.evaluations: dict[str, dict[str, float]] = {}
         self._fresh: dict[str, float] = {}
         self._step = dict.fromkeys(("train/lr", "train/momentum", "train/image_size"), float("nan"))
@@ -142,13 +140,12 @@ class Figures(Callback):
         (first, then), now = self._window, self.clock.read()
         waited = now["loader_wait"] - then["loader_wait"]
         elapsed = max(now["train"] - then["train"] + waited, 1e-9)
-        self.images_per_second = (int(stamp.sample) - first) / elapsed
         self._window = (int(stamp.sample), now)
         figures = {
             "train/loss": self.loss,
             **self._step,
             "train/batch_size": int(stamp.sample) - before,
-            "train/images_per_second": round(self.images_per_second, 2),
+            "train/images_per_second": round((int(stamp.sample) - first) / elapsed, 2),
             "train/loader_wait_fraction": round(waited / elapsed, 4),
             "train/epoch": int(stamp.epoch) + in_epoch / self.samples,
             **{f"time/{phase}_seconds": round(now[phase], 3) for phase in PHASES},

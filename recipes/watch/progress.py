@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
@@ -17,6 +18,7 @@ from recipes.watch.figures import EVAL_LABEL, Figures
 
 REPAINT_SECONDS = 0.2
 PLAIN_LINE_SECONDS = 30.0  # between two lines if the console is not a terminal
+RATE_BATCHES = 20  # number of recent batches over which images/s is computed
 
 
 class Progress(LoggerDestination):
@@ -26,8 +28,8 @@ class Progress(LoggerDestination):
 
     Bar, percentage and ETA count pixels (images times size squared), because a 288 px epoch takes five times as long as
     a 128 px one. The ETA is this process's time per pixel, including evaluations and checkpoints so far, times the
-    remaining pixels. images/s and the loss are the last that were logged, top-1 that of the last evaluation at
-    `eval_size` pixels; `sizes` has the image size in pixels of each epoch.
+    remaining pixels. images/s excludes evaluations and checkpoints. top-1 is that of the last evaluation at `eval_size`
+    pixels; `sizes` has the image size in pixels of each epoch.
     """
 
     def __init__(self, figures: Figures, sizes: Sequence[int], eval_size: int, stream: TextIO) -> None:
@@ -39,13 +41,18 @@ class Progress(LoggerDestination):
         self._past = [0, *itertools.accumulate(figures.samples * size * size for size in sizes)]
         self._bar: tqdm[NoReturn] | None = None
         self._start: tuple[int, float] | None = None
+        self._recent: deque[tuple[int, float]] = deque(maxlen=RATE_BATCHES + 1)
         self._painted = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Begin at the resumed position."""
         if dist.get_global_rank() != 0:
             return
-        self._start = (self._work(state), self.figures.clock.wall)
+        self.fit_end(state, logger)
+        clock = self.figures.clock
+        self._recent.clear()
+        self._recent.append((int(state.timestamp.sample), clock.working))
+        self._start = (self._work(state), clock.wall)
         self._painted = time.monotonic()
         if self.stream.isatty():
             self._bar = tqdm(
@@ -57,6 +64,7 @@ class Progress(LoggerDestination):
         """Count the batch; repaint if due."""
         if self._start is None:
             return
+        self._recent.append((int(state.timestamp.sample), self.figures.clock.working))
         wait = REPAINT_SECONDS if self._bar is not None else PLAIN_LINE_SECONDS
         if time.monotonic() - self._painted >= wait:
             self._paint(state)
@@ -105,7 +113,8 @@ class Progress(LoggerDestination):
         # Between the end of an epoch and the first batch of the next one, the epoch that ended.
         number = int(stamp.epoch) + (int(stamp.sample_in_epoch) > 0 or int(stamp.epoch) == 0)
         before = f"epoch {number}/{len(self.sizes)} {self.sizes[min(number, len(self.sizes)) - 1]}px"
-        after = f"{self.figures.images_per_second:.0f} img/s ETA {clock_time(self._remaining(work))}"
+        images, seconds = (self._recent[-1][part] - self._recent[0][part] for part in (0, 1))
+        after = f"{images / seconds if seconds else 0:.0f} img/s ETA {clock_time(self._remaining(work))}"
         loss = self.figures.loss
         after += "" if loss is None else f" loss {loss:.3f}"
         top1 = self.figures.evaluations.get(self.eval_size, {}).get("top1")
