@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from data.config import AugmentConfig, ColorJitterConfig, RandomErasingConfig
-from data.decode import REDUCTIONS, Box, Encoded, Picture
+from data.decode import REDUCTIONS, Encoded, Picture
+from data.jpeg import Box
 
 Image = NDArray[np.uint8]
 Color = tuple[float, float, float]  # a value for each of R, G and B

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data.decode import BadImage, Encoded, Fault, Picture, with_index
+from data.decode import BadImage, Encoded, Fault, Picture
 from data.errors import DataError
 from data.files import is_file_name, named, open_store, read_path, renew_credentials, write_path
+from data.jpeg import with_index
 from data.shards import BEFORE_IMAGE, ORIGINAL, SHARD, short_side
 from data.source import Source
 from data.text import escape
@@ -151,7 +152,7 @@ def encode(data: Encoded, picture: Picture, resolution: str, settings: Settings)
     """An image, opened as `picture`, reduced to a short side of `resolution` px and turned upright; raises BadImage.
 
     A JPEG that is small enough is kept byte for byte. Others get restart markers, of some five bytes each, so that the
-    loader can skip what a crop does not need (data/decode.py). Raw pixels are a binary PPM.
+    loader can skip what a crop does not need (data/jpeg.py). Raw pixels are a binary PPM.
     """
     short, raw = min(picture.height, picture.width), settings.layout == "raw"
     scale = min(1.0, short_side(resolution) / short)

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from data.errors import InputError
 from data.text import did_you_mean, first_line
-from recipes.config import ANY, UNKNOWN, KeyPath, RunConfig, Schema, schema_of
+from recipes.config import UNKNOWN, RunConfig
+from recipes.schema import ANY, KeyPath, Schema, schema_of
 
 Table = TypeVar("Table", bound=BaseModel)
 YAMLS = Path(__file__).resolve().parent.parent / "yamls"

@@ -28,7 +28,7 @@ from recipes.model import AUXILIARY_WEIGHTS, heads, planned_network
 from recipes.optimizer import state_copies
 from recipes.schedule import epoch_plan
 from recipes.trainer import device_name
-from recipes.watch.sinks import logger_problems
+from recipes.watch.trackers import logger_problems
 
 
 class Ready(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from recipes.config import RunConfig, Schema, flat_items, schema_of
+from recipes.config import RunConfig, flat_items
 from recipes.load import RESOLVERS, TAG
+from recipes.schema import Schema, schema_of
 
 NO_EFFECT_ON_WEIGHTS = frozenset(
     {"run_name", "runs_folder", "device", "device_memory_gb", "autoresume", "resume", "checkpoints", "loggers"}

@@ -41,8 +41,9 @@ from recipes.teacher import load_teacher
 from recipes.trainer import FixedBuckets, build_algorithms, build_trainer
 from recipes.watch import build_watchers
 from recipes.watch.profile import build_profiler
-from recipes.watch.sinks import TextLog, log_config, log_evaluation
+from recipes.watch.sinks import TextLog
 from recipes.watch.summary import Summary
+from recipes.watch.trackers import log_config, log_evaluation
 from recipes.weights import StartFrom, read_start
 
 log = logging.getLogger(__name__)

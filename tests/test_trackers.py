@@ -5,7 +5,7 @@ import re
 import signal
 from pathlib import Path
 
-from recipes.watch.sinks import _EXTERNAL
+from recipes.watch.trackers import _EXTERNAL
 from tests.support import ROOT, end, start, wait_for
 from tests.support import summary_of as summary
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 import entrypoint
 from data.errors import InputError
 from recipes.cli import run_command
-from recipes.config import RunConfig, schema_of
+from recipes.config import RunConfig
 from recipes.load import load_config
 from recipes.resolved import config_digest, differing_keys, resolved
+from recipes.schema import schema_of
 from tests.support import ROOT
 
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))

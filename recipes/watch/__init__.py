@@ -13,8 +13,9 @@ from recipes.results import METRICS, PREDICTIONS, SUMMARY
 from recipes.watch.figures import Figures
 from recipes.watch.pictures import BadImages, Predictions, TrainingImages
 from recipes.watch.progress import Progress
-from recipes.watch.sinks import MetricsFile, TextLog, external_loggers
+from recipes.watch.sinks import MetricsFile, TextLog
 from recipes.watch.summary import Summary
+from recipes.watch.trackers import external_loggers
 
 
 class Watchers(NamedTuple):

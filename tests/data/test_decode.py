@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from data.decode import BadImage, Box, Fault, Picture, read_header, with_index
+from data.decode import BadImage, Fault, Picture
+from data.jpeg import Box, read_header, with_index
 from tests.data.conftest import encode, make_photo
 from tests.support import decode
 

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data.errors import InputError
 from recipes.config import LoggersConfig
-from recipes.watch.sinks import external_loggers, kept_lines, logger_problems
+from recipes.watch.sinks import kept_lines
+from recipes.watch.trackers import external_loggers, logger_problems
 
 STAMP = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d{4} "
 TIMED = ("time/", "train/images_per_second", "train/loader_wait_fraction")
