@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 
-from recipes.cli import list_configs, parse, run_command
+from recipes.cli import list_configs, parse, quick_imports, run_command
 from recipes.load import load_config
 
 
@@ -27,14 +25,8 @@ def main() -> int:
         return 0
     # Hides torch's warning about what FixedBuckets (recipes/trainer.py) does on purpose; read when torch is imported.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # Collections while the imports make a million objects took much of the CPU time of starting.
-    gc.disable()
-    # Only now: importing torch and Composer takes seconds, and the answers above need neither.
-    from recipes.run import run
-
-    gc.freeze()
-    gc.enable()
-    atexit.register(gc.unfreeze)  # else extensions made with nanobind report at the exit that their objects leaked
+    with quick_imports():  # only now: it takes seconds, and the answers above need none of it
+        from recipes.run import run
     return run(config)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import gc
 import multiprocessing
 import os
 import re
@@ -13,8 +14,8 @@ import sys
 import textwrap
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -187,6 +188,27 @@ def require_launched() -> None:
             f"WORLD_SIZE: the environment says {processes!r}{lacking}, which a launcher sets; start several processes "
             "with `composer -n N entrypoint.py ...`; for one, unset WORLD_SIZE"
         )
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Imports torch, Composer and timm in half the time, and with W&B installed in a quarter.
+
+    Garbage collections while the imports make a million objects take as long as the imports. timm imports W&B only to
+    know whether it is installed; here it finds none, and our logger imports it later.
+    """
+    hidden = "wandb" not in sys.modules
+    gc.disable()
+    if hidden:
+        sys.modules["wandb"] = None  # type: ignore[assignment]  # how Python marks a module that cannot be imported
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["wandb"]
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # else extensions made with nanobind report at the exit that their objects leaked
 
 
 def run_command(main: Callable[[], int]) -> int:

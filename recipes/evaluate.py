@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from data.errors import InputError
 from data.files import replace_text
 from data.text import escape, spreadsheet
-from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
+from recipes.cli import (
+    add_checkpoint_arguments,
+    command_parser,
+    pixels,
+    quick_imports,
+    ratio,
+    run_command,
+    yaml_and_overrides,
+)
 from recipes.load import load_config
 from recipes.output import ABSENT, Table, csv_text, show
 from recipes.results import to_json
@@ -46,13 +54,13 @@ def main() -> int:
     for flag, file in (("--csv", given.csv), ("--save", given.save)):
         if file is not None and not file.parent.is_dir():
             raise InputError(f"{flag}: {file.parent} is not a directory")
-    # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
-    from composer.utils import dist
+    with quick_imports():  # only now: it takes seconds, and a wrong command line is refused before
+        from composer.utils import dist
 
-    from data.open import open_evaluation
-    from recipes.accuracy import measure
-    from recipes.processes import start_processes
-    from recipes.trained import load_trained, with_usable_precision
+        from data.open import open_evaluation
+        from recipes.accuracy import measure
+        from recipes.processes import start_processes
+        from recipes.trained import load_trained, with_usable_precision
 
     config = with_usable_precision(config)
     start_processes(config)

@@ -21,7 +21,15 @@ from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import InputError
 from data.imagefolder import EXTENSIONS, read_image, walk
 from data.text import escape, first_line
-from recipes.cli import add_checkpoint_arguments, command_parser, pixels, ratio, run_command, yaml_and_overrides
+from recipes.cli import (
+    add_checkpoint_arguments,
+    command_parser,
+    pixels,
+    quick_imports,
+    ratio,
+    run_command,
+    yaml_and_overrides,
+)
 from recipes.config import RunConfig
 from recipes.export import CLASSES, FILES, PREPROCESSING, open_onnx
 from recipes.load import load_config
@@ -176,9 +184,10 @@ def _from_export(folder: Path) -> Classifier:
 
 def _from_run(config: RunConfig, given: argparse.Namespace) -> Classifier:
     """The classifier of a run's checkpoint, on the config's device."""
-    import torch
+    with quick_imports():
+        import torch
 
-    from recipes.trained import Logits, labels, load_trained, with_usable_precision
+        from recipes.trained import Logits, labels, load_trained, with_usable_precision
 
     config = with_usable_precision(config)
     trained = load_trained(config, given.checkpoint, given.weights)

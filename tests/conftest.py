@@ -1,6 +1,7 @@
 """What tests share: tiny images on disk, and a run of the whole program in this process."""
 
 import atexit
+import contextlib
 import ctypes
 import gc
 import json
@@ -9,6 +10,7 @@ import sys
 import hypothesis
 import pytest
 
+from recipes.cli import quick_imports
 from tests.support import process_as_before, write_images
 
 # Hypothesis's limit of 200 ms an example says more about what else the machine does than about the code.
@@ -24,11 +26,12 @@ data_in_a_bucket trainer export host_reads compile"""
 """The longest files, which `make test` starts first, so that none of them is left over for one worker at the end."""
 
 
-gc.disable()  # as in entrypoint.py, until the tests' modules have imported what takes seconds
+_importing = contextlib.ExitStack()  # until the tests' modules have imported what takes seconds
+_importing.enter_context(quick_imports())
 
 
 def pytest_collection_finish():
-    gc.enable()
+    _importing.close()
 
 
 def pytest_collection_modifyitems(items):

@@ -4,8 +4,6 @@ A command has a process of its own, with the session, environment, signals, exit
 has. Only the imports, some eight CPU seconds, are shared.
 """
 
-import atexit
-import gc
 import importlib
 import json
 import os
@@ -15,15 +13,15 @@ import socket
 import sys
 from pathlib import Path
 
+from recipes.cli import quick_imports
+
 IMPORTED = ["recipes.run", "recipes.accuracy", "recipes.trained", "recipes.report.page", "recipes.find_lr.range_test"]
 
 
 def main():
-    gc.disable()  # as in entrypoint.py
-    for name in IMPORTED:
-        importlib.import_module(name)
-    gc.freeze()  # a collection in a command's process would copy what all of them share
-    gc.enable()
+    with quick_imports():  # which also keeps collections in a command's process from copying what all of them share
+        for name in IMPORTED:
+            importlib.import_module(name)
     requests = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the parents
     while True:
@@ -49,7 +47,6 @@ def main():
 def run(words, environment, streams):
     """What `python WORDS` does, from the environment and the standard streams on."""
     os.setsid()
-    atexit.register(gc.unfreeze)  # as in entrypoint.py
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)

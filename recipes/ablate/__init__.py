@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from algorithms.config import AlgorithmsConfig
 from data.errors import InputError
+from recipes.cli import quick_imports
 from recipes.config import RunConfig
 from recipes.load import load_config
 from recipes.resolved import config_digest, differing_keys
@@ -196,9 +197,10 @@ def _problems(configs: Sequence[RunConfig], processes: int) -> list[list[str]]:
     """The errors of each run's start, in the run's own words; all runs use the same images."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent, which waits for the answer, handles Ctrl-C
     os.environ["LOCAL_WORLD_SIZE"] = str(processes)
-    from recipes.preflight import prepare_run
-    from recipes.run import open_data
-    from recipes.trainer import build_algorithms
+    with quick_imports():
+        from recipes.preflight import prepare_run
+        from recipes.run import open_data
+        from recipes.trainer import build_algorithms
 
     data = lru_cache(lambda: open_data(configs[0]))  # lists a million files only once
     found: list[list[str]] = []

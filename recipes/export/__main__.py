@@ -14,7 +14,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.text import clean, escape
-from recipes.cli import add_checkpoint_arguments, command_parser, pixels, run_command, yaml_and_overrides
+from recipes.cli import add_checkpoint_arguments, command_parser, pixels, quick_imports, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.export import CARD, CLASSES, CONFIG, FILES, OURS, PREPROCESSING
 from recipes.load import load_config
@@ -83,9 +83,9 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
 
 
 def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
-    # Only now: importing torch and Composer takes seconds, and a wrong command line is refused before.
-    from recipes.export import hub, programs
-    from recipes.trained import labels, load_trained
+    with quick_imports():  # only now: it takes seconds, and a wrong command line is refused before
+        from recipes.export import hub, programs
+        from recipes.trained import labels, load_trained
 
     if given.push_to_hub is not None:
         hub.require_repository(given.push_to_hub)

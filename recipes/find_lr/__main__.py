@@ -17,7 +17,7 @@ import yaml
 from data.errors import InputError
 from data.files import replace_text
 from recipes import output
-from recipes.cli import command_parser, require_launched, run_command, yaml_and_overrides
+from recipes.cli import command_parser, quick_imports, require_launched, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.find_lr import CHOSEN, ENDS, METHODS, Curve, Ramp, Suggestion, still_falling, suggestions
 from recipes.load import load_config
@@ -182,10 +182,10 @@ def main() -> int:
     """Run the test, write the files and print what to paste; returns the exit status, 1 if there is no suggestion."""
     given = _parse_arguments()
     config = load_config(given.yaml, given.overrides)
-    # Only now: importing torch and Composer takes seconds, and the errors above need neither.
-    from recipes.find_lr.range_test import run_tests, trial_config
-    from recipes.trainer import device_name
-    from recipes.watch.summary import versions
+    with quick_imports():  # only now: it takes seconds, and the errors above need none of it
+        from recipes.find_lr.range_test import run_tests, trial_config
+        from recipes.trainer import device_name
+        from recipes.watch.summary import versions
 
     require_launched()
     devices, rank = (int(os.environ.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import InputError
 from data.files import is_remote, replace_text
 from recipes import output
-from recipes.cli import command_parser, hardware_of, run_command, stated, yamls_and_overrides
+from recipes.cli import command_parser, hardware_of, quick_imports, run_command, stated, yamls_and_overrides
 from recipes.config import RunConfig
 from recipes.load import load_config, load_table
 from recipes.output import ABSENT, COLORS, Content, Table, chart, duration, svg
@@ -136,7 +136,8 @@ def _compute(
     if given.memory:
         if sys.stderr.isatty():
             print("loading torch and Composer, building the network ...", file=sys.stderr)
-        from recipes.model import planned_network
+        with quick_imports():
+            from recipes.model import planned_network
 
         network = planned_network(config, classes)
     return make_plan(config, images, devices, hardware, name, machine, throughput, network), throughput
