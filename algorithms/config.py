@@ -7,19 +7,31 @@ Reading a config must stay fast: torch and Composer are imported only by the tec
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from algorithms import Fraction, PositiveFloat, PositiveFraction, PositiveInt, Technique
 from algorithms.composer_library import NOT_RESUMABLE, ComposerLibrary
 
 TOLERANCE = 1e-9  # shares of a run that differ by less than this count as equal; one batch is a larger share of any run
 
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
 TimeString = Annotated[str, Field(pattern=r"^([1-9][0-9]*(ba|ep)|(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)dur)$")]
 
 _TIMM_FORM = r"^rand(-(m[0-9]+|n[1-9][0-9]*|p(0?\.[0-9]+|1)|mstd[0-9.]*[0-9]|mmax[0-9]+|inc[01]))*$"
+
+
+class Technique(BaseModel):
+    """A technique's YAML line: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    not_resumable: ClassVar[str | None] = None
+    """Why an interrupted run cannot be resumed bit for bit with this technique; None: it can."""
 
 
 class BlurPoolConfig(Technique):

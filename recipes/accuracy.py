@@ -48,10 +48,15 @@ def measure(
     share = len(source) * len(settings) // processes
     with tqdm(total=share, unit="img", desc="evaluating", disable=rank != 0, leave=False) as bar:
         for size, crop in settings:
-            batch_size = at_size(config.eval.device_batch_size, size)
-            fast = loading(config.data, device_name(config.device))
-            place = {"rank": rank, "world_size": processes}
-            loader = eval_loader(source, size=size, crop_ratio=crop, device_batch_size=batch_size, **place, **fast)
+            loader = eval_loader(
+                source,
+                size=size,
+                crop_ratio=crop,
+                device_batch_size=at_size(config.eval.device_batch_size, size),
+                rank=rank,
+                world_size=processes,
+                **loading(config.data, device_name(config.device)),
+            )
             counts, loss = _count(logits_of, loader, outputs, flip, bar)
             if not sum(counts[0]):
                 raise DataError(f"{data}: none of its {len(source)} images can be decoded")

@@ -13,8 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, field_validator, model_validator
 
-from algorithms import Fraction, PositiveFloat, PositiveInt, Technique
-from algorithms.config import AlgorithmsConfig
+from algorithms.config import AlgorithmsConfig, Fraction, PositiveFloat, PositiveInt, Technique
 from data.config import AugmentConfig
 
 

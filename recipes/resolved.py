@@ -14,28 +14,36 @@ from recipes.load import RESOLVERS, TAG
 from recipes.schema import Schema, schema_of
 
 NO_EFFECT_ON_WEIGHTS = frozenset(
-    {"run_name", "runs_folder", "device", "device_memory_gb", "autoresume", "resume", "checkpoints", "loggers"}
-    | {"profile", "stop_on_nan"}
-    # The same images may have another path on another machine; the number of workers changes no image.
-    | {"data.path", "data.cache_folder", "data.cache_gb", "data.stage_first", "data.workers", "data.prefetch_factor"}
-    | {"data.max_bad_fraction", "data.timeout"}
-    # Whether weights that do not fit are refused; which ones were loaded does count.
-    | {"model.weights_strict"}
-    # Evaluation changes no weights. Its crop ratio is also that of the FixRes stage, so it does count.
-    | {"eval.sizes", "eval.interval", "eval.device_batch_size"}
+    """
+    run_name runs_folder device device_memory_gb autoresume resume checkpoints loggers profile stop_on_nan
+    data.path data.cache_folder data.cache_gb data.stage_first data.workers data.prefetch_factor data.timeout
+    data.max_bad_fraction model.weights_strict eval.sizes eval.interval eval.device_batch_size
+    """.split()
 )
-"""Keys and sections that may change when a run resumes: the trained weights do not depend on them."""
+"""Keys and sections that may change when a run resumes: the trained weights do not depend on them.
+
+The same images may have another path on another machine. The crop ratio of the evaluation does count, because it is
+that of the FixRes stage too; and which weights were loaded does, unlike whether others would have been refused.
+"""
 
 ADDED_LATER: dict[str, Any] = {
-    **{"model.weights": None, "model.weights_strict": True, "model.weights_sha256": None},
-    **{"cudnn_benchmark": False, "loss.mean_over_classes": False, "loss.target_threshold": None},
-    **{"scheduler.first_lr_ratio": 0.0, "scheduler.overlap": False, "data.augment.repeats": 1},
+    "model.weights": None,
+    "model.weights_strict": True,
+    "model.weights_sha256": None,
+    "cudnn_benchmark": False,
+    "loss.mean_over_classes": False,
+    "loss.target_threshold": None,
+    "scheduler.first_lr_ratio": 0.0,
+    "scheduler.overlap": False,
+    "data.augment.repeats": 1,
 }
 """Keys that were added later, with the value at which a run is as before: checkpoints from before stay valid."""
 
 _COUNTED_WHEN_OFF = frozenset(
-    {"blurpool", "squeeze_excite", "stochastic_depth", "channels_last", "randaugment", "augmix", "colout", "fixres"}
-    | {"progressive_resizing", "mixup", "cutmix", "label_smoothing", "gradient_clipping", "ema", "swa", "sam"}
+    """
+    blurpool squeeze_excite stochastic_depth channels_last randaugment augmix colout progressive_resizing fixres mixup
+    cutmix label_smoothing gradient_clipping ema swa sam
+    """.split()
 )
 """The first techniques, which stand in a digest even if they are off. Later ones do not, and are not added here."""
 

@@ -21,11 +21,13 @@ from numpy.typing import NDArray
 # The files of a run's folder.
 CONFIG, LOG, SUMMARY, METRICS = "config.yaml", "log.txt", "summary.json", "metrics.jsonl"
 PREDICTIONS = "predictions.npz"
-COLUMNS = (
-    *("batch", "epoch", "samples", "wall_seconds"),
-    *("train/loss", "train/lr", "train/momentum", "train/image_size", "train/batch_size"),
-    *("train/images_per_second", "train/loader_wait_fraction"),
-    *(f"time/{phase}_seconds" for phase in ("train", "loader_wait", "evaluation", "checkpointing")),
+COLUMNS = tuple(
+    """
+    batch epoch samples wall_seconds
+    train/loss train/lr train/momentum train/image_size train/batch_size
+    train/images_per_second train/loader_wait_fraction
+    time/train_seconds time/loader_wait_seconds time/evaluation_seconds time/checkpointing_seconds
+    """.split()
 )
 """Columns of every table of metrics; each evaluated size adds `eval/SIZE/top1`, `top5` and `loss`."""
 _EVALUATED = re.compile(r"eval/(\d{1,9})/(top1|top5|loss)")

@@ -121,15 +121,17 @@ def make_plan(
     """
     recipe = load_config(path, overrides)
     names = techniques(recipe.algorithms)
-    errors = {
-        f"{path}: algorithms: no technique is on, so there is nothing to compare": not names,
-        "seed: an ablation takes its seeds from --seeds": any(word.startswith("seed=") for word in overrides),
-        "resume: the runs of an ablation start from scratch; allowed: null": recipe.resume is not None,
-        "checkpoints.folder: each run needs a folder of its own; write {run_name} in it": "{run_name}"
-        not in recipe.checkpoints.folder,
-    }
-    if any(errors.values()):
-        raise InputError(*(line for line, wrong in errors.items() if wrong))
+    lines = []
+    if not names:
+        lines.append(f"{path}: algorithms: no technique is on, so there is nothing to compare")
+    if any(word.startswith("seed=") for word in overrides):
+        lines.append("seed: an ablation takes its seeds from --seeds")
+    if recipe.resume is not None:
+        lines.append("resume: the runs of an ablation start from scratch; allowed: null")
+    if "{run_name}" not in recipe.checkpoints.folder:
+        lines.append("checkpoints.folder: each run needs a folder of its own; write {run_name} in it")
+    if lines:
+        raise InputError(*lines)
     folder, variants = Path(recipe.runs_folder) / f"{recipe.run_name}-ablate", choose_variants(names, only)
     runs: list[PlannedRun] = []
     wrong: list[tuple[str, Sequence[str]]] = []

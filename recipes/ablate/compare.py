@@ -21,12 +21,14 @@ from recipes.results import Evaluation, Results, first_reached, mean_curve, shor
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-CSV_FIELDS = (
-    *("variant", "techniques_on", "n", "failed", "not_run"),
-    *("top1", "top1_std", "top1_min", "top1_max", "top1_minus_baseline"),
-    *("wall_seconds", "wall_seconds_std", "wall_seconds_over_baseline"),
-    *("images_per_second", "images_per_second_std", "images_per_second_over_baseline"),
-    *("target_top1", "seconds_to_target", "epochs_to_target", "seconds_to_target_over_baseline", "on_pareto_front"),
+CSV_FIELDS = tuple(
+    """
+    variant techniques_on n failed not_run
+    top1 top1_std top1_min top1_max top1_minus_baseline
+    wall_seconds wall_seconds_std wall_seconds_over_baseline
+    images_per_second images_per_second_std images_per_second_over_baseline
+    target_top1 seconds_to_target epochs_to_target seconds_to_target_over_baseline on_pareto_front
+    """.split()
 )
 EFFECTS, ACCURACY = "What each technique adds", "Accuracy: top-1"
 
@@ -111,13 +113,17 @@ def compare(
         curve = mean_curve([run.evaluations(size) for run in done])
         reached = (target is not None and first_reached(curve, target - 1e-9)) or Evaluation(math.nan, math.nan, 0.0)
         figures: dict[str, float] = {
-            **{"n": len(done), "failed": len(others) - others.count(None), "not_run": others.count(None)},
-            **{name: _mean(found) for name, found in values.items()},
-            **{f"{name}_std": _std(found) for name, found in values.items()},
-            **{"top1_min": min(values["top1"], default=math.nan), "top1_max": max(values["top1"], default=math.nan)},
+            "n": len(done),
+            "failed": len(others) - others.count(None),
+            "not_run": others.count(None),
+            "top1_min": min(values["top1"], default=math.nan),
+            "top1_max": max(values["top1"], default=math.nan),
             "target_top1": math.nan if target is None else target,
-            **{"seconds_to_target": reached.wall_seconds, "epochs_to_target": reached.epoch},
+            "seconds_to_target": reached.wall_seconds,
+            "epochs_to_target": reached.epoch,
         }
+        for name, found in values.items():
+            figures[name], figures[f"{name}_std"] = _mean(found), _std(found)
         rows.append(Row(variant, values, figures, curve))
     base = next(row.figures for row in rows if not row.variant.on)
     front = pareto([(row.figures["wall_seconds"], row.figures["top1"]) for row in rows if row.values["top1"]])

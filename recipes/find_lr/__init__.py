@@ -125,7 +125,7 @@ def valley(lrs: Values, losses: Values) -> float | None:
     return float(lrs[max(end - int(lengths[end]) + int(third) + int(third / 2), 0)]) if lengths[end] > 1 else None
 
 
-def lowest(lrs: Values, losses: Values) -> float | None:
+def minimum(lrs: Values, losses: Values) -> float | None:
     """The rate of the lowest smoothed loss; None if that is the first point, so that nothing was learnt.
 
     Smith 2017, section 3.3: the highest rate of a cyclical schedule is that at which learning "slows, becomes ragged,
@@ -133,6 +133,12 @@ def lowest(lrs: Values, losses: Values) -> float | None:
     """
     index = int(losses.argmin())
     return float(lrs[index]) if index else None
+
+
+def tenth_of_minimum(lrs: Values, losses: Values) -> float | None:
+    """What fastai calls `minimum`."""
+    rate = minimum(lrs, losses)
+    return None if rate is None else rate / 10
 
 
 def window(lrs: Values, losses: Values) -> float | None:
@@ -153,9 +159,9 @@ def window(lrs: Values, losses: Values) -> float | None:
 METHODS: dict[str, Callable[[Values, Values], float | None]] = {
     "steepest": steepest,
     "valley": valley,
-    "minimum/10": lambda lrs, losses: (rate := lowest(lrs, losses)) and rate / 10,  # fastai's `minimum`
+    "minimum/10": tenth_of_minimum,
     "sliding window": window,
-    "minimum": lowest,
+    "minimum": minimum,
 }
 CHOSEN = "minimum"
 """The method whose rate is proposed as the highest rate of the schedule.

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from pydantic import Field
 
-from algorithms import PositiveFloat, PositiveInt
+from algorithms.config import PositiveFloat, PositiveInt
 from data.config import EpochPlan
 from data.errors import InputError
 from data.text import first_line

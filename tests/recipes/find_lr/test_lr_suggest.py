@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from recipes.find_lr import CHOSEN, FEWEST, METHODS, Ramp, curve_of, end_of, lowest, smooth, suggestions
+from recipes.find_lr import CHOSEN, FEWEST, METHODS, Ramp, curve_of, end_of, minimum, smooth, suggestions
 
 RAMP = Ramp(start_lr=1e-4, end_lr=10.0, steps=101, smoothing=0.9, divergence=4.0)
 ANY = st.lists(st.floats(0.01, 100), min_size=1, max_size=60)
@@ -110,7 +110,7 @@ def test_the_window_is_fastais_slide_with_its_threshold_as_a_share_of_the_height
 def test_minimum_is_a_tenth_of_the_rate_with_the_lowest_loss(losses):
     lrs = rates(losses)
     index = min(range(len(losses)), key=lambda index: losses[index])
-    assert lowest(lrs, losses) == (lrs[index] if index else None)
+    assert minimum(lrs, losses) == (lrs[index] if index else None)
     assert METHODS["minimum/10"](lrs, losses) == (lrs[index] / 10 if index else None)
 
 
