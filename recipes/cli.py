@@ -205,7 +205,7 @@ def quick_imports() -> Iterator[None]:
         yield
     finally:
         if hidden:
-            del sys.modules["wandb"]
+            sys.modules.pop("wandb", None)
         gc.freeze()
         gc.enable()
         atexit.register(gc.unfreeze)  # else extensions made with nanobind report at the exit that their objects leaked

@@ -34,6 +34,9 @@ def pytest_collection_finish():
     _importing.close()
 
 
+pytest_unconfigure = pytest_collection_finish  # the process that only distributes the tests collects none
+
+
 def pytest_collection_modifyitems(items):
     order = {f"test_{name}": place for place, name in enumerate(SLOW.split())}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
