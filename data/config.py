@@ -28,10 +28,10 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Spread = Annotated[float, Field(ge=0)]
-_Share = Annotated[float, Field(gt=0, le=1)]
-_Positive = Annotated[float, Field(gt=0)]
-AreaRange = Annotated[tuple[_Share, _Share], AfterValidator(_ordered)]
-PositiveRange = Annotated[tuple[_Positive, _Positive], AfterValidator(_ordered)]
+_PositiveFraction = Annotated[float, Field(gt=0, le=1)]
+_PositiveFloat = Annotated[float, Field(gt=0)]
+AreaRange = Annotated[tuple[_PositiveFraction, _PositiveFraction], AfterValidator(_ordered)]
+PositiveRange = Annotated[tuple[_PositiveFloat, _PositiveFloat], AfterValidator(_ordered)]
 
 
 class _Part(BaseModel):

@@ -63,18 +63,18 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
         except InputError as error:
             errors += error.lines
     data: Any = {}
-    places: dict[KeyPath, str] = {(): str(path)}
+    written_at: dict[KeyPath, str] = {(): str(path)}
     for layer in layers:
         data = _merge(data, layer.value, schema)
-        places |= layer.places
+        written_at |= layer.written_at
         errors += layer.errors
-    return _validate(RunConfig, data, places, errors)
+    return _validate(RunConfig, data, written_at, errors)
 
 
 def load_table(path: Path, table: type[Table]) -> Table:
     """Read and check a YAML file that is not a run's config; InputError: every error, as in `load_config`."""
     document = read_document(path, schema_of(table))
-    return _validate(table, document.value, {(): str(path)} | document.places, document.errors)
+    return _validate(table, document.value, {(): str(path)} | document.written_at, document.errors)
 
 
 def _read_files(path: Path, schema: Schema) -> list[Document]:
@@ -82,7 +82,7 @@ def _read_files(path: Path, schema: Schema) -> list[Document]:
     top = read_document(path, schema)
     if "base" not in top.value:
         return [top]
-    base, here = top.value.pop("base"), f"{top.places['base',]}: base: "
+    base, here = top.value.pop("base"), f"{top.written_at['base',]}: base: "
     if not isinstance(base, str):
         raise InputError(f"{here}got {show(base)}; allowed: a YAML file, its path from this one's folder")
     try:
@@ -90,7 +90,7 @@ def _read_files(path: Path, schema: Schema) -> list[Document]:
     except InputError as error:
         raise InputError(*(here + line for line in error.lines)) from None
     if "base" in below.value:
-        raise InputError(f"{below.places['base',]}: base: the base of {path} must not have a base of its own")
+        raise InputError(f"{below.written_at['base',]}: base: the base of {path} must not have a base of its own")
     return [below, top]
 
 
@@ -110,7 +110,7 @@ def _read_override(text: str, schema: Schema) -> Document:
     document.read(yaml.ScalarNode(TAG + "str", value) if plain else value, target, path)
     for end in range(len(path), 0, -1):
         document.value = {path[end - 1]: document.value}
-        document.places[path[:end]] = where
+        document.written_at[path[:end]] = where
     return document
 
 
@@ -145,7 +145,7 @@ class Document:
     def __init__(self, source: str, numbered: bool = True) -> None:
         self.source, self.numbered = source, numbered
         self.value: Any = None
-        self.places: dict[KeyPath, str] = {}  # where each key was written: `FILE:LINE`, or the command-line argument
+        self.written_at: dict[KeyPath, str] = {}  # `FILE:LINE` of each key, or the command-line argument
         self.errors: list[str] = []  # empty sections
         self._count = 0
 
@@ -208,7 +208,7 @@ class Document:
                 raise self._refused(key_node, at, f"given twice{first}")
             lines[key] = key_node.start_mark.line + 1
             own[key] = self._value(value_node, schema.child(key), at, depth + 1)
-            self.places[at] = self._where(key_node.start_mark)
+            self.written_at[at] = self._where(key_node.start_mark)
         return {**merged, **own}
 
     def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
@@ -266,7 +266,7 @@ def read_document(path: Path, schema: Schema = ANY) -> Document:
     return document
 
 
-def _validate(model: type[Table], data: Any, places: Mapping[KeyPath, str], errors: Sequence[str]) -> Table:
+def _validate(model: type[Table], data: Any, written_at: Mapping[KeyPath, str], errors: Sequence[str]) -> Table:
     """The checked config; else InputError with `errors` and all that is wrong with the values.
 
     pydantic checks the rules between fields only once every field is valid. To report their errors too, each value that
@@ -291,7 +291,7 @@ def _validate(model: type[Table], data: Any, places: Mapping[KeyPath, str], erro
             break
     lines = list(errors)
     for path, line in wrong:
-        place = next(places[path[:end]] for end in range(len(path), -1, -1) if path[:end] in places)
+        place = next(written_at[path[:end]] for end in range(len(path), -1, -1) if path[:end] in written_at)
         lines.append(f"{place}: {'.'.join(path) + ': ' if path else ''}{line}")
     if lines:
         raise InputError(*lines)
@@ -365,5 +365,5 @@ def _nearest_key(path: KeyPath, section: Schema, root: Schema) -> str:
 
 def _nearest_file(path: Path) -> str:
     """For a YAML file: one in that folder, in `./yamls/` or in this project's `yamls/`."""
-    places = (YAMLS, Path("yamls"), path.parent)
-    return did_you_mean(path.stem, {file.stem: str(file) for place in places for file in sorted(place.glob("*.y*ml"))})
+    files = [file for folder in (YAMLS, Path("yamls"), path.parent) for file in sorted(folder.glob("*.y*ml"))]
+    return did_you_mean(path.stem, {file.stem: str(file) for file in files})

@@ -28,7 +28,7 @@ from recipes.resolved import NO_EFFECT_ON_WEIGHTS
 from recipes.schedule import image_size
 from recipes.trained import Trained
 
-PLACES = {"device": "hardware", "cpu": "processor", "memory": "memory", "commit": "commit of the recipe"}
+HARDWARE = {"device": "hardware", "cpu": "processor", "memory": "memory", "commit": "commit of the recipe"}
 """The entries of summary.json's `versions` that are no packages, and their names here."""
 
 
@@ -84,8 +84,8 @@ def card(
         file=Path(trained.location).name,
         parameters=f"{sum(one.numel() for one in trained.network.parameters()):,}",
         shape=shape,
-        places={label: versions[name] for name, label in PLACES.items() if name in versions},
-        packages=", ".join(f"{name} {version}" for name, version in versions.items() if name not in PLACES),
+        hardware={label: versions[name] for name, label in HARDWARE.items() if name in versions},
+        packages=", ".join(f"{name} {version}" for name, version in versions.items() if name not in HARDWARE),
         torch=torch.__version__,
         accuracies=accuracies,
         stages=_stages(trained.manifest, config) if trained.manifest else "",

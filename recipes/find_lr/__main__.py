@@ -65,7 +65,8 @@ def _parse_arguments() -> argparse.Namespace:
                 raise argparse.ArgumentTypeError(f"{text!r} is not {what} from {low:g} to {high:g}")
             return value
 
-        parser.add_argument(name, type=read, default=default, metavar="N" if kind is int else "X", help=text)
+        shown = "PX" if name == "--size" else "N" if kind is int else "X"
+        parser.add_argument(name, type=read, default=default, metavar=shown, help=text)
 
     option("--runs", int, 1, 100, 3, "number of runs, with consecutive seeds from the config's (default: 3)")
     option("--steps", int, 20, 10_000, 100, "steps of each run (default: 100)")
