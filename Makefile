@@ -34,7 +34,7 @@ demo: install
 
 # On two cores: a third of the tests' time is waiting for other processes.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

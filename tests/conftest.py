@@ -21,9 +21,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("no deadline")
 
-SLOW = """notebooks two_nodes hangs kill_resume ablate_runs handwritten_loop processes yamls store_faults output
-data_in_a_bucket trainer export host_reads compile"""
-"""The longest files, which `make test` starts first, so that none of them is left over for one worker at the end."""
+SLOW = """notebooks trained two_nodes hangs kill_resume ablate_runs handwritten_loop processes yamls store_faults output
+data_in_a_bucket trainer host_reads compile"""
+"""What takes longest, which `make test` starts first, so that none of it is left over for one worker at the end."""
 
 
 _importing = contextlib.ExitStack()  # until the tests' modules have imported what takes seconds
@@ -38,8 +38,16 @@ pytest_unconfigure = pytest_collection_finish  # the process that only distribut
 
 
 def pytest_collection_modifyitems(items):
-    order = {f"test_{name}": place for place, name in enumerate(SLOW.split())}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+    order = {name: place for place, name in enumerate(SLOW.split())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: order.get(group_of(item), len(order)))
+
+
+def group_of(item):
+    """What one worker runs: a file, or the folder whose files look at the same trained run."""
+    folder = item.path.parent.name
+    return folder if folder == "trained" else item.path.stem.removeprefix("test_")
 
 
 @pytest.fixture(scope="session")
