@@ -3,7 +3,8 @@
     python -m data.prepare SRC DST [--format mds|raw|folder] [--train-sizes 160 256 384] [--val-sizes original]
 
 SRC: an ImageFolder (ImageNet-Mini, ...) local or s3://, Kaggle's ImageNet tree, or the ILSVRC2012 tar files with their
-devkit. DST: a folder or s3://. After an interruption, the same command continues.
+devkit, which are unpacked into SRC/train and SRC/val first. DST: a folder or s3://. After an interruption, the same
+command continues.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from data.decode import BadImage, Picture
 from data.errors import DataError, exit_status
 from data.files import is_remote, named, open_store, read_path, renew_credentials, write_path
-from data.origins import open_origin
+from data.origins import open_origin, unpack_tars
 from data.parts import Settings, Task, encode, write_and_check
 from data.shards import FORMAT, MANIFEST, ORIGINAL, short_side
 from data.source import Source
@@ -41,9 +42,12 @@ _SAMPLED = 64  # images of a split from which the size of the result is estimate
 def prepare(source: str, target: str, settings: Settings, workers: int, report: Callable[[str], None]) -> bool:
     """Prepare the dataset at `source` (see `open_origin`); return whether everything written reads back correctly.
 
-    The target must be empty, or left by an interrupted call with the same arguments. `report` is called with each line
-    for the user. Raises DataError if the source cannot be read or the target cannot be written.
+    Tar files are unpacked first (see `unpack_tars`). The target must be empty, or left by an interrupted call with the
+    same arguments. `report` is called with each line for the user. Raises DataError if the source cannot be read or the
+    target cannot be written.
     """
+    if not is_remote(source):
+        unpack_tars(Path(source), report)
     splits = open_origin(source)
     tasks = {name: Task(name, split, target, settings) for name, split in splits.items()}
     report(_require_space(list(tasks.values())))
