@@ -199,8 +199,8 @@ def _require_files_and_space(folder: Path, splits: Sequence[str]) -> str:
     targets = " and ".join(f"{folder}/{split}" for split in splits)
     if free < needed:
         raise DataError(
-            f"{folder}: the tar files are unpacked into {targets}, which takes {needed / 1e9:.3f} GB, but only "
-            f"{free / 1e9:.3f} GB are free there; to use another disk, make a folder on it with links to the files"
+            f"{folder}: unpacking the tar files takes {needed / 1e9:.3f} GB there, but {free / 1e9:.3f} GB are free; "
+            "to use another disk, make a folder on it with links to the files"
         )
     return f"unpacking the tar files into {targets}, {needed / 1e9:.3f} GB"
 

@@ -24,15 +24,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.command import Parser, add_workers_argument, run_main
 from data.decode import BadImage, Picture
-from data.errors import DataError, exit_status
+from data.errors import DataError
 from data.files import is_remote, named, open_store, read_path, renew_credentials, write_path
 from data.origins import open_origin, unpack_tars
 from data.parts import Settings, Task, encode, write_and_check
 from data.shards import FORMAT, MANIFEST, ORIGINAL, short_side
 from data.source import Source
-from data.text import guard
-from data.workers import add_workers_argument, each_part
+from data.workers import each_part
 
 _SETTINGS = "settings.json"
 _PRELOAD = ("data.origins", "data.parts", "streaming.base.format.mds.writer")
@@ -183,8 +183,8 @@ def _size(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 if something does not read back correctly, 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=(__doc__ or "").split("\n\n")[0])
+    """The command line; returns the exit status, 1 if something does not read back correctly, or raises InputError."""
+    parser = Parser("python -m data.prepare", (__doc__ or "").split("\n\n")[0])
     parser.add_argument("source", metavar="SRC", help="the dataset: a folder, or s3://BUCKET/PREFIX")
     parser.add_argument("target", metavar="DST", help="the target: a new folder, or s3://BUCKET/PREFIX")
     what = "shards of JPEGs (default), shards of raw pixels, or an ImageFolder of JPEGs per size"
@@ -207,9 +207,8 @@ def main(arguments: list[str] | None = None) -> int:
         val = train  # each resolution is a whole dataset
     # Raw pixels take ten times the memory and the space: 13 MB a shard at 160 px, 33 MB at 256 px.
     settings = Settings(options.format, train, val, options.quality, 128 if options.format == "raw" else 512)
-    return exit_status(lambda: not prepare(options.source, options.target, settings, options.workers, print))
+    return int(not prepare(options.source, options.target, settings, options.workers, print))
 
 
 if __name__ == "__main__":
-    guard()
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -196,7 +196,7 @@ def test_a_second_process_waits_until_all_is_unpacked(ilsvrc, jpegs, monkeypatch
 def test_a_disk_without_the_space_is_refused_before_anything_is_written(ilsvrc, monkeypatch):
     size = sum((ilsvrc / file).stat().st_size for file in TARS.values())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, size))
-    with pytest.raises(DataError, match=r"which takes 0.000 GB, but only 0.000 GB are free there"):
+    with pytest.raises(DataError, match=r"takes 0.000 GB there, but 0.000 GB are free"):
         unpack_tars(ilsvrc, print)
     assert names_in(ilsvrc) == sorted(TARS.values())
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data import prepare as module
 from data import verify
+from data.command import run_main
 from data.errors import DataError, WorkerKilledError
 from data.open import open_split_pair
 from data.parts import Settings, Task, check_part
@@ -138,9 +139,9 @@ def test_what_does_not_read_back_is_named_and_written_again(tmp_path, dataset, p
 
 def test_a_place_that_holds_something_else_is_refused(tmp_path, dataset, capsys):
     (tmp_path / "mine.txt").write_text("precious")
-    assert main([str(dataset), str(tmp_path)]) == 2
+    assert run_main(lambda: main([str(dataset), str(tmp_path)])) == 2
     assert "holds something else" in capsys.readouterr().err
-    assert main([str(tmp_path / "absent"), str(tmp_path / "new")]) == 2
+    assert run_main(lambda: main([str(tmp_path / "absent"), str(tmp_path / "new")])) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -162,7 +163,7 @@ def test_the_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "_faults", kill)
     monkeypatch.setattr(module, "write_and_check", kill)
     for command in (lambda: verify.main([words[0], "--workers", "2"]), lambda: main(words)):
-        assert command() == 1
+        assert run_main(command) == 1
         said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "img" not in line and line]
         assert said == [str(WorkerKilledError())]
     monkeypatch.undo()
