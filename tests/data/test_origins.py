@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 from torchvision.datasets import ImageNet, imagenet
 
+from data.command import run_main
 from data.errors import DataError
 from data.imagefolder import list_images
 from data.origins import Files, images_in_keys, open_origin, unpack_tars
@@ -131,8 +132,13 @@ def test_a_folder_without_tars_is_left_as_it_is(tmp_path):
 
 
 def test_prepare_unpacks_first(ilsvrc, jpegs, tmp_path_factory, capsys):
-    target = tmp_path_factory.mktemp("target") / "set"
-    assert main([str(ilsvrc), str(target), "--train-sizes", "16", "--workers", "1"]) == 0
+    """But nothing before it knows that it can write the target."""
+    target = tmp_path_factory.mktemp("target")
+    (target / "mine.txt").touch()
+    assert run_main(lambda: main([str(ilsvrc), str(target)])) == 2
+    assert names_in(ilsvrc) == sorted(TARS.values())
+    assert "holds something else" in capsys.readouterr().err
+    assert main([str(ilsvrc), str(target / "set"), "--train-sizes", "16", "--workers", "1"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["unpacking", "expected:"]
     assert "train: 4 images, 0 left out" in lines
