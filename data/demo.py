@@ -8,15 +8,14 @@ DIR/train/0..9 (1,500) and DIR/val/0..9 (297).
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 import cv2
 
-from data.errors import DataError, exit_status
-from data.text import guard
+from data.command import Parser, run_main
+from data.errors import DataError
 
 _VAL_SAMPLES = 297
 _MARK = "digits.txt"
@@ -66,19 +65,16 @@ def _write(folder: Path, size: int) -> None:
             partial.replace(folder)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    about = "Write scikit-learn's handwritten digits as JPEGs in train/ and val/."
-    parser = argparse.ArgumentParser(prog="python -m data.demo", description=about)
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; raises InputError."""
+    parser = Parser("python -m data.demo", "Write scikit-learn's handwritten digits as JPEGs in train/ and val/.")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write; left alone if already complete")
     parser.add_argument("--size", type=int, default=32, help="side of the images in pixels (default: %(default)s)")
     options = parser.parse_args(arguments)
     if not 8 <= options.size <= 1024:
         parser.error(f"--size: got {options.size}; allowed: 8 to 1024")
-    counts = "1,500 for training, 297 for validation"
-    return exit_status(lambda: print(f"digits in {write_digits(options.folder, options.size)}: {counts}"))
+    print(f"digits in {write_digits(options.folder, options.size)}: 1,500 for training, 297 for validation")
 
 
 if __name__ == "__main__":
-    guard()
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

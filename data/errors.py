@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-
 from data.text import escape
 
 
@@ -39,15 +36,3 @@ class WorkerKilledError(Exception):
             "a worker process was killed, probably because memory ran out; run the same command again, with fewer "
             "--workers to use less memory"
         )
-
-
-def exit_status(work: Callable[[], int | None]) -> int:
-    """The exit status of a command: that of its work (None: 0), 2 for wrong input, 1 if it was stopped from outside."""
-    try:
-        return work() or 0
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (WorkerKilledError, KeyboardInterrupt) as error:
-        print(str(error) or "interrupted; run the same command again to continue", file=sys.stderr)
-        return 1

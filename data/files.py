@@ -1,6 +1,6 @@
 """Safe access to files on this machine and in buckets: no open blocks, and no name leads outside its folder.
 
-Names from a manifest, an index, an archive or a bucket's listing are one path component each, or refused.
+Names from a manifest, an index or a bucket's listing are one path component each, or refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.E
 
 
 def is_file_name(name: str, errors: str = "surrogateescape") -> bool:
-    """Whether a name from a disk or an archive, which need not be UTF-8, is one path component."""
+    """Whether a name from a disk, which need not be UTF-8, is one path component."""
     if name in (".", "..") or "/" in name or "\0" in name:
         return False
     try:

@@ -8,7 +8,6 @@ The archives' SHA-256 are those that FastAI.jl pins in its list of datasets.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import socket
 import tempfile
@@ -16,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from data.errors import DataError, exit_status
-from data.text import guard
+from data.command import Parser, run_main
+from data.errors import DataError
 
 _MIRROR = "https://s3.amazonaws.com/fast-ai-imageclas"
 _ARCHIVES = {
@@ -50,16 +49,15 @@ def download(folder: Path, size: str) -> Path:
     return folder
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser("python -m data.imagenette", description="Download Imagenette (320 px: 342 MB).")
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; raises InputError."""
+    parser = Parser("python -m data.imagenette", "Download Imagenette (320 px: 342 MB).")
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder to write; left alone if already complete")
     parser.add_argument("--size", choices=list(_ARCHIVES), default="320", help="short side (default: %(default)s px)")
     options = parser.parse_args(arguments)
-    return exit_status(lambda: print(f"Imagenette in {download(options.folder, options.size)}"))
+    print(f"Imagenette in {download(options.folder, options.size)}")
 
 
 if __name__ == "__main__":
-    guard()
     socket.setdefaulttimeout(60)  # torch.hub sets none
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -1,40 +1,39 @@
 """Datasets in their original layouts, as sources for data.prepare.
 
 An ImageFolder (ImageNet-Mini, Imagenette, your own), local or in a bucket; the tree of the Kaggle competition "ImageNet
-Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, read without unpacking.
+Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, which `unpack_tars` makes an ImageFolder.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
+import fcntl
 import io
 import logging
 import os
-import tarfile
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from data.decode import MAX_BYTES, BadImage, Fault
 from data.errors import DataError
-from data.files import is_file_name, is_remote, named, open_regular, open_store, read_regular, relative_path
+from data.files import is_file_name, is_remote, named, open_store, read_regular, relative_path
 from data.imagefolder import EXTENSIONS, ImageFolder, check_classes, open_folders, read_image
 from data.source import Source
-from data.text import escape
+from data.text import escape, first_line
 
 log = logging.getLogger(__name__)
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-_META, _TRUTH = "meta.mat", "ILSVRC2012_validation_ground_truth.txt"
+_ARCHIVES = {"val": (_DEVKIT, _VAL_TAR), "train": (_TRAIN_TAR,)}  # what each split is unpacked from
+_UNPACKING = ".unpacking"  # the folder, beside the tar files, of splits that are not complete
+_SPACE = 1.02  # bytes needed per byte of tar files, because files end at blocks
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
 _COLUMNS = ("ImageId", "PredictionString")
-_LARGEST_TABLE = 2**26  # limit in bytes of the table, and of the unpacked devkit: many times their actual sizes
-
-_Member = tuple[str, int, int]  # name, offset and length of a file in a tar file
+_LARGEST_TABLE = 2**26  # limit in bytes of the table: many times its actual size
 
 
 class Files(Source):
@@ -58,23 +57,6 @@ class Files(Source):
         return escape(f"{self.path}/{self._files[index]}")
 
 
-class TarMembers(Files):
-    """Files inside a tar file, read without unpacking."""
-
-    def __init__(self, path: str, members: Sequence[_Member], of_class: Sequence[str], classes: Sequence[str]) -> None:
-        super().__init__(path, [name for name, _, _ in members], of_class, classes)
-        self._places = np.array([place for _, *place in members], dtype=np.int64).reshape(-1, 2)
-
-    def read(self, index: int) -> bytes:
-        """The member's bytes; raises OSError or BadImage."""
-        offset, length = self._places[index].tolist()
-        if length > MAX_BYTES:
-            raise BadImage(Fault.TOO_MANY_BYTES)
-        with os.fdopen(open_regular(self.path), "rb") as file:
-            file.seek(offset)
-            return file.read(length)
-
-
 def open_origin(path: str) -> dict[str, Source]:
     """Open the splits `train` and `val` of any known layout in a folder, or of an ImageFolder in a bucket.
 
@@ -85,8 +67,6 @@ def open_origin(path: str) -> dict[str, Source]:
     folder = Path(path)
     if not folder.is_dir():
         raise DataError(f"{path}: no such folder")
-    if (folder / _TRAIN_TAR).is_file() or (folder / _VAL_TAR).is_file():
-        return _ilsvrc_tars(folder)
     if (folder / _SOLUTION).is_file():
         return _kaggle(folder)
     inner = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
@@ -159,15 +139,9 @@ def _solution(path: Path) -> dict[str, str]:
     with named(str(path)):
         data = read_regular(path, _LARGEST_TABLE)
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        first, _, rest = text.partition("\n")
-        if first.strip('"').startswith("sep="):  # Excel's line for itself
-            text, (first, _, _) = rest, rest.partition("\n")
-        # Spreadsheets separate by semicolons where the comma is the decimal sign.
-        separator = next((sign for sign in ";\t" if sign in first), ",")
-        rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         if not set(_COLUMNS) <= set(rows.fieldnames or ()):
-            raise DataError(f"{path}: expected the columns {' and '.join(_COLUMNS)}")
+            raise DataError(f"{path}: expected the columns {' and '.join(_COLUMNS)}, separated by commas")
         for row in rows:
             image, classes = ((row[name] or "").strip() for name in _COLUMNS)
             place = f"{path}:{rows.line_num}: {image or 'a row'}"
@@ -179,80 +153,73 @@ def _solution(path: Path) -> dict[str, str]:
                 raise DataError(f"{place} occurs twice")
             found[image] = classes.split()[0]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from error
+        raise DataError(f"{path}: cannot be read as a table in UTF-8: {error}") from error
     if not found:
         raise DataError(f"{path}: lists no image")
     return found
 
 
-def _ilsvrc_tars(folder: Path) -> dict[str, Source]:
-    """The tar files of image-net.org: one that contains a tar file per class, and one with the validation images."""
-    for file in (_TRAIN_TAR, _VAL_TAR, _DEVKIT):
-        if not (folder / file).is_file():
-            raise DataError(f"{folder / file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
-    classes: list[str] = []
-    members: list[_Member] = []
-    of_class: list[str] = []
-    for name, offset, size in sorted(_members(folder / _TRAIN_TAR)):
-        classes.append(escape(Path(name).stem))
-        inner = sorted(_members(folder / _TRAIN_TAR, offset, size))
-        members += [(f"{classes[-1]}/{image}", at, length) for image, at, length in inner]
-        of_class += [classes[-1]] * len(inner)
-    val = sorted(_members(folder / _VAL_TAR))
-    wnids = _val_classes(folder / _DEVKIT)
-    if len(wnids) != len(val):
-        raise DataError(f"{folder / _VAL_TAR}: {len(val)} images, but the devkit has {len(wnids)} labels")
-    if unknown := sorted(set(wnids) - set(classes)):
-        raise DataError(f"{folder / _TRAIN_TAR}: lacks class {unknown[0]}, which the devkit has")
-    return {
-        "train": TarMembers(str(folder / _TRAIN_TAR), members, of_class, classes),
-        "val": TarMembers(str(folder / _VAL_TAR), val, wnids, classes),
-    }
+def unpack_tars(folder: Path, report: Callable[[str], None]) -> None:
+    """Unpack the ILSVRC2012 tar files of image-net.org, if the folder has them, into FOLDER/train and FOLDER/val.
+
+    A split that exists is left alone. Each gets its name when it is complete; after an interruption, the next call
+    starts that split again. `report` is called with a line before it begins. Raises DataError if a file is missing,
+    damaged or not the original one, or the disk has too little space.
+    """
+    if not any((folder / file).is_file() for file in (_TRAIN_TAR, _VAL_TAR)) or not _absent(folder):
+        return
+    scratch = folder / _UNPACKING
+    with named(str(folder)):
+        scratch.mkdir(exist_ok=True)
+        with (scratch / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second waits, and has nothing left to do
+            try:
+                for split in _ARCHIVES:
+                    shutil.rmtree(scratch / split, ignore_errors=True)  # of a process that was killed
+                splits = _absent(folder)
+                if splits:
+                    report(_require_files_and_space(folder, splits))
+                for split in splits:
+                    _unpack(folder, split)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _members(path: Path, start: int = 0, size: int | None = None) -> list[_Member]:
-    """The files in a tar that begins at offset `start` of a file; raises DataError."""
-    with named(str(path)), os.fdopen(open_regular(path), "rb") as file:
-        end = os.fstat(file.fileno()).st_size if size is None else start + size
-        file.seek(start)
-        found = []
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:  # ends at the tar's end mark
-                for member in tar:
-                    name = member.name.removeprefix("./")
-                    if member.size < 0:  # tarfile would loop over it forever
-                        raise DataError(f"{path}: the tar file is damaged at {escape(member.name)}")
-                    if not member.isfile() or name.startswith("._"):  # macOS adds these next to files
-                        continue
-                    if not is_file_name(name):
-                        raise DataError(f"{path}: {member.name}: not a name that a file can have")
-                    if member.offset_data + member.size > end:
-                        raise DataError(f"{path}: is truncated in {member.name}")
-                    found.append((name, member.offset_data, member.size))
-        except (tarfile.TarError, ValueError, EOFError) as error:
-            raise DataError(f"{path}: damaged, or not a tar file: {error}") from error
-    return found
+def _absent(folder: Path) -> list[str]:
+    return [split for split in _ARCHIVES if not os.path.lexists(folder / split)]
 
 
-def _val_classes(devkit: Path) -> list[str]:
-    """The WordNet id of each validation image, in the order of their names; raises DataError."""
-    from scipy.io import loadmat
+def _require_files_and_space(folder: Path, splits: Sequence[str]) -> str:
+    """What will be unpacked, as a line; raises DataError if a file is missing or the disk has too little space."""
+    files = [folder / file for split in splits for file in _ARCHIVES[split]]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
+    needed, free = _SPACE * sum(file.stat().st_size for file in files), shutil.disk_usage(folder).free
+    targets = " and ".join(f"{folder}/{split}" for split in splits)
+    if free < needed:
+        raise DataError(
+            f"{folder}: unpacking the tar files takes {needed / 1e9:.3f} GB there, but {free / 1e9:.3f} GB are free; "
+            "to use another disk, make a folder on it with links to the files"
+        )
+    return f"unpacking the tar files into {targets}, {needed / 1e9:.3f} GB"
 
-    files: dict[str, bytes] = {}
-    with named(str(devkit)):
-        data = read_regular(devkit, _LARGEST_TABLE)
+
+def _unpack(folder: Path, split: str) -> None:
+    """Unpack one split with torchvision, which refuses a file that has not the original's MD5."""
+    from torchvision.datasets import imagenet  # takes seconds to import
+
+    partial = f"{_UNPACKING}/{split}"
     try:
-        if data[:2] == b"\x1f\x8b":
-            with gzip.open(io.BytesIO(data)) as unpacked:
-                data = unpacked.read(_LARGEST_TABLE + 1)
-        if len(data) > _LARGEST_TABLE:
-            raise ValueError(f"more than {_LARGEST_TABLE} bytes unpacked")
-        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
-            for member in tar:
-                if (name := Path(member.name).name) in (_META, _TRUTH) and (file := tar.extractfile(member)):
-                    files[name] = file.read()
-        meta = loadmat(io.BytesIO(files[_META]), squeeze_me=True)["synsets"]
-        wnid = {int(number): str(name) for number, name in zip(meta["ILSVRC2012_ID"], meta["WNID"], strict=True)}
-        return [wnid[int(number)] for number in files[_TRUTH].split()]
-    except Exception as error:  # gzip, tarfile and SciPy raise many different exceptions on invalid data
-        raise DataError(f"{devkit}: truncated, damaged, or not the devkit: {error}") from error
+        if split == "train":
+            imagenet.parse_train_archive(folder, folder=partial)
+        else:
+            imagenet.parse_devkit_archive(folder)
+            _, classes = imagenet.load_meta_file(folder)
+            imagenet.parse_val_archive(folder, wnids=classes, folder=partial)
+            images = sum(path.is_file() for path in (folder / partial).rglob("*"))
+            if images != len(classes):
+                raise ValueError(f"{_VAL_TAR} has {images} images, but the devkit has {len(classes)} labels")
+    except Exception as error:  # tarfile, gzip and SciPy raise many different exceptions on damaged data
+        raise DataError(f"{folder / split}: cannot be unpacked: {first_line(error)}") from error
+    (folder / partial).replace(folder / split)

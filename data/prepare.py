@@ -3,7 +3,8 @@
     python -m data.prepare SRC DST [--format mds|raw|folder] [--train-sizes 160 256 384] [--val-sizes original]
 
 SRC: an ImageFolder (ImageNet-Mini, ...) local or s3://, Kaggle's ImageNet tree, or the ILSVRC2012 tar files with their
-devkit. DST: a folder or s3://. After an interruption, the same command continues.
+devkit, which are unpacked into SRC/train and SRC/val first. DST: a folder or s3://. After an interruption, the same
+command continues.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.command import Parser, add_workers_argument, run_main
 from data.decode import BadImage, Picture
-from data.errors import DataError, exit_status
+from data.errors import DataError
 from data.files import is_remote, named, open_store, read_path, renew_credentials, write_path
-from data.origins import open_origin
+from data.origins import open_origin, unpack_tars
 from data.parts import Settings, Task, encode, write_and_check
 from data.shards import FORMAT, MANIFEST, ORIGINAL, short_side
 from data.source import Source
-from data.text import guard
-from data.workers import add_workers_argument, each_part
+from data.workers import each_part
 
 _SETTINGS = "settings.json"
 _PRELOAD = ("data.origins", "data.parts", "streaming.base.format.mds.writer")
@@ -41,13 +43,23 @@ _SAMPLED = 64  # images of a split from which the size of the result is estimate
 def prepare(source: str, target: str, settings: Settings, workers: int, report: Callable[[str], None]) -> bool:
     """Prepare the dataset at `source` (see `open_origin`); return whether everything written reads back correctly.
 
-    The target must be empty, or left by an interrupted call with the same arguments. `report` is called with each line
-    for the user. Raises DataError if the source cannot be read or the target cannot be written.
+    Tar files are unpacked first (see `unpack_tars`). The target must be empty, or left by an interrupted call with the
+    same arguments. `report` is called with each line for the user. Raises DataError if the source cannot be read or the
+    target cannot be written.
     """
+    begun = _is_begun(target)
+    if not is_remote(source):
+        unpack_tars(Path(source), report)
     splits = open_origin(source)
     tasks = {name: Task(name, split, target, settings) for name, split in splits.items()}
+    content = _record_of(settings, splits)
+    if begun and read_path(f"{target}/{_SETTINGS}") != content:
+        raise DataError(
+            f"{target}: was started from another source or with other settings (see {_SETTINGS}); choose another "
+            f"target or delete it"
+        )
     report(_require_space(list(tasks.values())))
-    _claim(target, settings, splits)
+    write_path(f"{target}/{_SETTINGS}", content)
     left_out = dict.fromkeys(tasks, 0)
     wrong: list[str] = []
     jobs = [(name, part) for name, task in tasks.items() for part in range(len(task.parts))]
@@ -68,6 +80,25 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
     finish = _finish_folder if settings.layout == "folder" else _finish_shards
     report(finish(list(tasks.values()), left_out))
     return True
+
+
+def _is_begun(target: str) -> bool:
+    """Whether an interrupted call has left the target; DataError: it holds something else."""
+    with named(target):
+        store, root = open_store(target)
+        begun: bool = store.exists(f"{root}/{_SETTINGS}")
+        if not begun and store.exists(root) and store.ls(root):
+            raise DataError(f"{target}: holds something else; expected a new or empty target")
+    return begun
+
+
+def _record_of(settings: Settings, splits: dict[str, Source]) -> bytes:
+    """What `settings.json` says about the settings and the source, which must be the same after an interruption."""
+    names = hashlib.sha256()
+    for source in splits.values():
+        names.update(np.ascontiguousarray(source.labels).tobytes() + repr(source.classes).encode())
+        names.update(f"{len(source)} {source.name(0)} {source.name(len(source) - 1)}".encode())
+    return json.dumps(asdict(settings) | {"source_sha256": names.hexdigest()}, indent=1).encode()
 
 
 def _require_space(tasks: Sequence[Task]) -> str:
@@ -103,27 +134,6 @@ def expected_bytes(task: Task) -> dict[str, float]:
             for one in sizes:
                 sizes[one] += len(encode(data, picture, one, task.settings)) * len(task.source) / len(sampled)
     return sizes
-
-
-def _claim(target: str, settings: Settings, splits: dict[str, Source]) -> None:
-    """Record the settings, or check that they are the same as before the interruption."""
-    names = hashlib.sha256()
-    for source in splits.values():
-        names.update(np.ascontiguousarray(source.labels).tobytes() + repr(source.classes).encode())
-        names.update(f"{len(source)} {source.name(0)} {source.name(len(source) - 1)}".encode())
-    content = json.dumps(asdict(settings) | {"source_sha256": names.hexdigest()}, indent=1).encode()
-    with named(target):
-        store, root = open_store(target)
-        begun = store.exists(f"{root}/{_SETTINGS}")
-        if not begun and store.exists(root) and store.ls(root):
-            raise DataError(f"{target}: holds something else; expected a new or empty target")
-    if not begun:
-        write_path(f"{target}/{_SETTINGS}", content)
-    elif read_path(f"{target}/{_SETTINGS}") != content:
-        raise DataError(
-            f"{target}: was started from another source or with other settings (see {_SETTINGS}); choose another "
-            f"target or delete it"
-        )
 
 
 def _finish_shards(tasks: Sequence[Task], left_out: dict[str, int]) -> str:
@@ -179,8 +189,8 @@ def _size(text: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 if something does not read back correctly, 2 for wrong input."""
-    parser = argparse.ArgumentParser(prog="python -m data.prepare", description=(__doc__ or "").split("\n\n")[0])
+    """The command line; returns the exit status, 1 if something does not read back correctly, or raises InputError."""
+    parser = Parser("python -m data.prepare", (__doc__ or "").split("\n\n")[0])
     parser.add_argument("source", metavar="SRC", help="the dataset: a folder, or s3://BUCKET/PREFIX")
     parser.add_argument("target", metavar="DST", help="the target: a new folder, or s3://BUCKET/PREFIX")
     what = "shards of JPEGs (default), shards of raw pixels, or an ImageFolder of JPEGs per size"
@@ -203,9 +213,9 @@ def main(arguments: list[str] | None = None) -> int:
         val = train  # each resolution is a whole dataset
     # Raw pixels take ten times the memory and the space: 13 MB a shard at 160 px, 33 MB at 256 px.
     settings = Settings(options.format, train, val, options.quality, 128 if options.format == "raw" else 512)
-    return exit_status(lambda: not prepare(options.source, options.target, settings, options.workers, print))
+    report = partial(print, flush=True)  # into a file, too, hours before the end
+    return 0 if prepare(options.source, options.target, settings, options.workers, report) else 1
 
 
 if __name__ == "__main__":
-    guard()
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

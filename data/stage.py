@@ -8,7 +8,6 @@ continues. Without room for all, the shards of the last used resolution have pri
 
 from __future__ import annotations
 
-import argparse
 import errno
 import fcntl
 import logging
@@ -26,11 +25,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.errors import DataError, exit_status
+from data.command import Parser, run_main
+from data.errors import DataError
 from data.files import download, file_sha256, is_remote, named
 from data.open import open_cached
 from data.shards import USED, Resolution, Shard, ShardSource
-from data.text import guard
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +175,9 @@ def _end_with(parent: int) -> None:
     os._exit(0)  # even while a download is waiting
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m data.stage", description=(__doc__ or "").split("\n\n")[0])
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; raises InputError."""
+    parser = Parser("python -m data.stage", (__doc__ or "").split("\n\n")[0])
     parser.add_argument("url", metavar="s3://BUCKET/PREFIX", help="a dataset that data.prepare wrote")
     parser.add_argument("--cache-folder", default="cache", help="the cache (default: %(default)s)")
     parser.add_argument("--cache-gb", type=float, default=float("inf"), help="limit in GB, 1e9 bytes (default: none)")
@@ -188,10 +187,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"{options.url}: expected s3://BUCKET/PREFIX")
     if options.follow:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    limit = options.cache_gb * 1e9
-    return exit_status(lambda: stage(options.url, options.cache_folder, limit, not options.follow, options.follow))
+    stage(options.url, options.cache_folder, options.cache_gb * 1e9, not options.follow, options.follow)
 
 
 if __name__ == "__main__":
-    guard()
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -21,15 +21,16 @@ from typing import cast
 
 from tqdm import tqdm
 
+from data.command import Parser, add_workers_argument, run_main
 from data.decode import BadImage, Fault, Picture, fault_of, is_damaged
-from data.errors import DataError, exit_status
+from data.errors import DataError, InputError
 from data.files import file_sha256, is_remote, named
 from data.imagefolder import ImageFolder
 from data.open import Damaged, open_split_pair
 from data.shards import ShardSource
 from data.source import BadSample, Source
-from data.text import escape, guard
-from data.workers import add_workers_argument, each_part
+from data.text import escape
+from data.workers import each_part
 
 _BLOCK = 256
 _PRELOAD = ("data.open",)
@@ -88,8 +89,7 @@ def _verify(options: argparse.Namespace) -> int:
     try:
         splits = dict(zip(("train", "val"), open_split_pair(options.path, options.cache_folder), strict=True))
     except Damaged as error:
-        print(*map(escape, error.problems), sep="\n", file=sys.stderr)
-        return 2
+        raise InputError(*error.problems) from None
     if options.quarantine and not all(isinstance(source, ImageFolder) for source in splits.values()):
         raise DataError(f"{options.path}: images in shards cannot be moved; prepare the dataset again")
     shards = [line for source in splits.values() for line in _broken_shards(source)]
@@ -118,17 +118,15 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m data.verify", description=(__doc__ or "").split("\n\n")[0])
+    """The command line; returns the exit status, or raises InputError."""
+    parser = Parser("python -m data.verify", (__doc__ or "").split("\n\n")[0])
     parser.add_argument("path", metavar="DIR", help="the dataset")
     parser.add_argument("--quarantine", type=Path, metavar="FOLDER", help="move broken files of class folders there")
     add_workers_argument(parser)
     parser.add_argument("--cache-folder", default="cache", help="cache for s3:// (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    options = parser.parse_args(arguments)
-    return exit_status(lambda: _verify(options))
+    return _verify(parser.parse_args(arguments))
 
 
 if __name__ == "__main__":
-    guard()
-    raise SystemExit(main())
+    raise SystemExit(run_main(main))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import signal
@@ -13,19 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from data.errors import WorkerKilledError
-
-
-def add_workers_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--workers`."""
-
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"got {text}; allowed: at least 1")
-        return int(text)
-
-    parser.add_argument(
-        "--workers", type=count, metavar="N", default=os.cpu_count(), help="processes (default: one per core)"
-    )
 
 
 def each_part(

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
-from data.errors import InputError, StalledError
-from data.text import guard
+from data.command import Parser, run_main
+from data.errors import InputError
 from recipes.load import YAMLS, load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0
@@ -47,18 +47,14 @@ class Arguments(NamedTuple):
     list_configs: bool
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command line like any other wrong input: one line, exit status 2."""
+class _Parser(Parser):
+    """Takes a YAML and overrides anywhere between the options."""
 
     def __init__(self, prog: str | None, description: str, epilog: str, words: bool = True) -> None:
-        style = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, None, description, epilog, formatter_class=style, allow_abbrev=False)
+        super().__init__(prog, description, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter)
         if words:
             about = "the config, and overrides of keys"
             self.add_argument("words", nargs="*", metavar="YAML [key=value ...]", help=about)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
 
     def parse_intermixed_args(self, args: Sequence[str]) -> argparse.Namespace:  # type: ignore[override]
         """Accept `key=value` as an override even after an option with several values: `--seeds 0 1 seed=3`.
@@ -212,22 +208,14 @@ def quick_imports() -> Iterator[None]:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command and return its exit status; wrong input becomes lines on stderr and status 2.
+    """Run a command, perhaps in several processes, and return its exit status, as `run_main` does.
 
-    Only the first process on each machine prints. An interruption before there is anything to save is status 1; other
-    exceptions propagate. A hanging worker does not keep the process alive; one of several processes ends here.
+    Only the first process on each machine prints errors. A hanging worker does not keep the process alive; one of
+    several processes ends here.
     """
-    guard()
     status = 1
     try:
-        status = main()
-    except InputError as error:
-        status = 2
-        _print_error(str(error))
-    except StalledError as error:
-        print(error, file=sys.stderr)  # on any process, not only the first
-    except KeyboardInterrupt:
-        _print_error("interrupted")
+        status = run_main(main, _print_error)
     except SystemExit as leave:  # from Composer's signal handler, where the run has not installed its own
         status = leave.code if isinstance(leave.code, int) else status
         raise

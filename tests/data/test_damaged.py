@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.command import run_main
 from data.errors import DataError
 from data.open import open_evaluation, open_split_pair
 from data.verify import main
@@ -130,7 +131,7 @@ def test_damage_is_one_line_that_names_the_file_and_the_command(copy, damage, ca
     assert "\n" not in messages[0]
     assert messages[0].isprintable()
     assert len(messages[0]) < 500
-    assert main([str(copy), "--workers", "1"]) == 2
+    assert run_main(lambda: main([str(copy), "--workers", "1"])) == 2
     assert capsys.readouterr().err.startswith(f"{copy}/{name}: ")
 
 
@@ -147,7 +148,7 @@ def test_verify_names_all_that_is_damaged(copy, capsys):
     one_byte_less(copy / "val/labels.npy")
     with pytest.raises(DataError, match=r"train/28/00000/shard.00000.mds: has \d+ bytes, .*, and 2 more; to list all"):
         open_split_pair(str(copy), "")
-    assert main([str(copy), "--workers", "1"]) == 2
+    assert run_main(lambda: main([str(copy), "--workers", "1"])) == 2
     lines = [line.split(": ")[0] for line in capsys.readouterr().err.splitlines()]
     damaged = ["train/28/00000/shard.00000.mds", SHARD, "val/labels.npy"]
     assert lines[-3:] == [f"{copy}/{name}" for name in damaged]

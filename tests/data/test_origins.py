@@ -1,7 +1,10 @@
 import contextlib
 import gzip
+import hashlib
 import io
+import multiprocessing
 import os
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -11,11 +14,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
+from torchvision.datasets import ImageNet, imagenet
 
+from data.command import run_main
 from data.errors import DataError
 from data.imagefolder import list_images
-from data.origins import Files, images_in_keys, open_origin
+from data.origins import Files, images_in_keys, open_origin, unpack_tars
 from data.parts import Settings, Task, make_part
+from data.prepare import main
 from tests.data.conftest import encode, make_photo
 
 CLASSES = ["n01440764", "n01443537"]
@@ -40,33 +46,165 @@ def tar_of(files):
     return stream.getvalue()
 
 
+TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar", "devkit": "ILSVRC2012_devkit_t12.tar.gz"}
+TRUTH = b"1\n2\n2\n"
+
+
+def devkit(truth):
+    """Two classes whose ILSVRC ids are not in the order of their names, and one of those above them."""
+    rows = [(1, CLASSES[1], 0), (2, CLASSES[0], 0), (1001, "n00001740", 2)]
+    fields = [(name, "O") for name in ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")]
+    synsets = np.array([[(number, name, f"a {name}, b", "-", children)] for number, name, children in rows], fields)
+    savemat(meta := io.BytesIO(), {"synsets": synsets})
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
+        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", truth)
+    return stream.getvalue()
+
+
 @pytest.fixture
-def ilsvrc(tmp_path, jpegs):
-    """The three files of image-net.org, with two classes whose ILSVRC ids are not in the order of their names."""
+def put(tmp_path, monkeypatch):
+    """A function that writes one of the tar files, whose MD5 counts as that of the original."""
+
+    def write(kind, content):
+        (tmp_path / TARS[kind]).write_bytes(content)
+        monkeypatch.setitem(imagenet.ARCHIVE_META, kind, (TARS[kind], hashlib.md5(content).hexdigest()))
+
+    return write
+
+
+@pytest.fixture
+def ilsvrc(tmp_path, put, jpegs):
+    """The three files of image-net.org, with four training and three validation images."""
     inner = {
         f"{wnid}.tar": tar_of({f"{wnid}_{i}.JPEG": jpegs[2 * label + i] for i in range(2)})
         for label, wnid in reversed(list(enumerate(CLASSES)))
     }
-    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar_of(inner))
-    val = {f"ILSVRC2012_val_{i + 1:08}.JPEG": jpegs[4 + i] for i in (2, 0, 1)}
-    (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar_of(val))
-    savemat(meta := io.BytesIO(), {"synsets": synsets([(1, CLASSES[1]), (2, CLASSES[0]), (1001, "n00001740")])})
-    with tarfile.open(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
-        add(tar, "ILSVRC2012_devkit_t12/data/meta.mat", meta.getvalue())
-        add(tar, "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt", b"1\n2\n2\n")
+    put("train", tar_of(inner))
+    put("val", tar_of({f"ILSVRC2012_val_{i + 1:08}.JPEG": jpegs[4 + i] for i in (2, 0, 1)}))
+    put("devkit", devkit(TRUTH))
     return tmp_path
 
 
-def synsets(rows):
-    return np.array([[row] for row in rows], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")])
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
-def test_ilsvrc_tars_are_read_where_they_lie(ilsvrc, jpegs):
-    train, val = open_origin(str(ilsvrc)).values()
+UNPACKED = sorted([*TARS.values(), "meta.bin", "train", "val"])
+
+
+def require_unpacked(folder, jpegs):
+    train, val = open_origin(str(folder)).values()
     assert train.classes == val.classes == CLASSES
-    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 0, 1, 1], [1, 0, 0])
-    assert [train.read(i) for i in range(4)] + [val.read(i) for i in range(3)] == jpegs[:7]
-    assert train.name(3).endswith("ILSVRC2012_img_train.tar/n01443537/n01443537_1.JPEG")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 1])
+    pictures = [train.read(i) for i in range(4)] + [val.read(i) for i in range(3)]
+    assert pictures == [*jpegs[:4], *jpegs[5:7], jpegs[4]]
+    assert names_in(folder) == UNPACKED
+
+
+def test_ilsvrc_tars_become_the_folders_that_torchvision_makes(ilsvrc, jpegs):
+    lines = []
+    unpack_tars(ilsvrc, lines.append)
+    (line,) = lines
+    assert line.startswith(f"unpacking the tar files into {ilsvrc}/val and {ilsvrc}/train, 0.000 GB")
+    require_unpacked(ilsvrc, jpegs)
+    assert ImageNet(ilsvrc, "val").targets == open_origin(str(ilsvrc))["val"].labels.tolist()
+    for file in TARS.values():
+        (ilsvrc / file).write_bytes(b"not read again")
+    unpack_tars(ilsvrc, lines.append)
+    assert lines == [line]
+
+
+def test_only_what_is_not_there_is_unpacked(ilsvrc, jpegs):
+    unpack_tars(ilsvrc, print)
+    (ilsvrc / TARS["train"]).unlink()
+    shutil.rmtree(ilsvrc / "val")
+    unpack_tars(ilsvrc, print)
+    (ilsvrc / TARS["train"]).touch()
+    require_unpacked(ilsvrc, jpegs)
+
+
+def test_a_folder_without_tars_is_left_as_it_is(tmp_path):
+    unpack_tars(tmp_path, print)
+    unpack_tars(tmp_path / "absent", print)
+    assert names_in(tmp_path) == []
+
+
+def test_prepare_unpacks_first(ilsvrc, jpegs, tmp_path_factory, capsys):
+    """But nothing before it knows that it can write the target."""
+    target = tmp_path_factory.mktemp("target")
+    (target / "mine.txt").touch()
+    assert run_main(lambda: main([str(ilsvrc), str(target)])) == 2
+    assert names_in(ilsvrc) == sorted(TARS.values())
+    assert "holds something else" in capsys.readouterr().err
+    assert main([str(ilsvrc), str(target / "set"), "--train-sizes", "16", "--workers", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:2]] == ["unpacking", "expected:"]
+    assert "train: 4 images, 0 left out" in lines
+    require_unpacked(ilsvrc, jpegs)
+
+
+def killed_while_unpacking(folder, archives):
+    """Unpack so many archives, and end like a process that is killed."""
+    unpack, count = imagenet.extract_archive, iter(range(archives))
+
+    def extract_archive(*arguments, **options):
+        if next(count, None) is None:
+            os._exit(9)
+        unpack(*arguments, **options)
+
+    imagenet.extract_archive = extract_archive
+    unpack_tars(folder, print)
+
+
+def test_what_is_not_unpacked_completely_does_not_count(ilsvrc, jpegs):
+    for archives, complete in ((0, []), (1, []), (2, ["val"]), (1, ["val"]), (2, ["val"])):  # in train, one is a class
+        process = multiprocessing.get_context("fork").Process(target=killed_while_unpacking, args=(ilsvrc, archives))
+        process.start()
+        process.join()
+        assert process.exitcode == 9
+        assert [name for name in names_in(ilsvrc) if name in ("train", "val")] == complete
+    with pytest.raises(DataError, match="train: no such folder"):
+        open_origin(str(ilsvrc))
+    (ilsvrc / ".unpacking/train/n00000000").mkdir()
+    unpack_tars(ilsvrc, print)
+    require_unpacked(ilsvrc, jpegs)
+
+
+def test_a_second_process_waits_until_all_is_unpacked(ilsvrc, jpegs, monkeypatch, capfd):
+    context = multiprocessing.get_context("fork")
+    at_work, go_on = context.Event(), context.Event()
+    unpack = imagenet.extract_archive
+
+    def extract_archive(*arguments, **options):
+        at_work.set()
+        go_on.wait(60)
+        unpack(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(imagenet, "extract_archive", extract_archive)
+        first = context.Process(target=unpack_tars, args=(ilsvrc, print))
+        first.start()
+    assert at_work.wait(60)
+    second = context.Process(target=unpack_tars, args=(ilsvrc, print))
+    second.start()
+    second.join(1)
+    assert second.is_alive()
+    go_on.set()
+    for process in (first, second):
+        process.join(60)
+        assert process.exitcode == 0
+    assert capfd.readouterr().out.count("unpacking") == 1
+    require_unpacked(ilsvrc, jpegs)
+
+
+def test_a_disk_without_the_space_is_refused_before_anything_is_written(ilsvrc, monkeypatch):
+    size = sum((ilsvrc / file).stat().st_size for file in TARS.values())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, size))
+    with pytest.raises(DataError, match=r"takes 0.000 GB there, but 0.000 GB are free"):
+        unpack_tars(ilsvrc, print)
+    assert names_in(ilsvrc) == sorted(TARS.values())
 
 
 @pytest.fixture
@@ -130,10 +268,6 @@ TABLES = {
         ",".join(reversed(line.split(","))) for line in text.splitlines()
     ).encode(),
     "columns behind": lambda text: text.replace("\n", ",,\n").encode(),
-    "semicolons": lambda text: text.replace(",", ";").encode(),
-    "UTF-16": lambda text: text.encode("utf-16"),
-    "UTF-16 with tabs": lambda text: b"\xfe\xff" + text.replace(",", "\t").encode("utf-16-be"),
-    "Excel's own first line": lambda text: ("sep=;\r\n" + text.replace(",", ";")).encode(),
 }
 
 
@@ -155,7 +289,8 @@ DAMAGED = {
     "a way out": (lambda text: f"{text}\n../../x,n01440764 1".encode(), r"csv:4: ../../x: not a name"),
     "an absolute path": (lambda text: f"{text}\n/etc/x,n01440764 1".encode(), r"csv:4: /etc/x: not a name"),
     "zero bytes": (lambda text: f"{text}\nx\0,n01440764 1".encode(), "not a name|cannot be read as a table"),
-    "half of UTF-16": (lambda text: text.encode("utf-16")[:-1], "cannot be read as a table"),
+    "UTF-16": (lambda text: text.encode("utf-16"), "cannot be read as a table in UTF-8"),
+    "semicolons": (lambda text: text.replace(",", ";").encode(), "expected the columns .*, separated by commas"),
     "Latin-1": (lambda text: f"{text}\n\xe9,n01440764".encode("latin-1"), "cannot be read as a table"),
     "other columns": (lambda text: b"a,b\nc,d", "expected the columns ImageId and PredictionString"),
     "nothing": (lambda text: b"", "expected the columns ImageId and PredictionString"),
@@ -176,72 +311,63 @@ def test_a_damaged_table_is_one_line_that_names_it(kaggle, how):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize("file", ["img_train.tar", "img_val.tar", "devkit_t12.tar.gz"])
-def test_an_archive_that_was_cut_off_or_is_none_is_named(ilsvrc, file):
-    path = ilsvrc / f"ILSVRC2012_{file}"
+@pytest.mark.parametrize("kind", TARS)
+def test_an_archive_that_is_not_the_original_is_named_and_not_unpacked(ilsvrc, jpegs, kind):
+    path = ilsvrc / TARS[kind]
     whole = path.read_bytes()
-    used = len(whole.rstrip(b"\0"))  # a tar ends with empty blocks, which may be missing
-    for share in (0, 0.01, 0.3, 0.6, 0.9, 0.999):
-        path.write_bytes(whole[: int(share * used)])
-        with pytest.raises(DataError, match=f"ILSVRC2012_{file}: ") as caught:
-            open_origin(str(ilsvrc))
-        assert str(caught.value).isprintable()
-    for kind in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()):
-        path.unlink()
-        kind(path)
-        with pytest.raises(DataError, match=f"ILSVRC2012_{file}: missing"):
-            open_origin(str(ilsvrc))
-
-
-@pytest.mark.parametrize("name", ["../x.JPEG", "/etc/x.JPEG", "a/b.JPEG", "..", "x" * 256 + ".JPEG"])
-def test_a_name_in_a_tar_that_is_not_one_component_is_refused(ilsvrc, jpegs, name):
-    train = tar_of({f"{CLASSES[0]}.tar": tar_of({name: jpegs[0]})})
-    for file, content in (("val", tar_of({name: jpegs[0]})), ("train", train), ("train", tar_of({name: train}))):
-        path = ilsvrc / f"ILSVRC2012_img_{file}.tar"
-        whole = path.read_bytes()
+    outside = ilsvrc.with_name("out.JPEG")
+    way_out = tar_of({str(outside): jpegs[0], f"../../../{outside.name}": jpegs[0]})
+    for content in (b"", whole[:200], whole[:-1], whole + b"x", bytes([whole[0] ^ 1]) + whole[1:], way_out):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="not a name that a file can have") as caught:
-            open_origin(str(ilsvrc))
-        assert name in str(caught.value)
-        path.write_bytes(whole)
+        with pytest.raises(
+            DataError, match=f"{path.name} is not present in the root directory or is corrupted"
+        ) as caught:
+            unpack_tars(ilsvrc, print)
+        assert str(caught.value).isprintable()
+        assert set(names_in(ilsvrc)) <= {*UNPACKED} - {"train" if kind == "train" else "val"}
+        assert not outside.exists()
+    for place in (os.mkfifo, lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()):
+        shutil.rmtree(ilsvrc / "val", ignore_errors=True)
+        path.rmdir() if path.is_dir() else path.unlink()
+        place(path)
+        with pytest.raises(DataError, match=f"{path.name}: missing"):
+            unpack_tars(ilsvrc, print)
 
 
-def test_names_as_other_tars_write_them(ilsvrc, jpegs):
-    """./ in front, what macOS adds, and bytes that are not UTF-8."""
-    inner = tar_of({"./._a.JPEG": b"x", "./a.JPEG": jpegs[0], os.fsdecode(b"\xe9\n.JPEG"): jpegs[1]})
-    classes = {f"./{CLASSES[0]}.tar": inner, f"{CLASSES[1]}.tar": tar_of({"c.JPEG": jpegs[2]})}
-    (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(tar_of(classes))
-    train = open_origin(str(ilsvrc))["train"]
-    assert train.classes == CLASSES
-    assert [train.read(i) for i in range(3)] == jpegs[:3]
-    assert train.name(1).endswith(f"{CLASSES[0]}/\\xe9\\n.JPEG")
+DAMAGED_TARS = {  # all with the original's MD5
+    "a train.tar that ends in a class": ("train", lambda whole: whole[:6000], "unexpected end of data"),
+    "a val.tar that ends in an image": ("val", lambda whole: whole[:700], "unexpected end of data"),
+    "a devkit that ends": ("devkit", lambda whole: whole[:200], "end-of-stream"),
+    "an empty train.tar": ("train", lambda whole: b"", "file could not be opened successfully"),
+    "a val.tar that is none": ("val", lambda whole: b"x" * 2000, "file could not be opened successfully"),
+    "a devkit without its files": ("devkit", lambda whole: gzip.compress(tar_of({})), "No such file"),
+    "a devkit that is no gzip file": ("devkit", lambda whole: tar_of({}), "not a gzip file"),
+    "a class that is not a tar": ("train", lambda whole: tar_of({f"{CLASSES[0]}.tar": b"x"}), "could not be opened"),
+    "too few labels": ("devkit", lambda whole: devkit(TRUTH[:-2]), "3 images, but the devkit has 2 labels"),
+    "too many labels": ("devkit", lambda whole: devkit(TRUTH + b"1\n"), "3 images, but the devkit has 4 labels"),
+    "a label of no class": ("devkit", lambda whole: devkit(b"1\n2\n3\n"), "3"),
+}
 
 
-def changed_header(content, at, size):
-    """A tar whose member, whose header begins at `at`, has another size and the right checksum."""
-    content[at + 124 : at + 136] = size
-    content[at + 148 : at + 156] = b" " * 8
-    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
-    return bytes(content)
+@pytest.mark.parametrize("damage", DAMAGED_TARS)
+def test_damage_in_an_archive_is_one_line_and_leaves_nothing(ilsvrc, jpegs, put, capsys, damage):
+    kind, spoil, message = DAMAGED_TARS[damage]
+    whole = (ilsvrc / TARS[kind]).read_bytes()
+    put(kind, spoil(whole))
+    split = "train" if kind == "train" else "val"
+    with pytest.raises(DataError, match=rf"{ilsvrc}/{split}: cannot be unpacked: .*{message}") as caught:
+        unpack_tars(ilsvrc, print)
+    assert str(caught.value).isprintable()
+    assert set(names_in(ilsvrc)) <= {*UNPACKED} - {split}
+    put(kind, whole)
+    unpack_tars(ilsvrc, print)
+    require_unpacked(ilsvrc, jpegs)
 
 
-def test_a_member_whose_size_is_wrong_is_damage_and_not_endless(ilsvrc, jpegs):
-    content = bytearray(tar_of({"a.JPEG": jpegs[0], "b.JPEG": jpegs[1]}))
-    content = changed_header(content, content.rindex(b"b.JPEG"), b"77777777777\0")
-    (ilsvrc / "ILSVRC2012_img_val.tar").write_bytes(content)
-    with pytest.raises(DataError, match=r"img_val.tar: is truncated in b.JPEG"):
-        open_origin(str(ilsvrc))
-    head = bytearray(tarfile.TarInfo("n01.tar").tobuf(tarfile.USTAR_FORMAT))
-    head = changed_header(head, 0, b"\xff" * 8 + (2**32 - 512).to_bytes(4, "big"))  # -512: back to this very member
-    (ilsvrc / "ILSVRC2012_img_train.tar").write_bytes(head + bytes(2048))
-    with pytest.raises(DataError, match=r"img_train.tar: the tar file is damaged at n01.tar"):
-        open_origin(str(ilsvrc))
-
-
-def test_a_devkit_that_unpacks_to_gigabytes_is_refused(ilsvrc, monkeypatch):
-    monkeypatch.setattr("data.origins._LARGEST_TABLE", 100_000)
-    (ilsvrc / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(gzip.compress(bytes(10_000_000)))
-    with pytest.raises(DataError, match=r"devkit_t12.tar.gz: .*more than 100000 bytes unpacked"):
+def test_a_class_that_is_in_val_only_is_named(ilsvrc, jpegs, put):
+    put("train", tar_of({f"{wnid}.tar": tar_of({"a.JPEG": jpegs[0]}) for wnid in (CLASSES[0], "n99999999")}))
+    unpack_tars(ilsvrc, print)
+    with pytest.raises(DataError, match=f"val: class folders that {ilsvrc}/train lacks: {CLASSES[1]}"):
         open_origin(str(ilsvrc))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from data import prepare as module
 from data import verify
+from data.command import run_main
 from data.errors import DataError, WorkerKilledError
 from data.open import open_split_pair
 from data.parts import Settings, Task, check_part
@@ -136,12 +137,17 @@ def test_what_does_not_read_back_is_named_and_written_again(tmp_path, dataset, p
     assert check_part(task, 1) == []
 
 
-def test_a_place_that_holds_something_else_is_refused(tmp_path, dataset, capsys):
+def test_a_place_that_holds_something_else_is_refused_first(tmp_path, dataset, capsys):
     (tmp_path / "mine.txt").write_text("precious")
-    assert main([str(dataset), str(tmp_path)]) == 2
-    assert "holds something else" in capsys.readouterr().err
-    assert main([str(tmp_path / "absent"), str(tmp_path / "new")]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+    for words, message in (
+        ([dataset, tmp_path], f"{tmp_path}: holds something else"),
+        ([tmp_path / "absent", tmp_path / "new"], f"{tmp_path}/absent: no such folder"),
+    ):
+        assert run_main(lambda words=words: main([str(word) for word in words])) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(message)
+        assert (captured.err.count("\n"), captured.out) == (1, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_the_smallest_resolution_that_suffices():
@@ -162,7 +168,7 @@ def test_the_commands_say_so_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(verify, "_faults", kill)
     monkeypatch.setattr(module, "write_and_check", kill)
     for command in (lambda: verify.main([words[0], "--workers", "2"]), lambda: main(words)):
-        assert command() == 1
+        assert run_main(command) == 1
         said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "img" not in line and line]
         assert said == [str(WorkerKilledError())]
     monkeypatch.undo()

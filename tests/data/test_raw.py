@@ -10,6 +10,7 @@ from PIL import Image
 from data import prepare as module
 from data import verify
 from data.augment import eval_picture, train_picture
+from data.command import run_main
 from data.config import AugmentConfig, EpochPlan
 from data.decode import BadImage, Fault, Picture
 from data.imagefolder import ImageFolder
@@ -146,7 +147,8 @@ def test_the_size_is_told_before_anything_is_written(tmp_path, folder, raw_set, 
             written = sum(file.stat().st_size for file in (raw_set[0] / "train" / size).rglob("*.mds"))
             assert 0.9 * written < bytes_ < written
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 20_000))
-    assert main([str(folder), str(tmp_path / "new/set"), "--format", layout, "--train-sizes", "28"]) == 2
+    words = [str(folder), str(tmp_path / "new/set"), "--format", layout, "--train-sizes", "28"]
+    assert run_main(lambda: main(words)) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert f"{tmp_path}/new/set: the images take about 0.000 GB (train at 28: " in error

@@ -66,7 +66,11 @@ def test_a_wrong_command_line_is_reported_in_one_line(argv, message):
 COMMANDS = ("ablate", "checkpoints", "evaluate", "export", "find_lr", "plan", "predict", "report")
 
 
-@pytest.mark.parametrize("module", [*(f"recipes.{command}" for command in COMMANDS), "entrypoint"])
+DATA_COMMANDS = ("demo", "imagenette", "prepare", "stage", "verify")
+MODULES = [*(f"recipes.{name}" for name in COMMANDS), *(f"data.{name}" for name in DATA_COMMANDS), "entrypoint"]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_help_is_read_on_80_columns(module, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setattr(sys, "argv", [module, "--help"])
@@ -117,7 +121,7 @@ def test_a_command_ends_with_lines_and_a_status(capsys, monkeypatch):
     assert ended(InputError("a: b", "c: d")) == (2, "a: b\nc: d\n")
     assert ended(DataError("x: empty")) == (2, "x: empty\n")
     assert ended(StalledError("no batch")) == (1, "no batch\n")
-    assert ended(KeyboardInterrupt()) == (1, "interrupted\n")
+    assert ended(KeyboardInterrupt()) == (1, "interrupted; run the same command again\n")
     with pytest.raises(ZeroDivisionError):
         ended(ZeroDivisionError())
 
