@@ -201,6 +201,8 @@ class CheckpointManager(Callback):
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
+        # Resumed from before an evaluation: with no batch left, `batch_checkpoint` would not hold the state.
+        self._held = self._snapshot(state) if _before_evaluation(state) else None
         for part in (*state.algorithms, *state.callbacks):
             try:
                 encode(part.state_dict(), "", {})
@@ -233,8 +235,7 @@ class CheckpointManager(Callback):
         stop, late = _any_process(state, [self._interrupt.requested, late])
         due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
         # An evaluation may follow and take minutes: keep the state from before it, in case it is interrupted.
-        hold = bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
-        self._held = self._snapshot(state) if stop or due or hold else None
+        self._held = self._snapshot(state) if stop or due or _before_evaluation(state) else None
         if self._held is not None and stop:
             self._stop(self._held)
         if self._held is not None and due:
@@ -314,6 +315,11 @@ class CheckpointManager(Callback):
         self._save(held)
         self.writer.wait(self._interrupt.seconds_left())
         return self.writer.save_last(held.stem, self._interrupt.seconds_left())
+
+
+def _before_evaluation(state: State) -> bool:
+    """Whether the epoch's steps are done, so that an evaluation may follow."""
+    return bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
 
 
 def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
