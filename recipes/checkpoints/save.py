@@ -94,12 +94,12 @@ class Writer:
         if self._uploader is not None:
             self._uploader.close()
 
-    def exit_status(self, stem: str, patience: float) -> int:
+    def exit_status(self, stem: str, patience: float, interrupt: Interrupt | None = None) -> int:
         """The status of a run that ends with this checkpoint, after its upload: 0, `EXIT_NOT_UPLOADED` or 1."""
         self.wait()
         if stem not in self._complete:
             return 1
-        return 0 if self._uploader is None or self._uploader.wait(stem, patience) else EXIT_NOT_UPLOADED
+        return 0 if self._uploader is None or self._uploader.wait(stem, patience, interrupt) else EXIT_NOT_UPLOADED
 
     def save_last(self, stem: str, patience: float) -> tuple[bool, str]:
         """Upload this checkpoint now if there is a bucket; returns whether it is saved at all, and where, in words."""
@@ -268,7 +268,7 @@ class CheckpointManager(Callback):
     def _exit_status(self) -> int:
         if self.writer is None or self._final is None:
             return 0
-        status = self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience))
+        status = self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience), self._interrupt)
         if status:
             where = "on this disk only, not in the bucket" if status == EXIT_NOT_UPLOADED else "NOT saved"
             log.error("the run is finished, but its last checkpoint %s is %s", self._final, where)
@@ -331,14 +331,16 @@ def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
     return [bool(flag) for flag in tensor.tolist()]
 
 
-def upload_finished(config: RunConfig, *, places: Places, owner: Owner, resume: Resume) -> bool:
-    """For a run that had finished before: upload its last state if necessary; returns whether it is now in place."""
+def upload_finished(
+    config: RunConfig, *, places: Places, owner: Owner, resume: Resume, interrupt: Interrupt | None = None
+) -> bool:
+    """For a finished run: upload its last state, if necessary, and its logs; returns whether the state is in place."""
 
     def upload() -> bool:
         if places.remote is None or resume.manifest is None:
             return True
-        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner)
+        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner, LogMirror(places, owner))
         uploader.submit(resume.manifest)
-        return uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience))
+        return uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience), interrupt)
 
     return on_first(upload)
