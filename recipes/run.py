@@ -98,18 +98,20 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     uploaded = True
     if resume.finished:
         interrupt.preparing = False
-        if rank == 0 and not (folder / CONFIG).exists():
-            create_run_folder(config, folder)
-        uploaded = upload_finished(config, places=places, owner=owner, resume=resume, interrupt=interrupt)
-        if on_first(lambda: _has_summary(folder)):
+        if not on_first((folder / CONFIG).exists):
+            on_first(partial(create_run_folder, config, folder))
+        complete = on_first(lambda: _has_summary(folder))
+        uploaded = upload_finished(
+            config, places=places, owner=owner, resume=resume, interrupt=interrupt, with_logs=complete
+        )
+        if complete:
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
             return 0 if uploaded else EXIT_NOT_UPLOADED
 
     # What watches it, saves it and trains it.
     data, leader = config.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=leader)
-    if rank == 0:
-        create_run_folder(config, folder)
+    on_first(partial(create_run_folder, config, folder))
     names, sizes = class_names(train.classes), [entry.size for entry in plan]
     watchers = build_watchers(
         config,

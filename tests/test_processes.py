@@ -123,7 +123,7 @@ def test_a_signal_ends_a_run_that_still_waits_for_its_bucket(recipe, tmp_path):
         began = time.monotonic()
         status, output = end(process)
     assert (status, time.monotonic() - began < 10) == (75, True), output
-    assert output.endswith("interrupted (SIGTERM) before the first step; run the same command to start again\n")
+    assert output.endswith("interrupted (SIGTERM) before the first step; run the same command again\n")
 
 
 LATE_FIRST = """
@@ -146,6 +146,13 @@ def test_the_first_process_reports_a_wrong_config_even_if_it_finds_it_last(recip
     (line,) = (line for line in output.splitlines() if "modle" in line)
     assert "did you mean" in line
     assert sum(line.startswith("'max_duration=3'") for line in output.splitlines()) == 1
+
+
+def test_a_run_folder_that_cannot_be_used_is_one_line(recipe, tmp_path):
+    (tmp_path / "processes" / "config.yaml").mkdir(parents=True)
+    status, output = end(start([*launcher(2), *ENTRY, str(recipe), f"runs_folder={tmp_path}"]))
+    assert (status, "Traceback" in output) == (2, False), output
+    assert output.count("config.yaml: not a regular file; move it away") == 1
 
 
 def test_a_launchers_leftover_environment_is_one_line(recipe, runs, monkeypatch, capsys):

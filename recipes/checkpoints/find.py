@@ -90,7 +90,7 @@ def read_checkpoint(store: Store, manifest: Manifest, into: LocalStore | None) -
         try:
             publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
         except StoreError as error:  # of the disk, not of the bucket: neither waiting nor an older checkpoint helps
-            raise InputError(f"{error}; make room for the checkpoint from {store.location}") from None
+            raise InputError(f"{error}; needed for the checkpoint in {store.location}") from None
     return content
 
 

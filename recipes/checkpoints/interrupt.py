@@ -83,7 +83,7 @@ class Interrupt:
             return  # A loader worker, forked from this process: its parent stops it.
         if self.preparing:
             name = signal.Signals(number).name
-            os.write(2, f"\ninterrupted ({name}) before the first step; run the same command to start again\n".encode())
+            os.write(2, f"\ninterrupted ({name}) before the first step; run the same command again\n".encode())
             end_workers(0.0)
             os._exit(EXIT_INTERRUPTED)
         if number == signal.SIGINT:

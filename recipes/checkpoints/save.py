@@ -15,7 +15,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from data.errors import InputError
+from data.errors import DataError, InputError
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
@@ -209,23 +209,29 @@ class CheckpointManager(Callback):
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
-    def gate(self, ready: bool, trouble: str | None) -> bool:
+    def gate(self, ready: bool, trouble: str | DataError | None) -> bool:
         """While waiting for a loader, stop if any process was asked to or will get no batch (data/wait.py's Gate).
 
         No process begins a step before every process has its batch. So none waits inside a step for another's loader,
-        and all are in the state after the last step. Returns whether every process has its batch.
+        and all are in the state after the last step. Returns whether every process has its batch. InputError, after
+        saving: the data of any process cannot be used any more, such as that of a disk that was removed.
         """
         assert self._state is not None  # since fit_start; a loader is iterated within `fit` only
         stop, wait = _any_process(self._state, [self._interrupt.requested or trouble is not None, not ready])
         if stop:
-            for line in filter(None, dist.all_gather_object(trouble)):
-                log.error("%s", line)
-                self._interrupt.request(line, GRACE)
+            troubles = list(filter(None, dist.all_gather_object(trouble)))
+            for line in troubles:
+                if isinstance(line, str):
+                    log.error("%s", line)
+                    self._interrupt.request(line, GRACE)
+            unusable = next((one for one in troubles if isinstance(one, DataError)), None)
             if int(self._state.timestamp.batch) == 0:
+                if unusable is not None:
+                    raise unusable
                 raise Interrupted(
                     True, f"interrupted ({self._reason()}) before the first step; run the same command to start again"
                 )
-            self._stop(self._held or self._snapshot(self._state))
+            self._stop(self._held or self._snapshot(self._state), unusable)
         return not wait
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -303,11 +309,13 @@ class CheckpointManager(Callback):
     def _reason(self) -> str:
         return self._interrupt.reason or "another process"
 
-    def _stop(self, held: Snapshot) -> NoReturn:
-        """Save the held snapshot on process 0, and raise Interrupted with the outcome on all."""
+    def _stop(self, held: Snapshot, unusable: DataError | None = None) -> NoReturn:
+        """Save the held snapshot on process 0, and raise Interrupted, or the data's error, with the outcome on all."""
         saved, words = on_first(partial(self._save_last, held))
         again = "start again" if self._config.algorithms.not_resumable else "resume"
         then = f"; run the same command to {again}" if saved else ""
+        if unusable is not None:
+            raise InputError(*unusable.lines, f"{words}{then}")
         raise Interrupted(saved, f"interrupted ({self._reason()}): {words}{then}")
 
     def _save_last(self, held: Snapshot) -> tuple[bool, str]:
@@ -332,14 +340,15 @@ def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
 
 
 def upload_finished(
-    config: RunConfig, *, places: Places, owner: Owner, resume: Resume, interrupt: Interrupt | None = None
+    config: RunConfig, *, places: Places, owner: Owner, resume: Resume, interrupt: Interrupt, with_logs: bool
 ) -> bool:
     """For a finished run: upload its last state, if necessary, and its logs; returns whether the state is in place."""
 
     def upload() -> bool:
         if places.remote is None or resume.manifest is None:
             return True
-        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner, LogMirror(places, owner))
+        logs = LogMirror(places, owner) if with_logs else None
+        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner, logs)
         uploader.submit(resume.manifest)
         return uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience), interrupt)
 

@@ -122,7 +122,12 @@ def test_down_for_a_moment_at_start_or_in_a_download_is_waited_for(run, proxy, u
 def test_a_disk_without_room_for_the_buckets_checkpoint_is_told_at_once(run):
     run.go(run.interrupt_at(7))
     emptied(run)
-    with at_most(2000), pytest.raises(InputError, match=r"ep001-ba000007.*: File too large; make room") as refused:
+    with (
+        at_most(2000),
+        pytest.raises(
+            InputError, match=r"ep001-ba000007.*: File too large; needed for the checkpoint in s3"
+        ) as refused,
+    ):
         run.find()
     assert "cannot be reached" not in str(refused.value)
 
