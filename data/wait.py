@@ -17,15 +17,15 @@ import torch
 from torch.utils.data import DataLoader
 
 from data.buffers import Batch
-from data.errors import StalledError
+from data.errors import DataError, StalledError
 
 _POLL_SECONDS = 1.0  # seconds between two checks of whether to keep waiting
 _LOGGED_AFTER = 60.0  # seconds of waiting for one batch after which the log says what is being read
 
-Gate = Callable[[bool, str | None], bool]
+Gate = Callable[[bool, "str | DataError | None"], bool]
 """`gate(ready, trouble)` is called every second: with `ready` false while waiting for a batch, then with `ready` true
-until it returns true, which delivers the batch. `trouble` says why no batch will come. It may raise, which ends the
-wait."""
+until it returns true, which delivers the batch. `trouble` says why no batch will come: the loader stalled, or (an
+error) the data cannot be used. It may raise, which ends the wait."""
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class WaitingLoader(DataLoader[Batch]):
                 answer: list[Any] = [self._wait(answers, workers)]
                 error = answer[0] if isinstance(answer[0], Exception) else None
                 ended = isinstance(error, StopIteration)
-                trouble = None if error is None or ended else self._dead(workers)
+                trouble = None if error is None or ended else self._trouble(error, workers)
                 while not self.gate(True, trouble):
                     pass
                 if ended:
@@ -123,6 +123,10 @@ class WaitingLoader(DataLoader[Batch]):
                 log.warning("waiting for the loader for %.0f s; %s", waited, self.reading(None))
             self.gate(False, trouble)
 
+    def _trouble(self, error: Exception, workers: Sequence[BaseProcess]) -> str | DataError | None:
+        """What the gate is told of an error; None: it is a bug, which is raised."""
+        return self._dead(workers) or (error if isinstance(error, DataError) else None)
+
     def _dead(self, workers: Sequence[BaseProcess]) -> str | None:
         """How a worker ended unexpectedly; None if all are alive."""
         for number, worker in enumerate(workers):
@@ -134,8 +138,10 @@ class WaitingLoader(DataLoader[Batch]):
         return None
 
 
-def _raise(ready: bool, trouble: str | None) -> bool:
+def _raise(ready: bool, trouble: str | DataError | None) -> bool:
     """The gate of a loader without one."""
+    if isinstance(trouble, DataError):
+        raise trouble
     if trouble is not None:
         raise StalledError(trouble)
     return ready

@@ -58,11 +58,15 @@ def run(config: RunConfig) -> int:
     config or the data cannot be used, or another process trains the run.
     """
     interrupt = Interrupt()
+    interrupt.preparing = True
     interrupt.install()
     # Composer warns of this when a run resumes from the end of an epoch, which is fine.
     warnings.filterwarnings("ignore", message="No batches were trained")
     text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
     with ExitStack() as stack:
+        # Last of all. Python removes its handlers as it exits: a SIGTERM then, such as the launcher's when another
+        # process has ended, would replace this process's status.
+        stack.callback(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         stack.callback(text_log.close)
         return _run(config, interrupt, text_log, stack)
 
@@ -93,18 +97,21 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     config, identity = config.started_from(sha256), identity.started_from(sha256)
     uploaded = True
     if resume.finished:
-        if rank == 0 and not (folder / CONFIG).exists():
-            replace_text(folder / CONFIG, resolved(config))
-        uploaded = upload_finished(config, places=places, owner=owner, resume=resume)
-        if on_first(lambda: _has_summary(folder)):
+        interrupt.preparing = False
+        if not on_first((folder / CONFIG).exists):
+            on_first(partial(create_run_folder, config, folder))
+        complete = on_first(lambda: _has_summary(folder))
+        uploaded = upload_finished(
+            config, places=places, owner=owner, resume=resume, interrupt=interrupt, with_logs=complete
+        )
+        if complete:
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
             return 0 if uploaded else EXIT_NOT_UPLOADED
 
     # What watches it, saves it and trains it.
     data, leader = config.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=leader)
-    if rank == 0:
-        create_run_folder(config, folder)
+    on_first(partial(create_run_folder, config, folder))
     names, sizes = class_names(train.classes), [entry.size for entry in plan]
     watchers = build_watchers(
         config,
@@ -142,6 +149,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         loader.gate = checkpoints.gate  # asked whether a batch may be delivered (data/wait.py)
     if saving.metadata is not None:
         Thread(target=watch_spot_notices, args=(saving.metadata, interrupt), name="spot notices", daemon=True).start()
+    interrupt.preparing = False
     status = _train(trainer, checkpoints, watchers.summary)
     return status or (0 if uploaded else EXIT_NOT_UPLOADED)
 
@@ -158,12 +166,18 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
 
 
 def create_run_folder(config: RunConfig, folder: Path) -> None:
-    """Create the run's folder, with config.yaml from the start; InputError: one of its files is not a regular file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Create the run's folder, with config.yaml from the start.
+
+    InputError: it cannot be written to, or one of its files is not a regular file.
+    """
     for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):
         if path.is_symlink() or (path.exists() and not path.is_file()):  # a link leads elsewhere, a pipe blocks forever
             raise InputError(f"{path}: not a regular file; move it away")
-    replace_text(folder / CONFIG, resolved(config))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(folder / CONFIG, resolved(config))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
 
 
 def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -> int:
@@ -175,8 +189,7 @@ def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -
             trainer.engine.run_event(Event.FIT_START)
         status = checkpoints.finish()
         log_evaluation(trainer.logger, summary.figures.evaluations, int(trainer.state.timestamp.batch))
-        _finish(trainer.state, summary)
-        return status
+        return _finish(trainer.state, summary) or status
     except Interrupted as stop:
         log.info("%s", stop, extra=FILE_ONLY)
         _close(trainer)  # ends the line of the progress bar, so that the next output starts on a new line
@@ -193,11 +206,17 @@ def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -
         _close(trainer)
 
 
-def _finish(state: State, summary: Summary) -> None:
+def _finish(state: State, summary: Summary) -> int:
+    """Write the results of a finished run; returns the exit status."""
     for algorithm in state.algorithms:  # the result of a finished run is EMA's average, if EMA is on
         if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
             algorithm.get_ema_model(state.model)
-    log.info("finished: weights_sha256 %s", summary.finish(state.get_model_state_dict()))
+    try:
+        log.info("finished: weights_sha256 %s", summary.finish(state.get_model_state_dict()))
+    except OSError as error:
+        reason = error.strerror or error
+        log.error("%s cannot be written: %s; training is over, run the same command again", summary.path, reason)
+        return 1
     folder, page = summary.path.parent, None
     if dist.get_global_rank() == 0:
         try:
@@ -212,6 +231,7 @@ def _finish(state: State, summary: Summary) -> None:
     _say(f"curves: tensorboard --logdir {folder}")
     if page is not None:
         _say(f"report: {page}")
+    return 0
 
 
 def _has_summary(folder: Path) -> bool:
@@ -226,10 +246,6 @@ def _close(trainer: Trainer) -> None:
     if end_workers() and isinstance(trainer.state.train_dataloader, WaitingLoader):
         trainer.state.train_dataloader.abandon()
     trainer.close()
-    if dist.get_world_size() > 1:
-        # The launcher sends SIGTERM as soon as the first process has ended with a status. Python removes its handlers
-        # as it exits, so the signal would kill this process, and -15 would become the launcher's status.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _say(line: str) -> None:

@@ -1,10 +1,14 @@
-"""A run that died between its last checkpoint and what it writes last: the same command writes it."""
+"""A run that died, or whose disk was full, where it writes its first or last files: the same command writes them."""
 
 import json
 import shutil
 
+import pytest
+
+from data.errors import InputError
 from recipes.checkpoints.manifest import survey
 from recipes.checkpoints.store import LocalStore
+from tests.support import run_here, summary_of
 from tests.test_techniques import TINY
 
 
@@ -32,3 +36,20 @@ def test_the_same_command_finishes_it_with_the_same_weights(train, tmp_path, cap
     capfd.readouterr()
     assert train(path, "run_name=run")[0] == 0
     assert "run is finished" in capfd.readouterr().out
+
+
+def test_a_disk_that_takes_no_summary_or_no_config_is_one_line(tmp_path, images, caplog):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY.rstrip("\n") + " {}\n")
+    words = path, f"runs_folder={tmp_path}", f"data.path={images}", "run_name=run"
+    config, summary = (tmp_path / "run" / f".{name}.new" for name in ("config.yaml", "summary.json"))
+    config.mkdir(parents=True)  # takes the place that the file is written to first
+    with pytest.raises(InputError, match="run: cannot be written to: Is a directory"):
+        run_here(*words)
+    config.rmdir()
+    summary.mkdir()
+    assert run_here(*words) == 1
+    assert "summary.json cannot be written: Is a directory; training is over" in caplog.text
+    summary.rmdir()
+    assert run_here(*words) == 0
+    assert summary_of(tmp_path, "run")["finished"]

@@ -4,14 +4,17 @@ import json
 import os
 import re
 import signal
+import socket
 import sys
+import time
+from contextlib import suppress
 
 import pytest
 
 from entrypoint import main
 from recipes.cli import run_command
 from recipes.find_lr import __main__ as find_lr
-from tests.support import ROOT, end, launcher, run_here, run_two, start, wait_for
+from tests.support import LIMIT, ROOT, end, launcher, output_of, run_here, run_two, start, wait_for
 from tests.support import summary_of as summary
 
 RECIPE = """
@@ -95,6 +98,34 @@ def test_a_run_stopped_with_two_processes_resumes_with_one(one, two, runs, recip
     assert loss == pytest.approx(one["eval_by_size"]["32"]["loss"], rel=5e-3)
 
 
+def test_sigterm_while_it_exits_does_not_replace_its_status(one, runs, recipe):
+    process = start([*ENTRY, str(recipe), f"runs_folder={runs}", "run_name=one"])
+    wait_for(lambda: "one is finished" in output_of(process), process)
+    while process.poll() is None:
+        with suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    assert end(process)[0] == 0
+
+
+def test_a_signal_ends_a_run_that_still_waits_for_its_bucket(recipe, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(LIMIT)
+        keys = {
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "something",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        keys |= {"S3_ENDPOINT_URL": f"http://127.0.0.1:{silent.getsockname()[1]}"}
+        words = [*ENTRY, str(recipe), f"runs_folder={tmp_path}", "checkpoints.folder=s3://bucket/runs"]
+        process = start(words, **keys)
+        _waiting = silent.accept()
+        process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        status, output = end(process)
+    assert (status, time.monotonic() - began < 10) == (75, True), output
+    assert output.endswith("interrupted (SIGTERM) before the first step; run the same command again\n")
+
+
 LATE_FIRST = """
 import os, sys, time
 sys.path.insert(0, os.getcwd())
@@ -115,6 +146,13 @@ def test_the_first_process_reports_a_wrong_config_even_if_it_finds_it_last(recip
     (line,) = (line for line in output.splitlines() if "modle" in line)
     assert "did you mean" in line
     assert sum(line.startswith("'max_duration=3'") for line in output.splitlines()) == 1
+
+
+def test_a_run_folder_that_cannot_be_used_is_one_line(recipe, tmp_path):
+    (tmp_path / "processes" / "config.yaml").mkdir(parents=True)
+    status, output = end(start([*launcher(2), *ENTRY, str(recipe), f"runs_folder={tmp_path}"]))
+    assert (status, "Traceback" in output) == (2, False), output
+    assert output.count("config.yaml: not a regular file; move it away") == 1
 
 
 def test_a_launchers_leftover_environment_is_one_line(recipe, runs, monkeypatch, capsys):

@@ -87,7 +87,10 @@ def read_checkpoint(store: Store, manifest: Manifest, into: LocalStore | None) -
     except MemoryError:
         raise DamagedError(f"has {file.size} bytes, more than fit into memory") from None
     if into is not None and into.location != store.location:
-        publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
+        try:
+            publish(into, manifest, lambda: into.put(file.name, [memoryview(data)]))
+        except StoreError as error:  # of the disk, not of the bucket: neither waiting nor an older checkpoint helps
+            raise InputError(f"{error}; needed for the checkpoint in {store.location}") from None
     return content
 
 

@@ -1,8 +1,8 @@
 """A checkpoint file: tensors as safetensors, and everything else as a JSON tree in one of them. Data, never code.
 
 There is no pickle. The file is read once into memory, compared with its manifest, and rebuilt as dicts, lists, tuples,
-strings, numbers and tensors. `restore` fills the running Trainer from these, and the names and texts of algorithms are
-always the run's own: Composer evaluates the text of an algorithm that it finds in a checkpoint (core/state.py,
+strings, numbers and tensors. `restore` fills the running Trainer from these, whose algorithms are always the run's own:
+Composer would evaluate the text of an algorithm that it finds in a checkpoint (core/state.py,
 `_apply_required_algorithms`). Any safetensors reader opens the file:
 
     tensors = safetensors.torch.load_file("ep003-ba000123.safetensors")
@@ -249,7 +249,8 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
     }
     if state.scaler is not None and "scaler" in saved:
         own["scaler"] = {type(state.scaler).__qualname__: state.scaler.state_dict()}
-    texts = {name: item.pop("repr") for name, item in own["algorithms"].items()}
+    for item in own["algorithms"].values():
+        del item["repr"]
     theirs = {**saved, "algorithms": dict(saved["algorithms"])}
     fit, optimizer = f"{location}: does not fit this run: ", state.optimizers[0]
     name = type(optimizer).__qualname__
@@ -257,10 +258,10 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
         _require_like(expected, theirs[key], fit + key)
     _require_like({name: None}, theirs["optimizers"], f"{fit}optimizers")
     numbered = numbered_state(optimizer, theirs["optimizers"][name], state.model, f"{fit}optimizers/{name}")
-    algorithms = [(name, {**theirs["algorithms"][name], "repr": text}) for name, text in texts.items()]
     others = {key: item for key, item in to_save(saved).items() if key != "optimizers"}
     try:
-        state.load_state_dict({**others, "algorithms": algorithms}, logger, strict=True)
+        # Excluded: Composer would evaluate their text, and then add its own BlurPool beside our subclass of that name.
+        state.load_state_dict(others, logger, strict=True, exclude_algorithms=list(own["algorithms"]))
         optimizer.load_state_dict(numbered)
     except Exception as error:  # from torch, Composer, or a part's own `load_state_dict`
         raise InputError(fit + _in_a_line(error)) from None

@@ -46,11 +46,15 @@ class Interrupt:
     Composer installs handlers of its own when it is imported (composer/core/engine.py), which exit without saving: call
     `install` after that. On Ctrl-C, which its ranks receive too, the launcher also sends them SIGTERM, so only a second
     SIGINT exits at once.
+
+    While `preparing`, a signal ends the process at once with status 75: there is nothing to save, and what a run waits
+    for before its first step, such as a bucket or a copy of the data, may take longer than the 30 s until SIGKILL.
     """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.deadline = float("inf")  # when the process must have ended, on the clock `time.monotonic`
+        self.preparing = False
         self._keyboard = 0
         self._process = os.getpid()
 
@@ -77,6 +81,11 @@ class Interrupt:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return  # A loader worker, forked from this process: its parent stops it.
+        if self.preparing:
+            name = signal.Signals(number).name
+            os.write(2, f"\ninterrupted ({name}) before the first step; run the same command again\n".encode())
+            end_workers(0.0)
+            os._exit(EXIT_INTERRUPTED)
         if number == signal.SIGINT:
             self._keyboard += 1
             if self._keyboard > 1:

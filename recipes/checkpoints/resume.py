@@ -133,17 +133,17 @@ def find_newest(stores: Sequence[Store], identity: Identity, *, restart: bool) -
     (local, *_), listings = stores, {store: survey(store) for store in stores}
     assert isinstance(local, LocalStore)
     found, skipped = newest_good(listings, identity.require_same, into=local)
-    instead = "" if found is None else f"; resuming from {found.manifest.describe()}"
-    for stem, reason in skipped.items():
-        log.warning("checkpoint %s skipped: %s%s", stem, reason, instead)
-    for stem in (stem for listing in listings.values() for stem in listing.incomplete):
-        log.warning("checkpoint %s was started but never completed", stem)
     if found is None and skipped and not restart:
         raise InputError(
             *(f"checkpoint {stem}: {reason}" for stem, reason in skipped.items()),
             f"{locations(stores)}: checkpoints of {identity.run_name} exist, but none can be used; repair them, "
             "choose another run_name, or start from scratch with checkpoints.restart=true",
         )
+    instead = "" if found is None else f"; resuming from {found.manifest.describe()}"
+    for stem, reason in skipped.items():
+        log.warning("checkpoint %s skipped: %s%s", stem, reason, instead)
+    for stem in (stem for listing in listings.values() for stem in listing.incomplete):
+        log.warning("checkpoint %s was started but never completed", stem)
     return found, skipped
 
 

@@ -15,7 +15,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from data.errors import InputError
+from data.errors import DataError, InputError
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
@@ -94,12 +94,12 @@ class Writer:
         if self._uploader is not None:
             self._uploader.close()
 
-    def exit_status(self, stem: str, patience: float) -> int:
+    def exit_status(self, stem: str, patience: float, interrupt: Interrupt | None = None) -> int:
         """The status of a run that ends with this checkpoint, after its upload: 0, `EXIT_NOT_UPLOADED` or 1."""
         self.wait()
         if stem not in self._complete:
             return 1
-        return 0 if self._uploader is None or self._uploader.wait(stem, patience) else EXIT_NOT_UPLOADED
+        return 0 if self._uploader is None or self._uploader.wait(stem, patience, interrupt) else EXIT_NOT_UPLOADED
 
     def save_last(self, stem: str, patience: float) -> tuple[bool, str]:
         """Upload this checkpoint now if there is a bucket; returns whether it is saved at all, and where, in words."""
@@ -201,29 +201,37 @@ class CheckpointManager(Callback):
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
+        # Resumed from before an evaluation: with no batch left, `batch_checkpoint` would not hold the state.
+        self._held = self._snapshot(state) if _before_evaluation(state) else None
         for part in (*state.algorithms, *state.callbacks):
             try:
                 encode(part.state_dict(), "", {})
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
 
-    def gate(self, ready: bool, trouble: str | None) -> bool:
+    def gate(self, ready: bool, trouble: str | DataError | None) -> bool:
         """While waiting for a loader, stop if any process was asked to or will get no batch (data/wait.py's Gate).
 
         No process begins a step before every process has its batch. So none waits inside a step for another's loader,
-        and all are in the state after the last step. Returns whether every process has its batch.
+        and all are in the state after the last step. Returns whether every process has its batch. InputError, after
+        saving: the data of any process cannot be used any more, such as that of a disk that was removed.
         """
         assert self._state is not None  # since fit_start; a loader is iterated within `fit` only
         stop, wait = _any_process(self._state, [self._interrupt.requested or trouble is not None, not ready])
         if stop:
-            for line in filter(None, dist.all_gather_object(trouble)):
-                log.error("%s", line)
-                self._interrupt.request(line, GRACE)
+            troubles = list(filter(None, dist.all_gather_object(trouble)))
+            for line in troubles:
+                if isinstance(line, str):
+                    log.error("%s", line)
+                    self._interrupt.request(line, GRACE)
+            unusable = next((one for one in troubles if isinstance(one, DataError)), None)
             if int(self._state.timestamp.batch) == 0:
+                if unusable is not None:
+                    raise unusable
                 raise Interrupted(
                     True, f"interrupted ({self._reason()}) before the first step; run the same command to start again"
                 )
-            self._stop(self._held or self._snapshot(self._state))
+            self._stop(self._held or self._snapshot(self._state), unusable)
         return not wait
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
@@ -233,8 +241,7 @@ class CheckpointManager(Callback):
         stop, late = _any_process(state, [self._interrupt.requested, late])
         due = late or (self._unit == "ba" and int(state.timestamp.batch) % self._every == 0)
         # An evaluation may follow and take minutes: keep the state from before it, in case it is interrupted.
-        hold = bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
-        self._held = self._snapshot(state) if stop or due or hold else None
+        self._held = self._snapshot(state) if stop or due or _before_evaluation(state) else None
         if self._held is not None and stop:
             self._stop(self._held)
         if self._held is not None and due:
@@ -267,7 +274,7 @@ class CheckpointManager(Callback):
     def _exit_status(self) -> int:
         if self.writer is None or self._final is None:
             return 0
-        status = self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience))
+        status = self.writer.exit_status(self._final, seconds(self._config.checkpoints.patience), self._interrupt)
         if status:
             where = "on this disk only, not in the bucket" if status == EXIT_NOT_UPLOADED else "NOT saved"
             log.error("the run is finished, but its last checkpoint %s is %s", self._final, where)
@@ -302,11 +309,13 @@ class CheckpointManager(Callback):
     def _reason(self) -> str:
         return self._interrupt.reason or "another process"
 
-    def _stop(self, held: Snapshot) -> NoReturn:
-        """Save the held snapshot on process 0, and raise Interrupted with the outcome on all."""
+    def _stop(self, held: Snapshot, unusable: DataError | None = None) -> NoReturn:
+        """Save the held snapshot on process 0, and raise Interrupted, or the data's error, with the outcome on all."""
         saved, words = on_first(partial(self._save_last, held))
         again = "start again" if self._config.algorithms.not_resumable else "resume"
         then = f"; run the same command to {again}" if saved else ""
+        if unusable is not None:
+            raise InputError(*unusable.lines, f"{words}{then}")
         raise Interrupted(saved, f"interrupted ({self._reason()}): {words}{then}")
 
     def _save_last(self, held: Snapshot) -> tuple[bool, str]:
@@ -314,6 +323,11 @@ class CheckpointManager(Callback):
         self._save(held)
         self.writer.wait(self._interrupt.seconds_left())
         return self.writer.save_last(held.stem, self._interrupt.seconds_left())
+
+
+def _before_evaluation(state: State) -> bool:
+    """Whether the epoch's steps are done, so that an evaluation may follow."""
+    return bool(state.evaluators) and int(state.timestamp.batch_in_epoch) >= len(state.dataloader)
 
 
 def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
@@ -325,14 +339,17 @@ def _any_process(state: State, flags: Sequence[bool]) -> list[bool]:
     return [bool(flag) for flag in tensor.tolist()]
 
 
-def upload_finished(config: RunConfig, *, places: Places, owner: Owner, resume: Resume) -> bool:
-    """For a run that had finished before: upload its last state if necessary; returns whether it is now in place."""
+def upload_finished(
+    config: RunConfig, *, places: Places, owner: Owner, resume: Resume, interrupt: Interrupt, with_logs: bool
+) -> bool:
+    """For a finished run: upload its last state, if necessary, and its logs; returns whether the state is in place."""
 
     def upload() -> bool:
         if places.remote is None or resume.manifest is None:
             return True
-        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner)
+        logs = LogMirror(places, owner) if with_logs else None
+        uploader = Uploader(places, config.checkpoints.keep_remote, resume.damaged, owner, logs)
         uploader.submit(resume.manifest)
-        return uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience))
+        return uploader.wait(resume.manifest.stem, seconds(config.checkpoints.patience), interrupt)
 
     return on_first(upload)

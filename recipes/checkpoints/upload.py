@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
+from recipes.checkpoints.interrupt import Interrupt
 from recipes.checkpoints.manifest import Manifest, load_manifest, prune, publish, survey
 from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, DamagedError, LocalStore, Places, S3Store, StoreError
 from recipes.results import CONFIG
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 30.0
 _COMPLAIN_EVERY = 300.0  # seconds between two log lines about a failing bucket
 _COPY_LOGS_EVERY = 30.0
+_POLL = 1.0  # seconds between two looks at the deadline, which a signal brings forward
 _RESERVED = 2.0  # seconds of the last upload's time that are kept for a second attempt
 _IN_MEMORY = 64 * 2**20
 
@@ -61,10 +63,15 @@ class Uploader:
         with self._changed:
             return {stem for stem in (self._current, self._wanted and self._wanted.stem) if stem}
 
-    def wait(self, stem: str, limit: float) -> bool:
-        """Wait at most `limit` seconds; returns whether this checkpoint is in the bucket."""
+    def wait(self, stem: str, limit: float, interrupt: Interrupt | None = None) -> bool:
+        """Wait at most `limit` seconds, and not beyond an interruption; returns whether the checkpoint is uploaded."""
+        ends = time.monotonic() + limit
         with self._changed:
-            self._changed.wait_for(lambda: stem in self._uploaded or self._owner.superseded, limit)
+            while stem not in self._uploaded and not self._owner.superseded:
+                left = (ends if interrupt is None else min(ends, interrupt.deadline)) - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(min(left, _POLL))
             return stem in self._uploaded
 
     def upload_now(self, manifest: Manifest, limit: float) -> bool:

@@ -76,8 +76,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _wanted(record: logging.LogRecord) -> bool:
-    """INFO and above from our loggers, WARNING and above from others."""
-    return record.levelno >= logging.WARNING or record.name.partition(".")[0] in OURS
+    """INFO and above from our loggers, WARNING and above from others, except for what does not hold here."""
+    if record.levelno < logging.WARNING:
+        return record.name.partition(".")[0] in OURS
+    # "... when resuming": Composer's SWA and StochasticDepth. Ours resume bit for bit (algorithms/swa.py).
+    return "has known issues" not in record.getMessage()
 
 
 class TextLog(LoggerDestination):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_run import assert_equal, bottlenecks, convnet
 
+from algorithms.blurpool import BlurPool
 from algorithms.composer_library import NOT_RESUMABLE, USABLE
 from algorithms.config import AlgorithmsConfig
 
@@ -67,6 +68,14 @@ def test_it_changes_the_run_and_resumes_bit_for_bit(name, fields, batches, optio
 
 def test_both_mixes_and_label_smoothing_resume_together(resumed):
     resumed({"mixup": {"alpha": 0.4}, "cutmix": {}, "label_smoothing": {}}, [7])
+
+
+def test_a_resumed_run_has_its_own_algorithms_and_no_other(run, tmp_path):
+    through = run({"blurpool": {}}, save={7: tmp_path / "saved.pt"})
+    through.fit()
+    resumed = run({"blurpool": {}}, load=tmp_path / "saved.pt")
+    assert [type(item.trainer.state.algorithms[0]) for item in (through, resumed)] == [BlurPool, BlurPool]
+    assert len(resumed.trainer.state.algorithms) == 1  # Composer would add its own class of this name
 
 
 @pytest.mark.parametrize("name", NOT_RESUMABLE)

@@ -190,8 +190,11 @@ def test_a_dataset_without_a_good_image_is_an_error(tmp_path, workers):
     for index in range(8):
         (tmp_path / "ab"[index % 2]).mkdir(exist_ok=True)
         (tmp_path / "ab"[index % 2] / f"{index}.jpg").touch()
+    loader, told = training(ImageFolder(tmp_path, None), workers), []
+    loader.gate = lambda ready, trouble: told.append(trouble) or ready  # which may save the run's state
     with pytest.raises(DataError, match=r"0.jpg|cannot be decoded"):
-        run(training(ImageFolder(tmp_path, None), workers), [0])
+        run(loader, [0])
+    assert isinstance(told[-1], DataError)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from data.errors import DataError, InputError
 from recipes.checkpoints.interrupt import Interrupt, watch_spot_notices
 from tests.recipes.checkpoints.tiny import At, same
 from tests.support import wait_for
@@ -69,6 +70,18 @@ def test_a_loader_that_gives_nothing_ends_a_run_between_two_steps(tiny, untouche
         assert "worker 3 hangs" in str(stop)
         assert tiny.find().manifest.stem == stem
     assert same(tiny.go(), untouched)
+
+
+def test_data_that_cannot_be_used_any_more_ends_a_run_with_its_state_saved(tiny, untouched):
+    gone = DataError("/data/train/a/1.jpg and 100 images drawn as replacements cannot be decoded")
+    for batch, stem in ((0, None), (3, "ep000-ba000003"), (12, "ep002-ba000012")):
+        with pytest.raises(InputError) as ended:
+            tiny.go(At("before_dataloader", batch, lambda state: tiny.checkpoints.gate(True, gone)))
+        where = f"{stem} saved in {tiny.places.local}; run the same command to resume"
+        assert ended.value.lines == (*gone.lines, *([where] if stem else []))
+        assert [*tiny.stems(), None][-1 if stem is None else -2] == stem
+    assert same(tiny.go(), untouched)
+    assert tiny.resume.manifest.batch == 12
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):

@@ -76,6 +76,18 @@ def test_interrupted_in_an_evaluation_the_evaluation_is_repeated(tiny, untouched
     assert load_manifest(LocalStore(tiny.places.local), "ep003-ba000015").top1 is not None
 
 
+def test_interrupted_again_in_the_repeated_evaluation_the_state_is_still_the_one_before_it(tiny, untouched):
+    def stop(state):
+        tiny.interrupt.request("a test", 20.0)
+        tiny.checkpoints.gate(True, None)  # as the loader of the real run asks for each batch
+
+    for _ in range(3):
+        assert tiny.go(At("eval_batch_start", 15, stop)).saved
+        assert tiny.find().manifest.stem == "ep002-ba000015"
+    assert same(tiny.go(), untouched)
+    assert load_manifest(LocalStore(tiny.places.local), "ep003-ba000015").top1 is not None
+
+
 class Full:
     """The disk takes no file of more than 2,000 bytes between two events of a run."""
 

@@ -15,9 +15,11 @@ import pytest
 from data.errors import InputError
 from recipes.checkpoints import claim, store, upload
 from recipes.checkpoints.find import read_checkpoint
+from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED
 from recipes.checkpoints.manifest import load_manifest, survey
 from recipes.checkpoints.store import LocalStore, S3Store
-from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, same
+from recipes.config import seconds
+from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, same
 from tests.s3 import ADMIN, READER
 from tests.support import wait_for
 
@@ -117,6 +119,19 @@ def test_down_for_a_moment_at_start_or_in_a_download_is_waited_for(run, proxy, u
     assert run.resume.manifest.batch == 7
 
 
+def test_a_disk_without_room_for_the_buckets_checkpoint_is_told_at_once(run):
+    run.go(run.interrupt_at(7))
+    emptied(run)
+    with (
+        at_most(2000),
+        pytest.raises(
+            InputError, match=r"ep001-ba000007.*: File too large; needed for the checkpoint in s3"
+        ) as refused,
+    ):
+        run.find()
+    assert "cannot be reached" not in str(refused.value)
+
+
 def test_what_waiting_does_not_mend_is_refused_before_training(run, tmp_path, monkeypatch):
     train = At("fit_start", 0, lambda state: pytest.fail("it trains"))
     with pytest.raises(InputError, match="the bucket does not exist"):
@@ -177,7 +192,9 @@ def test_a_slow_bucket_gets_the_newest_and_the_disk_does_not_fill(run, proxy, ur
     assert FINAL in in_bucket(url)
 
 
-def test_a_store_that_takes_nothing_does_not_stop_the_training(run, proxy, untouched, caplog):
+def test_a_store_that_takes_nothing_does_not_stop_the_training_and_gets_all_when_it_takes_again(
+    run, proxy, url, untouched, caplog
+):
     run.saving["patience"] = "1s"
     weights = run.go(At("batch_start", 1, lambda state: proxy.set("500")))
     assert same(weights, untouched)
@@ -185,6 +202,12 @@ def test_a_store_that_takes_nothing_does_not_stop_the_training(run, proxy, untou
     assert "InternalError" in caplog.text
     assert "last checkpoint" in caplog.text
     assert survey(LocalStore(run.places.local)).complete[-1] == FINAL
+    (run.places.run_folder / "metrics.jsonl").write_text("{}\n")
+    proxy.set(None)
+    run.saving["patience"] = "30s"
+    assert run.upload_finished(run.find())
+    assert FINAL in in_bucket(url)
+    assert "logs/metrics.jsonl" in S3Store(url).tree()
 
 
 @pytest.mark.parametrize("fault", ["hang", "slow"])
@@ -201,6 +224,17 @@ def test_interrupted_while_the_bucket_is_out_of_reach_the_state_is_on_disk_in_ti
     proxy.set(None)
     assert same(run.go(), untouched)
     assert run.resume.manifest.batch == 7
+
+
+def test_interrupted_while_it_waits_for_the_last_upload_it_ends_in_time(run, proxy, untouched):
+    began = time.monotonic()
+    weights = run.go(
+        At("batch_start", 14, lambda state: proxy.set("refuse")),
+        At("fit_end", 15, lambda state: run.interrupt.request("a test", 1.0)),
+    )
+    assert time.monotonic() - began < 15.0 < seconds(run.saving["patience"])
+    assert same(weights, untouched)
+    assert run.status == EXIT_NOT_UPLOADED
 
 
 def test_interrupted_during_a_slow_upload_of_an_older_one_the_newest_goes_first(run, proxy, url, untouched):

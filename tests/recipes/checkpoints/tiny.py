@@ -125,7 +125,10 @@ class Tiny:
 
     def upload_finished(self, resume):
         with Owner(self.places, self.identity.run_name) as owner:
-            return upload_finished(self.config(), places=self.places, owner=owner, resume=resume)
+            places, interrupt = self.places, Interrupt()
+            return upload_finished(
+                self.config(), places=places, owner=owner, resume=resume, interrupt=interrupt, with_logs=True
+            )
 
     def interrupt_at(self, batch, event="batch_end", grace=20.0):
         return At(event, batch, lambda state: self.interrupt.request("a test", grace))

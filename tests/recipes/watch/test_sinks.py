@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 from composer import Callback
+from composer.algorithms import SWA, StochasticDepth
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.errors import InputError
@@ -154,6 +155,8 @@ class Speak(Callback):
             logging.getLogger("composer.somewhere").info("theirs")
             logging.getLogger("composer.somewhere").warning("their warning")
             warnings.warn("Python's warning", UserWarning, stacklevel=1)
+            SWA()  # Composer's says that it does not resume
+            StochasticDepth("ResNetBottleneck")
 
 
 def logging_settings():
@@ -176,7 +179,7 @@ def test_the_log_and_the_console(run):
     assert re.match(STAMP + r"INFO recipes\.watch\.sinks: tiny: training starts$", found[first + 1])
     for expected in ("recipes.somewhere: ours", "only for the file", "their warning", "UserWarning: Python's warning"):
         assert text.count(expected) == 1
-    for unwanted in ("theirs", "in detail"):
+    for unwanted in ("theirs", "in detail", "known issues"):
         assert unwanted not in text
     epoch = r": epoch \d done, batch \d+: \d+ px, loss \d\.\d{4}, lr "
     assert sum(re.search(epoch, line) is not None for line in found) == 4
