@@ -25,7 +25,7 @@ from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.output import Table, show
 from recipes.resolved import resolved
-from recipes.results import CONFIG, SUMMARY, parse_summary, read_results
+from recipes.results import CONFIG, SUMMARY, read_results, read_summary
 
 DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline without any,
 and the baseline with each technique alone, and compare them: accuracy, time,
@@ -201,7 +201,7 @@ def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[A
                 return process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 with suppress(OSError, ValueError, KeyError):  # there is none yet
-                    bar.update(before + parse_summary((run.folder / SUMMARY).read_bytes())["epochs"] - bar.n)
+                    bar.update(before + read_summary(run.folder / SUMMARY)["epochs"] - bar.n)
 
 
 def _judge(run: PlannedRun, status: int) -> tuple[Outcome, str]:

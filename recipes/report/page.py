@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from PIL import Image
 
 from data.decode import BadImage, Picture
 from data.errors import DataError, InputError
-from data.files import replace_text
+from data.files import open_regular, replace_text
 from data.open import open_evaluation
 from data.source import Source
 from recipes.config import RunConfig
@@ -38,7 +39,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     Raises:
         InputError: A folder is not a run's, or the page cannot be written.
     """
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112 - Path's raises for a name that is too long
         raise InputError(f"{output}: cannot be written: is a directory; allowed: a file, such as {output / REPORT}")
     text = render([read_run(folder) for folder in folders])
     try:
@@ -183,7 +184,7 @@ def _grids(run: Run, limit: int) -> list[tuple[str, str, Any]]:
         epoch, _, size = path.stem.removeprefix("ep").partition("-")
         caption = f"{size.removesuffix('px')} px, from epoch {int(epoch) if epoch.isdecimal() else epoch} on"
         try:
-            with Image.open(path, formats=["PNG"]) as image:
+            with os.fdopen(open_regular(path), "rb") as file, Image.open(file, formats=["PNG"]) as image:
                 shown.append((caption, "", _embed(image, GRID_WIDTH, GRID_ENLARGED)))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for damaged files
             shown.append((caption, f"{path.name} cannot be shown: {error}", None))
