@@ -293,11 +293,9 @@ def main() -> int:
         _draw_schedule(drawn, plan, config)
         content["Schedule"].insert(0, output.Chart(svg(drawn, "the run's schedule")))
         page = output.render_page(f"Plan: {config.run_name}", "; ".join(about), content=content)
-        try:
+        with output.written(folder, "; see --out"):
             output.save(drawn, folder / "schedule.png")
             replace_text(folder / "plan.html", page)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
     print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 

@@ -22,7 +22,7 @@ from data.files import open_regular, replace_text
 from data.open import open_evaluation
 from data.source import Source
 from recipes.config import RunConfig
-from recipes.output import ABSENT, Table, render_page
+from recipes.output import ABSENT, Table, render_page, written
 from recipes.report import PHASES, POINTS, Run, SavedPredictions, charts, read_run, section
 from recipes.resolved import resolved_values
 from recipes.results import clock_time, short_commit
@@ -42,11 +42,9 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     if os.path.isdir(output):  # noqa: PTH112 - Path's raises for a name that is too long
         raise InputError(f"{output}: cannot be written: is a directory; allowed: a file, such as {output / REPORT}")
     text = render([read_run(folder) for folder in folders])
-    try:
+    with written(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(output, text)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
 
 
 def render(runs: Sequence[Run]) -> str:
