@@ -107,9 +107,12 @@ def sync(descriptor: int) -> None:
 def replace_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: bool = True) -> None:
     """Write a temporary file next to it, sync, and rename it over the old one, which an OSError leaves unchanged.
 
+    A pipe, socket, device or folder is not replaced (`NotRegularError`): for root, `/dev/null` would be a file then.
     Only one process may write it. `chunks` may be read from the file itself. Without `durable`, nothing is synced,
     which saves milliseconds, but a loss of power may leave the new file empty.
     """
+    if path.exists() and not path.is_file():
+        raise NotRegularError(errno.EINVAL, "not a regular file", str(path))
     beside = path.with_name(f".{path.name}.new")
     try:
         beside.unlink(missing_ok=True)  # a link would lead elsewhere, a pipe would block forever

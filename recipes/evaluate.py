@@ -21,7 +21,7 @@ from recipes.cli import (
     yaml_and_overrides,
 )
 from recipes.load import load_config
-from recipes.output import ABSENT, Table, csv_text, show
+from recipes.output import ABSENT, Table, csv_text, show, written
 from recipes.results import to_json
 
 if TYPE_CHECKING:
@@ -52,8 +52,13 @@ def main() -> int:
     sizes, ratios = given.sizes or config.eval.sizes, given.crop_ratios or [config.eval.crop_ratio]
     settings = [(size, crop) for size in dict.fromkeys(sizes) for crop in dict.fromkeys(ratios)]
     for flag, file in (("--csv", given.csv), ("--save", given.save)):
-        if file is not None and not file.parent.is_dir():
-            raise InputError(f"{flag}: {file.parent} is not a directory")
+        if file is None:
+            continue
+        with written(file):  # the name may be too long
+            if not file.parent.is_dir():
+                raise InputError(f"{flag}: {file.parent} is not a directory")
+            if file.exists() and not file.is_file():
+                raise InputError(f"{flag}: {file} is not a regular file")
     with quick_imports():  # only now: it takes seconds, and a wrong command line is refused before
         from composer.utils import dist
 
@@ -83,16 +88,17 @@ def main() -> int:
         "results": results,
         "bad_images": bad_images,
     }
-    if given.csv is not None:
-        replace_text(given.csv, _csv(results))
     short = [{key: value for key, value in one.items() if key != "classes"} for one in results]
     text = to_json(found if given.per_class else found | {"results": short}, indent=2)
-    if given.save is not None:
-        replace_text(given.save, text + "\n")
     if given.json:
         print(text)
     else:
         _print(found, trained, given.per_class)
+    sys.stdout.flush()  # what was measured is shown even if a file cannot be written
+    for file, content in ((given.csv, _csv(results)), (given.save, text + "\n")):
+        if file is not None:
+            with written(file):
+                replace_text(file, content)
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -88,8 +89,9 @@ def main() -> int:
     if given.stdin_image and STDIN in given.words:
         command.error("standard input is a list of paths (-) or an image (--stdin-image), not both")
     classifier, words = _open(command, given)
-    alone = [sys.stdin.buffer.read(MAX_BYTES + 1)] if given.stdin_image else []
-    return _predict(classifier, chain(alone, _paths(words, sys.stdin.buffer)), given.top, given.json)
+    stdin: BinaryIO = sys.stdin.buffer if sys.stdin else io.BytesIO()  # it may be closed
+    alone = [stdin.read(MAX_BYTES + 1)] if given.stdin_image else []
+    return _predict(classifier, chain(alone, _paths(words, stdin)), given.top, given.json)
 
 
 def _predict(classifier: Classifier, images: Iterator[str | bytes], top: int, as_json: bool) -> int:
@@ -139,14 +141,14 @@ def _parser() -> argparse.ArgumentParser:
 def _open(command: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[Classifier, list[str]]:
     """The classifier that the words name, and the images among them."""
     # A word with `=` is an override, unless there is such a file.
-    plain = [word for word in given.words if "=" not in word or Path(word).exists()]
+    plain = [word for word in given.words if "=" not in word or os.path.exists(word)]  # noqa: PTH110 - as below
     model, *images = plain or given.words
-    exported = (Path(model) / PREPROCESSING).is_file()
+    exported = os.path.isfile(f"{model}/{PREPROCESSING}")  # noqa: PTH113 - Path's raises for a name that is too long
     if exported:
         for flag in ("checkpoint", "weights", "size", "crop_ratio"):
             if getattr(given, flag) is not None:
                 raise InputError(f"--{flag.replace('_', '-')}: is fixed in the export {model}; pass the run's YAML")
-    elif Path(model).is_dir():
+    elif os.path.isdir(model):  # noqa: PTH112
         raise InputError(f"{model}: is neither a YAML file nor a folder that recipes.export wrote ({PREPROCESSING})")
     else:
         overrides = [word for word in given.words if word not in plain]
@@ -207,7 +209,7 @@ def _paths(words: Sequence[str], stdin: BinaryIO) -> Iterator[str]:
     for word in words:
         lines = (os.fsdecode(line.rstrip(b"\r\n")) for line in stdin) if word == STDIN else [word]
         for path in filter(None, lines):
-            if not Path(path).is_dir():
+            if not os.path.isdir(path):  # noqa: PTH112 - Path's raises for a name that is too long
                 yield path
                 continue
             inside, notes = walk(path)

@@ -186,8 +186,10 @@ def _folders(config: RunConfig) -> Iterator[str]:
     places = Places.of(config.checkpoints.folder, config.runs_folder, config.run_name)
     folders = {"runs_folder": places.run_folder} | ({} if places.remote else {"checkpoints.folder": places.local})
     for key, folder in folders.items():
-        nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+        nearest = folder
         try:
+            while not nearest.exists():  # raises for a name that is too long
+                nearest = nearest.parent
             with tempfile.TemporaryFile(dir=nearest):
                 pass
         except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ ADDED_LATER: dict[str, Any] = {
     "scheduler.first_lr_ratio": 0.0,
     "scheduler.overlap": False,
     "data.augment.repeats": 1,
+    "algorithms.randaugment.timm": None,
 }
 """Keys that were added later, with the value at which a run is as before: checkpoints from before stay valid."""
 
@@ -123,7 +125,8 @@ def determining_values(config: Mapping[str, Any], world_size: int) -> dict[str, 
     sections = tuple(f"{name}." for name in NO_EFFECT_ON_WEIGHTS)
     flat = {key: value for key, value in flat_items(config) if not f"{key}.".startswith(sections)}
     flat = {key: value for key, value in flat.items() if (key, value) not in ADDED_LATER.items()}
-    off = {key for key, value in flat.items() if key.startswith("algorithms.") and value is None}
+    # A technique that is off, not a field of one that is on.
+    off = {key for key, value in flat.items() if re.fullmatch(r"algorithms\.\w+", key) and value is None}
     for key in off - {f"algorithms.{name}" for name in _COUNTED_WHEN_OFF}:
         del flat[key]
     for key in [key for key in flat if key.split(".")[0] == "device_batch_size"]:

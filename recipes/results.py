@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data.files import open_regular, read_regular
 
 # The files of a run's folder.
 CONFIG, LOG, SUMMARY, METRICS = "config.yaml", "log.txt", "summary.json", "metrics.jsonl"
@@ -30,6 +33,8 @@ COLUMNS = tuple(
     """.split()
 )
 """Columns of every table of metrics; each evaluated size adds `eval/SIZE/top1`, `top5` and `loss`."""
+_LARGEST_SUMMARY = 2**26  # bytes
+_LARGEST_NUMBER = 1e100  # beyond any figure of a run; a chart with larger ones cannot be drawn
 _EVALUATED = re.compile(r"eval/(\d{1,9})/(top1|top5|loss)")
 
 Metrics = dict[str, NDArray[np.float64]]
@@ -85,21 +90,21 @@ def read_results(folder: Path) -> Results:
     summary: dict[str, Any] = {}
     path = folder / SUMMARY
     try:
-        summary = parse_summary(path.read_bytes())
+        summary = read_summary(path)
     except (OSError, ValueError) as error:
         fault = f"cannot be read: {error.strerror or error}" if isinstance(error, OSError) else error
         problems.append(f"{path}: {fault}")
     return Results(folder, summary, _read_metrics(folder / METRICS, problems), tuple(problems))
 
 
-def parse_summary(data: bytes) -> dict[str, Any]:
-    """The content of a summary.json; ValueError: it is not a JSON object."""
+def read_summary(path: Path) -> dict[str, Any]:
+    """The content of a summary.json; OSError: it cannot be read; ValueError: it is not a JSON object."""
 
     def whole(digits: str) -> float:  # a number beyond any run becomes infinity, so that no later conversion overflows
         return int(digits) if len(digits) < 19 else float(digits)
 
     try:
-        summary = json.loads(data, parse_int=whole)
+        summary = json.loads(read_regular(path, _LARGEST_SUMMARY), parse_int=whole)
     except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(summary, dict):
@@ -110,7 +115,7 @@ def parse_summary(data: bytes) -> dict[str, Any]:
 def _read_metrics(path: Path, problems: list[str]) -> Metrics:
     entries, damaged = [], 0
     try:
-        with path.open("rb") as lines:
+        with os.fdopen(open_regular(path), "rb") as lines:
             for line in lines:
                 try:
                     entry = json.loads(line)
@@ -130,9 +135,9 @@ def _read_metrics(path: Path, problems: list[str]) -> Metrics:
 
 
 def _number(value: Any) -> float:
-    """A finite number unchanged; nan for anything else that JSON may hold."""
-    known = isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
-    return float(value) if known and math.isfinite(value) else math.nan
+    """A number of a run unchanged; nan for anything else that JSON may hold."""
+    known = isinstance(value, float) or type(value) is int
+    return float(value) if known and abs(value) < _LARGEST_NUMBER else math.nan
 
 
 def mean_curve(curves: Sequence[Sequence[Evaluation]]) -> tuple[Evaluation, ...]:

@@ -36,7 +36,7 @@ from recipes.divergence import DivergedError, StopOnNan
 from recipes.preflight import prepare_run
 from recipes.processes import on_first, start_processes
 from recipes.resolved import resolved
-from recipes.results import CONFIG, LOG, METRICS, SUMMARY, parse_summary
+from recipes.results import CONFIG, LOG, METRICS, SUMMARY, read_summary
 from recipes.teacher import load_teacher
 from recipes.trainer import FixedBuckets, build_algorithms, build_trainer
 from recipes.watch import build_watchers
@@ -237,7 +237,7 @@ def _finish(state: State, summary: Summary) -> int:
 def _has_summary(folder: Path) -> bool:
     """Whether summary.json, the last file of a run, is complete; not if the run died after its last checkpoint."""
     with suppress(OSError, ValueError):
-        return bool(parse_summary((folder / SUMMARY).read_bytes()).get("weights_sha256"))
+        return bool(read_summary(folder / SUMMARY).get("weights_sha256"))
     return False
 
 

@@ -23,9 +23,9 @@ from data.text import escape
 from recipes.ablate import Outcome, Plan, PlannedRun, make_plan, preflight
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
-from recipes.output import Table, show
+from recipes.output import Table, show, written
 from recipes.resolved import resolved
-from recipes.results import CONFIG, SUMMARY, parse_summary, read_results
+from recipes.results import CONFIG, SUMMARY, read_results, read_summary
 
 DESCRIPTION = """Train the recipe, the recipe without each technique, the baseline without any,
 and the baseline with each technique alone, and compare them: accuracy, time,
@@ -93,10 +93,12 @@ def main() -> int:
 
         comparison = compare(plan.variants, outcomes, sizes, size, given.target)
         command = shlex.join(["python", "-m", "recipes.ablate", *sys.argv[1:]])
-        # If no run is finished, existing files stay.
-        files = write(plan, outcomes, comparison, command) if comparison.most_seeds else []
         show(describe(plan, outcomes, comparison, [*[px for px in sizes if px != size][-1:], size]))
-        if files:  # flushed, so that in a pipe with stderr it comes before the last lines there
+        sys.stdout.flush()
+        if comparison.most_seeds:  # if no run is finished, existing files stay
+            with written(plan.folder):
+                files = write(plan, outcomes, comparison, command)
+            # flushed, so that in a pipe with stderr it comes before the last lines there
             print(f"\n{plan.folder}: {', '.join(files)}", flush=True)
     if stop.requested:
         _say("interrupted; run the same command again to resume")
@@ -144,11 +146,9 @@ def locked(folder: Path) -> Iterator[int]:
     Yields the file descriptor that the runs must inherit: the system releases the lock when the last process holding it
     ends. InputError: the folder cannot be written, or another process is active there.
     """
-    try:
+    with written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {error.strerror or error}") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -188,12 +188,14 @@ def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[A
     """
     before = bar.n
     bar.set_description(f"{run.variant.name} seed {run.seed}")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    replace_file(run.folder / CONFIG, [resolved(run.config).encode()])
+    with written(run.folder):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(run.folder / CONFIG, [resolved(run.config).encode()])
+        console = (run.folder / "console.txt").open("ab")
     launcher = [] if processes == 1 else ["-m", "composer.cli.launcher", "-n", str(processes)]
     command = [sys.executable, *launcher, str(ENTRYPOINT), str(run.folder / CONFIG)]
     streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-    with (run.folder / "console.txt").open("ab") as console:
+    with console:
         process = subprocess.Popen(command, stdout=console, **streams, start_new_session=True, pass_fds=[lock])
         stop.watch(process)
         while True:
@@ -201,7 +203,7 @@ def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[A
                 return process.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
                 with suppress(OSError, ValueError, KeyError):  # there is none yet
-                    bar.update(before + parse_summary((run.folder / SUMMARY).read_bytes())["epochs"] - bar.n)
+                    bar.update(before + read_summary(run.folder / SUMMARY)["epochs"] - bar.n)
 
 
 def _judge(run: PlannedRun, status: int) -> tuple[Outcome, str]:

@@ -247,10 +247,13 @@ def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: st
         "algorithms": {type(item).__qualname__: item.state_dict() for item in state.algorithms},
         "timestamp": {"Timestamp": state.timestamp.state_dict()},
     }
-    if state.scaler is not None and "scaler" in saved:
-        own["scaler"] = {type(state.scaler).__qualname__: state.scaler.state_dict()}
     for item in own["algorithms"].values():
         del item["repr"]
+    if state.scaler is not None and isinstance(scaler := saved.get("scaler"), Mapping):
+        kind = type(state.scaler).__qualname__
+        own["scaler"] = {kind: state.scaler.state_dict()}
+        # Older checkpoints have it by the name of Composer's other class, with the same state.
+        saved = {**saved, "scaler": {kind: scaler.get(kind, scaler.get("ClosureGradScaler"))}}
     theirs = {**saved, "algorithms": dict(saved["algorithms"])}
     fit, optimizer = f"{location}: does not fit this run: ", state.optimizers[0]
     name = type(optimizer).__qualname__

@@ -217,8 +217,10 @@ def main() -> int:
     }
     folder = Path(config.runs_folder) / config.run_name / "find_lr"
     content = _describe(result, curves, found, highest)
-    _write_files(result, curves, content, folder)
     output.show(content)
+    sys.stdout.flush()
+    with output.written(folder):
+        _write_files(result, curves, content, folder)
     print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
     return 0 if proposal else 1
 

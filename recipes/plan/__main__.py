@@ -54,6 +54,7 @@ EXAMPLES = """examples:
 Prices are read from recipes/plan/prices.yaml, published throughput from
 recipes/plan/throughput.yaml. Each entry names its source."""
 SHOWN = 8  # stages shown one by one; with more, short neighbours share a row
+MOST = 10**9  # devices, images, images per second
 POINTS = 2_000  # points of a curve in the chart, at most
 
 
@@ -75,10 +76,10 @@ def _parse_arguments() -> argparse.Namespace:
     given = parser.parse_intermixed_args(sys.argv[1:])
     given.yamls, given.overrides = yamls_and_overrides(parser, given.words)
     for name, value in (("--devices", given.devices), ("--images-per-second", given.images_per_second)):
-        if value is not None and not 0 < value < math.inf:
-            parser.error(f"argument {name}: got {value:g}; allowed: above 0")
-    if given.images is not None and min(given.images) < 1:
-        parser.error(f"argument --images: got {given.images[0]} {given.images[1]}; allowed: at least 1 each")
+        if value is not None and not 0 < value <= MOST:
+            parser.error(f"argument {name}: got {value}; allowed: above 0, at most {MOST:,}")
+    if given.images is not None and not 1 <= min(given.images) <= max(given.images) <= MOST:
+        parser.error(f"argument --images: got {given.images[0]} {given.images[1]}; allowed: 1 to {MOST:,} each")
     if given.images_per_second is not None and given.measured is not None:
         parser.error("--images-per-second and --measured both set the throughput; give only one")
     return given
@@ -292,11 +293,9 @@ def main() -> int:
         _draw_schedule(drawn, plan, config)
         content["Schedule"].insert(0, output.Chart(svg(drawn, "the run's schedule")))
         page = output.render_page(f"Plan: {config.run_name}", "; ".join(about), content=content)
-        try:
+        with output.written(folder, "; see --out"):
             output.save(drawn, folder / "schedule.png")
             replace_text(folder / "plan.html", page)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be written: {error.strerror or error}; see --out") from None
     print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")
     return 0
 

@@ -5,6 +5,7 @@ Here: read a run's folder, and derive stages, resumes and confusions. A damaged 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from data.errors import InputError
+from data.files import open_regular
 from data.text import escape, first_line
 from recipes.load import read_document
 from recipes.results import CONFIG, METRICS, PREDICTIONS, SUMMARY, Results, read_results
@@ -196,7 +198,7 @@ def read_run(folder: Path) -> Run:
     Raises:
         InputError: There is no such folder, or it has no file of a run.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - Path's raises for a name that is too long
         raise InputError(f"{folder}: no such folder; allowed: the folder of a run, such as runs/demo")
     files = (CONFIG, SUMMARY, METRICS)
     if not any((folder / name).exists() for name in files):
@@ -220,7 +222,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _read_predictions(path: Path) -> SavedPredictions:
-    with np.load(path, allow_pickle=False) as file:
+    with os.fdopen(open_regular(path), "rb") as stream, np.load(stream, allow_pickle=False) as file:
         label, predicted, *shares = columns = [file[name] for name in SavedPredictions._fields[:4]]
         classes, names = ([str(one) for one in file[name]] for name in ("classes", "names"))
         found = SavedPredictions(label, predicted, shares[0], shares[1], classes, names, int(file["size"]))

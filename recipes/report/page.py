@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,11 +18,11 @@ from PIL import Image
 
 from data.decode import BadImage, Picture
 from data.errors import DataError, InputError
-from data.files import replace_text
+from data.files import open_regular, replace_text
 from data.open import open_evaluation
 from data.source import Source
 from recipes.config import RunConfig
-from recipes.output import ABSENT, Table, render_page
+from recipes.output import ABSENT, Table, render_page, written
 from recipes.report import PHASES, POINTS, Run, SavedPredictions, charts, read_run, section
 from recipes.resolved import resolved_values
 from recipes.results import clock_time, short_commit
@@ -38,14 +39,12 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     Raises:
         InputError: A folder is not a run's, or the page cannot be written.
     """
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112 - Path's raises for a name that is too long
         raise InputError(f"{output}: cannot be written: is a directory; allowed: a file, such as {output / REPORT}")
     text = render([read_run(folder) for folder in folders])
-    try:
+    with written(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(output, text)
-    except OSError as error:
-        raise InputError(f"{output}: cannot be written: {error.strerror or error}") from None
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -183,7 +182,7 @@ def _grids(run: Run, limit: int) -> list[tuple[str, str, Any]]:
         epoch, _, size = path.stem.removeprefix("ep").partition("-")
         caption = f"{size.removesuffix('px')} px, from epoch {int(epoch) if epoch.isdecimal() else epoch} on"
         try:
-            with Image.open(path, formats=["PNG"]) as image:
+            with os.fdopen(open_regular(path), "rb") as file, Image.open(file, formats=["PNG"]) as image:
                 shown.append((caption, "", _embed(image, GRID_WIDTH, GRID_ENLARGED)))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's, for damaged files
             shown.append((caption, f"{path.name} cannot be shown: {error}", None))

@@ -11,12 +11,15 @@ MODULES = {"train": "entrypoint", "evaluate": "recipes.evaluate", "predict": "re
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """`command("evaluate", *words, stdin=b"")` -> exit status, standard output, standard error; in this process."""
+    """`command("evaluate", *words, stdin=b"")` -> exit status, standard output, standard error; in this process.
+
+    `stdin=None`: it is closed.
+    """
 
     def command(name, *words, stdin=b""):
         module = importlib.import_module(MODULES.get(name, f"recipes.{name}.__main__"))
         monkeypatch.setattr(sys, "argv", ["recipe", *map(str, words)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         status = run_command(module.main)
         captured = capsys.readouterr()

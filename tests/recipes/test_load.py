@@ -278,6 +278,9 @@ def test_the_digest_counts_what_changes_the_weights(tmp_path):
     assert config_digest(plain).startswith("86c8c0ddff081c3d"), "a new key must be in ADDED_LATER (recipes/resolved.py)"
     mixed = load(tmp_path, LEAST, "scheduler.name=cosine", "algorithms.mixup=on")
     assert config_digest(mixed).startswith("e42dafdde497a30e")
+    # Optional fields of the first techniques count, whether they are set or not, as at 714ac94.
+    techniques = load(tmp_path, LEAST, "algorithms.ema.half_life=10ba", "algorithms.randaugment=on")
+    assert config_digest(techniques).startswith("8c565bbc2d90ba15")
     dumps = [config.model_dump(mode="json") for config in (plain, same, other)]
     assert differing_keys(dumps[0], dumps[1]) == []
     assert differing_keys(dumps[0], dumps[2]) == [

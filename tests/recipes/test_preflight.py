@@ -131,6 +131,9 @@ def test_folders_must_be_writable(lines, tmp_path, monkeypatch):
     assert line == f"runs_folder: {tmp_path}/file/x/medium cannot be written: {tmp_path}/file: Not a directory"
     (line,) = lines("checkpoints.folder=/proc/c")
     assert line.startswith("checkpoints.folder: /proc/c cannot be written: /proc: ")
+    long = tmp_path / ("long" * 100)
+    (line,) = lines(f"checkpoints.folder={long}")
+    assert line == f"checkpoints.folder: {long} cannot be written: {long}: File name too long"
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o500)
     found = lines(f"checkpoints.folder={locked}/c")

@@ -238,6 +238,16 @@ def test_what_does_not_fit_this_run_is_one_line_and_no_traceback(saved, change):
     assert NEWEST in refused.value.lines[0]
 
 
+def test_the_gradient_scaler_of_an_older_checkpoint_is_restored(saved):
+    """Until 17c0e40 the Trainer had Composer's other class, as 267d64b wrote it."""
+    state = content_of(saved.places.local, NEWEST)["state"]
+    (own,) = state["scaler"].values()
+    restore(saved.state, {**state, "scaler": {"ClosureGradScaler": own}}, saved.logger, NEWEST)
+    for wrong in ({}, {"ClosureGradScaler": {"scale": 1.0}}, {"ClosureGradScaler": 3}, 3):
+        with pytest.raises(InputError, match=f"{NEWEST}: does not fit this run: "):
+            restore(saved.state, {**state, "scaler": wrong}, saved.logger, NEWEST)
+
+
 def test_generators_that_are_none_are_refused_in_one_line(saved):
     (own,) = content_of(saved.places.local, NEWEST)["rng"]
     changes = [{"torch": torch.zeros(5056, dtype=torch.uint8)}, {"python": (3, (1, 2), None)}]

@@ -39,6 +39,16 @@ def test_a_disk_that_cannot_sync_is_written_to_and_one_that_fails_is_said(tmp_pa
                 store.put("a", b"1")
 
 
+@pytest.mark.parametrize("plant", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/null")])
+def test_only_a_file_is_replaced(tmp_path, plant):
+    """For root, `--save /dev/null` would make a file of the device."""
+    plant(tmp_path / "a")
+    with pytest.raises(OSError, match="not a regular file"):
+        replace_file(tmp_path / "a", [b"1"])
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert not (tmp_path / "a").is_file()
+
+
 @pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("victim")], ids=["pipe", "link"])
 def test_what_lies_in_the_place_of_a_part_is_not_written_to(tmp_path, plant):
     (tmp_path / "victim").write_text("precious")

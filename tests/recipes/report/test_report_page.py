@@ -1,6 +1,7 @@
 """The page and the command: whole runs, damaged ones, hostile ones."""
 
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -100,7 +101,7 @@ def test_an_unfinished_run(run_folder):
 
 FILES = ("config.yaml", "summary.json", "metrics.jsonl", "predictions.npz")
 DAMAGES = [
-    *((FILES, damage) for damage in ("empty", "cut", "noise", "folder")),
+    *((FILES, damage) for damage in ("empty", "cut", "noise", "folder", "pipe")),
     *(([name], "missing") for name in FILES),
 ]
 
@@ -115,6 +116,8 @@ def test_damaged_files_are_named_in_place(run_folder):
             path.unlink()
             if damage == "folder":
                 path.mkdir()
+            elif damage == "pipe":  # opening it would wait forever
+                os.mkfifo(path)
             elif damage != "missing":
                 noise = np.random.default_rng(0).bytes(2000)
                 path.write_bytes({"empty": b"", "cut": data[: len(data) * 2 // 3 + 1], "noise": noise}[damage])
@@ -127,6 +130,18 @@ def test_damaged_files_are_named_in_place(run_folder):
     for heading in ("Result", "Curves", "Throughput", "Where the time went", "Confused", "Most confident errors"):
         assert heading in text
         assert heading in alone
+
+
+def test_pictures_and_figures_that_cannot_be_drawn(run_folder):
+    picture = min((run_folder / "images").iterdir())
+    picture.unlink()
+    os.mkfifo(picture)
+    lines = [{"batch": 1, "epoch": -1}, {"batch": 2, "epoch": 0.2, "wall_seconds": 1e300, "eval/36/top1": 1e300}]
+    lines += [{"batch": 1e400, "epoch": 1}, {"batch": 3, "epoch": 1e308, "train/image_size": 1e300, "train/lr": 1e308}]
+    (run_folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    text = text_of(report(run_folder))
+    assert f"{picture.name} cannot be shown" in text
+    assert "metrics.jsonl: 2 damaged lines skipped" in text
 
 
 def test_predictions_that_do_not_fit_each_other(run_folder):
@@ -188,6 +203,7 @@ def test_bad_arguments(refused, run_folder, tmp_path, monkeypatch):
     for arguments, words in {
         (): "the following arguments are required: RUN",
         ("nowhere",): "nowhere: no such folder",
+        ("long" * 1000,): "long: no such folder",
         (".",): "not a run's folder, it has no config.yaml, summary.json or metrics.jsonl",
         ("runs",): "did you mean runs/one?",
         ("runs/one", "--out", "x"): "unrecognized arguments: --out x",

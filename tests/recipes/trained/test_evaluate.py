@@ -124,6 +124,19 @@ def test_flip_is_the_mean_of_the_logits(tiny, figures, more):
     assert plain["loss"] != pytest.approx(result["loss"], rel=1e-5)
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_or_does_not_lose_the_figures(command, refused, tiny, tmp_path):
+    assert f"--csv: {tmp_path} is not a regular file" in refused("evaluate", tiny.yaml, "--csv", tmp_path)
+    assert f"--save: {tmp_path}/no is not a directory" in refused(
+        "evaluate", tiny.yaml, "--save", tmp_path / "no" / "x"
+    )
+    assert "cannot be written: File name too long" in refused("evaluate", tiny.yaml, "--save", tmp_path / ("n" * 300))
+    path = tmp_path / ("n" * 253)  # the temporary file beside it would have a name that is too long
+    status, out, err = command("evaluate", tiny.yaml, "--json", "--save", path)
+    assert status == 2
+    assert json.loads(out)["results"]
+    assert err.endswith(f"{path}: cannot be written: File name too long\n")
+
+
 def test_some_of_the_classes_will_do_and_strange_ones_are_named(refused, figures, tiny, tmp_path):
     part = write_images(tmp_path / "part", classes=2, train=1, val=4)
     shutil.rmtree(part / "train")

@@ -44,6 +44,18 @@ def test_standard_input_as_a_list_and_as_an_image(command, exported, val, tmp_pa
     assert alone[0]["predictions"] == listed[0]["predictions"]
 
 
+def test_a_closed_standard_input_is_empty(command, exported):
+    assert command("predict", exported, "-", stdin=None) == (0, "", "")
+    assert command("predict", exported, "--stdin-image", stdin=None) == (2, "", "stdin: the file is empty\n")
+
+
+def test_names_that_no_file_can_have(command, exported):
+    long = "long" * 2000
+    status, out, err = command("predict", exported, "-", stdin=f"{long}\na\0b\n".encode())
+    assert (status, out, len(err.splitlines())) == (2, "", 2)
+    assert command("predict", long, "x.jpg")[0] == 2
+
+
 def test_bad_images_are_named_and_the_others_go_on(command, exported, val, tmp_path):
     broken, empty = tmp_path / "broken.jpg", tmp_path / "empty"
     broken.write_bytes((val / "class0" / "0.jpg").read_bytes()[:200])
