@@ -7,7 +7,6 @@ Object Localization Challenge"; the ILSVRC2012 tar files with their devkit, whic
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import logging
 import os
@@ -28,7 +27,6 @@ log = logging.getLogger(__name__)
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _ARCHIVES = {"val": (_DEVKIT, _VAL_TAR), "train": (_TRAIN_TAR,)}  # what each split is unpacked from
-_UNPACKING = ".unpacking"  # the folder, beside the tar files, of splits that are not complete
 _SPACE = 1.02  # bytes needed per byte of tar files, because files end at blocks
 _KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC", "")
 _SOLUTION = "LOC_val_solution.csv"
@@ -162,64 +160,42 @@ def _solution(path: Path) -> dict[str, str]:
 def unpack_tars(folder: Path, report: Callable[[str], None]) -> None:
     """Unpack the ILSVRC2012 tar files of image-net.org, if the folder has them, into FOLDER/train and FOLDER/val.
 
-    A split that exists is left alone. Each gets its name when it is complete; after an interruption, the next call
-    starts that split again. `report` is called with a line before it begins. Raises DataError if a file is missing,
-    damaged or not the original one, or the disk has too little space.
+    A split that exists is left alone; each gets its name when it is complete, so that one that was interrupted starts
+    again. `report` is called with a line before it begins. Raises DataError if a file is missing or not the original,
+    or the disk has too little space.
     """
-    if not any((folder / file).is_file() for file in (_TRAIN_TAR, _VAL_TAR)) or not _absent(folder):
-        return
-    scratch = folder / _UNPACKING
-    with named(str(folder)):
-        scratch.mkdir(exist_ok=True)
-        with (scratch / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes, the second waits, and has nothing left to do
-            try:
-                for split in _ARCHIVES:
-                    shutil.rmtree(scratch / split, ignore_errors=True)  # of a process that was killed
-                splits = _absent(folder)
-                if splits:
-                    report(_require_files_and_space(folder, splits))
-                for split in splits:
-                    _unpack(folder, split)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _absent(folder: Path) -> list[str]:
-    return [split for split in _ARCHIVES if not os.path.lexists(folder / split)]
-
-
-def _require_files_and_space(folder: Path, splits: Sequence[str]) -> str:
-    """What will be unpacked, as a line; raises DataError if a file is missing or the disk has too little space."""
+    splits = [split for split in _ARCHIVES if not os.path.lexists(folder / split)]
     files = [folder / file for split in splits for file in _ARCHIVES[split]]
+    if not any(file.is_file() for file in files):
+        return
     for file in files:
         if not file.is_file():
             raise DataError(f"{file}: missing; {_TRAIN_TAR}, {_VAL_TAR} and {_DEVKIT} belong together")
     needed, free = _SPACE * sum(file.stat().st_size for file in files), shutil.disk_usage(folder).free
-    targets = " and ".join(f"{folder}/{split}" for split in splits)
     if free < needed:
         raise DataError(
             f"{folder}: unpacking the tar files takes {needed / 1e9:.3f} GB there, but {free / 1e9:.3f} GB are free; "
             "to use another disk, make a folder on it with links to the files"
         )
-    return f"unpacking the tar files into {targets}, {needed / 1e9:.3f} GB"
+    report(f"unpacking the tar files into {folder}: {' and '.join(splits)}, {needed / 1e9:.3f} GB")
+    for split in splits:
+        _unpack(folder, split)
 
 
 def _unpack(folder: Path, split: str) -> None:
     """Unpack one split with torchvision, which refuses a file that has not the original's MD5."""
     from torchvision.datasets import imagenet  # takes seconds to import
 
-    partial = f"{_UNPACKING}/{split}"
+    partial = f".{split}.unpacking"
     try:
+        shutil.rmtree(folder / partial, ignore_errors=True)  # of a call that was killed
         if split == "train":
             imagenet.parse_train_archive(folder, folder=partial)
         else:
             imagenet.parse_devkit_archive(folder)
-            _, classes = imagenet.load_meta_file(folder)
-            imagenet.parse_val_archive(folder, wnids=classes, folder=partial)
-            images = sum(path.is_file() for path in (folder / partial).rglob("*"))
-            if images != len(classes):
-                raise ValueError(f"{_VAL_TAR} has {images} images, but the devkit has {len(classes)} labels")
+            imagenet.parse_val_archive(folder, wnids=imagenet.load_meta_file(folder)[1], folder=partial)
+        (folder / partial).replace(folder / split)
     except Exception as error:  # tarfile, gzip and SciPy raise many different exceptions on damaged data
         raise DataError(f"{folder / split}: cannot be unpacked: {first_line(error)}") from error
-    (folder / partial).replace(folder / split)
+    finally:
+        shutil.rmtree(folder / partial, ignore_errors=True)

@@ -107,7 +107,7 @@ def test_ilsvrc_tars_become_the_folders_that_torchvision_makes(ilsvrc, jpegs):
     lines = []
     unpack_tars(ilsvrc, lines.append)
     (line,) = lines
-    assert line.startswith(f"unpacking the tar files into {ilsvrc}/val and {ilsvrc}/train, 0.000 GB")
+    assert line == f"unpacking the tar files into {ilsvrc}: val and train, 0.000 GB"
     require_unpacked(ilsvrc, jpegs)
     assert ImageNet(ilsvrc, "val").targets == open_origin(str(ilsvrc))["val"].labels.tolist()
     for file in TARS.values():
@@ -167,35 +167,8 @@ def test_what_is_not_unpacked_completely_does_not_count(ilsvrc, jpegs):
         assert [name for name in names_in(ilsvrc) if name in ("train", "val")] == complete
     with pytest.raises(DataError, match="train: no such folder"):
         open_origin(str(ilsvrc))
-    (ilsvrc / ".unpacking/train/n00000000").mkdir()
+    (ilsvrc / ".train.unpacking/n00000000").mkdir()
     unpack_tars(ilsvrc, print)
-    require_unpacked(ilsvrc, jpegs)
-
-
-def test_a_second_process_waits_until_all_is_unpacked(ilsvrc, jpegs, monkeypatch, capfd):
-    context = multiprocessing.get_context("fork")
-    at_work, go_on = context.Event(), context.Event()
-    unpack = imagenet.extract_archive
-
-    def extract_archive(*arguments, **options):
-        at_work.set()
-        go_on.wait(60)
-        unpack(*arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(imagenet, "extract_archive", extract_archive)
-        first = context.Process(target=unpack_tars, args=(ilsvrc, print))
-        first.start()
-    assert at_work.wait(60)
-    second = context.Process(target=unpack_tars, args=(ilsvrc, print))
-    second.start()
-    second.join(1)
-    assert second.is_alive()
-    go_on.set()
-    for process in (first, second):
-        process.join(60)
-        assert process.exitcode == 0
-    assert capfd.readouterr().out.count("unpacking") == 1
     require_unpacked(ilsvrc, jpegs)
 
 
@@ -334,18 +307,9 @@ def test_an_archive_that_is_not_the_original_is_named_and_not_unpacked(ilsvrc, j
             unpack_tars(ilsvrc, print)
 
 
-DAMAGED_TARS = {  # all with the original's MD5
+DAMAGED_TARS = {  # with the original's MD5
     "a train.tar that ends in a class": ("train", lambda whole: whole[:6000], "unexpected end of data"),
-    "a val.tar that ends in an image": ("val", lambda whole: whole[:700], "unexpected end of data"),
-    "a devkit that ends": ("devkit", lambda whole: whole[:200], "end-of-stream"),
-    "an empty train.tar": ("train", lambda whole: b"", "file could not be opened successfully"),
-    "a val.tar that is none": ("val", lambda whole: b"x" * 2000, "file could not be opened successfully"),
     "a devkit without its files": ("devkit", lambda whole: gzip.compress(tar_of({})), "No such file"),
-    "a devkit that is no gzip file": ("devkit", lambda whole: tar_of({}), "not a gzip file"),
-    "a class that is not a tar": ("train", lambda whole: tar_of({f"{CLASSES[0]}.tar": b"x"}), "could not be opened"),
-    "too few labels": ("devkit", lambda whole: devkit(TRUTH[:-2]), "3 images, but the devkit has 2 labels"),
-    "too many labels": ("devkit", lambda whole: devkit(TRUTH + b"1\n"), "3 images, but the devkit has 4 labels"),
-    "a label of no class": ("devkit", lambda whole: devkit(b"1\n2\n3\n"), "3"),
 }
 
 
