@@ -283,6 +283,8 @@ class CheckpointManager(Callback):
     def close(self, state: State, logger: Logger) -> None:
         """Let a write in progress finish, even when training failed, and copy the logs a last time."""
         if self.writer is not None:
+            if self._held is not None and not self._interrupt.requested:
+                self.writer.write(self._held)  # an evaluation failed: the epoch before it is not lost
             self.writer.close()
         if self._mirror is not None:
             limit = min(_LAST_LOGS, self._interrupt.seconds_left())

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
@@ -86,6 +87,18 @@ def test_interrupted_again_in_the_repeated_evaluation_the_state_is_still_the_one
         assert tiny.find().manifest.stem == "ep002-ba000015"
     assert same(tiny.go(), untouched)
     assert load_manifest(LocalStore(tiny.places.local), "ep003-ba000015").top1 is not None
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_epoch_before_it(tmp_path, untouched):
+    tiny = Tiny(tmp_path, interval="1h")
+
+    def fail(state):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        tiny.go(At("eval_batch_start", 10, fail))
+    assert tiny.find().manifest.stem == "ep001-ba000010"
+    assert same(tiny.go(), untouched)
 
 
 class Full:
