@@ -40,7 +40,7 @@ def open_split_pair(path: str, cache_folder: str) -> tuple[Source, Source]:
     """
     if is_remote(path):
         return open_cached(path, cache_folder)[1]
-    if not (Path(path) / MANIFEST).is_file():
+    if not _is_prepared(path):
         return open_folders(Path(path))
     path, name = path.rstrip("/") or "/", f"{Path(path)}/{MANIFEST}"
     with named(name):
@@ -56,7 +56,7 @@ def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Sou
     there is one). Raises DataError, also if there is a class that the network does not know.
     """
     folder = Path(path)
-    if is_remote(path) or (folder / MANIFEST).is_file():
+    if is_remote(path) or _is_prepared(path):
         val = open_split_pair(path, cache_folder)[1]
         return _renumbered(val, classes) if classes and list(classes) != val.classes else val
     if not folder.is_dir():
@@ -67,6 +67,11 @@ def open_evaluation(path: str, cache_folder: str, classes: Sequence[str]) -> Sou
     if not inside.is_dir() and (folder / "train").is_dir() and "train" not in classes:
         raise missing_split(folder, "val")
     return ImageFolder(inside if inside.is_dir() else folder, classes or None)
+
+
+def _is_prepared(path: str) -> bool:
+    with named(path):  # the name may be too long
+        return (Path(path) / MANIFEST).is_file()
 
 
 def _renumbered(source: Source, classes: Sequence[str]) -> Subset:

@@ -8,11 +8,34 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 FILES = {"safetensors": "model.safetensors", "pth": "model.pth", "torch_export": "model.pt2", "onnx": "model.onnx"}
 """File name of each format."""
 PREPROCESSING, CLASSES, CONFIG, CARD = "preprocessing.json", "classes.json", "config.json", "README.md"
 OURS = (*FILES.values(), PREPROCESSING, CLASSES, CONFIG, CARD)
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    size: int
+    crop_ratio: float
+    images: int
+    top1: float
+    top5: float
+    loss: float
+
+
+class SavedEvaluation(BaseModel):
+    """The used keys of a file that `recipes.evaluate --save` wrote."""
+
+    model_config = ConfigDict(strict=True)
+
+    weights_sha256: str
+    data: str
+    flip: str | None
+    results: list[_Result]
 
 
 def open_onnx(path: Path) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:

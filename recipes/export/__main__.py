@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from data.errors import InputError
 from data.text import clean, escape
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, quick_imports, run_command, yaml_and_overrides
 from recipes.config import RunConfig
-from recipes.export import CARD, CLASSES, CONFIG, FILES, OURS, PREPROCESSING
+from recipes.export import CARD, CLASSES, CONFIG, FILES, OURS, PREPROCESSING, SavedEvaluation
 from recipes.load import load_config
+from recipes.output import written
 from recipes.results import to_json
 
 EXAMPLES = """examples:
@@ -43,10 +43,12 @@ def main() -> int:
     given = command.parse_intermixed_args(sys.argv[1:])
     config = load_config(*yaml_and_overrides(command, given.words))
     folder = given.output
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
-    if folder.is_dir() and any(folder.iterdir()) and not given.force:
-        raise InputError(f"--output: {folder} is not empty; choose another, or replace an earlier export with --force")
+    with written(folder):  # the name may be too long
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
+        if folder.is_dir() and any(folder.iterdir()) and not given.force:
+            instead = "choose another, or replace an earlier export with --force"
+            raise InputError(f"--output: {folder} is not empty; {instead}")
     _export(given, config, None if given.evaluation is None else _read_evaluation(given.evaluation))
     return 0
 
@@ -69,20 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     return command
 
 
-def _read_evaluation(path: Path) -> dict[str, Any]:
-    """Read a file that `recipes.evaluate --save` wrote."""
+def _read_evaluation(path: Path) -> SavedEvaluation:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return SavedEvaluation.model_validate_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"--evaluation: {path}: {error.strerror or error}") from None
-    except ValueError:  # not JSON, or not UTF-8
-        found = None
-    if not isinstance(found, dict) or not {"weights_sha256", "results", "data", "flip"} <= found.keys():
-        raise InputError(f"--evaluation: {path} was not written by recipes.evaluate --save")
-    return found
+    except ValueError:
+        raise InputError(f"--evaluation: {path} was not written by recipes.evaluate --save") from None
 
 
-def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, Any] | None) -> None:
+def _export(given: argparse.Namespace, config: RunConfig, evaluation: SavedEvaluation | None) -> None:
     with quick_imports():  # only now: it takes seconds, and a wrong command line is refused before
         from recipes.export import hub, programs
         from recipes.trained import labels, load_trained
@@ -91,7 +89,7 @@ def _export(given: argparse.Namespace, config: RunConfig, evaluation: dict[str, 
         hub.require_repository(given.push_to_hub)
     trained = load_trained(config, given.checkpoint, given.weights)
     run, network, digest = trained.config, trained.network, trained.weights_sha256
-    if evaluation is not None and evaluation["weights_sha256"] != digest:
+    if evaluation is not None and evaluation.weights_sha256 != digest:
         raise InputError(f"--evaluation: {given.evaluation} is about other weights than those of {trained.location}")
     prepared = preprocessing(run, given.size or config.eval.sizes[-1], config.eval.crop_ratio)
     classes = labels(trained, config.data.path)

@@ -21,7 +21,7 @@ from data.errors import InputError
 from data.text import first_line
 from recipes.checkpoints.manifest import Manifest
 from recipes.config import RunConfig
-from recipes.export import CARD, CONFIG
+from recipes.export import CARD, CONFIG, SavedEvaluation
 from recipes.export.programs import OPSET, TOLERANCE, Architecture, difference, takes_weights
 from recipes.output import TEXTS
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS
@@ -66,7 +66,7 @@ def card(
     shape: Architecture,
     preprocessing: Mapping[str, Any],
     differences: Mapping[str, float],
-    evaluation: Mapping[str, Any] | None,
+    evaluation: SavedEvaluation | None,
     files: Sequence[str],
 ) -> str:
     """The model card as Markdown.
@@ -128,16 +128,15 @@ def _front_matter(trained: Trained, library: str, accuracies: Sequence[Mapping[s
     return data.to_yaml()
 
 
-def _accuracies(trained: Trained, evaluation: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _accuracies(trained: Trained, evaluation: SavedEvaluation | None) -> list[dict[str, Any]]:
     """The known accuracies of these weights: from the end of the run, and from `recipes.evaluate --save`."""
     run = {"data": "the run's validation images", "crop_ratio": trained.config.eval.crop_ratio, "flip": False}
     by_size = trained.summary.eval_by_size if trained.summary else {}
     found = [run | {"size": int(size)} | figures.model_dump() for size, figures in by_size.items()]
     if evaluation is not None:
-        folder, flip = Path(evaluation["data"]).name, evaluation["flip"] is not None
-        for one in evaluation["results"]:
-            figures = {name: one[name] for name in ("size", "crop_ratio", "top1", "top5", "loss")}
-            found.append(figures | {"data": f"{folder}, {one['images']:,} images", "flip": flip})
+        folder, flip = Path(evaluation.data).name, evaluation.flip is not None
+        for one in evaluation.results:
+            found.append(one.model_dump() | {"data": f"{folder}, {one.images:,} images", "flip": flip})
     return found
 
 

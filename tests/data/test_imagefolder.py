@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torchvision
 
 from data.errors import DataError
 from data.imagefolder import ImageFolder, class_folders, class_names, open_folders
+from data.open import open_evaluation, open_split_pair
 from data.source import subset
 from tests.data.conftest import encode, make_photo, write_folder
 
@@ -51,6 +53,13 @@ def test_a_broken_layout_is_named(tmp_path, train, val, message):
         open_folders(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_too_long_is_named(tmp_path):
+    path = str(tmp_path / ("long" * 100))
+    for opened in (partial(open_split_pair, path, "cache"), partial(open_evaluation, path, "cache", ["ant"])):
+        with pytest.raises(DataError, match=f"^{path}: .*File name too long"):
+            opened()
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,12 @@ def test_other_weights_do_not_get_the_runs_figures(command, refused, tiny, tmp_p
     assert command("export", tiny.yaml, *words, "--force", "--evaluation", tmp_path / "raw.json")[0] == 0
     top1 = json.loads(out)["results"][0]["top1"]
     assert f"| dataset, 9 images | 24 | 0.875 | yes | {100 * top1:.2f} |" in card.read_text()
+    for text in ("[" * 100_000, "[]", "{}", out.replace('"top1":', '"top":'), out.replace('"data": "', '"data": ["')):
+        (tmp_path / "odd.json").write_text(text)
+        err = refused("export", tiny.yaml, *words, "--force", "--evaluation", tmp_path / "odd.json")
+        assert err == f"--evaluation: {tmp_path}/odd.json was not written by recipes.evaluate --save\n"
+    words = ["--output", tmp_path / ("long" * 100)]
+    assert "cannot be written: File name too long" in refused("export", tiny.yaml, *words)
     words = ["--output", tmp_path / "ema", "--evaluation", tmp_path / "raw.json"]
     assert "is about other weights than" in refused("export", tiny.yaml, *words)
     assert not (tmp_path / "ema").exists()
