@@ -86,8 +86,9 @@ def read_state_dict(path: str) -> Start:
             torch.serialization.clear_safe_globals()  # drop the types that some library has allowed
             found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises about ten different exceptions
-        # torch's first lines advise to load it as code.
+        # torch's first lines advise to load it as code; of what is no pickle it says, at best, a number.
         reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0] or first_line(error)
+        reason = "not a pickle" if isinstance(error, LookupError) else reason
         written = "as torch.save or safetensors writes them"
         raise InputError(f"{path}: cannot be loaded as weights only, {written}: {reason[:200]}") from None
     for key in ("state_dict", "model"):  # as timm and torchvision's reference scripts save them

@@ -133,7 +133,8 @@ class BadImages(Callback):
             known[name] = met[name]
             if dist.get_global_rank() == 0:
                 extra = {"file_only": self.count > NAMED_ON_CONSOLE}
-                log.warning("bad image in %s, replaced: %s: %s", split, name, met[name], extra=extra)
+                instead = "replaced" if split == "train" else "not counted"
+                log.warning("bad image in %s, %s: %s: %s", split, instead, name, met[name], extra=extra)
                 if self.count == NAMED_ON_CONSOLE:
                     log.warning("further bad images are logged in log.txt only")
         if fresh and len(known) > self.max_bad_fraction * len(loader.dataset):
