@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
-from data.files import replace_text
+from data.files import replace_text, written
 from data.text import escape, spreadsheet
 from recipes.cli import (
     add_checkpoint_arguments,
@@ -21,7 +21,7 @@ from recipes.cli import (
     yaml_and_overrides,
 )
 from recipes.load import load_config
-from recipes.output import ABSENT, Table, csv_text, show, written
+from recipes.output import ABSENT, Table, csv_text, show
 from recipes.results import to_json
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from composer.algorithms import EMA
 from composer.utils import dist
 
 from data.errors import InputError
-from data.files import replace_text
+from data.files import replace_text, written
 from data.imagefolder import class_names
 from data.open import open_split_pair
 from data.sampler import PositionSampler
@@ -94,7 +94,8 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     uploaded = True
     if resume.finished:
         if rank == 0 and not (folder / CONFIG).exists():
-            replace_text(folder / CONFIG, resolved(config))
+            with written(folder):
+                replace_text(folder / CONFIG, resolved(config))
         uploaded = upload_finished(config, places=places, owner=owner, resume=resume)
         if on_first(lambda: _has_summary(folder)):
             _say(f"{config.run_name} is finished, see {folder / SUMMARY}; a new run needs another run_name")
@@ -158,12 +159,14 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
 
 
 def create_run_folder(config: RunConfig, folder: Path) -> None:
-    """Create the run's folder, with config.yaml from the start; InputError: one of its files is not a regular file."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Create the run's folder, with config.yaml from the start; InputError: it cannot be written."""
+    with written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):
         if path.is_symlink() or (path.exists() and not path.is_file()):  # a link leads elsewhere, a pipe blocks forever
             raise InputError(f"{path}: not a regular file; move it away")
-    replace_text(folder / CONFIG, resolved(config))
+    with written(folder):
+        replace_text(folder / CONFIG, resolved(config))
 
 
 def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -> int:

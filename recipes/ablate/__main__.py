@@ -18,12 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import replace_file
+from data.files import replace_file, written
 from data.text import escape
 from recipes.ablate import Outcome, Plan, PlannedRun, make_plan, preflight
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
-from recipes.output import Table, show, written
+from recipes.output import Table, show
 from recipes.resolved import resolved
 from recipes.results import CONFIG, SUMMARY, read_results, read_summary
 

@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from data.errors import InputError
+from data.files import written
 from data.text import clean, escape
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, quick_imports, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.export import CARD, CLASSES, CONFIG, FILES, OURS, PREPROCESSING, SavedEvaluation
 from recipes.load import load_config
-from recipes.output import written
 from recipes.results import to_json
 
 EXAMPLES = """examples:

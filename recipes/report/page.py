@@ -18,11 +18,11 @@ from PIL import Image
 
 from data.decode import BadImage, Picture
 from data.errors import DataError, InputError
-from data.files import open_regular, replace_text
+from data.files import open_regular, replace_text, written
 from data.open import open_evaluation
 from data.source import Source
 from recipes.config import RunConfig
-from recipes.output import ABSENT, Table, render_page, written
+from recipes.output import ABSENT, Table, render_page
 from recipes.report import PHASES, POINTS, Run, SavedPredictions, charts, read_run, section
 from recipes.resolved import resolved_values
 from recipes.results import clock_time, short_commit
