@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import DataError
+from data.errors import DataError, InputError
 from data.text import clean, first_line
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,15 @@ def replace_file(path: Path, chunks: Iterable[bytes | memoryview], *, durable: b
 def replace_text(path: Path, text: str) -> None:
     """Write text without secrets, as `replace_file` does."""
     replace_file(path, [clean(text).encode()])
+
+
+@contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Raise InputError, one line that names the file or folder, where a result cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror or error}{hint}") from None
 
 
 def is_remote(path: str) -> bool:

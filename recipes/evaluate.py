@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
-from data.files import replace_text
+from data.files import replace_text, writing
 from data.text import escape, spreadsheet
 from recipes.cli import (
     add_checkpoint_arguments,
@@ -21,7 +21,7 @@ from recipes.cli import (
     yaml_and_overrides,
 )
 from recipes.load import load_config
-from recipes.output import ABSENT, Table, csv_text, show, written
+from recipes.output import ABSENT, Table, csv_text, show
 from recipes.results import to_json
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def main() -> int:
     for flag, file in (("--csv", given.csv), ("--save", given.save)):
         if file is None:
             continue
-        with written(file):  # the name may be too long
+        with writing(file):  # the name may be too long
             if not file.parent.is_dir():
                 raise InputError(f"{flag}: {file.parent} is not a directory")
             if file.exists() and not file.is_file():
@@ -97,7 +97,7 @@ def main() -> int:
     sys.stdout.flush()  # what was measured is shown even if a file cannot be written
     for file, content in ((given.csv, _csv(results)), (given.save, text + "\n")):
         if file is not None:
-            with written(file):
+            with writing(file):
                 replace_text(file, content)
     return 0
 

@@ -23,7 +23,6 @@ from markupsafe import Markup, escape
 from rich.console import Console
 from rich.text import Text
 
-from data.errors import InputError
 from data.files import replace_file
 from data.text import markdown as markdown_text
 
@@ -81,15 +80,6 @@ class Table(NamedTuple):
         rule = ["---:" if index in self.numbers else "---" for index in range(len(self.headers))]
         lines = [self.headers, rule, *self.rows]
         return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-@contextmanager
-def written(path: Path, hint: str = "") -> Iterator[None]:
-    """Raise InputError, one line that names the file or folder, where a result cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror or error}{hint}") from None
 
 
 class Chart(NamedTuple):

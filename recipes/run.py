@@ -16,7 +16,7 @@ from composer.algorithms import EMA
 from composer.utils import dist
 
 from data.errors import InputError
-from data.files import replace_text
+from data.files import replace_text, writing
 from data.imagefolder import class_names
 from data.open import open_split_pair
 from data.sampler import PositionSampler
@@ -168,16 +168,14 @@ def open_data(config: RunConfig) -> tuple[Source, Source]:
 def create_run_folder(config: RunConfig, folder: Path) -> None:
     """Create the run's folder, with config.yaml from the start.
 
-    InputError: it cannot be written to, or one of its files is not a regular file.
+    InputError: it cannot be written, or one of its files is not a regular file.
     """
     for path in (folder / name for name in (CONFIG, LOG, METRICS, SUMMARY)):
         if path.is_symlink() or (path.exists() and not path.is_file()):  # a link leads elsewhere, a pipe blocks forever
             raise InputError(f"{path}: not a regular file; move it away")
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / CONFIG, resolved(config))
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written to: {error.strerror or error}") from None
 
 
 def _train(trainer: Trainer, checkpoints: CheckpointManager, summary: Summary) -> int:

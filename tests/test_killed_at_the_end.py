@@ -44,7 +44,7 @@ def test_a_disk_that_takes_no_summary_or_no_config_is_one_line(tmp_path, images,
     words = path, f"runs_folder={tmp_path}", f"data.path={images}", "run_name=run"
     config, summary = (tmp_path / "run" / f".{name}.new" for name in ("config.yaml", "summary.json"))
     config.mkdir(parents=True)  # takes the place that the file is written to first
-    with pytest.raises(InputError, match="run: cannot be written to: Is a directory"):
+    with pytest.raises(InputError, match="run: cannot be written: Is a directory"):
         run_here(*words)
     config.rmdir()
     summary.mkdir()

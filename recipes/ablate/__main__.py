@@ -18,12 +18,12 @@ from typing import Any
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import replace_file
+from data.files import replace_file, writing
 from data.text import escape
 from recipes.ablate import Outcome, Plan, PlannedRun, make_plan, preflight
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED, EXIT_NOT_UPLOADED
 from recipes.cli import command_parser, run_command, yaml_and_overrides
-from recipes.output import Table, show, written
+from recipes.output import Table, show
 from recipes.resolved import resolved
 from recipes.results import CONFIG, SUMMARY, read_results, read_summary
 
@@ -96,7 +96,7 @@ def main() -> int:
         show(describe(plan, outcomes, comparison, [*[px for px in sizes if px != size][-1:], size]))
         sys.stdout.flush()
         if comparison.most_seeds:  # if no run is finished, existing files stay
-            with written(plan.folder):
+            with writing(plan.folder):
                 files = write(plan, outcomes, comparison, command)
             # flushed, so that in a pipe with stderr it comes before the last lines there
             print(f"\n{plan.folder}: {', '.join(files)}", flush=True)
@@ -146,7 +146,7 @@ def locked(folder: Path) -> Iterator[int]:
     Yields the file descriptor that the runs must inherit: the system releases the lock when the last process holding it
     ends. InputError: the folder cannot be written, or another process is active there.
     """
-    with written(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / ".lock").open("a")
     with file:
@@ -188,7 +188,7 @@ def _execute(run: PlannedRun, processes: int, stop: Stop, lock: int, bar: tqdm[A
     """
     before = bar.n
     bar.set_description(f"{run.variant.name} seed {run.seed}")
-    with written(run.folder):
+    with writing(run.folder):
         run.folder.mkdir(parents=True, exist_ok=True)
         replace_file(run.folder / CONFIG, [resolved(run.config).encode()])
         console = (run.folder / "console.txt").open("ab")

@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from data.errors import InputError
+from data.files import writing
 from data.text import clean, escape
 from recipes.cli import add_checkpoint_arguments, command_parser, pixels, quick_imports, run_command, yaml_and_overrides
 from recipes.config import RunConfig
 from recipes.export import CARD, CLASSES, CONFIG, FILES, OURS, PREPROCESSING, SavedEvaluation
 from recipes.load import load_config
-from recipes.output import written
 from recipes.results import to_json
 
 EXAMPLES = """examples:
@@ -43,7 +43,7 @@ def main() -> int:
     given = command.parse_intermixed_args(sys.argv[1:])
     config = load_config(*yaml_and_overrides(command, given.words))
     folder = given.output
-    with written(folder):  # the name may be too long
+    with writing(folder):  # the name may be too long
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--output: {folder} is a file; allowed: a folder that is empty or does not exist")
         if folder.is_dir() and any(folder.iterdir()) and not given.force:

@@ -15,7 +15,7 @@ import numpy as np
 import yaml
 
 from data.errors import InputError
-from data.files import replace_text
+from data.files import replace_text, writing
 from recipes import output
 from recipes.cli import command_parser, quick_imports, require_launched, run_command, yaml_and_overrides
 from recipes.config import RunConfig
@@ -219,7 +219,7 @@ def main() -> int:
     content = _describe(result, curves, found, highest)
     output.show(content)
     sys.stdout.flush()
-    with output.written(folder):
+    with writing(folder):
         _write_files(result, curves, content, folder)
     print(f"\nplot: {folder / 'lr.png'}\npage: {folder / 'lr.html'}\ncurves: {folder / 'lr.csv'}")
     return 0 if proposal else 1

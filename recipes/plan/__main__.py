@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
-from data.files import is_remote, replace_text
+from data.files import is_remote, replace_text, writing
 from recipes import output
 from recipes.cli import command_parser, hardware_of, quick_imports, run_command, stated, yamls_and_overrides
 from recipes.config import RunConfig
@@ -293,7 +293,7 @@ def main() -> int:
         _draw_schedule(drawn, plan, config)
         content["Schedule"].insert(0, output.Chart(svg(drawn, "the run's schedule")))
         page = output.render_page(f"Plan: {config.run_name}", "; ".join(about), content=content)
-        with output.written(folder, "; see --out"):
+        with writing(folder, "; see --out"):
             output.save(drawn, folder / "schedule.png")
             replace_text(folder / "plan.html", page)
     print(f"picture: {folder / 'schedule.png'}\npage: {folder / 'plan.html'}")

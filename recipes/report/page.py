@@ -18,11 +18,11 @@ from PIL import Image
 
 from data.decode import BadImage, Picture
 from data.errors import DataError, InputError
-from data.files import open_regular, replace_text
+from data.files import open_regular, replace_text, writing
 from data.open import open_evaluation
 from data.source import Source
 from recipes.config import RunConfig
-from recipes.output import ABSENT, Table, render_page, written
+from recipes.output import ABSENT, Table, render_page
 from recipes.report import PHASES, POINTS, Run, SavedPredictions, charts, read_run, section
 from recipes.resolved import resolved_values
 from recipes.results import clock_time, short_commit
@@ -42,7 +42,7 @@ def write_report(folders: Sequence[Path], output: Path) -> None:
     if os.path.isdir(output):  # noqa: PTH112 - Path's raises for a name that is too long
         raise InputError(f"{output}: cannot be written: is a directory; allowed: a file, such as {output / REPORT}")
     text = render([read_run(folder) for folder in folders])
-    with written(output):
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(output, text)
 

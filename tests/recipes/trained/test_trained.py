@@ -73,6 +73,12 @@ def test_a_run_does_not_write_through_what_lies_in_its_files_places(tiny, tmp_pa
         assert len(refused.value.lines) == 1
 
 
+def test_a_run_folder_that_cannot_be_written_is_one_line(tiny, tmp_path):
+    (tmp_path / ".config.yaml.new").mkdir()  # in the place of the temporary file
+    with pytest.raises(InputError, match=f"^{tmp_path}: cannot be written: "):
+        create_run_folder(tiny.config, tmp_path)
+
+
 def test_the_average_is_what_the_run_ended_with(tiny, tmp_path):
     average, raw = load(tiny), load(tiny, weights="raw")
     assert (average.weights, raw.weights) == ("ema", "raw")

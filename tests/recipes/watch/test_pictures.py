@@ -66,9 +66,9 @@ def named(result):
 def test_named_once_and_counted(run, split):
     result = run(prepare=breaking(2, split), max_bad_fraction=2 / SAMPLES)
     assert result.error is None
+    instead = "replaced" if split == "train" else "not counted"
     assert [line.partition("WARNING ")[2] for line in named(result)] == [
-        f"recipes.watch.pictures: bad image in {split}, {'replaced' if split == 'train' else 'not counted'}: n01/0{index}.jpeg: {REASON}"
-        for index in range(2)
+        f"recipes.watch.pictures: bad image in {split}, {instead}: n01/0{index}.jpeg: {REASON}" for index in range(2)
     ]
     assert result.stream.getvalue().count(f"bad image in {split}") == 2
     assert result.summary()["bad_images"] == 2
