@@ -24,6 +24,15 @@ class DataError(InputError):
         super().__init__(message.rpartition("DataError: ")[2].strip() if "Original Traceback (" in message else message)
 
 
+class StoreError(Exception):
+    """An operation of a store failed; the text is for display and holds no credentials."""
+
+    def __init__(self, message: str, *, mistake: bool = False) -> None:
+        super().__init__(escape(message))
+        self.mistake = mistake
+        """Retrying will not help: the bucket is missing, or the credentials are wrong or lack a permission."""
+
+
 class StalledError(Exception):
     """A loader delivers no more batches: a worker was killed, or hangs."""
 

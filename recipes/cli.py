@@ -137,7 +137,8 @@ def parse(argv: Sequence[str], description: str, prog: str | None = None) -> Arg
 
 
 def _is_override(word: str) -> bool:
-    return re.match(r"[\w.-]+=", word) is not None and not Path(word).is_file()
+    # Path's `is_file` raises for a word that is longer than a file's name.
+    return re.match(r"[\w.-]+=", word) is not None and not os.path.isfile(word)  # noqa: PTH113
 
 
 def list_configs(folder: Path = YAMLS) -> str:

@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 import torch
 from composer.utils import dist, get_device
 
-from data.errors import InputError
-from recipes.checkpoints.store import StoreError
+from data.errors import InputError, StoreError
 from recipes.cli import require_launched
 from recipes.config import RunConfig
 from recipes.trainer import device_name

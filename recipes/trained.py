@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from algorithms.config import AlgorithmsConfig
 from data.augment import Normalise
-from data.errors import InputError
+from data.errors import InputError, StoreError
 from data.imagefolder import class_folders, class_names
 from data.text import escape, first_line
 from recipes.checkpoints.find import load_checkpoint
 from recipes.checkpoints.manifest import Manifest
-from recipes.checkpoints.store import LOGS, LocalStore, Places, Store, StoreError
+from recipes.checkpoints.store import LOGS, LocalStore, Places, Store
 from recipes.config import RunConfig
 from recipes.model import for_inference, operated_network
 from recipes.preflight import device_problems, with_precision

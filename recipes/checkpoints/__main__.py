@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from data.errors import InputError
+from data.errors import InputError, StoreError
 from data.text import escape
 from recipes.checkpoints.find import newest_good, read_checkpoint
 from recipes.checkpoints.manifest import Listing, Manifest, load_manifest, prune, survey
-from recipes.checkpoints.store import DamagedError, LocalStore, Places, Store, StoreError
+from recipes.checkpoints.store import DamagedError, LocalStore, Places, Store
 from recipes.cli import command_parser, run_command, yaml_and_overrides
 from recipes.config import CheckpointsConfig
 from recipes.load import load_config

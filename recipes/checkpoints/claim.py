@@ -16,8 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
-from recipes.checkpoints.store import Places, S3Store, StoreError
+from data.errors import InputError, StoreError
+from recipes.checkpoints.store import Places, S3Store
 from recipes.processes import on_first
 
 log = logging.getLogger(__name__)

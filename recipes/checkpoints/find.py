@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError
+from data.errors import InputError, StoreError
 from data.files import is_remote
 from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import (
@@ -20,7 +20,7 @@ from recipes.checkpoints.manifest import (
     require_run,
     survey,
 )
-from recipes.checkpoints.store import CHECKPOINTS, DamagedError, LocalStore, Places, S3Store, Store, StoreError
+from recipes.checkpoints.store import CHECKPOINTS, DamagedError, LocalStore, Places, S3Store, Store
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from data.errors import InputError
-from recipes.checkpoints.store import DamagedError, Store, StoreError
+from data.errors import InputError, StoreError
+from recipes.checkpoints.store import DamagedError, Store
 from recipes.config import RunConfig
 from recipes.resolved import NO_EFFECT_ON_WEIGHTS, config_digest, differing_keys
 

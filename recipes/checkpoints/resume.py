@@ -21,22 +21,11 @@ from typing import Any
 
 from composer.utils import dist
 
-from data.errors import InputError
+from data.errors import InputError, StoreError
 from recipes.checkpoints.find import Found, find_named, locations, newest_good, read_checkpoint
 from recipes.checkpoints.format import read_state
 from recipes.checkpoints.manifest import Identity, Manifest, load_manifest, position_of, remove, survey
-from recipes.checkpoints.store import (
-    LOGS,
-    RECORD,
-    SMALL,
-    DamagedError,
-    LocalStore,
-    Places,
-    S3Store,
-    Store,
-    StoreError,
-    retry,
-)
+from recipes.checkpoints.store import LOGS, RECORD, SMALL, DamagedError, LocalStore, Places, S3Store, Store, retry
 from recipes.checkpoints.upload import restore_logs
 from recipes.config import RunConfig, seconds
 from recipes.processes import on_first

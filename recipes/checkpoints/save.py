@@ -15,14 +15,14 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 
-from data.errors import DataError, InputError
+from data.errors import DataError, InputError, StoreError
 from data.files import file_sha256
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.format import encode, pack, restore, restore_generators, to_save
 from recipes.checkpoints.interrupt import EXIT_NOT_UPLOADED, GRACE, Interrupt, Interrupted
 from recipes.checkpoints.manifest import SUFFIX, FileEntry, Identity, Manifest, prune, publish, stem_of
 from recipes.checkpoints.resume import Resume
-from recipes.checkpoints.store import LocalStore, Places, StoreError
+from recipes.checkpoints.store import LocalStore, Places
 from recipes.checkpoints.upload import LogMirror, Uploader
 from recipes.config import RunConfig, seconds
 from recipes.divergence import diverged, is_finite

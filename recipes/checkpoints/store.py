@@ -24,8 +24,9 @@ import botocore.exceptions
 from boto3.s3.transfer import S3TransferRetriesExceededError, TransferConfig
 from composer.utils.object_store import S3ObjectStore
 
+from data.errors import StoreError
 from data.files import is_remote, open_regular, replace_file, sync
-from data.text import escape, first_line, hide, scrub
+from data.text import first_line, hide, scrub
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -58,15 +59,6 @@ _MISTAKES = {
     "the bucket is in another region": ("PermanentRedirect", "AuthorizationHeaderMalformed"),
     "this machine's clock is wrong": ("RequestTimeTooSkewed", "RequestExpired"),
 }
-
-
-class StoreError(Exception):
-    """An operation of a store failed; the text is for display and holds no credentials."""
-
-    def __init__(self, message: str, *, mistake: bool = False) -> None:
-        super().__init__(escape(message))
-        self.mistake = mistake
-        """Retrying will not help: the bucket is missing, or the credentials are wrong or lack a permission."""
 
 
 class DamagedError(Exception):

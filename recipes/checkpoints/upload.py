@@ -10,11 +10,12 @@ from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
+from data.errors import StoreError
 from data.files import relative_path, shown
 from recipes.checkpoints.claim import Owner
 from recipes.checkpoints.interrupt import Interrupt
 from recipes.checkpoints.manifest import Manifest, load_manifest, prune, publish, survey
-from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, DamagedError, LocalStore, Places, S3Store, StoreError
+from recipes.checkpoints.store import CHECKPOINTS, LOGS, RECORD, DamagedError, LocalStore, Places, S3Store
 from recipes.results import CONFIG
 
 log = logging.getLogger(__name__)

@@ -30,6 +30,7 @@ def arguments(*argv):
         (["a.yaml"], "a.yaml", []),
         (["a.yaml", "seed=1", "eval.sizes=[1, 2]"], "a.yaml", ["seed=1", "eval.sizes=[1, 2]"]),
         (["seed=1", "a.yaml"], "a.yaml", ["seed=1"]),
+        (["a.yaml", "model.name=" + 300 * "x"], "a.yaml", ["model.name=" + 300 * "x"]),  # no file has so long a name
         (["a.yaml", "--lr", "0.5", "seed=1"], "a.yaml", ["seed=1", "optimizer.lr=0.5"]),
         (["--lr=1e-3", "a.yaml", "optimizer.lr=2"], "a.yaml", ["optimizer.lr=2", "optimizer.lr=1e-3"]),
         (["a.yaml", "--resume"], "a.yaml", ["autoresume=true"]),

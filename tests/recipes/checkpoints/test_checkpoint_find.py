@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from data.errors import InputError
+from data.errors import InputError, StoreError
 from recipes.checkpoints.manifest import Identity, load_manifest, survey
-from recipes.checkpoints.store import LocalStore, StoreError
+from recipes.checkpoints.store import LocalStore
 from recipes.config import RunConfig
 from tests.recipes.checkpoints.tiny import Dying, damage, identity, look, same, save, search, snapshot
 
@@ -299,7 +299,7 @@ def test_a_disk_that_fails_is_skipped_where_the_bucket_has_it(disk, bucket):
     assert skipped == {NEWER: "disk: Input/output error"}
     disk.path(f"{NEWER}.safetensors").unlink()
     disk.path(f"{NEWER}.safetensors").mkdir()
-    reason = "Is a directory; needed for the checkpoint in s3://bucket/X/"
+    reason = "not a regular file; needed for the checkpoint in s3://bucket/X/"
     with pytest.raises(InputError, match=f"^{disk.folder / NEWER}.safetensors: {reason}$"):  # which no waiting mends
         look(disk, bucket)
 

@@ -5,11 +5,12 @@ import time
 import pytest
 import torch
 
+from data.errors import StoreError
 from recipes.checkpoints.interrupt import EXIT_INTERRUPTED
 from recipes.checkpoints.manifest import load_manifest, prune, survey
 from recipes.checkpoints.resume import Resume
 from recipes.checkpoints.save import Writer
-from recipes.checkpoints.store import RECORD, LocalStore, StoreError
+from recipes.checkpoints.store import RECORD, LocalStore
 from tests.recipes.checkpoints.tiny import BATCHES, At, Tiny, at_most, content_of, look, same, save, snapshot
 
 TOTAL = 3 * BATCHES

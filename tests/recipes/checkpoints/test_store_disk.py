@@ -6,8 +6,9 @@ import stat
 
 import pytest
 
+from data.errors import StoreError
 from data.files import replace_file
-from recipes.checkpoints.store import LocalStore, StoreError
+from recipes.checkpoints.store import LocalStore
 
 
 def failing(monkeypatch, number, of):

@@ -5,9 +5,10 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from data.errors import StoreError
 from recipes.checkpoints import store as s3
 from recipes.checkpoints.claim import Owner
-from recipes.checkpoints.store import DamagedError, Places, S3Store, StoreError
+from recipes.checkpoints.store import DamagedError, Places, S3Store
 from recipes.checkpoints.upload import LogMirror, restore_logs
 from tests.s3 import ADMIN
 
