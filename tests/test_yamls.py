@@ -30,7 +30,7 @@ def small(path):
         "loggers.progress_bar=false",
     ]
     overrides += ["model.weights=null"] if config.model.weights else []  # those of another network, to be downloaded
-    overrides += ["model.name=timm/resnet10t"] if config.model.name == "resnet50" else []
+    overrides += ["model.name=timm/test_resnet"] if config.model.name == "resnet50" else []
     return overrides + (["algorithms.fixres.size=40"] if config.algorithms.fixres else [])
 
 
