@@ -14,8 +14,7 @@ from pathlib import Path
 
 import cv2
 
-from data.command import Parser, run_main
-from data.errors import DataError
+from data.errors import DataError, Parser, run_main
 
 _VAL_SAMPLES = 297
 _MARK = "digits.txt"

@@ -1,8 +1,13 @@
-"""Errors that a user can correct, as opposed to bugs."""
+"""Errors that a user can correct, as opposed to bugs, and how a command reports them."""
 
 from __future__ import annotations
 
-from data.text import escape
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from data.text import escape, guard
 
 
 class InputError(Exception):
@@ -45,3 +50,37 @@ class WorkerKilledError(Exception):
             "a worker process was killed, probably because memory ran out; run the same command again, with fewer "
             "--workers to use less memory"
         )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line like any other wrong input: one line, exit status 2."""
+
+    def __init__(self, prog: str | None, description: str, **options: Any) -> None:
+        super().__init__(prog, description=description, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def _print_error(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def run_main(main: Callable[[], int | None], tell: Callable[[str], None] = _print_error) -> int:
+    """Run a command and return its exit status: that of `main` (None: 0), 2 for wrong input, 1 if it was stopped.
+
+    Errors become lines on stderr; `tell` prints those that each process of a command would print. Other exceptions
+    propagate.
+    """
+    guard()
+    try:
+        return main() or 0
+    except InputError as error:
+        tell(str(error))
+        return 2
+    except (StalledError, WorkerKilledError) as error:
+        _print_error(str(error))
+    except KeyboardInterrupt:
+        tell("interrupted; run the same command again")
+    return 1

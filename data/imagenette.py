@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data.command import Parser, run_main
-from data.errors import DataError
+from data.errors import DataError, Parser, run_main
 
 _MIRROR = "https://s3.amazonaws.com/fast-ai-imageclas"
 _ARCHIVES = {

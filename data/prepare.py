@@ -25,15 +25,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.command import Parser, add_workers_argument, run_main
 from data.decode import BadImage, Picture
-from data.errors import DataError
+from data.errors import DataError, Parser, run_main
 from data.files import is_remote, named, open_store, read_path, renew_credentials, write_path
 from data.origins import open_origin, unpack_tars
 from data.parts import Settings, Task, encode, write_and_check
 from data.shards import FORMAT, MANIFEST, ORIGINAL, short_side
 from data.source import Source
-from data.workers import each_part
+from data.workers import add_workers_argument, each_part
 
 _SETTINGS = "settings.json"
 _PRELOAD = ("data.origins", "data.parts", "streaming.base.format.mds.writer")

@@ -25,8 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data.command import Parser, run_main
-from data.errors import DataError
+from data.errors import DataError, Parser, run_main
 from data.files import download, file_sha256, is_remote, named
 from data.open import open_cached
 from data.shards import USED, Resolution, Shard, ShardSource

@@ -21,16 +21,15 @@ from typing import cast
 
 from tqdm import tqdm
 
-from data.command import Parser, add_workers_argument, run_main
 from data.decode import BadImage, Fault, Picture, fault_of, is_damaged
-from data.errors import DataError, InputError
+from data.errors import DataError, InputError, Parser, run_main
 from data.files import file_sha256, is_remote, named
 from data.imagefolder import ImageFolder
 from data.open import Damaged, open_split_pair
 from data.shards import ShardSource
 from data.source import BadSample, Source
 from data.text import escape
-from data.workers import each_part
+from data.workers import add_workers_argument, each_part
 
 _BLOCK = 256
 _PRELOAD = ("data.open",)

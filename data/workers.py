@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,19 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from data.errors import WorkerKilledError
+from data.errors import Parser, WorkerKilledError
+
+
+def add_workers_argument(parser: Parser) -> None:
+    """Add `--workers`."""
+
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < 1:
+            raise argparse.ArgumentTypeError(f"got {text}; allowed: at least 1")
+        return int(text)
+
+    about = "processes (default: one per core)"
+    parser.add_argument("--workers", type=count, metavar="N", default=os.cpu_count(), help=about)
 
 
 def each_part(

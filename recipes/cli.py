@@ -20,8 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from data.command import Parser, run_main
-from data.errors import InputError
+from data.errors import InputError, Parser, run_main
 from recipes.load import YAMLS, load_config
 
 FIRST_ENDS_WITHIN_SECONDS = 20.0

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.command import run_main
-from data.errors import DataError
+from data.errors import DataError, run_main
 from data.open import open_evaluation, open_split_pair
 from data.verify import main
 from tests.data.conftest import SHARD

@@ -5,9 +5,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data import demo
-from data.command import run_main
 from data.demo import write_digits
-from data.errors import DataError
+from data.errors import DataError, run_main
 from data.imagefolder import open_folders
 from tests.support import decode
 

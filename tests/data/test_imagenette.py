@@ -5,7 +5,7 @@ from io import BytesIO
 import pytest
 
 from data import imagenette
-from data.command import run_main
+from data.errors import run_main
 from data.imagefolder import open_folders
 from tests.data.conftest import encode, make_photo
 

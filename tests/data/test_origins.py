@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 from torchvision.datasets import ImageNet, imagenet
 
-from data.command import run_main
-from data.errors import DataError
+from data.errors import DataError, run_main
 from data.imagefolder import list_images
 from data.origins import Files, images_in_keys, open_origin, unpack_tars
 from data.parts import Settings, Task, make_part

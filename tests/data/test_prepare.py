@@ -12,8 +12,7 @@ from PIL import Image
 
 from data import prepare as module
 from data import verify
-from data.command import run_main
-from data.errors import DataError, WorkerKilledError
+from data.errors import DataError, WorkerKilledError, run_main
 from data.open import open_split_pair
 from data.parts import Settings, Task, check_part
 from data.prepare import main, prepare

@@ -10,9 +10,9 @@ from PIL import Image
 from data import prepare as module
 from data import verify
 from data.augment import eval_picture, train_picture
-from data.command import run_main
 from data.config import AugmentConfig, EpochPlan
 from data.decode import BadImage, Fault, Picture
+from data.errors import run_main
 from data.imagefolder import ImageFolder
 from data.open import open_split_pair
 from data.prepare import Settings, Task, expected_bytes, main, prepare

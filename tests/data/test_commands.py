@@ -9,8 +9,7 @@ import time
 
 import pytest
 
-from data.command import run_main
-from data.errors import WorkerKilledError
+from data.errors import WorkerKilledError, run_main
 from tests.support import ROOT
 
 
