@@ -200,7 +200,7 @@ class FixResConfig(Technique):
 
 
 class MixUpConfig(Technique):
-    """Blend each image and its target with another's of the batch (Zhang et al. 2018), by Composer's `MixUp`."""
+    """Blend each image and its target with another's of the batch (Zhang et al. 2018), as Composer's `MixUp` does."""
 
     alpha: PositiveFloat = 0.2
     """Parameter of the Beta distribution of the other image's weight; the larger, the more even the blend."""
@@ -209,7 +209,7 @@ class MixUpConfig(Technique):
 
 
 class CutMixConfig(Technique):
-    """Replace a box of each image by another's of the batch (Yun et al. 2019), by Composer's `CutMix`."""
+    """Replace a box of each image by another's of the batch (Yun et al. 2019), as Composer's `CutMix` does."""
 
     alpha: PositiveFloat = 1.0
     """Parameter of the Beta distribution of the share that is kept."""
@@ -222,7 +222,7 @@ class CutMixConfig(Technique):
 
 
 class LabelSmoothingConfig(Technique):
-    """Shrink the targets towards the uniform distribution (Szegedy et al. 2016), by Composer's `LabelSmoothing`."""
+    """Shrink the targets towards the uniform distribution (Szegedy et al. 2016), as Composer's `LabelSmoothing`."""
 
     smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the target that is spread evenly over all classes."""
