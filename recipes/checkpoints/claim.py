@@ -117,10 +117,8 @@ class Owner:
             if _lives(other) or (last is not None and (other != last[0] or age < last[1])):
                 raise InputError(self._refusal(other, store.location))
             if last is None:
-                log.warning(
-                    "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s to see whether it is alive",
-                    *(store.location, other.get("pid"), other.get("host"), age, DEAD_AFTER - age),
-                )
+                text = "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s to see whether it is alive"
+                log.warning(text, store.location, other.get("pid"), other.get("host"), age, DEAD_AFTER - age)
             last = found
             time.sleep(1.0)
         self._predecessor = self._me["id"] if found is None else found[0].get("id")
