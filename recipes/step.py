@@ -3,7 +3,7 @@
 Composer's Trainer makes the host wait for the device several times a step: it reads the loss to log it, and the numbers
 of images, which it has sent to the device to add them over the processes (composer/trainer/trainer.py, lines 2381,
 2468, 2686, 2840 and 3636). After each wait the device idles until new work arrives. Here the numbers come from the
-sampler's plan, and the loss stays where it is until a line is logged.
+sampler's plan, and the loss stays on the device until a line is logged.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class SteadyTrainer(Trainer):
     def __init__(self, *, images_of: Callable[[int, int], int], **options: Any) -> None:
         self._images_of = images_of
         super().__init__(**options)
-        self.engine.__class__ = SteadyEngine
+        self.engine.__class__ = SteadyEngine  # the Trainer makes its engine itself
 
     def _images(self) -> int:
         stamp = self.state.timestamp
