@@ -94,9 +94,9 @@ LibraryName = Annotated[str, Field(pattern=r"^(timm|torch)/[a-z0-9]+$", examples
 
 
 class OptimizerConfig(Part):
-    """SGD with momentum, torch's or Composer's with decoupled weight decay; or any optimizer of timm or torch.
+    """The optimizer: torch's SGD, Composer's SGD with decoupled weight decay, or any optimizer of timm or torch.
 
-    Its other arguments, such as `betas`, stand beside the keys below.
+    Arguments that have no key below, such as `betas`, are written beside these keys.
     """
 
     model_config = Part.model_config | {"extra": "allow"}
