@@ -84,12 +84,12 @@ class BatchDataset(Dataset[Batch]):
         indices = [key % len(self) for key in keys]  # without the copy's number, see `Request`
         labels = torch.empty(len(indices), dtype=torch.int64)
         worker = get_worker_info()
-        now = self._read_now.numpy()[0 if worker is None else worker.id :]
-        now[0] = indices[0]  # a reader may fetch the whole batch
+        slot = self._read_now.numpy()[0 if worker is None else worker.id :]
+        slot[0] = indices[0]  # a reader may fetch the whole batch
         reader = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
 
         def read(index: int) -> Encoded:
-            now[0] = index
+            slot[0] = index
             return reader(index)
 
         first, labels[0] = self._load(keys[0], request, read, None)
@@ -100,7 +100,7 @@ class BatchDataset(Dataset[Batch]):
             picture, labels[row] = self._load(key, request, read, out := rows[row])
             if picture is not out:
                 out[:] = picture
-        now[0] = _NOTHING
+        slot[0] = _NOTHING
         if buffer is not None:
             return self._buffers.message(buffer, tuple(images.shape), labels)
         return images.permute(0, 3, 1, 2), labels

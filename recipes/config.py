@@ -50,9 +50,6 @@ def at_size(values: int | dict[int, int], size: int) -> int:
     return values[min((listed for listed in values if listed >= size), default=max(values))]
 
 
-_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")
-
-
 class ModelConfig(Part):
     """The network to train."""
 
@@ -342,6 +339,7 @@ class RunConfig(Part):
 
 
 UNKNOWN = "unknown key"  # to which load.py adds the known ones
+_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")  # of an address
 
 
 def _conflicts(config: RunConfig) -> Iterator[str]:

@@ -298,12 +298,13 @@ def _validate(model: type[Table], data: Any, written_at: Mapping[KeyPath, str], 
     return config
 
 
+_ABSENT = object()
+
+
 def _take_out(data: Any, path: KeyPath) -> bool:
+    """Remove the value at a path, in place; returns whether there was one."""
     inner = _at(path[:-1], data)
     return bool(path) and isinstance(inner, dict) and inner.pop(path[-1], _ABSENT) is not _ABSENT
-
-
-_ABSENT = object()
 
 
 def _at(path: KeyPath, data: Any) -> Any:
