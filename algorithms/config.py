@@ -17,7 +17,7 @@ TOLERANCE = 1e-9  # shares of a run that differ by less than this count as equal
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFraction = Annotated[float, Field(gt=0.0, le=1.0)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+FractionBelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 TimeString = Annotated[str, Field(pattern=r"^([1-9][0-9]*(ba|ep)|(0?\.[0-9]*[1-9][0-9]*|1(\.0*)?)dur)$")]
@@ -118,9 +118,9 @@ class AugMixConfig(Technique):
 class ColOutConfig(Technique):
     """Drop random rows and columns, which makes the images smaller, by Composer's `ColOut`."""
 
-    p_row: Share = 0.15
+    p_row: FractionBelowOne = 0.15
     """Share of the rows to drop."""
-    p_col: Share = 0.15
+    p_col: FractionBelowOne = 0.15
     """Share of the columns to drop."""
     batch: bool = True
     """Drop the same ones in the whole batch, after loading; false: different ones in each image, in the loader."""
@@ -200,7 +200,7 @@ class FixResConfig(Technique):
 
 
 class MixUpConfig(Technique):
-    """Blend each image and its target with another's of the batch (Zhang et al. 2018), by Composer's `MixUp`."""
+    """Blend each image and its target with another's of the batch (Zhang et al. 2018), as Composer's `MixUp` does."""
 
     alpha: PositiveFloat = 0.2
     """Parameter of the Beta distribution of the other image's weight; the larger, the more even the blend."""
@@ -209,7 +209,7 @@ class MixUpConfig(Technique):
 
 
 class CutMixConfig(Technique):
-    """Replace a box of each image by another's of the batch (Yun et al. 2019), by Composer's `CutMix`."""
+    """Replace a box of each image by another's of the batch (Yun et al. 2019), as Composer's `CutMix` does."""
 
     alpha: PositiveFloat = 1.0
     """Parameter of the Beta distribution of the share that is kept."""
@@ -222,7 +222,7 @@ class CutMixConfig(Technique):
 
 
 class LabelSmoothingConfig(Technique):
-    """Shrink the targets towards the uniform distribution (Szegedy et al. 2016), by Composer's `LabelSmoothing`."""
+    """Shrink the targets towards the uniform distribution (Szegedy et al. 2016), as Composer's `LabelSmoothing`."""
 
     smoothing: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the target that is spread evenly over all classes."""

@@ -13,7 +13,7 @@ from algorithms.targets import soft_targets
 class LabelSmoothing(Algorithm):
     """Replaces the labels of each microbatch by soft targets for the loss; Composer's asks the device about the labels.
 
-    With MixUp or CutMix on, these make the soft targets, and smooth them.
+    With MixUp or CutMix on, it is not built: `Mix` makes the soft targets, and smooths them.
     """
 
     def __init__(self, smoothing: float) -> None:

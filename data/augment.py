@@ -190,10 +190,10 @@ def random_erasing(
             h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if h < height and w < width:
                 top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
-                colour = np.array(mean)
+                color = np.array(mean)
                 if erasing.fill == "noise":
-                    colour = colour + np.array(std) * rng.standard_normal((h, w, 3))
-                image[top : top + h, left : left + w] = np.rint(np.clip(255 * colour, 0, 255))
+                    color = color + np.array(std) * rng.standard_normal((h, w, 3))
+                image[top : top + h, left : left + w] = np.rint(np.clip(255 * color, 0, 255))
                 break
     return image
 

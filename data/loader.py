@@ -35,7 +35,7 @@ from data.wait import WaitingLoader
 Pixels = NDArray[np.uint8]  # RGB, of shape (size, size, 3)
 ImageTransform = Callable[[Image.Image], Image.Image]
 MakePicture = Callable[[Encoded, Request, int, "Pixels | None"], Pixels]
-"""(encoded image, request, index, out) -> picture, maybe in `out`; raises BadImage."""
+"""(encoded image, request, key of `Request`, out) -> picture, maybe in `out`; raises BadImage."""
 
 IGNORED_LABEL = -100
 """Label of an evaluation image that cannot be decoded: torch's default `ignore_index`, to be excluded from metrics."""
@@ -81,15 +81,15 @@ class BatchDataset(Dataset[Batch]):
         labels int64 (N,).
         """
         keys = request.indices.tolist()
-        indices = [key % len(self) for key in keys]
+        indices = [key % len(self) for key in keys]  # without the copy's number, see `Request`
         labels = torch.empty(len(indices), dtype=torch.int64)
         worker = get_worker_info()
-        now = self._read_now.numpy()[0 if worker is None else worker.id :]
-        now[0] = indices[0]  # a reader may fetch the whole batch
+        slot = self._read_now.numpy()[0 if worker is None else worker.id :]
+        slot[0] = indices[0]  # a reader may fetch the whole batch
         reader = self.source.reader(request.size, [index for index in indices if not self.bad.faults[index]])
 
         def read(index: int) -> Encoded:
-            now[0] = index
+            slot[0] = index
             return reader(index)
 
         first, labels[0] = self._load(keys[0], request, read, None)
@@ -100,7 +100,7 @@ class BatchDataset(Dataset[Batch]):
             picture, labels[row] = self._load(key, request, read, out := rows[row])
             if picture is not out:
                 out[:] = picture
-        now[0] = _NOTHING
+        slot[0] = _NOTHING
         if buffer is not None:
             return self._buffers.message(buffer, tuple(images.shape), labels)
         return images.permute(0, 3, 1, 2), labels
@@ -116,7 +116,7 @@ class BatchDataset(Dataset[Batch]):
     def _load(
         self, key: int, request: Request, read: Callable[[int], Encoded], out: Pixels | None
     ) -> tuple[Pixels, int]:
-        """The image that is the key modulo their number, or the one that replaces it, and its label."""
+        """The image of a key, or the one that replaces it, and its label."""
         for index in self._candidates(key, request.epoch):
             if not self.bad.faults[index]:
                 try:
@@ -218,8 +218,8 @@ class _TrainingPicture:
     transforms: tuple[ImageTransform, ...]
     crop_ratio: float
 
-    def __call__(self, data: Encoded, request: Request, index: int, out: Pixels | None) -> Pixels:
-        rng = sample_rng(self.seed, request.epoch, index, stream=0)
+    def __call__(self, data: Encoded, request: Request, key: int, out: Pixels | None) -> Pixels:
+        rng = sample_rng(self.seed, request.epoch, key, stream=0)
         if request.crop == "center":  # the FixRes stage
             return maybe_flip(eval_picture(data, request.size, self.crop_ratio), self.augment, rng)
         image = train_picture(data, request.size, self.augment, rng, out)
@@ -236,7 +236,7 @@ class _TrainingPicture:
 class _EvaluationPicture:
     crop_ratio: float
 
-    def __call__(self, data: Encoded, request: Request, index: int, out: Pixels | None) -> Pixels:
+    def __call__(self, data: Encoded, request: Request, key: int, out: Pixels | None) -> Pixels:
         return eval_picture(data, request.size, self.crop_ratio)
 
 

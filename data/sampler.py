@@ -21,7 +21,7 @@ class Request(NamedTuple):
     size: int
     crop: Crop
     indices: NDArray[np.int64]
-    """Images to load, int64; copy c of image i is i + c * (number of images), which seeds its augmentation."""
+    """Keys of the images to load, int64: that of copy c of image i is i + c * (number of images). It seeds the copy."""
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -34,7 +34,7 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(words, kind="stable").astype(np.int64, copy=False)
 
 
-def _bounds(samples: int, batches: int) -> NDArray[np.int64]:
+def _cut(samples: int, batches: int) -> NDArray[np.int64]:
     """Cut an order into batches whose sizes differ by at most one: batch b is [bounds[b], bounds[b + 1])."""
     return np.arange(batches + 1, dtype=np.int64) * samples // batches
 
@@ -57,10 +57,10 @@ class PositionSampler(_Sampler):
     """Batch sampler of a training set.
 
     Over all ranks each image occurs exactly once in an epoch, and a batch holds the same images for any number of
-    ranks. With `repeats`, that many copies of the epoch's first images, and no others, are in it: an image's copies in
-    one batch, apart from each other, so that several ranks get them (timm's RepeatAugSampler). An epoch has the fewest
-    batches of at most the global batch size, of equal size: a short last batch would get the same learning rate as a
-    full one, and could leave a rank without an image.
+    ranks. With `repeats` R, an epoch holds the first 1/R of its order, each image R times: the copies are in one batch,
+    but apart from each other, so that several ranks get them (timm's RepeatAugSampler). An epoch has the fewest
+    batches of at most the global batch size, all of equal size: a short last batch would get the same learning rate as
+    a full one, and could leave a rank without an image.
 
     `plan` has one entry per epoch; the last applies to any later epoch. DataError: a batch is too small for every rank
     to get an image.
@@ -106,7 +106,7 @@ class PositionSampler(_Sampler):
 
     def _requests(self, epoch: int, first: int) -> Iterator[Request]:
         size, crop, _ = self.plan[min(epoch, len(self.plan) - 1)]
-        bounds = _bounds(self.total_size, self.batches(epoch))
+        bounds = _cut(self.total_size, self.batches(epoch))
         order = epoch_order(self.total_size, self.seed, epoch)
         if self.repeats > 1:  # in each batch, all first copies before all second ones
             place = np.arange(len(order))
@@ -129,7 +129,7 @@ class EvalSampler(_Sampler):
         super().__init__(samples, rank, world_size)
         self.size = size
         batches = min(-(-samples // (device_batch_size * world_size)), samples // world_size)
-        self._bounds = _bounds(samples, batches)
+        self._bounds = _cut(samples, batches)
 
     def __len__(self) -> int:
         return len(self._bounds) - 1

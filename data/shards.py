@@ -39,8 +39,8 @@ ORIGINAL = "original"  # the resolution at which the encoded images are the sour
 SHARD = "shard.00000.mds"
 USED = ".used"  # in the folder of a cached resolution; its modification time tells data/stage.py which one is in use
 CROP_RATIO = 0.875
-"""A resolution suffices for images of `size` px if its short side is at least size / CROP_RATIO, the size to which the
-usual evaluation resizes, and so the usual meaning of training at a size."""
+"""A resolution suffices for images of `size` px if its short side is at least size / CROP_RATIO: the usual evaluation
+resizes to that before it crops."""
 MAX_JSON = 1 << 26  # limit in bytes of `dataset.json` and `index.json`: room for a hundred thousand shards
 BEFORE_IMAGE, _LABEL, _LONGEST_NAME = 8, 8, 4096
 """Bytes of a sample before its image (the lengths of image and name) and after it (the label); the longest name."""
@@ -187,7 +187,7 @@ class Resolution:
         offset, length = self.images[index].tolist()
         return self.shards[bisect_right(self._ends, index)].file, offset, length
 
-    def _local(self, file: str, offset: int, length: int) -> bytes:
+    def _pread(self, file: str, offset: int, length: int) -> bytes:
         """Bytes of a shard on this machine, fewer if it ends before; raises OSError."""
         descriptor = os.open(f"{self.folder}/{file}", os.O_RDONLY | os.O_NONBLOCK)  # a third faster than with Path
         try:
@@ -195,8 +195,8 @@ class Resolution:
         finally:
             os.close(descriptor)
 
-    def _stored(self, file: str, offset: int, length: int) -> Encoded:
-        """As `_local`; of raw pixels, a view into the memory-mapped shard."""
+    def _read_or_map(self, file: str, offset: int, length: int) -> Encoded:
+        """As `_pread`; of raw pixels, a view into the memory-mapped shard."""
         if self.raw and file not in self.maps:
             import torch  # its maps, unlike Python's, keep no file open: there are thousands
 
@@ -206,7 +206,7 @@ class Resolution:
                     whole = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
                     self.maps[file] = whole.numpy().data.toreadonly()
         shard = self.maps.get(file)
-        return self._local(file, offset, length) if shard is None else shard[offset : offset + length]
+        return self._pread(file, offset, length) if shard is None else shard[offset : offset + length]
 
     def read_many(self, indices: Sequence[int]) -> dict[int, Encoded | OSError]:
         """Images of a dataset in a bucket, from the cache or fetched concurrently; raises DataError."""
@@ -219,7 +219,7 @@ class Resolution:
         for index in indices:
             file, offset, length = self.where(index)
             with suppress(OSError):  # the shard is not here yet, or the disk fails
-                data = self._stored(file, offset, length)
+                data = self._read_or_map(file, offset, length)
                 if len(data) == length:
                     found[index] = data
                     continue
@@ -232,15 +232,15 @@ class Resolution:
 
     def read(self, index: int) -> Encoded:
         """One image; raises OSError if it cannot be read, and DataError as `read_many`."""
-        return _found(self.read_many([index])[index]) if is_remote(self.url) else self._stored(*self.where(index))
+        return _found(self.read_many([index])[index]) if is_remote(self.url) else self._read_or_map(*self.where(index))
 
     def name(self, index: int) -> str:
         """The image's path in the original dataset; if it cannot be read, its number and its shard."""
         file, offset, length = self.where(index)
         with suppress(OSError):
-            sizes = np.frombuffer(self._local(file, offset - BEFORE_IMAGE, BEFORE_IMAGE), np.uint32).tolist()
+            sizes = np.frombuffer(self._pread(file, offset - BEFORE_IMAGE, BEFORE_IMAGE), np.uint32).tolist()
             if len(sizes) == 2 and sizes[0] == length and 0 < sizes[1] <= _LONGEST_NAME:
-                return self._local(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
+                return self._pread(file, offset + length + _LABEL, sizes[1]).decode("utf-8", "replace")
         return f"image {index}, in {file}"
 
 
@@ -253,7 +253,7 @@ def _found(data: Encoded | OSError) -> Encoded:
 class ShardSource(Source):
     """One split of a prepared dataset at `url`, a folder or `s3://...`; of a bucket's, `folder` is a cache here.
 
-    `resolutions` are those that can be read, by name, smallest first; given as whether each holds raw pixels.
+    `resolutions`, as an argument, says by name whether each holds raw pixels; as an attribute, it is smallest first.
     """
 
     def __init__(self, folder: Path, url: str, classes: Sequence[str], resolutions: Mapping[str, bool]) -> None:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 from data.errors import InputError, Parser, run_main
 from recipes.load import YAMLS, load_config
 
-FIRST_ENDS_WITHIN_SECONDS = 20.0
-_LAUNCHED = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
+_FIRST_PRINTS_WITHIN = 20.0  # seconds that a machine's other processes leave its first one to print an error
+_SET_BY_LAUNCHER = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What Composer's launcher sets besides WORLD_SIZE (composer/cli/launcher.py)."""
 EXAMPLES = """examples:
   composer -n 8 entrypoint.py yamls/p3.yaml
@@ -60,8 +60,7 @@ class _Parser(Parser):
 
         Directly after an option it is that option's value: `--output a=b`.
         """
-        before = ["", *args][: len(args)]
-        free = [_is_override(word) and not last.startswith("--") for last, word in zip(before, args, strict=True)]
+        free = [_is_override(word) and not last.startswith("--") for last, word in pairwise(["", *args])]
         first = [word for word, moved in zip(args, free, strict=True) if moved]
         rest = [word for word, moved in zip(args, free, strict=True) if not moved]
         return super().parse_intermixed_args([*first, *rest])
@@ -177,7 +176,7 @@ def hardware_of(path: Path) -> str:
 def require_launched() -> None:
     """Refuse an incomplete launcher environment: this process would wait for others that nobody starts."""
     processes = os.environ.get("WORLD_SIZE", "1")
-    missing = [name for name in _LAUNCHED if name not in os.environ]
+    missing = [name for name in _SET_BY_LAUNCHER if name not in os.environ]
     if processes != "1" and (missing or not processes.isdecimal()):
         lacking = f" without {', '.join(missing)}" if missing else ""
         raise InputError(
@@ -208,10 +207,10 @@ def quick_imports() -> Iterator[None]:
 
 
 def run_command(main: Callable[[], int]) -> int:
-    """Run a command, perhaps in several processes, and return its exit status, as `run_main` does.
+    """Run a command and return its exit status, as `run_main` does; this may be one of several processes that do so.
 
-    Only the first process on each machine prints errors. A hanging worker does not keep the process alive; one of
-    several processes ends here.
+    Only the first process on each machine prints errors. One of several processes, or one whose worker hangs, exits
+    here instead of returning.
     """
     status = 1
     try:
@@ -261,4 +260,4 @@ def _print_error(text: str) -> None:
         print(text, file=sys.stderr)
     else:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(FIRST_ENDS_WITHIN_SECONDS)
+        time.sleep(_FIRST_PRINTS_WITHIN)

@@ -50,9 +50,6 @@ def at_size(values: int | dict[int, int], size: int) -> int:
     return values[min((listed for listed in values if listed >= size), default=max(values))]
 
 
-_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")
-
-
 class ModelConfig(Part):
     """The network to train."""
 
@@ -94,9 +91,9 @@ LibraryName = Annotated[str, Field(pattern=r"^(timm|torch)/[a-z0-9]+$", examples
 
 
 class OptimizerConfig(Part):
-    """SGD with momentum, torch's or Composer's with decoupled weight decay; or any optimizer of timm or torch.
+    """The optimizer: torch's SGD, Composer's SGD with decoupled weight decay, or any optimizer of timm or torch.
 
-    Its other arguments, such as `betas`, stand beside the keys below.
+    Arguments that have no key below, such as `betas`, are written beside these keys.
     """
 
     model_config = Part.model_config | {"extra": "allow"}
@@ -342,6 +339,7 @@ class RunConfig(Part):
 
 
 UNKNOWN = "unknown key"  # to which load.py adds the known ones
+_PASSWORD = re.compile(r"//[^/\s\"':]+:[^/\s\"']*@")  # of an address
 
 
 def _conflicts(config: RunConfig) -> Iterator[str]:

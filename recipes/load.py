@@ -149,12 +149,12 @@ class Document:
         self.errors: list[str] = []  # empty sections
         self._count = 0
 
-    def read(self, text: str | yaml.Node, schema: Schema, path: KeyPath = ()) -> None:
+    def read(self, content: str | yaml.Node, schema: Schema, path: KeyPath = ()) -> None:
         """Read the value of a key; InputError for invalid YAML, a key given twice, a tag, or too large a document."""
-        if isinstance(text, str) and sum(map(text.count, ("[", "{", "- ", "? "))) > MAX_BRACKETS:
+        if isinstance(content, str) and sum(map(content.count, ("[", "{", "- ", "? "))) > MAX_BRACKETS:
             raise InputError(f"{self.source}: more than {MAX_BRACKETS:,} lists and mappings")
         try:
-            node = yaml.compose(text, Loader=_Loader) if isinstance(text, str) else text
+            node = yaml.compose(content, Loader=_Loader) if isinstance(content, str) else content
             self.value = self._value(node or yaml.ScalarNode(TAG + "null", ""), schema, path)
         except yaml.MarkedYAMLError as error:
             problem = " ".join(" ".join(filter(None, (error.context, error.problem))).split())
@@ -282,7 +282,7 @@ def _validate(model: type[Table], data: Any, written_at: Mapping[KeyPath, str], 
             break
         except ValidationError as error:
             every = {pair: None for item in error.errors(include_url=False) for pair in _explain(item, data, schema)}
-        # What is said now of a value that was taken out says nothing about what the user wrote.
+        # An error about a value that was taken out would be about what is missing now, not about what the user wrote.
         before = {path for path, _ in wrong}
         names = {path[-1] for path in before if schema.find(path)}
         fresh = [(path, line) for path, line in every if path not in before]
@@ -298,12 +298,13 @@ def _validate(model: type[Table], data: Any, written_at: Mapping[KeyPath, str], 
     return config
 
 
+_ABSENT = object()
+
+
 def _take_out(data: Any, path: KeyPath) -> bool:
+    """Remove the value at a path, in place; returns whether there was one."""
     inner = _at(path[:-1], data)
     return bool(path) and isinstance(inner, dict) and inner.pop(path[-1], _ABSENT) is not _ABSENT
-
-
-_ABSENT = object()
 
 
 def _at(path: KeyPath, data: Any) -> Any:
@@ -326,7 +327,7 @@ def _explain(item: Any, data: Any, root: Schema) -> list[tuple[KeyPath, str]]:
             break  # which member of a union it is about
         path, schema = (*path, key), child
     if kind in ("value_error", "assertion_error"):
-        return [_own(line, path, root) for line in str(item["ctx"]["error"]).splitlines() if line.strip()]
+        return [_from_validator(line, path, root) for line in str(item["ctx"]["error"]).splitlines() if line.strip()]
     allowed, words = schema.allowed(), schema.words
     if kind.startswith("union_tag") and schema.tag:
         path, allowed, words = (*path, schema.tag), ", ".join(schema.tags), schema.tags
@@ -337,7 +338,7 @@ def _explain(item: Any, data: Any, root: Schema) -> list[tuple[KeyPath, str]]:
     return [(path, f"got {show(written)}; allowed: {allowed}{hint}")]
 
 
-def _own(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
+def _from_validator(line: str, path: KeyPath, root: Schema) -> tuple[KeyPath, str]:
     """An error from one of our validators, which may name its key itself: `key.path: what is wrong`."""
     name, colon, rest = line.partition(": ")
     for at in (tuple(name.split(".")), (*path, *name.split("."))):

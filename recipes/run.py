@@ -64,7 +64,7 @@ def run(config: RunConfig) -> int:
     warnings.filterwarnings("ignore", message="No batches were trained")
     text_log = TextLog(Path(config.runs_folder) / config.run_name / LOG, sys.stdout, config.run_name)
     with ExitStack() as stack:
-        # Last of all. Python removes its handlers as it exits: a SIGTERM then, such as the launcher's when another
+        # Runs last. Python removes its handlers as it exits: a SIGTERM then, such as the launcher's when another
         # process has ended, would replace this process's status.
         stack.callback(signal.signal, signal.SIGTERM, signal.SIG_IGN)
         stack.callback(text_log.close)
@@ -81,8 +81,8 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
         chosen = ", ".join(f"{key} {getattr(config, key)}" for key in automatic)
         log.info("chosen for this device: %s", chosen.replace("None", "null"))
     sampler = PositionSampler(len(train), plan, config.seed, rank, world_size, config.data.augment.repeats)
-    batches = [sampler.batches(epoch) for epoch in range(config.epochs)]
-    teacher = load_teacher(config, train.classes, [entry.size for entry in plan])
+    sizes, batches = [entry.size for entry in plan], [sampler.batches(epoch) for epoch in range(config.epochs)]
+    teacher = load_teacher(config, train.classes, sizes)
     algorithms = [*build_algorithms(config, batches, teacher), FixedBuckets()]
 
     # Whose run it is, and where it resumes.
@@ -112,7 +112,7 @@ def _run(config: RunConfig, interrupt: Interrupt, text_log: TextLog, stack: Exit
     data, leader = config.data, dist.get_local_rank() == 0
     stage_dataset(data.path, data.cache_folder, data.cache_gb, first=data.stage_first, leader=leader)
     on_first(partial(create_run_folder, config, folder))
-    names, sizes = class_names(train.classes), [entry.size for entry in plan]
+    names = class_names(train.classes)
     watchers = build_watchers(
         config,
         text_log,

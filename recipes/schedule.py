@@ -1,7 +1,7 @@
 """What each epoch trains on, and each step's learning rate and momentum: pure functions of the config.
 
-A step is the fraction of epochs done, times the run's number of steps. So a change of the batch size between two stages
-never makes the rate jump, and an interrupted run sees the same rates.
+The step that a rate is computed for is (epochs done / epochs of the run) * steps of the run, a fraction. So a change of
+the batch size between two stages never makes the rate jump, and an interrupted run sees the same rates.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def epoch_plan(config: RunConfig, world_size: int) -> tuple[EpochPlan, ...]:
 class Rate(NamedTuple):
     """Learning rate and momentum of one step."""
 
-    lr: float  # learning rate
-    momentum: float | None  # momentum; None if the schedule keeps the optimizer's own
+    lr: float
+    momentum: float | None  # None: the optimizer's own stays
 
 
 def _cosine_between(start: float, end: float, fraction: float) -> float:

@@ -3,7 +3,7 @@
 Composer's Trainer makes the host wait for the device several times a step: it reads the loss to log it, and the numbers
 of images, which it has sent to the device to add them over the processes (composer/trainer/trainer.py, lines 2381,
 2468, 2686, 2840 and 3636). After each wait the device idles until new work arrives. Here the numbers come from the
-sampler's plan, and the loss stays where it is until a line is logged.
+sampler's plan, and the loss stays on the device until a line is logged.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ class SteadyEngine(Engine):
     debug log (composer/core/engine.py:463).
     """
 
-    _callbacks: Sequence[Callback] = ()  # those that `_acting` was made for
+    _callbacks: Sequence[Callback] = ()  # those that `_by_event` was made for
 
     def _run_nonlogger_callbacks(self, event: Event | str) -> None:
-        self._run_callbacks(event, self._of(Event(event))[0])
+        self._run_callbacks(event, self._handlers(Event(event))[0])
 
     def _run_loggers(self, event: Event | str) -> None:
-        self._run_callbacks(event, self._of(Event(event))[1])
+        self._run_callbacks(event, self._handlers(Event(event))[1])
 
-    def _of(self, event: Event) -> tuple[list[Callback], list[Callback]]:
+    def _handlers(self, event: Event) -> tuple[list[Callback], list[Callback]]:
         """The callbacks with a method for an event, and the loggers with one."""
         if self._callbacks != self.state.callbacks:  # at first, and when one was added
             self._callbacks = list(self.state.callbacks)
-            self._acting: dict[Event, tuple[list[Callback], list[Callback]]] = {}
-        if event not in self._acting:
-            acting = [one for one in self._callbacks if _acts(one, event)]
-            loggers: list[Callback] = [one for one in acting if isinstance(one, LoggerDestination)]
-            self._acting[event] = [one for one in acting if one not in loggers], loggers
-        return self._acting[event]
+            self._by_event: dict[Event, tuple[list[Callback], list[Callback]]] = {}
+        if event not in self._by_event:
+            handlers = [one for one in self._callbacks if _handles(one, event)]
+            loggers: list[Callback] = [one for one in handlers if isinstance(one, LoggerDestination)]
+            self._by_event[event] = [one for one in handlers if one not in loggers], loggers
+        return self._by_event[event]
 
     def _compile(self, algorithms_to_run: Sequence[Algorithm], event: Event) -> Sequence[Algorithm]:
         """Composer's reordering, where there is something to reorder."""
@@ -60,7 +60,7 @@ class SteadyEngine(Engine):
             super()._debug_log(event, msg)
 
 
-def _acts(callback: Callback, event: Event) -> bool:
+def _handles(callback: Callback, event: Event) -> bool:
     """Whether a callback overrides Composer's empty method for this event, or `run_event`."""
     names = "run_event", event.value
     return any(getattr(getattr(callback, name), "__func__", None) is not getattr(Callback, name) for name in names)
@@ -75,7 +75,7 @@ class SteadyTrainer(Trainer):
     def __init__(self, *, images_of: Callable[[int, int], int], **options: Any) -> None:
         self._images_of = images_of
         super().__init__(**options)
-        self.engine.__class__ = SteadyEngine
+        self.engine.__class__ = SteadyEngine  # the Trainer makes its engine itself
 
     def _images(self) -> int:
         stamp = self.state.timestamp

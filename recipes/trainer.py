@@ -52,7 +52,7 @@ def build_trainer(
 ) -> SteadyTrainer:
     """Build a Trainer at the position from which `fit()` continues.
 
-    The recipe's own callbacks come before `callbacks`. InputError: the config names a model that does not exist, or the
+    This module's callbacks come before `callbacks`. InputError: the config names a model that does not exist, or the
     checkpoint is from another run.
     """
     device, lr = device_name(config.device), peak_lr(config, sampler.plan)
@@ -61,20 +61,20 @@ def build_trainer(
     mode = config.compile if isinstance(config.compile, str) else None
     classes = config.model.num_classes or len(train.classes)
     model = build_classifier(config, classes, "cuda" if device == "gpu" else device)
-    recipe: list[Callback] = [
+    ours: list[Callback] = [
         WholeEpochs(sampler),
         PositionSeed(config.seed),
         SameStatistics(),
         Schedule(rate_function(config.scheduler, lr), [sampler.batches(epoch) for epoch in range(config.epochs)]),
     ]
     if not config.optimizer.decay_norm_and_bias:
-        recipe.append(ExemptNormsAndBiases())
+        ours.append(ExemptNormsAndBiases())
     microbatch = config.device_microbatch_size
     assert not isinstance(microbatch, str)  # prepare_run replaces `auto`
     if microbatch is not None:
-        recipe.append(Microbatches(microbatch))
+        ours.append(Microbatches(microbatch))
     if config.compile:
-        recipe.append(Compilation())
+        ours.append(Compilation())
     trainer = SteadyTrainer(
         images_of=sampler.images,
         model=model,
@@ -83,11 +83,11 @@ def build_trainer(
         optimizers=build_optimizer(config.optimizer, model.parameters(), lr),
         max_duration=config.max_duration,
         algorithms=list(algorithms),
-        callbacks=[*recipe, *callbacks],
+        callbacks=[*ours, *callbacks],
         loggers=list(loggers),
         device=device,
         precision=config.precision,
-        device_train_microbatch_size=max(entry.global_batch_size for entry in sampler.plan),
+        device_train_microbatch_size=max(entry.global_batch_size for entry in sampler.plan),  # the whole batch
         seed=config.seed,
         run_name=config.run_name,
         deterministic_mode=config.deterministic,
@@ -177,7 +177,7 @@ def split(batch: tuple[torch.Tensor, torch.Tensor], images: float) -> list[tuple
     return list(zip(torch.split(batch[0], int(images)), torch.split(batch[1], int(images)), strict=True))
 
 
-# The callbacks of the recipe.
+# The callbacks that `build_trainer` adds.
 
 
 def position_seed(seed: int, rank: int, batch: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from algorithms import bare_name
 from algorithms.fixres import classifier
 from data.errors import InputError
-from data.files import is_remote, named, open_store, read_regular
+from data.files import is_remote, read_path, read_regular
 from data.text import first_line
 from recipes.checkpoints.find import Found, load_named
 from recipes.checkpoints.format import is_tensors
@@ -71,12 +71,7 @@ def is_state_dict(source: str) -> bool:
 def read_state_dict(path: str) -> Start:
     """A state dict from a file or `s3://...`; no code in it is run. InputError: it is none."""
     try:
-        if is_remote(path):
-            store, place = open_store(path)
-            with named(path):
-                data: bytes = store.cat_file(place)
-        else:
-            data = read_regular(path, sys.maxsize)
+        data = read_path(path) if is_remote(path) else read_regular(path, sys.maxsize)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
     try:

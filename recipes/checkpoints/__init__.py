@@ -2,15 +2,15 @@
 
 Every process of a run uses it like this:
 
+    interrupt = Interrupt()
+    interrupt.install()                           # after importing Composer, which installs handlers too
     places = Places.of(folder, runs_folder, run_name)
-    identity = Identity.of(config, world_size)
+    identity = Identity.of(config, world_size, train_images, classes)
     with Owner(places, run_name) as owner:        # around all that follows
         resume = find_resume(config, places, identity)                  # before the Trainer
         if resume.finished: ...                                         # nothing left to train; `upload_finished`
-        interrupt = Interrupt()
-        checkpoints = CheckpointManager(config, places=places, resume=resume, ...)
+        checkpoints = CheckpointManager(config, places=places, resume=resume, interrupt=interrupt, ...)
         trainer = Trainer(callbacks=[..., checkpoints])                 # no load_path: `before_load` restores
-        interrupt.install()                       # after importing Composer, which installs handlers too
         trainer.fit()                             # raises Interrupted, whose `status` is the exit status
         return checkpoints.finish()               # the exit status
 

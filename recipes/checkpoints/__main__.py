@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 
 from data.errors import InputError, StoreError
 from data.text import escape
@@ -28,7 +29,7 @@ _USAGE = "\n".join(
 
 def _states(store: Store, listing: Listing, *, verify: bool) -> Iterator[tuple[str, str]]:
     """Each checkpoint's stem and state, as far as visible without reading the data; with `verify`, it is read."""
-    for stem in sorted(sum(listing, ())):
+    for stem in sorted(chain(*listing)):
         if stem in listing.incomplete:
             yield stem, "never completed"
         elif stem in listing.torn:

@@ -117,26 +117,24 @@ class Owner:
             if _lives(other) or (last is not None and (other != last[0] or age < last[1])):
                 raise InputError(self._refusal(other, store.location))
             if last is None:
-                log.warning(
-                    "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s to see whether it is alive",
-                    *(store.location, other.get("pid"), other.get("host"), age, DEAD_AFTER - age),
-                )
+                text = "%s: owned by process %s on %s, %.0f s ago; waiting up to %.0f s to see whether it is alive"
+                log.warning(text, store.location, other.get("pid"), other.get("host"), age, DEAD_AFTER - age)
             last = found
             time.sleep(1.0)
         self._predecessor = self._me["id"] if found is None else found[0].get("id")
         self._write(store)
         found = _read(store)
-        if found is not None and self._is_anothers(found[0]):  # both started at once
+        if found is not None and self._is_foreign(found[0]):  # both started at once
             raise InputError(self._refusal(found[0], store.location))
 
-    def _is_anothers(self, note: dict[str, Any]) -> bool:
+    def _is_foreign(self, note: dict[str, Any]) -> bool:
         # A note without an id is one whose upload was cut off, and some stores keep that part. Perhaps it was ours.
         return "id" in note and note["id"] not in (self._me["id"], self._predecessor)
 
     def renew(self, store: S3Store) -> None:
         """Renew our note, or notice that another's has replaced it; `StoreError` if the bucket fails."""
         found = _read(store)
-        if found is not None and self._is_anothers(found[0]) and (self._holds or not _is_dead(*found)):
+        if found is not None and self._is_foreign(found[0]) and (self._holds or not _is_dead(*found)):
             if not self.superseded:
                 log.error("%s; nothing more will be copied there", self._refusal(found[0], store.location))
             self.superseded = True

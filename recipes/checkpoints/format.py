@@ -38,7 +38,7 @@ from recipes.checkpoints.manifest import Manifest, parse_int
 from recipes.checkpoints.store import DamagedError
 
 TREE = "tree.json"  # name of the uint8 tensor that holds the tree
-_RESTORED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")
+_SAVED = ("model", "optimizers", "timestamp", "algorithms", "callbacks", "scaler", "schedulers")
 """The saved part of Composer's state. The rest (run name, microbatch size, versions) is each process's own."""
 _REQUIRED = {"model", "optimizers", "timestamp", "algorithms"}
 _MAX_DEPTH = 48
@@ -108,11 +108,11 @@ def _encode_tensor(tensor: Tensor, path: str, tensors: dict[str, Tensor]) -> dic
     while name in tensors or name == TREE:
         name += "'"  # two paths can be equal if a key holds a slash
     order = sorted(range(tensor.ndim), key=lambda dim: (-tensor.stride()[dim], -tensor.shape[dim]))
-    turned = tensor.permute(order)
-    if order == sorted(order) or turned.stride() != torch.empty(turned.shape, device="meta").stride():
+    permuted = tensor.permute(order)
+    if order == sorted(order) or permuted.stride() != torch.empty(permuted.shape, device="meta").stride():
         tensors[name] = tensor
         return {"$tensor": name}
-    tensors[name] = turned
+    tensors[name] = permuted
     return {"$tensor": name, "order": order}
 
 
@@ -234,7 +234,7 @@ def to_save(state: Mapping[str, Any]) -> dict[str, Any]:
     algorithms = [
         (name, {key: part for key, part in own.items() if key != "repr"}) for name, own in state["algorithms"]
     ]
-    return {key: state[key] for key in _RESTORED if key in state} | {"algorithms": algorithms}
+    return {key: state[key] for key in _SAVED if key in state} | {"algorithms": algorithms}
 
 
 def restore(state: State, saved: Mapping[str, Any], logger: Logger, location: str) -> None:

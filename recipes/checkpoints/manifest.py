@@ -168,7 +168,7 @@ def is_stem(text: str) -> bool:
 
 
 def position_of(stem: str) -> tuple[int, int]:
-    """Sorts the stems of one run from the oldest to the newest: (batch, epoch)."""
+    """(batch, epoch) of a stem, by which the stems of one run sort from the oldest to the newest."""
     epoch, _, batch = stem.partition("-ba")
     return (int(batch), int(epoch.removeprefix("ep")))
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from composer.utils import dist
@@ -58,7 +59,7 @@ def find_resume(config: RunConfig, places: Places, identity: Identity) -> Resume
 
     def decide() -> Resume:
         nonlocal content  # of process 0, which has read it; the others get it below
-        resume = _resume(config, places, identity)
+        resume = _search(config, places, identity)
         content = resume.content
         return replace(resume, content=None)
 
@@ -75,7 +76,7 @@ def find_resume(config: RunConfig, places: Places, identity: Identity) -> Resume
     return replace(resume, content=content)
 
 
-def _resume(config: RunConfig, places: Places, identity: Identity) -> Resume:
+def _search(config: RunConfig, places: Places, identity: Identity) -> Resume:
     """Search the disk and the bucket; only the disk if the bucket cannot be reached and nothing is lost by that."""
     local = LocalStore(places.local)
     local.sweep()
@@ -142,9 +143,9 @@ def find_newest(stores: Sequence[Store], identity: Identity, *, restart: bool) -
 def _begins_anew(config: RunConfig, stores: Sequence[Store]) -> bool:
     """Whether this command begins a new run, instead of resuming one that it began."""
     how, latest = _how(config), max(filter(None, map(_recorded, stores)), default=None)
-    if not how or latest is None or latest[1] != how:
-        return bool(how)
-    return bool(config.algorithms.not_resumable) and not any(map(_is_finished, stores))
+    if how and latest is not None and latest[1] == how:  # it has begun already
+        return bool(config.algorithms.not_resumable) and not any(map(_is_finished, stores))
+    return bool(how)
 
 
 def _how(config: RunConfig) -> str:
@@ -177,7 +178,7 @@ def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity) -> No
     """
     again, how = _begins_anew(config, stores), _how(config)
     named = _named(config.resume, config, identity) if again and config.resume is not None else None
-    found = [_recorded(store) for store in stores]
+    found = [_recorded(store) for store in stores]  # when and how each store's checkpoints began
     known = sorted(filter(None, found))
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
     record = (now, how) if again or not known else known[-1]
@@ -191,7 +192,7 @@ def _begin(config: RunConfig, stores: Sequence[Store], identity: Identity) -> No
     # Going back to one of the run's own checkpoints keeps it and those before it.
     back = named is not None and named[0].location in [store.location for store in stores]
     last = position_of(named[1].stem) if named is not None and back else (-1, -1)
-    replaced = [(store, stem) for store in older for stem in sum(survey(store), ()) if position_of(stem) > last]
+    replaced = [(store, stem) for store in older for stem in chain(*survey(store)) if position_of(stem) > last]
     for store, stem in replaced:
         with suppress(DamagedError):
             identity.require_same(load_manifest(store, stem), store.location)

@@ -101,8 +101,8 @@ class Writer:
             return 1
         return 0 if self._uploader is None or self._uploader.wait(stem, patience, interrupt) else EXIT_NOT_UPLOADED
 
-    def save_last(self, stem: str, patience: float) -> tuple[bool, str]:
-        """Upload this checkpoint now if there is a bucket; returns whether it is saved at all, and where, in words."""
+    def upload_now(self, stem: str, patience: float) -> tuple[bool, str]:
+        """Upload a written checkpoint if there is a bucket; returns whether it is saved at all, and where, in words."""
         manifest = self._complete.get(stem)
         if manifest is None:
             return False, f"{stem} could NOT be saved"
@@ -324,7 +324,7 @@ class CheckpointManager(Callback):
         assert self.writer is not None  # on process 0
         self._save(held)
         self.writer.wait(self._interrupt.seconds_left())
-        return self.writer.save_last(held.stem, self._interrupt.seconds_left())
+        return self.writer.upload_now(held.stem, self._interrupt.seconds_left())
 
 
 def _before_evaluation(state: State) -> bool:

@@ -88,7 +88,7 @@ class LocalStore:
         return found
 
     def read(self, name: str, begin: int = 0) -> bytes:
-        """At most `SMALL` bytes of a file, which is all of a valid manifest or note."""
+        """At most `SMALL` bytes of a file from `begin` on; from 0, all of a valid manifest or note."""
         with self._errors(name), os.fdopen(open_regular(self.path(name)), "rb") as file:
             file.seek(begin)
             return file.read(SMALL)
@@ -219,7 +219,7 @@ class S3Store:
         with self._errors(""):
             answer = self._client.list_multipart_uploads(Bucket=bucket, Prefix=self._objects.prefix)
             for upload in answer.get("Uploads", ()):
-                with suppress(botocore.exceptions.ClientError):
+                with suppress(_ClientError):
                     self._client.abort_multipart_upload(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
     def _key(self, name: str) -> dict[str, str]:

@@ -32,8 +32,8 @@ class Uploader:
     """Uploads the newest local checkpoint; one that is still waiting when a newer one is submitted is not uploaded.
 
     So a slow or unreachable bucket costs no training time and little disk: at most one checkpoint is kept for it.
-    `logs` are copied before each upload, for those that belong to the checkpoint, and from time to time. It works in
-    the background from the start.
+    `logs` are copied before each upload, so that they reach as far as the checkpoint, and from time to time. It works
+    in the background from the start.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Image by image: pictures of the training, images that cannot be decoded, and the final predictions."""
+"""What is recorded image by image: pictures of the training, undecodable images, and the final predictions."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class Predictions(Callback):
         """Reduce the logits of a microbatch to four numbers per image."""
         if self._kept is not None:
             assert isinstance(state.outputs, torch.Tensor)  # our model's logits
-            self._kept.append(answers(state.outputs, state.batch[1]))
+            self._kept.append(prediction_rows(state.outputs, state.batch[1]))
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Combine the predictions of all processes, and write them."""
@@ -194,7 +194,7 @@ class Predictions(Callback):
             replace_file(self.path, [buffer.getbuffer()])
 
 
-def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def prediction_rows(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Labels, predictions and their probabilities, without waiting for the device.
 
     `logits`: (N, C), floating point. `labels`: int64 (N,); a negative one has no probability. Returns float32 (N, 4),
@@ -207,7 +207,7 @@ def answers(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def in_order(parts: Sequence[tuple[NDArray[Any], NDArray[Any]]], samples: int) -> dict[str, NDArray[Any]]:
-    """The `answers` (n, 4) of all processes, each with its indices (n,), as columns in the evaluation set's order."""
+    """The `prediction_rows` (n, 4) of all processes, each with its indices (n,), as columns in the set's order."""
     table = np.full((samples, 4), (UNSEEN, UNSEEN, np.nan, np.nan))
     for indices, rows in parts:
         table[indices] = rows

@@ -229,7 +229,7 @@ class MetricsFile(LoggerDestination):
         """Open the files: the position is known, since a checkpoint, if any, is loaded."""
         self._state = state
         self._go_to(int(state.timestamp.batch))
-        self._attempt(self.path, self._keep_lines)
+        self._attempt(self.path, self._drop_repeated_lines)
         self._attempt(self.tensorboard, self._add_points, self._figures, flush=True)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -272,7 +272,7 @@ class MetricsFile(LoggerDestination):
         if self._batch != batch:
             self._batch, self._figures = batch, {}
 
-    def _keep_lines(self) -> None:
+    def _drop_repeated_lines(self) -> None:
         """Drop the lines that will be written again."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():

@@ -75,7 +75,7 @@ def ranks(folder):
 
 def trained(weights):
     """Without BatchNorm's statistics, which each process has of its own."""
-    return {name: value for name, value in weights.items() if "running" not in name}
+    return {name: value for name, value in weights.items() if "running" not in name and "tracked" not in name}
 
 
 @pytest.mark.parametrize("name", ["averaged", "swapped", "skipped"])

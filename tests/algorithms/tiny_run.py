@@ -18,6 +18,7 @@ from torchvision.models.resnet import Bottleneck
 from algorithms.build import build_algorithms
 from algorithms.config import AlgorithmsConfig
 from recipes.checkpoints.format import restore, to_save
+from recipes.trainer import position_seed
 
 CLASSES, IMAGES, BATCH, EPOCHS = 4, 40, 8, 3
 BATCHES_PER_EPOCH = IMAGES // BATCH
@@ -57,14 +58,14 @@ def bottlenecks() -> nn.Sequential:
 
 
 class SeedAndSave(Callback):
-    """Makes draws a function of the batch, as the recipe's trainer does, and saves checkpoints after some batches."""
+    """Makes draws a function of rank and batch, as the recipe's trainer does, and saves checkpoints on the way."""
 
     def __init__(self, paths: dict[int, Path]) -> None:
         self.paths = paths
         self.trainer: Trainer | None = None
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        seed_all(1000 + state.timestamp.batch.value)
+        seed_all(position_seed(1000, dist.get_global_rank(), state.timestamp.batch.value))
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         if path := self.paths.get(state.timestamp.batch.value):
