@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
 from composer import Callback
