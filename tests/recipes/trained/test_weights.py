@@ -55,6 +55,17 @@ def saved(network, path):
     return path
 
 
+def cache_for_timm(network, name, folder, monkeypatch):
+    """Make this the network's pretrained weights in timm's cache, as if they had been downloaded."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    place = folder / f"models--{timm.get_pretrained_cfg(name).hf_hub_id.replace('/', '--')}"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("0" * 40)
+    (place / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    saved(network, place / "snapshots" / ("0" * 40) / "model.safetensors")
+
+
 @pytest.mark.parametrize("blurpool", [False, True], ids=["plain", "blurpool"])
 @pytest.mark.parametrize("library", NAMES)
 def test_a_file_gives_its_networks_logits(tiny, tmp_path, library, blurpool):
@@ -115,15 +126,8 @@ def test_the_libraries_own_weights(tiny, tmp_path, monkeypatch):
     for model in ("resnet18", "timm/resnet18"):  # the same names of tensors
         network, _ = started(tiny, "torchvision", model, classes=range(1000))
         torch.testing.assert_close(logits(network), logits(source))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     source = network_of("timm/test_resnet", 1000)
-    repository = timm.get_pretrained_cfg("test_resnet").hf_hub_id.replace("/", "--")
-    folder = tmp_path / f"models--{repository}"
-    (folder / "refs").mkdir(parents=True)
-    (folder / "refs" / "main").write_text("0" * 40)
-    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
-    saved(source, folder / "snapshots" / ("0" * 40) / "model.safetensors")
+    cache_for_timm(source, "test_resnet", tmp_path, monkeypatch)
     network, _ = started(tiny, "timm", classes=range(1000))
     assert torch.equal(logits(network), logits(source))
     for library, model in (("timm", "timm/resnet10t"), ("timm", "googlenet"), ("torchvision", "timm/resnet10t")):
