@@ -41,7 +41,7 @@ PARTS = {
     "event/forward": "forward pass",
     "event/loss": "loss",
     "event/backward": "backward pass",
-    "event/batch": "optimizer, loss to the host",
+    "event/batch": "optimizer",
 }
 """Composer's marks: `batch` is around `train_batch`, which is around forward pass, loss and backward pass; algorithms
 have marks of their own, `algorithm/CLASS/event/EVENT`. Time counts to the innermost mark, named here by what is left of
