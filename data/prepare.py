@@ -58,7 +58,8 @@ def prepare(source: str, target: str, settings: Settings, workers: int, report: 
             f"target or delete it"
         )
     report(_require_space(list(tasks.values())))
-    write_path(f"{target}/{_SETTINGS}", content)
+    if not begun:
+        write_path(f"{target}/{_SETTINGS}", content)
     left_out = dict.fromkeys(tasks, 0)
     wrong: list[str] = []
     jobs = [(name, part) for name, task in tasks.items() for part in range(len(task.parts))]

@@ -187,10 +187,10 @@ def require_launched() -> None:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Imports torch, Composer and timm in half the time, and with W&B installed in a quarter.
+    """Imports torch, Composer and timm without what takes about as long again, at the start of a command.
 
-    Garbage collections while the imports make a million objects take as long as the imports. timm imports W&B only to
-    know whether it is installed; here it finds none, and our logger imports it later.
+    Garbage collections take seconds while the imports make a million objects. timm imports W&B, if it is installed, only
+    to know that it is; here it finds none, and our logger imports it later.
     """
     hidden = "wandb" not in sys.modules
     gc.disable()

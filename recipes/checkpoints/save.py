@@ -201,13 +201,13 @@ class CheckpointManager(Callback):
         if self._rng is not None:
             restore_generators(self._rng, self._resume.resumed_from or "")
         self._state = state
-        # Resumed from before an evaluation: with no batch left, `batch_checkpoint` would not hold the state.
-        self._held = self._snapshot(state) if _before_evaluation(state) else None
         for part in (*state.algorithms, *state.callbacks):
             try:
                 encode(part.state_dict(), "", {})
             except TypeError as error:
                 raise InputError(f"the state of {type(part).__name__} cannot be saved: {error}") from None
+        # Resumed from before an evaluation: with no batch left, `batch_checkpoint` would not hold the state.
+        self._held = self._snapshot(state) if _before_evaluation(state) else None
 
     def gate(self, ready: bool, trouble: str | DataError | None) -> bool:
         """While waiting for a loader, stop if any process was asked to or will get no batch (data/wait.py's Gate).
