@@ -189,7 +189,7 @@ def require_launched() -> None:
 def quick_imports() -> Iterator[None]:
     """Imports torch, Composer and timm without what takes about as long again, at the start of a command.
 
-    Garbage collections take seconds while the imports make a million objects. timm imports W&B, if it is installed, only
+    Garbage collections take seconds while the imports make a million objects. timm imports W&B, if installed, only
     to know that it is; here it finds none, and our logger imports it later.
     """
     hidden = "wandb" not in sys.modules
